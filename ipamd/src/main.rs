@@ -1,0 +1,2 @@
+//! ipamd
+fn main() {}

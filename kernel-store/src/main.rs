@@ -1,0 +1,2 @@
+//! kernel-store
+fn main() {}

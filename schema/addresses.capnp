@@ -1,0 +1,104 @@
+@0xaa3c6ad1ffbe48a9;
+# Address pools, leases and reservations.
+#
+# Two lifetimes. A lease is bound to its holder. A reservation is durable: it says that an address belongs to a workload, whether or not
+# anybody holds it, and survives every restart.
+
+interface Ipam {
+  # Holding this allows defining and using every pool. Bootstrap capability of `ipamd`.
+
+  definePool @0 (config :Text) -> (pool :Pool);
+  # `config` is a JSON text (64 KiB at most):
+  #   {"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"},
+  #    "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}
+  # Defines the pool of that network, or changes it if no lease or durable reservation would fall outside. `gateway`, `pool` and `reservations` may be
+  # absent: the first address, everything between the gateway and the broadcast address, none. Unknown keys are refused.
+  # Errors: invalidArgument (says which key and why), conflict (overlaps another pool, or a live lease would fall outside).
+
+  pool @1 (network :Text) -> (pool :Pool);
+  # Errors: notFound.
+
+  list @2 () -> (pools :List(PoolInfo));
+}
+
+interface Pool {
+  # Holding this allows allocating from one pool, and keeping its reservations.
+
+  info @0 () -> (info :PoolInfo);
+
+  allocator @1 (maxLeases :UInt32) -> (allocator :Allocator);
+  # A narrower capability: at most `maxLeases` leases at one time (1 to 65536), no reservations, no list.
+
+  reserve @2 (workload :Text, address :Text) -> (reservation :Reservation, sturdyRef :Data);
+  # Sets an address aside for a workload, for good. `address` may be empty: the next free one. The address may lie in the subnet outside the pool's range.
+  # `sturdyRef` (32 bytes) restores the reservation later; only its hash is stored, so it cannot be asked for twice.
+  # Errors: invalidArgument, alreadyExists (the address, or the workload, is reserved or leased by another), exhausted.
+
+  restore @3 (sturdyRef :Data) -> (reservation :Reservation);
+  # Errors: notFound.
+
+  leases @4 (after :Text) -> (leases :List(LeaseInfo));
+  # What is held or reserved, by address, at most 512 from the address behind `after` on; empty for the start.
+}
+
+struct PoolInfo {
+  network @0 :Text;
+  subnet @1 :Text;
+  # In CIDR notation, such as "10.42.0.0/24".
+  gateway @2 :Text;
+  prefixLength @3 :UInt8;
+  rangeStart @4 :Text;
+  rangeEnd @5 :Text;
+  # First and last address that are handed out without a reservation, both included.
+  free @6 :UInt64;
+  # Addresses of the range that are neither leased, reserved nor within their grace period.
+  config @7 :Text;
+  # The JSON text that `definePool` would accept to make this pool again.
+}
+
+interface Allocator {
+  # Holding this allows taking addresses from one pool, up to a number.
+
+  allocate @0 (workload :Text) -> (lease :Lease);
+  # The address for a workload: the one that is reserved for it, else the one it held before if its grace period runs, else a free one.
+  # The answer comes after the lease is on disk. Errors: invalidArgument, alreadyExists (the workload holds a lease that is alive), exhausted.
+}
+
+interface Lease {
+  # Holding this keeps one address. It is bound to its holder: when the last reference is dropped, or the connection ends, the address is kept
+  # for the same workload for a grace period (30 s), and is free after that.
+
+  info @0 () -> (info :LeaseInfo);
+
+  release @1 () -> ();
+  # Gives the address back now, without a grace period. Every later call on the lease fails with `revoked`.
+}
+
+interface Reservation {
+  # Holding this allows ending one reservation. Dropping it changes nothing: a reservation is durable.
+
+  info @0 () -> (info :LeaseInfo);
+
+  cancel @1 () -> ();
+  # Ends the reservation. A lease on the address lives on as an ordinary one. Later calls fail with `revoked`.
+}
+
+struct LeaseInfo {
+  workload @0 :Text;
+  address @1 :Text;
+  prefixLength @2 :UInt8;
+  gateway @3 :Text;
+  network @4 :Text;
+  state @5 :State;
+  reserved @6 :Bool;
+  # Whether the address is set aside for this workload.
+
+  enum State {
+    held @0;
+    # Somebody holds the lease.
+    grace @1;
+    # The holder has gone; only the same workload gets the address before the grace period ends.
+    idle @2;
+    # Reserved, and not leased.
+  }
+}

@@ -1,0 +1,39 @@
+@0xb3cb8b245830dc86;
+# The host's network, cut into tenants.
+#
+# Authority narrows along the chain Host -> Tenant -> Network -> PortFactory -> Port: each step hands out an interface that can do
+# less, and nothing that is handed out leads back up.
+
+using Net = import "network.capnp";
+
+interface Host {
+  # Holding this allows making networks and tenants on this host: the owner's authority. Bootstrap capability of `netmgr` for root and for the
+  # user netmgr runs as.
+
+  defineNetwork @0 (config :Net.NetworkConfig) -> (network :Net.Network);
+  # Makes the network, or adopts it: a bridge of that name that carries Volt's mark is brought to `config`, one that does not is
+  # left alone. Defining the same thing twice is no error. The network outlives every capability on it.
+  # Errors: invalidArgument, conflict (a foreign interface has that name, or a foreign interface holds the subnet).
+
+  network @1 (name :Text) -> (network :Net.Network);
+  # Errors: notFound.
+
+  tenant @2 (name :Text, quota :TenantQuota) -> (tenant :Tenant);
+  # A tenant is bound to its holder: when the last reference goes, so do the ports made through it.
+  # `name`: 1 to 63 bytes of [a-z0-9-]. Errors: invalidArgument, alreadyExists.
+
+  removeNetwork @3 (name :Text) -> ();
+  # Takes a network that has no ports off the host. Errors: notFound, wrongState (ports are attached).
+}
+
+struct TenantQuota {
+  ports @0 :UInt32 = 16;
+  # The most ports this tenant may hold at one time, over all its networks; 0 is none at all.
+}
+
+interface Tenant {
+  # Holding this allows using the host's networks within one quota. It cannot make networks, nor see other tenants.
+
+  portFactory @0 (network :Text) -> (factory :Net.PortFactory);
+  # A factory that draws on this tenant's quota. Errors: notFound.
+}

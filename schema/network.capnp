@@ -1,0 +1,69 @@
+@0xa8de502ccd5197ef;
+# Networks and the ports on them.
+
+using FdLane = import "fd_lane.capnp";
+
+struct NetworkConfig {
+  name @0 :Text;
+  # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash.
+  gateway @1 :Text;
+  # The bridge's own address, such as "10.42.0.1". Empty for a bridge without one.
+  prefixLength @2 :UInt8;
+  # Of the subnet, 8 to 30 for IPv4.
+  mtu @3 :UInt32;
+  # Bytes, 1280 to 65535; 0 for the kernel's default.
+}
+
+interface Network {
+  # Holding this allows looking at one network and making ports on it, without a tenant's name but within a quota.
+
+  info @0 () -> (info :NetworkInfo);
+
+  portFactory @1 (maxPorts :UInt32) -> (factory :PortFactory);
+  # A factory for at most `maxPorts` ports at one time (1 to 1024). Ports are released when their holder drops them, the factory's end changes nothing.
+}
+
+struct NetworkInfo {
+  config @0 :NetworkConfig;
+  index @1 :UInt32;
+  # Interface index of the bridge.
+  ports @2 :List(PortInfo);
+  # At most 1024.
+}
+
+interface PortFactory {
+  # Holding this allows attaching workloads to one network, up to a number of ports.
+
+  createTap @0 (workload :Text, mac :Data) -> (port :Port);
+  # A TAP interface on the bridge for the workload of that name (1 to 63 bytes of [a-z0-9-], such as "vm-web"). The interface is called
+  # tap-<id>, where <id> is the workload without "vm-"; a name that does not fit in 15 bytes is shortened with a hash and the
+  # full one kept as alternative name. `mac` is the guest's address, 6 bytes, unicast; empty for the address that is derived from network and workload.
+  # Errors: invalidArgument, alreadyExists (the workload has a port on this network), exhausted (quota), unavailable (no /dev/net/tun).
+}
+
+interface Port {
+  # Holding this keeps one port attached. It is bound to its holder: when the last reference is dropped, or the connection it came over
+  # ends, the interface is taken off the host at once.
+
+  info @0 () -> (info :PortInfo);
+
+  tap @1 () -> (tap :FdLane.FdToken);
+  # The TAP's queue, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and ready to carry frames behind a 12-byte
+  # virtio_net_hdr_v1. The same open file each time: it has one queue. Errors: exhausted (tokens).
+
+  release @2 () -> ();
+  # Gives the port back now. Every later call on it fails with `revoked`.
+}
+
+struct PortInfo {
+  workload @0 :Text;
+  interface @1 :Text;
+  # Name of the host's interface.
+  index @2 :UInt32;
+  # Its interface index.
+  mac @3 :Data;
+  # The guest's MAC address, 6 bytes.
+  network @4 :Text;
+  mtu @5 :UInt32;
+  # Bytes.
+}

@@ -1,0 +1,37 @@
+//! Volt's RPC interfaces, generated from the `.capnp` files beside this crate.
+//!
+//! The `.capnp` files are the documentation: each interface, method and field says there
+//! what holding it allows, when it is released, its errors and units. After changing one, run
+//! `capnp compile -o- --no-standard-import *.capnp > volt.request` in this folder.
+//!
+//! The schemas evolve by Cap'n Proto's rules: fields and methods are added at the end,
+//! never renumbered, retyped or removed.
+
+macro_rules! generated {
+    ($($(#[$doc:meta])* $module:ident),* $(,)?) => {$(
+        $(#[$doc])*
+        #[allow(missing_docs, clippy::all)]
+        pub mod $module {
+            include!(concat!(env!("OUT_DIR"), "/", stringify!($module), ".rs"));
+        }
+    )*};
+}
+
+generated! {
+    /// `addresses.capnp`: pools, leases, reservations.
+    addresses_capnp,
+    /// `device.capnp`: a device backend's control link.
+    device_capnp,
+    /// `errors.capnp`: the codes that failed calls carry.
+    errors_capnp,
+    /// `fd_lane.capnp`: file descriptors beside a connection.
+    fd_lane_capnp,
+    /// `host.capnp`: a host and its tenants.
+    host_capnp,
+    /// `kernel_store.capnp`: guest kernels.
+    kernel_store_capnp,
+    /// `network.capnp`: networks and ports.
+    network_capnp,
+    /// `vm.capnp`: one virtual machine.
+    vm_capnp,
+}

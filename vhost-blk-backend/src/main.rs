@@ -1,0 +1,2 @@
+//! vhost-blk-backend
+fn main() {}

@@ -1,0 +1,2 @@
+//! vhost-net-backend
+fn main() {}

@@ -1,0 +1,2 @@
+//! vmm-core
+fn main() {}

@@ -1,0 +1,2 @@
+//! volt
+fn main() {}
