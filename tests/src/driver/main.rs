@@ -1,0 +1,2 @@
+//! Runs inside the lab host and drives `volt`.
+fn main() {}
