@@ -1,1 +1,47 @@
-//! confine
+//! Two-phase confinement: what every program of the platform calls before it reads a stranger's first byte.
+//!
+//! Phase 1 is wide: parse arguments, open and map what was inherited. Phase 2 is narrow, for the rest of the
+//! process's life, and is a type: [`Sandbox`] → [`Confined`] → [`Narrow`].
+//!
+//! ```no_run
+//! use confine::{Filter, Policy, Sandbox, base};
+//! # fn main() -> Result<(), confine::Error> {
+//! let confined = Sandbox::new("example", Policy::BestEffort).keep_fd(3).confine()?; // whole process
+//! let worker = Filter::new("worker").with(&base::exit()).allow(&[libc::SYS_read]);
+//! let handle = confined.spawn("worker", &worker, || { /* runs only after `enter` */ })?;
+//! let narrow = confined.enter(&Filter::new("main").with(&base::exit()))?; // main thread; opens the gate
+//! # let _ = (narrow, handle); Ok(()) }
+//! ```
+//!
+//! Principles: the defaults are the safe ones, so a program lists what it keeps; nothing widens after
+//! [`Confined::enter`]; a layer that the kernel lacks is named, never dropped silently ([`Policy`]).
+//!
+//! May touch: the calling process's own limits, fds, capabilities and filters; [`Spawn`] starts children.
+//! Never sees: a byte that a guest or a peer wrote.
+//!
+//! Limits: programs must be started single-threaded; seccomp filters exist for x86_64 and aarch64.
+
+mod capabilities;
+mod confined;
+mod error;
+mod fds;
+mod filter;
+mod limits;
+mod paths;
+mod policy;
+mod sandbox;
+mod spawn;
+
+pub mod base;
+
+pub use caps::Capability;
+pub use confined::{Confined, JoinHandle, Narrow};
+pub use error::Error;
+pub use filter::{Filter, Rule, Syscall};
+pub use limits::Limit;
+pub use policy::{Layer, Policy, missing};
+pub use sandbox::Sandbox;
+pub use spawn::{Child, Spawn};
+
+/// The crate whose [`Capability`] names what [`Sandbox::keep_capability`] keeps.
+pub use caps;

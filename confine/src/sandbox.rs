@@ -1,0 +1,130 @@
+//! What a program keeps, and the step that takes all else from the whole process.
+//!
+//! Touches the calling process only. Runs before any thread, and before any byte from a guest or a peer.
+
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::set_no_new_privs;
+
+use crate::confined::Confined;
+use crate::error::{Error, step};
+use crate::limits::{Limit, Limits};
+use crate::paths::{Access, Paths};
+use crate::policy::{Layer, Policy, list, missing_when_keeping};
+use crate::{capabilities, fds};
+
+/// What a program keeps. Starts as nothing: no file, no capability, no network, no fd but 0 to 2.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is confined before `confine`"]
+pub struct Sandbox {
+    program: &'static str,
+    policy: Policy,
+    fds: Vec<RawFd>,
+    paths: Vec<(PathBuf, Access)>,
+    capability: Option<caps::Capability>,
+    limits: Limits,
+}
+
+impl Sandbox {
+    /// The safe defaults for `program`, whose name stands before the line about missing layers.
+    pub fn new(program: &'static str, policy: Policy) -> Sandbox {
+        Sandbox { program, policy, fds: Vec::new(), paths: Vec::new(), capability: None, limits: Limits::safe() }
+    }
+
+    /// Keeps an fd open. All others above 2 are closed; keeping one that is not open is an error.
+    pub fn keep_fd(mut self, fd: RawFd) -> Sandbox {
+        self.fds.push(fd);
+        self
+    }
+
+    /// Keeps files beneath `dir` reachable: to make, read, write, truncate, rename and remove files and directories.
+    /// Not to execute, nor to make device nodes, sockets or links.
+    pub fn allow_dir_rw(mut self, dir: &Path) -> Sandbox {
+        self.paths.push((dir.to_path_buf(), Access::DirRw));
+        self
+    }
+
+    /// Keeps one file reachable, to read and write; if it is a device, its ioctls as well.
+    pub fn allow_file_rw(mut self, file: &Path) -> Sandbox {
+        self.paths.push((file.to_path_buf(), Access::FileRw));
+        self
+    }
+
+    /// Keeps files beneath `dir` readable.
+    pub fn allow_dir_ro(mut self, dir: &Path) -> Sandbox {
+        self.paths.push((dir.to_path_buf(), Access::DirRo));
+        self
+    }
+
+    /// Keeps one capability, permitted and effective; the last call counts. It has to be held already.
+    pub fn keep_capability(mut self, capability: caps::Capability) -> Sandbox {
+        self.capability = Some(capability);
+        self
+    }
+
+    /// Sets a limit in place of its default. Limits are only ever lowered: what was lower already stays.
+    pub fn limit(mut self, limit: Limit, value: u64) -> Sandbox {
+        self.limits.set(limit, value);
+        self
+    }
+
+    /// Phase 2 for the process: closes fds, cuts all five capability sets, sets the rlimits, `no_new_privs` and
+    /// non-dumpable, and restricts paths, network and scopes with Landlock at the newest ABI that the kernel has.
+    ///
+    /// # Errors
+    ///
+    /// Where a second thread runs, an fd or path to keep is not there, or a layer is missing and the policy strict.
+    /// A process that got an error may be half confined: it should end.
+    pub fn confine(self) -> Result<Confined, Error> {
+        single_threaded()?;
+        let missing = missing_when_keeping(self.capability);
+        if !missing.is_empty() {
+            match self.policy {
+                Policy::Strict => return Err(Error::Missing(missing)),
+                Policy::BestEffort => eprintln!("{}: runs without {}", self.program, list(&missing)),
+            }
+        }
+        quiet_runtime();
+        fds::close_all_but(&self.fds)?;
+        let paths = Paths::open(&self.paths)?;
+        self.limits.apply_now()?;
+        set_no_new_privs(true).map_err(step("set no_new_privs", "it takes Linux 3.5"))?;
+        capabilities::cut(self.capability)?;
+        // After the capabilities: changing those resets it.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(step("make the process non-dumpable", "an outer sandbox may forbid it"))?;
+        paths.restrict()?;
+        Ok(Confined::new(self.limits, !missing.contains(&Layer::Seccomp)))
+    }
+}
+
+/// Fails if the process has another thread. Needs no /proc, which an empty root does not have.
+fn single_threaded() -> Result<(), Error> {
+    // A thread that was joined may still be on its way out of the kernel.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_millis(2);
+    for _ in 0..50 {
+        // SAFETY: takes no pointers; a single thread it leaves as it is, for several it is refused.
+        if unsafe { libc::unshare(libc::CLONE_THREAD) } == 0 {
+            return Ok(());
+        }
+        std::thread::sleep(PATIENCE);
+    }
+    Err(Error::Threads)
+}
+
+/// Settles what std and glibc would otherwise reach for late, through syscalls that no filter should need.
+fn quiet_runtime() {
+    // SAFETY: the process has one thread, so nobody reads the environment meanwhile. A backtrace would open files.
+    unsafe {
+        std::env::remove_var("RUST_BACKTRACE");
+        std::env::remove_var("RUST_LIB_BACKTRACE");
+    }
+    // With more arenas, each costs reserved address space, and glibc counts CPUs when it makes another.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets one number of the allocator's; the process has one thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
