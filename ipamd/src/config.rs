@@ -1,0 +1,339 @@
+//! A pool's configuration: the JSON text that `definePool` takes, checked in full. Pure: it reads the text and nothing else.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+
+use crate::json::Json;
+use crate::names;
+
+/// The longest configuration text that is accepted, in bytes.
+pub const MAX_CONFIG_BYTES: usize = 64 * 1024;
+
+/// An IPv4 subnet in CIDR notation, 8 to 30 bits of prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet {
+    network: u32,
+    prefix: u8,
+}
+
+impl Subnet {
+    /// The first address, which names the network.
+    pub fn network(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.network)
+    }
+
+    /// The last address, which reaches everybody.
+    pub fn broadcast(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.network | !self.mask())
+    }
+
+    /// Bits of the network part, 8 to 30.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// Whether a host may carry this address: inside, and neither the network's nor the broadcast address.
+    pub fn has_host(&self, address: Ipv4Addr) -> bool {
+        self.network() < address && address < self.broadcast()
+    }
+
+    /// Whether any address is in both.
+    pub fn overlaps(&self, other: &Subnet) -> bool {
+        self.network <= other.broadcast().to_bits() && other.network <= self.broadcast().to_bits()
+    }
+
+    fn mask(&self) -> u32 {
+        // 8 <= prefix <= 30, so the shift is in range.
+        u32::MAX << (32 - u32::from(self.prefix))
+    }
+}
+
+impl std::fmt::Display for Subnet {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}/{}", self.network(), self.prefix)
+    }
+}
+
+/// A checked configuration: the gateway and the range are host addresses of the subnet, so are the reservations, and those are unique.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Name of the network, 1 to 15 bytes.
+    pub network: String,
+    /// Its subnet.
+    pub subnet: Subnet,
+    /// The router's address, never handed out.
+    pub gateway: Ipv4Addr,
+    /// First address of the range that is handed out without a reservation.
+    pub start: Ipv4Addr,
+    /// Last address of that range, included.
+    pub end: Ipv4Addr,
+    /// Addresses set aside, by workload.
+    pub reservations: BTreeMap<String, Ipv4Addr>,
+}
+
+/// Why a configuration was refused: the key, what it holds, why that will not do, and what would.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key} = {value}: {why}. {remedy}")]
+pub struct ConfigError {
+    /// Path of the key in the text, such as `pool.start`; `the text` for the whole.
+    pub key: String,
+    /// What it holds, shortened.
+    pub value: String,
+    /// Why it was refused.
+    pub why: String,
+    /// What to write instead.
+    pub remedy: String,
+}
+
+fn error(
+    key: impl Into<String>,
+    value: impl ToString,
+    why: impl Into<String>,
+    remedy: impl Into<String>,
+) -> ConfigError {
+    let mut value = value.to_string();
+    if value.chars().count() > 80 {
+        value = value.chars().take(77).chain("...".chars()).collect();
+    }
+    ConfigError { key: key.into(), value, why: why.into(), remedy: remedy.into() }
+}
+
+impl PoolConfig {
+    /// Parses and checks a configuration text.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it, in the order subnet, gateway, range, reservations.
+    pub fn parse(text: &str) -> Result<PoolConfig, ConfigError> {
+        if text.len() > MAX_CONFIG_BYTES {
+            return Err(error(
+                "the text",
+                format_args!("{} bytes", text.len()),
+                format!("it is longer than {MAX_CONFIG_BYTES} bytes"),
+                "Keep fewer reservations in it, and make the others with reserve",
+            ));
+        }
+        let tree: Json = serde_json::from_str(text).map_err(|e| {
+            error(
+                "the text",
+                format_args!("{text:?}"),
+                format!("it is not acceptable JSON: {e}"),
+                "Mend it at that line and column",
+            )
+        })?;
+        let [network, subnet, gateway, pool, reservations] =
+            fields("", &tree, ["network", "subnet", "gateway", "pool", "reservations"])?;
+
+        let name = required("network", network)?;
+        if !names::is_network(name) {
+            return Err(error(
+                "network",
+                format_args!("{name:?}"),
+                names::NETWORK_RULE,
+                "Name the bridge, such as \"volt0\"",
+            ));
+        }
+        let subnet = parse_subnet(required("subnet", subnet)?)?;
+        let gateway = match gateway {
+            Some(value) => host("gateway", value, &subnet)?,
+            None => Ipv4Addr::from(subnet.network.saturating_add(1)),
+        };
+        let [start, end] = match pool {
+            Some(pool) => {
+                let [start, end] = fields("pool.", pool, ["start", "end"])?;
+                [
+                    host("pool.start", present("pool.start", start)?, &subnet)?,
+                    host("pool.end", present("pool.end", end)?, &subnet)?,
+                ]
+            }
+            None => {
+                let start = Ipv4Addr::from(gateway.to_bits().saturating_add(1));
+                if start >= subnet.broadcast() {
+                    return Err(error(
+                        "pool",
+                        "absent",
+                        format!("nothing lies between the gateway {gateway} and the broadcast address of {subnet}"),
+                        "Say which addresses to hand out, as {\"start\": ..., \"end\": ...}",
+                    ));
+                }
+                [start, Ipv4Addr::from(subnet.broadcast().to_bits().saturating_sub(1))]
+            }
+        };
+        if start > end {
+            return Err(error("pool.start", start, format!("it lies behind pool.end, {end}"), "Swap the two"));
+        }
+        let reservations = match reservations {
+            Some(value) => parse_reservations(value, &subnet, gateway)?,
+            None => BTreeMap::new(),
+        };
+        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, start, end, reservations })
+    }
+
+    /// The text that makes this pool again: every key present, reservations by workload.
+    pub fn to_json(&self) -> String {
+        let reservations: Vec<String> =
+            self.reservations.iter().map(|(workload, address)| format!("\"{workload}\":\"{address}\"")).collect();
+        // Every string in it was checked to need no escape.
+        format!(
+            "{{\"network\":\"{}\",\"subnet\":\"{}\",\"gateway\":\"{}\",\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
+            self.network,
+            self.subnet,
+            self.gateway,
+            self.start,
+            self.end,
+            reservations.join(",")
+        )
+    }
+
+    /// Whether an address may be handed out without a reservation.
+    pub fn in_range(&self, address: Ipv4Addr) -> bool {
+        self.start <= address && address <= self.end && address != self.gateway
+    }
+}
+
+/// The members of an object, in the order of `known`; any other key is an error.
+fn fields<'a, const N: usize>(
+    path: &str,
+    value: &'a Json,
+    known: [&str; N],
+) -> Result<[Option<&'a Json>; N], ConfigError> {
+    let at = if path.is_empty() { "the text" } else { path.trim_end_matches('.') };
+    let Json::Object(entries) = value else {
+        return Err(error(
+            at,
+            value.kind(),
+            "an object is needed here",
+            format!("Write {{\"{}\": ...}}", known.join("\": ..., \"")),
+        ));
+    };
+    let mut found = [None; N];
+    for (key, value) in entries {
+        let slot = known.iter().zip(found.iter_mut()).find_map(|(name, slot)| (name == key).then_some(slot));
+        match slot {
+            Some(slot) => *slot = Some(value),
+            None => {
+                return Err(error(
+                    format!("{path}{key}"),
+                    value.kind(),
+                    "there is no such key",
+                    format!("Known keys are {}; remove this one", known.join(", ")),
+                ));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn present<'a>(key: &str, value: Option<&'a Json>) -> Result<&'a Json, ConfigError> {
+    value.ok_or_else(|| {
+        error(key, "absent", "the key is required", format!("Add \"{}\"", key.rsplit('.').next().unwrap_or(key)))
+    })
+}
+
+fn required<'a>(key: &str, value: Option<&'a Json>) -> Result<&'a str, ConfigError> {
+    text(key, present(key, value)?)
+}
+
+fn text<'a>(key: &str, value: &'a Json) -> Result<&'a str, ConfigError> {
+    match value {
+        Json::Text(text) => Ok(text),
+        other => Err(error(key, other.kind(), "a string is needed here", "Put it in double quotes")),
+    }
+}
+
+fn parse_subnet(value: &str) -> Result<Subnet, ConfigError> {
+    const REMEDY: &str = "Write an IPv4 network such as \"10.42.0.0/24\"";
+    let bad = |why: &str, remedy: &str| error("subnet", format_args!("{value:?}"), why, remedy);
+    let (address, prefix) = value.split_once('/').ok_or_else(|| bad("it has no prefix length", REMEDY))?;
+    let address: Ipv4Addr =
+        address.parse().map_err(|_| bad("the part before the slash is not an IPv4 address", REMEDY))?;
+    if prefix.is_empty()
+        || prefix.len() > 2
+        || !prefix.bytes().all(|b| b.is_ascii_digit())
+        || (prefix.len() > 1 && prefix.starts_with('0'))
+    {
+        return Err(bad("the part behind the slash is not a prefix length", REMEDY));
+    }
+    let prefix: u8 = prefix.parse().map_err(|_| bad("the part behind the slash is not a prefix length", REMEDY))?;
+    if !(8..=30).contains(&prefix) {
+        return Err(bad("the prefix length is not within 8 to 30", "Choose a larger or smaller subnet"));
+    }
+    let mut subnet = Subnet { network: address.to_bits(), prefix };
+    if subnet.network & !subnet.mask() != 0 {
+        subnet.network &= subnet.mask();
+        return Err(bad(
+            "the address has bits set behind the prefix",
+            &format!("Write \"{subnet}\" if that network is meant"),
+        ));
+    }
+    // With a prefix of 8 bits or more the first byte speaks for the whole subnet (RFC 6890).
+    let first = address.octets()[0];
+    if first == 0 || first == 127 || first >= 224 {
+        return Err(bad(
+            "hosts cannot have such addresses (this host, loopback, multicast or reserved)",
+            "Choose a private network (RFC 1918)",
+        ));
+    }
+    Ok(subnet)
+}
+
+fn host(key: &str, value: &Json, subnet: &Subnet) -> Result<Ipv4Addr, ConfigError> {
+    let value = text(key, value)?;
+    let bad = |why: String| error(key, format_args!("{value:?}"), why, format!("Write a host address of {subnet}"));
+    let address: Ipv4Addr = value.parse().map_err(|_| bad("it is not an IPv4 address".into()))?;
+    if address == subnet.network() {
+        return Err(bad(format!("it is the network address of {subnet}")));
+    }
+    if address == subnet.broadcast() {
+        return Err(bad(format!("it is the broadcast address of {subnet}")));
+    }
+    if !subnet.has_host(address) {
+        return Err(bad(format!("it lies outside {subnet}")));
+    }
+    Ok(address)
+}
+
+fn parse_reservations(
+    value: &Json,
+    subnet: &Subnet,
+    gateway: Ipv4Addr,
+) -> Result<BTreeMap<String, Ipv4Addr>, ConfigError> {
+    let Json::Object(entries) = value else {
+        return Err(error(
+            "reservations",
+            value.kind(),
+            "an object is needed here",
+            "Write {\"vm-web\": \"10.42.0.10\"}, with addresses of the subnet",
+        ));
+    };
+    let mut reservations = BTreeMap::new();
+    let mut owners = HashMap::new();
+    for (workload, value) in entries {
+        let key = format!("reservations.{workload}");
+        if !names::is_workload(workload) {
+            return Err(error(
+                "reservations",
+                format_args!("{workload:?}"),
+                names::WORKLOAD_RULE,
+                "Name a workload, such as \"vm-web\"",
+            ));
+        }
+        let address = host(&key, value, subnet)?;
+        if address == gateway {
+            return Err(error(key, address, "it is the gateway's address", "Reserve another one"));
+        }
+        if let Some(owner) = owners.insert(address, workload) {
+            return Err(error(
+                key,
+                address,
+                format!("it is reserved for {owner} as well"),
+                "Give each workload an address of its own",
+            ));
+        }
+        reservations.insert(workload.clone(), address);
+    }
+    Ok(reservations)
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

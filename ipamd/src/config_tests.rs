@@ -1,0 +1,135 @@
+//! Tests of the configuration text.
+
+use super::*;
+use proptest::prelude::*;
+
+const SHOWN: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"},
+  "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}"#;
+
+fn ip(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn the_documented_text_is_accepted() {
+    let config = PoolConfig::parse(SHOWN).unwrap();
+    assert_eq!(config.network, "volt0");
+    assert_eq!(config.subnet.to_string(), "10.42.0.0/24");
+    assert_eq!((config.gateway, config.start, config.end), (ip("10.42.0.1"), ip("10.42.0.2"), ip("10.42.0.254")));
+    assert_eq!(
+        config.reservations,
+        BTreeMap::from([("vm-web".into(), ip("10.42.0.10")), ("container-db".into(), ip("10.42.0.20"))])
+    );
+}
+
+#[test]
+fn absent_keys_get_the_documented_defaults() {
+    let config = PoolConfig::parse(r#"{"network":"n","subnet":"172.16.0.0/30"}"#).unwrap();
+    assert_eq!((config.gateway, config.start, config.end), (ip("172.16.0.1"), ip("172.16.0.2"), ip("172.16.0.2")));
+    assert!(config.reservations.is_empty());
+}
+
+#[test]
+fn what_is_wrong_is_named_by_key_value_and_remedy() {
+    let with = |from: &str, to: &str| {
+        let text = SHOWN.replace(from, to);
+        assert_ne!(text, SHOWN, "{from} is not in the text");
+        PoolConfig::parse(&text).unwrap_err()
+    };
+    for (from, to, key, why) in [
+        ("\"network\":", "\"netwrk\":", "netwrk", "no such key"),
+        ("\"start\":", "\"first\":", "pool.first", "no such key"),
+        ("\"network\":\"volt0\",", "", "network", "required"),
+        ("\"start\":\"10.42.0.2\",", "", "pool.start", "required"),
+        ("\"volt0\"", "5", "network", "a string is needed"),
+        ("\"volt0\"", "\"a/b\"", "network", "1 to 15 bytes"),
+        ("10.42.0.0/24", "10.42.0.0", "subnet", "no prefix length"),
+        ("10.42.0.0/24", "10.42.0/24", "subnet", "not an IPv4 address"),
+        ("10.42.0.0/24", "10.42.0.0/024", "subnet", "not a prefix length"),
+        ("10.42.0.0/24", "10.42.0.0/+4", "subnet", "not a prefix length"),
+        ("10.42.0.0/24", "10.42.0.0/31", "subnet", "8 to 30"),
+        ("10.42.0.0/24", "10.0.0.0/7", "subnet", "8 to 30"),
+        ("10.42.0.0/24", "10.42.0.1/24", "subnet", "bits set"),
+        ("10.42.0.0/24", "127.0.0.0/24", "subnet", "cannot have such"),
+        ("10.42.0.0/24", "224.0.0.0/24", "subnet", "cannot have such"),
+        ("\"gateway\":\"10.42.0.1\"", "\"gateway\":\"10.43.0.1\"", "gateway", "outside 10.42.0.0/24"),
+        ("\"gateway\":\"10.42.0.1\"", "\"gateway\":\"10.42.0.0\"", "gateway", "network address"),
+        ("\"gateway\":\"10.42.0.1\"", "\"gateway\":\"10.42.0.255\"", "gateway", "broadcast address"),
+        ("\"gateway\":\"10.42.0.1\"", "\"gateway\":\"10.42.0.01\"", "gateway", "not an IPv4 address"),
+        ("\"10.42.0.254\"", "\"10.42.1.254\"", "pool.end", "outside"),
+        ("\"10.42.0.2\"", "\"10.41.0.2\"", "pool.start", "outside"),
+        ("\"10.42.0.254\"", "\"10.42.0.1\"", "pool.start", "behind pool.end"),
+        ("\"10.42.0.20\"", "\"10.42.0.10\"", "reservations.container-db", "reserved for vm-web as well"),
+        ("\"10.42.0.20\"", "\"10.42.9.10\"", "reservations.container-db", "outside"),
+        ("\"10.42.0.20\"", "\"10.42.0.1\"", "reservations.container-db", "gateway"),
+        ("\"10.42.0.20\"", "true", "reservations.container-db", "a string is needed"),
+        ("container-db", "vm-web", "the text", "given twice"),
+        ("\"subnet\":\"10.42.0.0/24\",", "\"network\":\"x\",", "the text", "given twice"),
+        ("container-db", "Container", "reservations", "1 to 63 bytes"),
+    ] {
+        let error = with(from, to);
+        assert_eq!(error.key, key, "{error}");
+        assert!(error.why.contains(why), "{error}");
+        assert!(!error.value.is_empty() && !error.remedy.is_empty(), "{error}");
+    }
+    for text in ["", "[]", "null", "{", "{\"network\":\"volt0\"} x"] {
+        assert_eq!(PoolConfig::parse(text).unwrap_err().key, "the text", "{text}");
+    }
+}
+
+#[test]
+fn a_gateway_at_the_end_of_the_subnet_needs_an_explicit_pool() {
+    let error = PoolConfig::parse(r#"{"network":"n","subnet":"10.0.0.0/24","gateway":"10.0.0.254"}"#).unwrap_err();
+    assert_eq!(error.key, "pool");
+    assert!(PoolConfig::parse(r#"{"network":"n","subnet":"10.0.0.0/24","gateway":"10.0.0.254","pool":{"start":"10.0.0.1","end":"10.0.0.9"}}"#).is_ok());
+}
+
+#[test]
+fn the_text_may_have_64_kib_and_not_a_byte_more() {
+    let pad = |len: usize| format!("{SHOWN}{}", " ".repeat(len - SHOWN.len()));
+    assert!(PoolConfig::parse(&pad(MAX_CONFIG_BYTES)).is_ok());
+    assert!(PoolConfig::parse(&pad(MAX_CONFIG_BYTES + 1)).unwrap_err().why.contains("longer"));
+}
+
+#[test]
+fn nesting_without_end_is_refused_and_not_recursed_into() {
+    assert!(PoolConfig::parse(&"[".repeat(60_000)).is_err());
+    assert!(PoolConfig::parse(&"{\"pool\":".repeat(8_000)).is_err());
+}
+
+#[test]
+fn subnets_overlap_when_one_holds_the_other_and_not_when_they_touch() {
+    let subnet = |text| parse_subnet(text).unwrap();
+    assert!(subnet("10.0.0.0/8").overlaps(&subnet("10.42.0.0/24")));
+    assert!(subnet("10.42.0.0/24").overlaps(&subnet("10.0.0.0/8")));
+    assert!(!subnet("10.42.0.0/24").overlaps(&subnet("10.42.1.0/24")));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in ".{0,200}") {
+        let _ = PoolConfig::parse(&text);
+    }
+
+    #[test]
+    fn no_mutation_of_a_good_text_makes_it_panic(at in 0usize..SHOWN.len(), with in any::<char>()) {
+        let mut text: Vec<char> = SHOWN.chars().collect();
+        text[at] = with;
+        let text: String = text.into_iter().collect();
+        if let Ok(config) = PoolConfig::parse(&text) {
+            prop_assert_eq!(PoolConfig::parse(&config.to_json()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn what_is_accepted_round_trips(third in 0u8..255, prefix in 8u8..=30, gateway in 1u32..60, len in 0u32..60) {
+        let network = u32::from(Ipv4Addr::new(10, 7, third, 0)) & (u32::MAX << (32 - prefix));
+        let text = format!(
+            r#"{{"network":"n","subnet":"{}/{prefix}","gateway":"{}","pool":{{"start":"{}","end":"{}"}}}}"#,
+            Ipv4Addr::from(network), Ipv4Addr::from(network + gateway), Ipv4Addr::from(network + 1), Ipv4Addr::from(network + 1 + len),
+        );
+        if let Ok(config) = PoolConfig::parse(&text) {
+            prop_assert_eq!(PoolConfig::parse(&config.to_json()).unwrap(), config);
+        }
+    }
+}
