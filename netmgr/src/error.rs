@@ -1,0 +1,139 @@
+//! What can go wrong: what was tried, on what, why it failed, and the remedy. Touches nothing.
+
+use std::io;
+
+use ipc::{Code, Fault};
+
+use crate::config::Address;
+
+/// Why a request was not met. Nothing is left behind by a request that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The caller's fault.
+    #[error("{what} {value:?} is not usable: {why}")]
+    Argument { what: &'static str, value: String, why: String },
+    /// No such network is defined.
+    #[error("there is no network {0:?}")]
+    NoSuchNetwork(String),
+    /// A foreign interface has the name.
+    #[error("an interface called {name} exists that Volt did not make")]
+    ForeignInterface { name: String },
+    /// Somebody else's subnet.
+    #[error("subnet {subnet} overlaps {held}, which {holder} holds")]
+    SubnetHeld { subnet: Address, held: Address, holder: String },
+    /// The bridge went away, or something else has its index.
+    #[error("the bridge of network {0} is no longer there")]
+    BridgeGone(String),
+    /// One port for each workload and network.
+    #[error("{workload} has a port on network {network}")]
+    PortExists { workload: String, network: String },
+    /// A port of an earlier netmgr, alive because a process still has the TAP open.
+    #[error("{interface} is there, made for a workload by an earlier netmgr, and a process still uses it")]
+    PortInUse { interface: String },
+    /// Two interfaces with one address would take each other's frames.
+    #[error("MAC address {mac} is taken on network {network}")]
+    MacTaken { mac: String, network: String },
+    /// A tenant is its holder's alone.
+    #[error("somebody holds a tenant called {0}")]
+    TenantExists(String),
+    /// Ports come off first.
+    #[error("network {name} has {ports} ports")]
+    PortsAttached { name: String, ports: usize },
+    /// A factory's, or a tenant's quota.
+    #[error("the quota of {0} ports is used up")]
+    Quota(u32),
+    /// One of netmgr's own tables.
+    #[error("there are {limit} {what}, which is the most that netmgr keeps")]
+    Full { what: &'static str, limit: usize },
+    /// No tun driver.
+    #[error("/dev/net/tun cannot be opened ({0})")]
+    NoTun(io::Error),
+    /// EPERM.
+    #[error("the kernel does not let netmgr {0}")]
+    NoRight(String),
+    /// Any other refusal.
+    #[error("the kernel refused to {tried}: {source}{detail}")]
+    Kernel { tried: String, source: io::Error, detail: String },
+    /// The kernel answered with something else than what was asked for.
+    #[error("the kernel's answer to an attempt to {tried} does not fit: {why}")]
+    Answer { tried: String, why: &'static str },
+    /// A deadline passed.
+    #[error("the kernel did not answer within {seconds} s")]
+    Deadline { seconds: u64 },
+    /// Too many calls wait for the kernel.
+    #[error("{0} calls wait for the kernel")]
+    Busy(usize),
+    /// The object behind a capability is no more.
+    #[error("the {0} behind this capability has been released")]
+    Revoked(&'static str),
+    /// The thread that talks to the kernel has ended; so does the process.
+    #[error("netmgr is ending")]
+    Ending,
+}
+
+impl Error {
+    /// An argument that is not usable. `value` is cut to what fits in a line.
+    pub fn argument(what: &'static str, value: &str, why: &str) -> Error {
+        Error::Argument { what, value: value.chars().take(80).collect(), why: why.to_owned() }
+    }
+
+    /// The name of this failure for programs.
+    pub fn code(&self) -> Code {
+        match self {
+            Error::Argument { .. } => Code::InvalidArgument,
+            Error::NoSuchNetwork(_) => Code::NotFound,
+            Error::ForeignInterface { .. } | Error::SubnetHeld { .. } => Code::Conflict,
+            Error::PortExists { .. } | Error::PortInUse { .. } | Error::MacTaken { .. } | Error::TenantExists(_) => {
+                Code::AlreadyExists
+            }
+            Error::PortsAttached { .. } => Code::WrongState,
+            Error::Quota(_) | Error::Full { .. } | Error::Busy(_) => Code::Exhausted,
+            Error::NoTun(_) | Error::Deadline { .. } | Error::BridgeGone(_) => Code::Unavailable,
+            Error::NoRight(_) => Code::PermissionDenied,
+            Error::Kernel { .. } | Error::Answer { .. } | Error::Ending => Code::Internal,
+            Error::Revoked(_) => Code::Revoked,
+        }
+    }
+
+    /// What the caller, or whoever runs the host, can do about it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Error::Argument { .. } => "Correct it".into(),
+            Error::NoSuchNetwork(_) => "Define it first".into(),
+            Error::ForeignInterface { name } => {
+                format!("Choose another name, or remove that interface (ip link delete {name})")
+            }
+            Error::SubnetHeld { .. } => "Choose another subnet".into(),
+            Error::BridgeGone(_) => "Define the network again".into(),
+            Error::PortExists { .. } => "Release that port first, or choose another name".into(),
+            Error::PortInUse { interface } => {
+                format!("End the process that uses it (it goes with it), or take it away (ip link delete {interface})")
+            }
+            Error::MacTaken { .. } => "Choose another one, or none for a derived one".into(),
+            Error::TenantExists(_) => "Drop that one first, or choose another name".into(),
+            Error::PortsAttached { .. } => "Release them first".into(),
+            Error::Quota(_) => "Release a port, or ask for a larger quota".into(),
+            Error::Full { .. } => "Give some of them back".into(),
+            Error::NoTun(why) if why.kind() == io::ErrorKind::PermissionDenied => {
+                "Let the user that netmgr runs as read and write it (it is root's by default)".into()
+            }
+            Error::NoTun(_) => "Load the driver (modprobe tun), and see that /dev/net/tun exists".into(),
+            Error::NoRight(_) => NET_ADMIN_REMEDY.into(),
+            Error::Kernel { .. } => "See the kernel's log (dmesg)".into(),
+            Error::Answer { .. } => "Something else changes the same interfaces; find it, and try again".into(),
+            Error::Deadline { .. } | Error::Busy(_) => {
+                "Try again; if it lasts, something else keeps the kernel's network configuration locked".into()
+            }
+            Error::Revoked(_) => "Ask for a new one".into(),
+            Error::Ending => "Connect again".into(),
+        }
+    }
+
+    /// The failure of a call, as schema/errors.capnp has it.
+    pub fn fault(&self, tried: &str) -> Fault {
+        Fault { code: self.code(), tried: tried.to_owned(), why: self.to_string(), remedy: self.remedy() }
+    }
+}
+
+/// How netmgr gets the one right that it needs.
+pub const NET_ADMIN_REMEDY: &str = "It needs CAP_NET_ADMIN in the user namespace that owns this network namespace: start it as root, or with AmbientCapabilities=CAP_NET_ADMIN in a systemd unit";

@@ -1,0 +1,269 @@
+//! What things are called: which names a caller may choose, and the interface names, MAC addresses and marks that follow from them.
+//! Pure functions. Touches nothing.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::Error;
+
+/// Bytes of an interface name, without the terminating NUL (IFNAMSIZ - 1).
+pub const INTERFACE_NAME_MAX: usize = 15;
+
+/// Every alias (IFLA_IFALIAS) that makes an interface ours begins with this.
+const MARK: &str = "volt-vmm ";
+/// The alias of a network's bridge.
+pub const BRIDGE_MARK: &str = "volt-vmm network";
+const PORT_MARK: &str = "volt-vmm port ";
+
+/// Checks a network's name: 1 to 15 bytes of `[A-Za-z0-9_.-]`, not starting with a dot or a dash.
+pub fn check_network(name: &str) -> Result<(), Error> {
+    let fits = (1..=INTERFACE_NAME_MAX).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+        && !name.starts_with(['.', '-']);
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::argument(
+            "network name",
+            name,
+            "it must be 1 to 15 bytes of [A-Za-z0-9_.-] and not start with a dot or a dash",
+        ))
+    }
+}
+
+/// Checks the name of a workload or tenant (`what`): 1 to 63 bytes of `[a-z0-9-]`.
+pub fn check_label(what: &'static str, name: &str) -> Result<(), Error> {
+    let fits = (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if fits { Ok(()) } else { Err(Error::argument(what, name, "it must be 1 to 63 bytes of [a-z0-9-]")) }
+}
+
+/// The name of a TAP, with the name people look for where the kernel's 15 bytes do not hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapName {
+    /// Interface name, 15 bytes at most.
+    pub name: String,
+    /// The full name, to be set as alternative name (IFLA_ALT_IFNAME); absent where `name` is the full one.
+    pub full: Option<String>,
+}
+
+/// `tap-<id>`, where `<id>` is the workload without `vm-`; shortened with a hash of `<id>` where that does not fit.
+pub fn tap(workload: &str) -> TapName {
+    let id = id(workload);
+    let full = format!("tap-{id}");
+    if full.len() <= INTERFACE_NAME_MAX {
+        TapName { name: full, full: None }
+    } else {
+        TapName { name: shortened(id, &[id]), full: Some(full) }
+    }
+}
+
+/// The name for a workload whose [`tap`] name another port of ours has: that happens when it has a port on two networks, and for
+/// `web` beside `vm-web`.
+pub fn tap_on(network: &str, workload: &str) -> TapName {
+    let id = id(workload);
+    TapName { name: shortened(id, &[network, workload]), full: Some(format!("tap-{workload}-{network}")) }
+}
+
+fn id(workload: &str) -> &str {
+    workload.strip_prefix("vm-").filter(|id| !id.is_empty()).unwrap_or(workload)
+}
+
+/// `tap-` + three bytes of the id + `-` + 35 bits of a hash in base 32: 15 bytes.
+fn shortened(id: &str, hashed: &[&str]) -> String {
+    const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let mut name = format!("tap-{}-", id.get(..3).unwrap_or(id));
+    let digest = digest(hashed);
+    name.extend(
+        digest.iter().take(7).filter_map(|byte| DIGITS.get(usize::from(byte & 31))).map(|digit| char::from(*digit)),
+    );
+    name
+}
+
+fn digest(parts: &[&str]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.as_bytes());
+        hash.update([0]);
+    }
+    hash.finalize().into()
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// The address of a guest that chose none: locally administered, the same for the same workload on the same network.
+    pub fn of_guest(network: &str, workload: &str) -> Mac {
+        Mac::derived(&[network, workload])
+    }
+
+    /// The address of a network's bridge. It is set, so that the gateway's address does not change with the ports that come and go.
+    pub fn of_bridge(network: &str) -> Mac {
+        Mac::derived(&[network])
+    }
+
+    fn derived(parts: &[&str]) -> Mac {
+        let [a, b, c, d, e, ..] = digest(parts);
+        Mac([0x02, a, b, c, d, e])
+    }
+
+    /// The guest's address as a caller gave it: empty for the derived one, else six bytes of a unicast address.
+    pub fn asked(bytes: &[u8], network: &str, workload: &str) -> Result<Mac, Error> {
+        if bytes.is_empty() {
+            return Ok(Mac::of_guest(network, workload));
+        }
+        let refuse = |why: &str| Error::argument("MAC address", &format!("{bytes:02x?}"), why);
+        let mac: [u8; 6] =
+            bytes.try_into().map_err(|_| refuse("it must have six bytes, or none for the derived one"))?;
+        if mac == [0; 6] || mac[0] & 1 != 0 {
+            Err(refuse("it must be a unicast address that is not all zero"))
+        } else {
+            Ok(Mac(mac))
+        }
+    }
+
+    /// The address of the host's end of a guest's TAP: the guest's with another first byte, as the two must differ.
+    pub fn host_side(self) -> Mac {
+        let [first, rest @ ..] = self.0;
+        let first = if first == 0xfe { 0xfa } else { 0xfe };
+        let [b, c, d, e, f] = rest;
+        Mac([first, b, c, d, e, f])
+    }
+
+    fn parse(text: &str) -> Option<Mac> {
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            *byte = u8::from_str_radix(parts.next().filter(|part| part.len() == 2)?, 16).ok()?;
+        }
+        parts.next().is_none().then_some(Mac(mac))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// The alias of a port's interface. It says all that a later netmgr can know of a port that an earlier one made.
+pub fn port_mark(workload: &str, mac: Mac) -> String {
+    format!("{PORT_MARK}{workload} {mac}")
+}
+
+/// The workload and guest address in the alias of a port's interface; `None` for an alias that is no such.
+pub fn read_port_mark(alias: &str) -> Option<(&str, Mac)> {
+    let (workload, mac) = alias.strip_prefix(PORT_MARK)?.split_once(' ')?;
+    check_label("workload", workload).ok()?;
+    Some((workload, Mac::parse(mac)?))
+}
+
+/// Whether an alias is one of ours, of whatever version.
+pub fn is_mark(alias: &str) -> bool {
+    alias.starts_with(MARK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_names_are_interface_names() {
+        for good in ["v", "volt0", "Net_1.lan-x", "exactly15bytes_"] {
+            check_network(good).unwrap();
+        }
+        for bad in ["", ".hidden", "-dash", "sixteen_bytes_xx", "a b", "a/b", "ünl", "a:b", "a\0"] {
+            assert!(check_network(bad).unwrap_err().to_string().contains("1 to 15 bytes"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn labels_are_1_to_63_bytes_of_lower_case_digits_and_dashes() {
+        for good in ["a", "vm-web", &"x".repeat(63)] {
+            check_label("workload", good).unwrap();
+        }
+        for bad in ["", "Web", "a_b", "a.b", "a b", &"x".repeat(64)] {
+            assert!(check_label("workload", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn tap_is_named_for_the_id_while_it_fits() {
+        assert_eq!(tap("vm-web"), TapName { name: "tap-web".into(), full: None });
+        assert_eq!(tap("web").name, "tap-web");
+        assert_eq!(tap("vm-").name, "tap-vm-");
+        assert_eq!(tap("vm-elevenbytes"), TapName { name: "tap-elevenbytes".into(), full: None });
+    }
+
+    #[test]
+    fn tap_of_a_long_id_is_shortened_and_keeps_its_full_name() {
+        let one = tap("vm-twelve-bytes");
+        assert_eq!(one.name.len(), INTERFACE_NAME_MAX);
+        assert!(one.name.starts_with("tap-twe-"), "{}", one.name);
+        assert_eq!(one.full.as_deref(), Some("tap-twelve-bytes"));
+        assert_ne!(one.name, tap("vm-twelve-bytez").name);
+        assert_eq!(one, tap("vm-twelve-bytes"));
+        let longest = tap(&"x".repeat(63));
+        assert_eq!(longest.name.len(), INTERFACE_NAME_MAX);
+    }
+
+    #[test]
+    fn second_choice_differs_by_network_and_workload_and_fits() {
+        let names: Vec<String> = [("volt0", "vm-web"), ("volt1", "vm-web"), ("volt0", "web"), ("volt0", "a")]
+            .iter()
+            .map(|(n, w)| tap_on(n, w).name)
+            .collect();
+        for (at, name) in names.iter().enumerate() {
+            assert!(
+                name.len() <= INTERFACE_NAME_MAX && !names[..at].contains(name) && check_network(name).is_ok(),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn derived_guest_mac_is_local_unicast_and_differs_by_network_and_workload() {
+        let mac = Mac::of_guest("volt0", "vm-web");
+        assert_eq!(mac.0[0], 0x02);
+        assert_eq!(mac, Mac::asked(&[], "volt0", "vm-web").unwrap());
+        assert_ne!(mac, Mac::of_guest("volt1", "vm-web"));
+        assert_ne!(mac, Mac::of_guest("volt0", "vm-web2"));
+        assert_ne!(Mac::of_guest("ab", "c"), Mac::of_guest("a", "bc"));
+        assert_ne!(mac.host_side(), mac);
+        assert_ne!(Mac([0xfe, 1, 2, 3, 4, 5]).host_side().0[0], 0xfe);
+        assert_eq!(mac.host_side().0[0] & 3, 2, "local, unicast");
+    }
+
+    #[test]
+    fn asked_mac_must_be_unicast_and_six_bytes() {
+        assert_eq!(Mac::asked(&[0x52, 0x54, 0, 1, 2, 3], "n", "w").unwrap(), Mac([0x52, 0x54, 0, 1, 2, 3]));
+        for bad in [&[0u8; 6][..], &[1, 0, 0x5e, 0, 0, 1], &[0xff; 6], &[2, 0, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0]] {
+            assert!(Mac::asked(bad, "n", "w").is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn port_mark_reads_back_and_nothing_else_does() {
+        let mac = Mac([2, 0xa, 0xb, 0xc, 0xd, 0xe]);
+        let mark = port_mark("vm-web", mac);
+        assert_eq!(read_port_mark(&mark), Some(("vm-web", mac)));
+        assert!(is_mark(&mark) && is_mark(BRIDGE_MARK));
+        for foreign in [
+            "",
+            "volt-vmm",
+            "volt-vmm network",
+            "volt-vmm port",
+            "volt-vmm port vm-web",
+            "volt-vmm port vm-web 02:00",
+            "volt-vmm port VM 02:00:00:00:00:01",
+            "uplink",
+        ] {
+            assert_eq!(read_port_mark(foreign), None, "{foreign:?}");
+        }
+        assert!(!is_mark("volt-vmmx") && !is_mark("my volt-vmm network"));
+    }
+}
