@@ -20,6 +20,7 @@ const NEWEST: ABI = ABI::V10;
 pub(crate) enum Access {
     DirRw,
     DirRo,
+    DirExec,
     FileRw,
 }
 
@@ -30,6 +31,7 @@ impl Access {
                 ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile | RemoveDir | Refer
             }),
             Access::DirRo => make_bitflags!(AccessFs::{ReadFile | ReadDir}),
+            Access::DirExec => make_bitflags!(AccessFs::{ReadFile | Execute}),
             Access::FileRw => make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev}),
         }
     }

@@ -58,6 +58,12 @@ impl Sandbox {
         self
     }
 
+    /// Keeps programs in `dir` executable, and readable: for a supervisor that starts others. They inherit every layer.
+    pub fn allow_dir_exec(mut self, dir: &Path) -> Sandbox {
+        self.paths.push((dir.to_path_buf(), Access::DirExec));
+        self
+    }
+
     /// Keeps one capability, permitted and effective; the last call counts. It has to be held already.
     pub fn keep_capability(mut self, capability: caps::Capability) -> Sandbox {
         self.capability = Some(capability);
