@@ -1,1 +1,212 @@
-//! device
+//! What vhost-user device backends share: the protocol's backend side, the guest's memory, rings and their workers.
+//!
+//! A backend is a program that implements [`Device`] and [`Worker`] and calls [`run`]:
+//!
+//! ```text
+//!   main thread      vhost-user messages (protocol)  ──mailbox──▶  worker threads: rings, guest memory, disk or TAP
+//!   control thread   DeviceBackend over Cap'n Proto (only with --control-fd)
+//! ```
+//!
+//! Principles:
+//! * Phase 1 (arguments, inherited descriptors) is wide; then the process is confined and every thread has its filter;
+//!   only then the first byte from the frontend or the guest is read.
+//! * A worker alone owns its rings. The protocol thread takes them away before it answers GET_VRING_BASE.
+//! * What the guest writes can cost the guest its ring, never the process. What the frontend gets wrong, and what a
+//!   worker cannot go on after, ends the process: one line on stderr, exit status 1. A frontend that hangs up, or a
+//!   control link that ends, is an orderly end: exit status 0.
+//!
+//! It stands on the `vhost` crate's request handler and on `virtio-queue`, and not on `vhost-user-backend`: that crate
+//! starts its threads itself, so that none of them could be narrow before the frontend's first byte; it answers "not
+//! supported" to in-flight tracking; it ends a thread silently on an error; and it checks neither the size nor the
+//! seals of the memory it maps.
+//!
+//! Limits: split rings of at most [`ring::MAX_RING_SIZE`] entries, modern drivers (VIRTIO_F_VERSION_1), at most
+//! [`memory::MAX_REGIONS`] memory regions, no dirty logging, no in-flight tracking yet.
+
+mod connection;
+mod control;
+mod error;
+mod event;
+mod filters;
+pub mod memory;
+mod options;
+mod protocol;
+pub mod ring;
+mod segments;
+mod stats;
+mod worker;
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use confine::{Filter, Limit, Narrow, Sandbox};
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+
+pub use connection::inherited;
+pub use error::{BoxError, Error};
+pub use options::Options;
+pub use ring::{Chain, Popped, Ring};
+pub use segments::{IoVecs, Segments};
+pub use stats::{RingStats, Stats};
+pub use worker::{Progress, Worker};
+
+use connection::Frontend;
+use protocol::Handler;
+use worker::Mailbox;
+
+/// A virtio device: what it offers, and what its threads may do. The protocol thread owns it.
+///
+/// Order of calls: `features`, `fds`, `sandbox` and `workers` in phase 1; `config` and `set_features` after the process was
+/// confined, in any order.
+pub trait Device: Send + 'static {
+    /// The part that moves data.
+    type Worker: Worker;
+
+    /// The program's name, for its messages.
+    const PROGRAM: &'static str;
+    /// Virtio device ID (Virtio 1.2, section 5).
+    const VIRTIO_ID: u32;
+
+    /// The device's own feature bits. Those of rings and transport are added.
+    fn features(&self) -> u64;
+
+    /// The device's configuration space. The rest, up to the protocol's 256 bytes, is zero.
+    fn config(&self) -> &[u8];
+
+    /// The driver took these features. Called when no ring runs.
+    ///
+    /// # Errors
+    /// Ends the process.
+    fn set_features(&mut self, features: u64) -> Result<(), BoxError>;
+
+    /// The descriptors that the device and its workers hold; all others are closed.
+    fn fds(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Limits of the device's own.
+    fn sandbox(&self, sandbox: Sandbox) -> Sandbox {
+        sandbox
+    }
+
+    /// System calls that `set_features` makes.
+    fn protocol_filter(&self) -> Filter {
+        Filter::new("device")
+    }
+
+    /// System calls that a worker makes, beside those to wait, to signal and to end.
+    fn worker_filter(&self) -> Filter;
+
+    /// The workers, each for the next `Worker::RINGS` rings. Called once.
+    fn workers(&mut self) -> Vec<Self::Worker>;
+}
+
+/// Runs a backend to its end: the exit status is 0 after the frontend hung up, else 1 with one line on stderr.
+pub fn run<D: Device>(options: &Options, device: Result<D, BoxError>) -> ExitCode {
+    match device.and_then(|device| serve(options, device).map_err(BoxError::from)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(D::PROGRAM, &*error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line: the error and what caused it.
+fn report(program: &str, error: &(dyn std::error::Error + 'static)) {
+    let mut line = format!("{program}: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    eprintln!("{}", line.replace('\n', " "));
+}
+
+fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
+    let frontend = options.frontend()?;
+    let control = options.control_fd.map(|fd| inherited("--control-fd", fd, "a connected socket")).transpose()?;
+    let workers = device.workers();
+    let stats = Arc::new(Stats {
+        virtio_id: D::VIRTIO_ID,
+        features: device.features() | protocol::COMMON_FEATURES,
+        acked: 0.into(),
+        connected: false.into(),
+        rings: (0..workers.len() * D::Worker::RINGS).map(|_| Arc::default()).collect(),
+    });
+
+    let mut sandbox = Sandbox::new(D::PROGRAM, options.confinement)
+        .keep_fd(frontend.fd().as_raw_fd())
+        // As much as the guest has; the kernel has given it away already.
+        .limit(Limit::AddressSpace, u64::MAX);
+    for fd in device.fds() {
+        sandbox = sandbox.keep_fd(fd.as_raw_fd());
+    }
+    if let Some(control) = &control {
+        sandbox = sandbox.keep_fd(control.as_raw_fd());
+    }
+    let confined = device.sandbox(sandbox).confine()?;
+
+    let filter = filters::worker(&device.worker_filter());
+    let mut mailboxes = Vec::with_capacity(workers.len());
+    for (index, worker) in workers.into_iter().enumerate() {
+        let mailbox = Arc::new(Mailbox::new()?);
+        mailboxes.push(Arc::clone(&mailbox));
+        confined
+            .spawn(&format!("worker{index}"), &filter, move || or_end::<D, _>(|| worker::serve(worker, &mailbox)))?;
+    }
+    if let Some(control) = control {
+        let stats = Arc::clone(&stats);
+        confined.spawn("control", &filters::control(), move || watch_control::<D>(control, stats))?;
+    }
+    let filter = filters::protocol(frontend.is_listening()).with(&device.protocol_filter());
+    let narrow = confined.enter(&filter)?;
+    let handler = Handler::new(device, Arc::clone(&stats), mailboxes);
+    converse(narrow, frontend, &stats, handler)
+}
+
+/// Serves the one frontend until it hangs up.
+fn converse<D: Device>(_narrow: Narrow, frontend: Frontend, stats: &Stats, handler: Handler<D>) -> Result<(), Error> {
+    let socket = frontend.connection()?;
+    let system = |source| Error::System { what: "duplicate the frontend's socket", source };
+    let peek = socket.try_clone().map_err(system)?;
+    stats.connected.store(true, Ordering::Relaxed);
+    let handler = Arc::new(Mutex::new(handler));
+    let mut requests = BackendReqHandler::from_stream(socket, Arc::clone(&handler));
+    let outcome = loop {
+        match connection::next_message(&peek) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+        match requests.handle_request() {
+            Ok(()) => {}
+            Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => break Ok(()),
+            Err(error) => {
+                let failure = handler.lock().unwrap_or_else(PoisonError::into_inner).failure.take();
+                break Err(failure.unwrap_or(Error::Protocol(error)));
+            }
+        }
+    };
+    // What is under way reaches the disk or the wire before the process ends.
+    handler.lock().unwrap_or_else(PoisonError::into_inner).shut_down().and(outcome)
+}
+
+/// The control link's end is the process's orderly end.
+fn watch_control<D: Device>(link: OwnedFd, stats: Arc<Stats>) {
+    or_end::<D, std::convert::Infallible>(|| {
+        control::serve(link, stats)?;
+        std::process::exit(0)
+    });
+}
+
+/// Runs a thread's body; if it fails, or panics, the process ends.
+fn or_end<D: Device, T>(body: impl FnOnce() -> Result<T, BoxError>) {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => report(D::PROGRAM, &*error),
+        Err(_) => {} // the panic's own message is the line
+    }
+    std::process::exit(1)
+}

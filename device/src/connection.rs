@@ -1,0 +1,149 @@
+//! The vhost-user socket: where it comes from, and reading it a whole message at a time.
+//!
+//! The vhost crate blocks without limit inside a message. So nothing is given to it before the message is there whole,
+//! and room for an answer is there too; both have a deadline. Between messages a frontend may be silent for ever.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{AddressFamily, RecvFlags, SocketType};
+
+use crate::error::Error;
+
+/// How long a frontend may take within one message.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How often an unfinished message is looked at.
+const STEP: Duration = Duration::from_millis(1);
+/// Request, flags and size (vhost-user, "Header").
+const HEADER: usize = 12;
+/// The vhost crate refuses anything larger.
+const MAX_BODY: u32 = 0x1000;
+
+/// The socket before the first byte.
+#[derive(Debug)]
+pub(crate) enum Frontend {
+    Connected(UnixStream),
+    Listening(UnixListener),
+}
+
+impl Frontend {
+    /// Takes an inherited, connected socket.
+    pub fn inherited(fd: i32) -> Result<Frontend, Error> {
+        let socket = inherited("--fd", fd, "a connected AF_UNIX stream socket")?;
+        let wrong = |why: &str| Error::Inherited {
+            flag: "--fd",
+            fd,
+            wanted: "a connected AF_UNIX stream socket",
+            source: io::Error::other(why.to_owned()),
+        };
+        let kind = rustix::net::sockopt::socket_type(&socket);
+        let family = rustix::net::sockopt::socket_domain(&socket);
+        if kind != Ok(SocketType::STREAM) || family != Ok(AddressFamily::UNIX) {
+            return Err(wrong("it is something else"));
+        }
+        if rustix::net::sockopt::socket_acceptconn(&socket) != Ok(false) {
+            return Err(wrong("it is listening"));
+        }
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false).map_err(|_| wrong("it cannot be made blocking"))?;
+        Ok(Frontend::Connected(stream))
+    }
+
+    /// Binds a socket, in the place of one that nobody listens on any more.
+    pub fn listen(path: &Path) -> Result<Frontend, Error> {
+        let failed = |source| Error::Listen { path: path.to_owned(), source };
+        let bound = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if UnixStream::connect(path).is_ok() {
+                    return Err(failed(error));
+                }
+                std::fs::remove_file(path).and_then(|()| UnixListener::bind(path))
+            }
+            bound => bound,
+        };
+        bound.map(Frontend::Listening).map_err(failed)
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Frontend::Connected(stream) => stream.as_fd(),
+            Frontend::Listening(listener) => listener.as_fd(),
+        }
+    }
+
+    pub fn is_listening(&self) -> bool {
+        matches!(self, Frontend::Listening(_))
+    }
+
+    /// The connection to the one frontend this process serves.
+    pub fn connection(self) -> Result<UnixStream, Error> {
+        match self {
+            Frontend::Connected(stream) => Ok(stream),
+            Frontend::Listening(listener) => match listener.accept() {
+                Ok((stream, _)) => Ok(stream),
+                Err(source) => Err(Error::System { what: "accept the frontend's connection", source }),
+            },
+        }
+    }
+}
+
+/// Takes a descriptor that was inherited under a number. Given twice, it is taken twice.
+///
+/// # Errors
+/// If no such descriptor is open.
+pub fn inherited(flag: &'static str, fd: i32, wanted: &'static str) -> Result<OwnedFd, Error> {
+    let refused = |source| Error::Inherited { flag, fd, wanted, source };
+    if fd <= 2 {
+        return Err(refused(io::Error::other("0 to 2 are the standard streams")));
+    }
+    // SAFETY: borrowed for the one call that finds out whether it is open at all, and makes an own one of it. The
+    // inherited number itself is closed when the process is confined.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_dupfd_cloexec(borrowed, 3).map_err(|errno| refused(errno.into()))
+}
+
+/// Waits for the next message, whole, and for room for its answer. `false` if the frontend has hung up instead.
+pub(crate) fn next_message(socket: &UnixStream) -> Result<bool, Error> {
+    let system = |what| move |errno: rustix::io::Errno| Error::System { what, source: errno.into() };
+    wait(socket, PollFlags::IN, None).map_err(system("wait for the frontend"))?;
+    let begun = Instant::now();
+    loop {
+        let mut header = [0; HEADER];
+        let seen = match rustix::net::recv(socket, &mut header[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => return Ok(false),
+            Ok((seen, _)) => seen,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
+            Err(errno) => return Err(system("read from the frontend")(errno)),
+        };
+        let body = match header {
+            [_, _, _, _, _, _, _, _, a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
+        };
+        if seen == HEADER {
+            let whole = HEADER as u64 + u64::from(body.min(MAX_BODY));
+            let there = rustix::io::ioctl_fionread(socket).map_err(system("look at the frontend's socket"))?;
+            if there >= whole {
+                break;
+            }
+        }
+        if begun.elapsed() > DEADLINE {
+            return Err(Error::Stalled("message", DEADLINE.as_secs()));
+        }
+        std::thread::sleep(STEP);
+    }
+    let room = wait(socket, PollFlags::OUT, Some(DEADLINE)).map_err(system("wait for the frontend"))?;
+    if room { Ok(true) } else { Err(Error::Stalled("answer", DEADLINE.as_secs())) }
+}
+
+fn wait(socket: &UnixStream, flags: PollFlags, limit: Option<Duration>) -> rustix::io::Result<bool> {
+    let limit = limit.map(|limit| Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: 0 });
+    loop {
+        match rustix::event::poll(&mut [PollFd::new(socket, flags)], limit.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.map(|count| count > 0),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The command line that all backends share (QEMU docs/interop/vhost-user, "Backend program conventions").
+
+use std::path::PathBuf;
+
+use confine::Policy;
+
+use crate::connection::Frontend;
+use crate::error::Error;
+
+/// Options to flatten into a backend's own.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Serve the frontend on this inherited, connected socket
+    #[arg(long, value_name = "N", conflicts_with = "socket_path")]
+    pub fd: Option<i32>,
+
+    /// Listen here, and serve the first frontend that connects
+    #[arg(long, value_name = "PATH")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Print what this backend can do, as JSON, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+
+    /// Serve a `DeviceBackend` capability on this inherited socket, and end when it ends
+    #[arg(long, value_name = "N")]
+    pub control_fd: Option<i32>,
+
+    /// What to do where the kernel lacks a layer of confinement: strict (refuse) or best-effort
+    #[arg(long, value_name = "POLICY", default_value = "best-effort")]
+    pub confinement: Policy,
+}
+
+impl Options {
+    pub(crate) fn frontend(&self) -> Result<Frontend, Error> {
+        match (self.fd, &self.socket_path) {
+            (Some(fd), None) => Frontend::inherited(fd),
+            (None, Some(path)) => Frontend::listen(path),
+            _ => Err(Error::Usage("Say where the frontend is: either --fd N or --socket-path PATH".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! One split virtqueue (Virtio 1.2, section 2.7) as its worker sees it: take a chain, complete it, notify the driver.
+//!
+//! Everything in the ring and in its descriptors was written by the guest and may change at any time. A descriptor is
+//! read once, into private memory, and checked as a whole before a chain is handed on; a malformed chain is counted and
+//! given back; a ring whose indices make no sense is stopped, which harms nobody but the guest that wrote them.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+use crate::error::BoxError;
+use crate::memory::Memory;
+use crate::segments::Segments;
+use crate::stats::RingStats;
+
+/// The most entries a ring may have.
+pub const MAX_RING_SIZE: u16 = 1024;
+
+/// The most pieces of memory one chain may have: what one `readv` or `writev` takes (UIO_MAXIOV).
+pub const MAX_SEGMENTS: usize = 1024;
+
+/// A chain of descriptors, checked: device-readable parts first, then device-writable ones, all of it mapped memory.
+#[derive(Debug)]
+pub struct Chain<'m> {
+    memory: &'m Memory,
+    head: u16,
+    /// What the driver wrote for the device.
+    pub readable: Segments<'m>,
+    /// Where the device may write.
+    pub writable: Segments<'m>,
+}
+
+impl<'m> Chain<'m> {
+    /// A chain to [`Ring::pop`] into. It lives for one wake-up, so that a new memory table is never missed.
+    pub fn new(memory: &'m Memory) -> Chain<'m> {
+        Chain { memory, head: 0, readable: Segments::default(), writable: Segments::default() }
+    }
+
+    /// The index of the chain's first descriptor, which names it in the used ring.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+}
+
+/// What [`Ring::pop`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Popped {
+    /// The chain was filled in.
+    Chain,
+    /// A malformed chain was taken, counted, and given back. It counts as work done.
+    Malformed,
+    /// There is nothing more, or the ring is broken.
+    Empty,
+}
+
+/// What a ring needs to run; addresses are guest physical.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub memory: Arc<Memory>,
+    pub features: u64,
+    pub size: u16,
+    pub descriptors: GuestAddress,
+    pub available: GuestAddress,
+    pub used: GuestAddress,
+    pub base: u16,
+    pub kick: Arc<OwnedFd>,
+    pub call: Option<Arc<OwnedFd>>,
+    pub error: Option<Arc<OwnedFd>>,
+    pub stats: Arc<RingStats>,
+}
+
+/// A running ring. Its worker alone owns it.
+#[derive(Debug)]
+pub struct Ring {
+    setup: Setup,
+    queue: Queue,
+    completed: bool,
+    broken: bool,
+}
+
+impl Ring {
+    /// Fails with the reason if the ring does not lie wholly in mapped memory.
+    pub(crate) fn new(setup: Setup) -> Result<Ring, &'static str> {
+        let mut queue = Queue::new(MAX_RING_SIZE).map_err(|_| "internal limit")?;
+        queue
+            .try_set_size(setup.size)
+            .and_then(|()| queue.try_set_desc_table_address(setup.descriptors))
+            .and_then(|()| queue.try_set_avail_ring_address(setup.available))
+            .and_then(|()| queue.try_set_used_ring_address(setup.used))
+            .map_err(|_| "its size or the alignment of its parts is against Virtio 1.2, 2.7")?;
+        queue.set_event_idx(setup.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        queue.set_ready(true);
+        let guest = setup.memory.guest();
+        if !queue.is_valid(guest) {
+            return Err("it does not lie in the guest's memory");
+        }
+        let used = queue.used_idx(guest, Ordering::Acquire).map_err(|_| "its used index cannot be read")?;
+        queue.set_next_used(used.0);
+        queue.set_next_avail(setup.base);
+        setup.stats.started.store(true, Ordering::Relaxed);
+        Ok(Ring { setup, queue, completed: false, broken: false })
+    }
+
+    /// Feature bits that the driver took.
+    pub fn features(&self) -> u64 {
+        self.setup.features
+    }
+
+    /// The memory this ring's chains point into.
+    pub fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.setup.memory)
+    }
+
+    /// Entries of the ring.
+    pub fn size(&self) -> u16 {
+        self.setup.size
+    }
+
+    /// What this ring has done so far.
+    pub fn stats(&self) -> &RingStats {
+        &self.setup.stats
+    }
+
+    pub(crate) fn kick(&self) -> Option<&OwnedFd> {
+        (!self.broken).then_some(&*self.setup.kick)
+    }
+
+    /// The available index to go on from, should the ring be started again.
+    pub(crate) fn base(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Takes the next available chain.
+    pub fn pop(&mut self, chain: &mut Chain<'_>) -> Popped {
+        if self.broken {
+            return Popped::Empty;
+        }
+        let guest = chain.memory.guest();
+        let mut descriptors = match self.queue.iter(guest).map(|mut heads| heads.next()) {
+            Ok(Some(descriptors)) => descriptors,
+            Ok(None) => return Popped::Empty,
+            Err(_) => {
+                self.break_down();
+                return Popped::Empty;
+            }
+        };
+        chain.head = descriptors.head_index();
+        chain.readable.clear();
+        chain.writable.clear();
+        // The iterator just ends where a link leads out of the table, around in a circle, or to what cannot be read:
+        // then the last descriptor it gave says that there is a next one.
+        let mut unfinished = true;
+        let mut sound = true;
+        for descriptor in &mut descriptors {
+            unfinished = descriptor.has_next();
+            let (access, part) = if descriptor.is_write_only() {
+                (Permissions::Write, &mut chain.writable)
+            } else if chain.writable.is_empty() {
+                (Permissions::Read, &mut chain.readable)
+            } else {
+                sound = false; // 2.7.4.2: readable parts come before writable ones
+                break;
+            };
+            let len = descriptor.len() as usize; // u32 into 64 bits
+            let slices = guest.get_slices(descriptor.addr(), len, access);
+            let Ok(slices) = slices else {
+                sound = false;
+                break;
+            };
+            for slice in slices {
+                match slice {
+                    Ok(slice) => part.push(slice),
+                    Err(_) => sound = false,
+                }
+            }
+            if !sound || chain.readable.count() + chain.writable.count() > MAX_SEGMENTS {
+                sound = false;
+                break;
+            }
+        }
+        if sound && !unfinished {
+            return Popped::Chain;
+        }
+        let head = chain.head;
+        chain.readable.clear();
+        chain.writable.clear();
+        self.complete(head, 0, 0, false);
+        Popped::Malformed
+    }
+
+    /// Puts the last `chains` popped ones back, newest first, as if they had not been taken.
+    pub fn unpop(&mut self, chains: u16) {
+        let next = self.queue.next_avail().wrapping_sub(chains);
+        self.queue.set_next_avail(next);
+    }
+
+    /// Gives a chain back to the driver: `written` bytes of its writable part were filled; `payload` and `ok` are for the
+    /// statistics.
+    pub fn complete(&mut self, head: u16, written: u32, payload: u64, ok: bool) {
+        let stats = &self.setup.stats;
+        RingStats::add(&stats.chains, 1);
+        RingStats::add(&stats.bytes, payload);
+        if !ok {
+            RingStats::add(&stats.errors, 1);
+        }
+        // Fails for a head outside the table, or where the used ring is no memory.
+        match self.queue.add_used(self.setup.memory.guest(), head, written) {
+            Ok(()) => self.completed = true,
+            Err(_) => self.break_down(),
+        }
+    }
+
+    /// Notifies the driver of what was completed, if it wants to be (2.7.7).
+    ///
+    /// # Errors
+    /// Only if the frontend's call descriptor does not take the event.
+    pub fn notify(&mut self) -> Result<(), BoxError> {
+        if !self.completed {
+            return Ok(());
+        }
+        self.completed = false;
+        let guest = self.setup.memory.guest();
+        let wanted = if self.queue.event_idx_enabled() {
+            self.queue.needs_notification(guest)
+        } else {
+            // Counts nothing without event_idx, but has the fence between used index and flags.
+            let _ = self.queue.needs_notification(guest);
+            guest
+                .load::<u16>(self.setup.available, Ordering::Relaxed)
+                .map(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+                .map_err(virtio_queue::Error::GuestMemory)
+        };
+        match (wanted, &self.setup.call) {
+            (Ok(true), Some(call)) => {
+                crate::event::signal(call).map_err(|e| format!("Cannot write to the ring's call eventfd: {e}").into())
+            }
+            (Ok(_), _) => Ok(()),
+            (Err(_), _) => {
+                self.break_down();
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks the driver not to kick while the worker is at the ring anyway.
+    pub fn disable_kicks(&mut self) {
+        if !self.broken && self.queue.disable_notification(self.setup.memory.guest()).is_err() {
+            self.break_down();
+        }
+    }
+
+    /// Asks the driver to kick for the next chain; true if there is one already, so that no kick will come for it.
+    pub fn enable_kicks(&mut self) -> bool {
+        if self.broken {
+            return false;
+        }
+        match self.queue.enable_notification(self.setup.memory.guest()) {
+            Ok(more) => more,
+            Err(_) => {
+                self.break_down();
+                false
+            }
+        }
+    }
+
+    /// Stops a ring whose driver broke it, and says so on the error descriptor, as the protocol wants it.
+    fn break_down(&mut self) {
+        if self.broken {
+            return;
+        }
+        self.broken = true;
+        RingStats::add(&self.setup.stats.errors, 1);
+        self.setup.stats.started.store(false, Ordering::Relaxed);
+        if let Some(error) = &self.setup.error {
+            // Nobody is obliged to listen.
+            let _ = crate::event::signal(error);
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.setup.stats.started.store(false, Ordering::Relaxed);
+    }
+}

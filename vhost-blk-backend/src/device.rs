@@ -1,0 +1,133 @@
+//! The device: features, configuration space, and one worker a queue.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use confine::{Filter, Limit, Sandbox};
+use device::{BoxError, Chain, Device, Popped, Progress, Ring, Worker};
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+};
+
+use crate::args::Config;
+use crate::disk::SECTOR;
+use crate::request::Image;
+
+/// Pieces of data in one request: what fits beside header and status into a ring of 128 without indirect descriptors.
+const SEG_MAX: u32 = 126;
+
+/// Requests that are served before the other things a worker waits for are looked at.
+const BUDGET: usize = 64;
+
+/// A virtio-blk device.
+pub struct Block {
+    image: Arc<Image>,
+    config: [u8; 60],
+    queues: usize,
+}
+
+impl Block {
+    /// The device that `config` stands for.
+    pub fn new(config: Config) -> Block {
+        let Config { disk, serial, queues } = config;
+        let image = Image { file: disk.file, sectors: disk.sectors, read_only: disk.read_only, serial };
+        Block { config: config_space(image.sectors, queues), image: Arc::new(image), queues }
+    }
+}
+
+/// `virtio_blk_config` (5.2.4) up to and with `max_discard_seg` and its like, which are zero.
+fn config_space(sectors: u64, queues: usize) -> [u8; 60] {
+    let mut config = [0; 60];
+    let mut put = |at: usize, bytes: &[u8]| {
+        if let Some(field) = config.get_mut(at..at + bytes.len()) {
+            field.copy_from_slice(bytes);
+        }
+    };
+    put(0, &sectors.to_le_bytes()); // capacity
+    put(12, &SEG_MAX.to_le_bytes()); // seg_max
+    put(20, &(SECTOR as u32).to_le_bytes()); // blk_size
+    put(32, &[1]); // writeback: what a driver that negotiates FLUSH gets
+    put(34, &u16::try_from(queues).unwrap_or(1).to_le_bytes()); // num_queues
+    config
+}
+
+impl Device for Block {
+    type Worker = Queue;
+    const PROGRAM: &'static str = "vhost-blk-backend";
+    const VIRTIO_ID: u32 = 2;
+
+    fn features(&self) -> u64 {
+        let mut features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+        if self.image.read_only {
+            features |= 1 << VIRTIO_BLK_F_RO;
+        }
+        if self.queues > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
+        }
+        features
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn set_features(&mut self, _features: u64) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.image.file.as_fd()]
+    }
+
+    fn sandbox(&self, sandbox: Sandbox) -> Sandbox {
+        // The image cannot grow, whatever goes wrong here.
+        sandbox.limit(Limit::FileSize, self.image.sectors * SECTOR)
+    }
+
+    fn worker_filter(&self) -> Filter {
+        let filter = Filter::new("disk").allow(&[libc::SYS_preadv]);
+        if self.image.read_only {
+            return filter;
+        }
+        filter.allow(&[libc::SYS_pwritev, libc::SYS_fdatasync])
+    }
+
+    fn workers(&mut self) -> Vec<Queue> {
+        (0..self.queues).map(|_| Queue { image: Arc::clone(&self.image) }).collect()
+    }
+}
+
+/// The worker of one queue.
+pub struct Queue {
+    image: Arc<Image>,
+}
+
+impl Worker for Queue {
+    const RINGS: usize = 1;
+
+    fn run(&mut self, rings: &mut [Option<Ring>]) -> Result<Progress, BoxError> {
+        let [Some(ring)] = rings else {
+            return Ok(Progress::Idle);
+        };
+        // Without FLUSH the driver takes a completed write for a stable one (5.2.6.2).
+        let write_through = ring.features() & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        let memory = ring.memory();
+        let mut chain = Chain::new(&memory);
+        ring.disable_kicks();
+        for _ in 0..BUDGET {
+            match ring.pop(&mut chain) {
+                Popped::Chain => {
+                    let outcome = self.image.execute(&chain, write_through);
+                    ring.complete(chain.head(), outcome.written, outcome.payload, outcome.ok);
+                }
+                Popped::Malformed => {}
+                Popped::Empty => {
+                    ring.notify()?;
+                    return Ok(if ring.enable_kicks() { Progress::More } else { Progress::Idle });
+                }
+            }
+        }
+        ring.notify()?;
+        Ok(Progress::More)
+    }
+}
