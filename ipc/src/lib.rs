@@ -1,1 +1,44 @@
-//! ipc
+//! Cap'n Proto vats over Unix sockets: how Volt's programs talk to one another.
+//!
+//! Principles:
+//! * *A capability is the authority.* A peer gets the bootstrap capability it is given, and nothing by name. [`Peer`] (SO_PEERCRED)
+//!   comes to the bootstrap function once, and goes into the objects that need it.
+//! * *Releasing is `Drop`.* When a peer releases a capability, or goes, the server object behind it is dropped. Its `Drop` gives back what it stood for ([`Actor::tell`]).
+//! * *A change never stops half-way.* A call that is cancelled is cut off at its next await; what must not be cut off runs in an [`Actor`].
+//! * *Nobody waits for ever.* [`Connection::call`] ends by its deadline and at the connection's end. Everything within this crate has a deadline.
+//! * *One connection cannot hurt another.* Each has its own RPC system, its own task and its own [`Limits`]; a panic in one ends that one.
+//! * *File descriptors travel beside the RPC*, on the [`Lane`], by tokens (`schema/fd_lane.capnp`).
+//!
+//! Limits: capnp-rpc is level 1 and `!Send`: one thread, [`run`]. It has no membranes, so revocation is up to the server objects. A peer can
+//! make capnp-rpc panic in *its own* connection (by answering a pipelined call with something that is no capability): do not
+//! pipeline on answers of peers you do not trust. capnp-rpc 0.27 never answers a call that was cancelled, and both sides keep a
+//! small entry for it until the connection ends: poll with calls that return rather than with calls that are cut off.
+
+mod actor;
+mod connection;
+mod endpoint;
+mod error;
+mod fault;
+mod lane;
+mod lane_socket;
+mod limits;
+mod link;
+mod meter;
+mod metered;
+mod serve;
+mod stream;
+
+pub use actor::Actor;
+pub use connection::{Connection, call};
+pub use endpoint::{Endpoint, lane_path};
+pub use error::Error;
+pub use fault::{Code, Fault};
+pub use lane::{Lane, Token};
+pub use limits::{Limits, Peer};
+pub use serve::{serve, serve_lane_link, serve_link};
+
+/// Runs `f` on this thread, with sockets, timers and `tokio::task::spawn_local`. Starts no thread. Tasks that still run when `f` is done are dropped.
+pub fn run<T>(f: impl Future<Output = T>) -> std::io::Result<T> {
+    let options = tokio::runtime::LocalOptions::default();
+    Ok(tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build_local(options)?.block_on(f))
+}

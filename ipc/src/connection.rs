@@ -1,0 +1,227 @@
+//! A client's side of a connection: RPC and the fd lane, with a deadline on every wait.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+
+use capnp::{
+    capability::{Client, FromClientHook, RemotePromise, Response},
+    traits::{Owned, Pipelined},
+};
+use capnp_rpc::rpc_twoparty_capnp::Side;
+use futures::{FutureExt, channel::oneshot};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
+
+use crate::{
+    Actor, Code, Error, Fault, Limits, Peer, Token, endpoint,
+    lane_socket::{Ended, LaneSocket, lane_lost},
+    link::Link,
+    meter::Meter,
+};
+
+/// How long a service may take to accept a connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long to wait before a full queue is tried again.
+const RETRY: Duration = Duration::from_millis(10);
+/// Descriptors that may wait to be passed on one connection.
+const LANE_MAILBOX: usize = 64;
+
+/// A connection to a vat. When the last clone is dropped the connection ends: capabilities that came over it break, and
+/// calls that wait fail.
+#[derive(Clone)]
+pub struct Connection(Rc<Inner>);
+
+struct Inner {
+    bootstrap: Client,
+    meter: Rc<Meter>,
+    peer: Peer,
+    lane: Option<Actor<LaneState>>,
+    /// Dropping it ends the connection.
+    _stop: oneshot::Sender<()>,
+}
+
+impl Connection {
+    /// Connects to the vat on `path` and its fd lane on `path` with `.fds` appended. Fails with `unavailable`.
+    pub async fn connect(path: &Path) -> Result<Connection, Fault> {
+        let rpc = dial(path, SocketType::STREAM).await?;
+        let lane = dial(&endpoint::lane_path(path), SocketType::SEQPACKET).await?;
+        Connection::open(rpc, Some(lane))
+    }
+
+    /// Takes an inherited, connected SOCK_STREAM socket; a link without a lane.
+    pub fn from_fd(rpc: OwnedFd) -> Result<Connection, Fault> {
+        endpoint::check(rpc.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
+        Connection::open(rpc, None)
+    }
+
+    /// Takes an inherited, connected SOCK_STREAM socket and its lane, a connected SOCK_SEQPACKET socket.
+    pub fn from_fds(rpc: OwnedFd, lane: OwnedFd) -> Result<Connection, Fault> {
+        endpoint::check(rpc.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
+        endpoint::check(lane.as_fd(), SocketType::SEQPACKET, false, "a connected Unix socket of type SOCK_SEQPACKET")?;
+        Connection::open(rpc, Some(lane))
+    }
+
+    fn open(rpc: OwnedFd, lane: Option<OwnedFd>) -> Result<Connection, Fault> {
+        let peer = Peer::of(&rpc)?;
+        let lane = match lane {
+            Some(lane) => {
+                let socket =
+                    LaneSocket::new(lane).map_err(|source| Error::Socket { tried: "watch a socket", source })?;
+                Some(Actor::spawn(LaneState::Open(socket), LANE_MAILBOX))
+            }
+            None => None,
+        };
+        let mut link = Link::new(rpc, Side::Client, Limits::default(), None)?;
+        let bootstrap = link.bootstrap().ok_or_else(|| gone("connect", None))?;
+        let meter = link.meter().clone();
+        let (stop, stopped) = oneshot::channel();
+        tokio::task::spawn_local(async move {
+            // Why it ended is in the meter, for those who call.
+            let _ = link.drive(stopped.map(|_| ())).await;
+        });
+        Ok(Connection(Rc::new(Inner { bootstrap, meter, peer, lane, _stop: stop })))
+    }
+
+    /// The capability that the vat offers to everyone who connects.
+    pub fn bootstrap<C: FromClientHook>(&self) -> C {
+        C::new(self.0.bootstrap.hook.add_ref())
+    }
+
+    /// Who serves, as the kernel says (SO_PEERCRED): the process that called listen, or that made the socket pair.
+    pub fn peer(&self) -> Peer {
+        self.0.peer
+    }
+
+    /// Waits for the answer to a call that was sent on this connection: `connection.call("import a kernel", deadline, request.send())`.
+    /// Never waits past the deadline or the connection's end. When it gives up, and when it is dropped, the call is cancelled.
+    pub async fn call<R>(
+        &self,
+        tried: &str,
+        deadline: Duration,
+        promise: RemotePromise<R>,
+    ) -> Result<Response<R>, Fault>
+    where
+        R: Pipelined + Owned + 'static,
+    {
+        let RemotePromise { promise, pipeline } = promise;
+        let answer = tokio::select! {
+            biased;
+            answer = promise => answer.map_err(|e| Fault::parse(&e).while_trying(tried)),
+            () = self.closed() => Err(gone(tried, self.0.meter.reason())),
+            () = tokio::time::sleep(deadline) => Err(late(tried, deadline)),
+        };
+        drop(pipeline);
+        answer
+    }
+
+    /// Returns once the connection has ended.
+    pub async fn closed(&self) {
+        self.0.meter.closed().await;
+    }
+
+    /// Leaves a duplicate of `fd` with the service; the token goes into the call that asks for one. Fails with `exhausted`, `unavailable`.
+    pub async fn deposit(&self, fd: BorrowedFd<'_>) -> Result<Token, Fault> {
+        let fd = fd.try_clone_to_owned().map_err(|source| Error::Socket { tried: "duplicate a descriptor", source })?;
+        self.lane()?.ask(async move |lane: &mut LaneState| lane.deposit(fd).await).await?
+    }
+
+    /// Takes the descriptor that the service keeps under `token`. Fails with `badToken`, `unavailable`.
+    pub async fn claim(&self, token: &[u8]) -> Result<OwnedFd, Fault> {
+        let token = Token::from_bytes(token)?;
+        self.lane()?.ask(async move |lane: &mut LaneState| lane.claim(token).await).await?
+    }
+
+    fn lane(&self) -> Result<&Actor<LaneState>, Fault> {
+        self.0.lane.as_ref().ok_or_else(|| lane_lost("this link has none"))
+    }
+}
+
+/// Waits for the answer to a call that was sent on whatever connection, but not past the deadline: for those who hold a capability and not its connection.
+pub async fn call<R>(tried: &str, deadline: Duration, promise: RemotePromise<R>) -> Result<Response<R>, Fault>
+where
+    R: Pipelined + Owned + 'static,
+{
+    let RemotePromise { promise, pipeline } = promise;
+    let answer = match tokio::time::timeout(deadline, promise).await {
+        Ok(answer) => answer.map_err(|e| Fault::parse(&e).while_trying(tried)),
+        Err(_) => Err(late(tried, deadline)),
+    };
+    drop(pipeline);
+    answer
+}
+
+fn late(tried: &str, deadline: Duration) -> Fault {
+    let why = format!("there was no answer within {} s", deadline.as_secs_f32());
+    Fault::new(Code::Unavailable, tried, why, "See whether the service is alive, then ask again")
+}
+
+fn gone(tried: &str, reason: Option<capnp::Error>) -> Fault {
+    match reason {
+        Some(reason) if reason.kind != capnp::ErrorKind::Disconnected => Fault::parse(&reason).while_trying(tried),
+        _ => Fault::new(Code::Unavailable, tried, "the connection has ended", "Connect again, then ask again"),
+    }
+}
+
+/// The lane's client side; an actor owns it, so that an exchange never stops between request and reply.
+enum LaneState {
+    Open(LaneSocket),
+    Lost(&'static str),
+}
+
+impl LaneState {
+    async fn deposit(&mut self, fd: OwnedFd) -> Result<Token, Fault> {
+        let result = match self {
+            LaneState::Open(socket) => socket.deposit(fd.as_fd()).await,
+            LaneState::Lost(why) => return Err(lane_lost(why)),
+        };
+        self.settle(result)
+    }
+
+    async fn claim(&mut self, token: Token) -> Result<OwnedFd, Fault> {
+        let result = match self {
+            LaneState::Open(socket) => socket.claim(&token).await,
+            LaneState::Lost(why) => return Err(lane_lost(why)),
+        };
+        self.settle(result)
+    }
+
+    fn settle<T>(&mut self, result: Result<Result<T, Fault>, Ended>) -> Result<T, Fault> {
+        result.unwrap_or_else(|ended| {
+            *self = LaneState::Lost(ended.why());
+            Err(lane_lost(ended.why()))
+        })
+    }
+}
+
+/// Connects a socket, and waits for a place in the service's queue while that is full.
+async fn dial(path: &Path, kind: SocketType) -> Result<OwnedFd, Fault> {
+    let tried = || format!("connect to {}", path.display());
+    let failed = |e: Errno| {
+        let (why, remedy) = match e {
+            Errno::NOENT => ("there is no such socket".to_owned(), "Start the service, or correct the path"),
+            Errno::CONNREFUSED => ("nobody serves there".to_owned(), "Start the service"),
+            Errno::ACCESS => ("this user may not".to_owned(), "Run as the service's user, or as root"),
+            e => (std::io::Error::from(e).to_string(), "See whether it is the socket of a service of Volt"),
+        };
+        let code = if e == Errno::ACCESS { Code::PermissionDenied } else { Code::Unavailable };
+        Fault::new(code, tried(), why, remedy)
+    };
+    let address = SocketAddrUnix::new(path).map_err(failed)?;
+    let give_up = tokio::time::Instant::now() + CONNECT_DEADLINE;
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).map_err(failed)?;
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Ok(socket),
+            Err(Errno::AGAIN) if tokio::time::Instant::now() < give_up => tokio::time::sleep(RETRY).await,
+            Err(Errno::AGAIN) => return Err(late(&tried(), CONNECT_DEADLINE)),
+            Err(e) => return Err(failed(e)),
+        }
+    }
+}

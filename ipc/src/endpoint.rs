@@ -1,0 +1,199 @@
+//! A vat's two listening sockets, RPC and fd lane: bound to a path, or inherited. May make and remove files beside that path;
+//! reads nothing that a peer sent.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use rustix::{
+    fs::{FileType, Mode, OFlags},
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
+
+use crate::Error;
+
+/// Connections that may wait to be accepted; the kernel makes later ones wait to connect.
+const BACKLOG: i32 = 128;
+/// Bytes that a Unix socket's path may have (sun_path less its NUL).
+const LONGEST_PATH: usize = 107;
+
+/// The path of the fd lane beside the vat on `path`.
+pub fn lane_path(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".fds");
+    PathBuf::from(name)
+}
+
+/// Two listening sockets. What `bind` made is removed when this is dropped, unless `into_fds` took the sockets out.
+#[derive(Debug)]
+pub struct Endpoint {
+    rpc: OwnedFd,
+    lane: OwnedFd,
+    files: Vec<BoundFile>,
+}
+
+impl Endpoint {
+    /// Listens on `path` and `path` with `.fds` appended, both with access rights `mode` from the moment they are there.
+    ///
+    /// A socket that nobody serves any more is replaced; one that is served is [`Error::AlreadyExists`], and so is losing the
+    /// race against another program that binds now. A file that is not a socket is left alone.
+    pub fn bind(path: &Path, mode: u32) -> Result<Endpoint, Error> {
+        let lane_path = lane_path(path);
+        if lane_path.as_os_str().len() > LONGEST_PATH {
+            return Err(Error::PathTooLong { path: path.to_owned() });
+        }
+        let (rpc, rpc_file) = listen(path, mode, SocketType::STREAM)?;
+        let (lane, lane_file) = listen(&lane_path, mode, SocketType::SEQPACKET)?;
+        Ok(Endpoint { rpc, lane, files: vec![rpc_file, lane_file] })
+    }
+
+    /// Takes listening sockets that were inherited: `rpc` of type SOCK_STREAM, `lane` of type SOCK_SEQPACKET.
+    pub fn from_fds(rpc: OwnedFd, lane: OwnedFd) -> Result<Endpoint, Error> {
+        check(rpc.as_fd(), SocketType::STREAM, true, "a listening Unix socket of type SOCK_STREAM")?;
+        check(lane.as_fd(), SocketType::SEQPACKET, true, "a listening Unix socket of type SOCK_SEQPACKET")?;
+        Ok(Endpoint { rpc, lane, files: Vec::new() })
+    }
+
+    /// The two sockets, RPC first, to hand to another process. The files stay.
+    pub fn into_fds(mut self) -> (OwnedFd, OwnedFd) {
+        self.files.iter_mut().for_each(BoundFile::forget);
+        (self.rpc, self.lane)
+    }
+
+    /// The two sockets, RPC first, to be kept open by a program that confines itself.
+    pub fn as_fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.rpc.as_fd(), self.lane.as_fd()]
+    }
+
+    pub(crate) fn into_parts(self) -> (OwnedFd, OwnedFd, Vec<BoundFile>) {
+        (self.rpc, self.lane, self.files)
+    }
+}
+
+/// Checks what an inherited socket is, and makes it close-on-exec and non-blocking.
+pub(crate) fn check(fd: BorrowedFd<'_>, kind: SocketType, listening: bool, wanted: &'static str) -> Result<(), Error> {
+    let wrong = || Error::Inherited { fd: fd.as_raw_fd(), wanted };
+    let refused = |e: Errno| Error::Socket { tried: "set up an inherited socket", source: e.into() };
+    let is = rustix::net::sockopt::socket_domain(fd).map_err(|_| wrong())? == AddressFamily::UNIX
+        && rustix::net::sockopt::socket_type(fd).map_err(|_| wrong())? == kind
+        && rustix::net::sockopt::socket_acceptconn(fd).map_err(|_| wrong())? == listening;
+    if !is {
+        return Err(wrong());
+    }
+    rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(refused)?;
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(refused)?;
+    rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(refused)
+}
+
+/// A socket's file that this process made.
+#[derive(Debug)]
+pub(crate) struct BoundFile {
+    path: PathBuf,
+    identity: Option<(u64, u64)>,
+}
+
+impl BoundFile {
+    fn forget(&mut self) {
+        self.identity = None;
+    }
+}
+
+impl Drop for BoundFile {
+    fn drop(&mut self) {
+        // Not if another program has replaced it. A confined process may not be able to, and leaves a socket that refuses.
+        if self.identity.is_some() && identity(&self.path).ok() == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Which file a path names: device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::lstat(path)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Makes a socket that listens under a name of its own, then links it to `path`: whoever sees it there can connect.
+fn listen(path: &Path, mode: u32, kind: SocketType) -> Result<(OwnedFd, BoundFile), Error> {
+    let failed = |tried| move |e: Errno| Error::Bind { path: path.to_owned(), tried, source: e.into() };
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+            .map_err(failed("make a socket"))?;
+
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let own = path.with_file_name(format!(".{}.{serial}", rustix::process::getpid().as_raw_nonzero()));
+    let address = SocketAddrUnix::new(&own).map_err(failed("name a socket"))?;
+    // The file gets the socket's own mode, less the umask: never more than was asked for, not even for a moment.
+    let mode = Mode::from_raw_mode(mode);
+    rustix::fs::fchmod(&socket, mode).map_err(failed("set a socket's mode"))?;
+    rustix::net::bind(&socket, &address).map_err(failed("bind a socket"))?;
+    let linked = rustix::fs::chmod(&own, mode)
+        .and_then(|()| rustix::net::listen(&socket, BACKLOG))
+        .map_err(failed("listen on a socket"))
+        .and_then(|()| link(&own, path));
+    let removed = rustix::fs::unlink(&own).map_err(failed("remove a socket's first name"));
+    linked?;
+    let file = BoundFile { identity: identity(path).ok(), path: path.to_owned() };
+    removed?;
+    Ok((socket, file))
+}
+
+/// Gives the socket `own` the name `path`, in place of a dead socket if need be.
+fn link(own: &Path, path: &Path) -> Result<(), Error> {
+    let failed = |tried| move |e: Errno| Error::Bind { path: path.to_owned(), tried, source: e.into() };
+    let taken = || Error::AlreadyExists { path: path.to_owned() };
+    match rustix::fs::link(own, path) {
+        Ok(()) => return Ok(()),
+        Err(Errno::EXIST) => {}
+        Err(e) => return Err(failed("name the socket")(e)),
+    }
+    let stat = match rustix::fs::lstat(path) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return rustix::fs::link(own, path).map_err(|_| taken()),
+        Err(e) => return Err(failed("look at what is there")(e)),
+    };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+        return Err(Error::NotASocket { path: path.to_owned() });
+    }
+    if is_served(path).map_err(failed("see whether somebody serves"))? {
+        return Err(taken());
+    }
+    // Dead. Between the look and the removal another program may have put its own socket there: move first, then look again.
+    let mut aside = OsString::from(own);
+    aside.push("o");
+    let aside = PathBuf::from(aside);
+    rustix::fs::rename(path, &aside).map_err(failed("move the old socket away"))?;
+    if identity(&aside).ok() != Some((stat.st_dev, stat.st_ino)) {
+        let _ = rustix::fs::link(&aside, path);
+        let _ = rustix::fs::unlink(&aside);
+        return Err(taken());
+    }
+    rustix::fs::unlink(&aside).map_err(failed("remove the old socket"))?;
+    match rustix::fs::link(own, path) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(taken()),
+        Err(e) => Err(failed("name the socket")(e)),
+    }
+}
+
+/// Whether somebody accepts on the socket at `path`.
+fn is_served(path: &Path) -> Result<bool, Errno> {
+    for kind in [SocketType::STREAM, SocketType::SEQPACKET] {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let probe = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+        match rustix::net::connect(&probe, &SocketAddrUnix::new(path)?) {
+            // EAGAIN: the queue of somebody who does accept is full.
+            Ok(()) | Err(Errno::AGAIN) => return Ok(true),
+            Err(Errno::CONNREFUSED | Errno::NOENT) => return Ok(false),
+            Err(Errno::PROTOTYPE) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,226 @@
+//! The fd lane's table: file descriptors that wait for whoever holds their token (`schema/fd_lane.capnp`). Holds descriptors;
+//! never reads or writes through one.
+
+use std::{cell::RefCell, collections::HashMap, os::fd::OwnedFd, rc::Rc, time::Duration};
+
+use schema::fd_lane_capnp as wire;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{Code, Fault, Peer};
+
+pub(crate) const TOKEN_LENGTH: usize = wire::TOKEN_LENGTH as usize;
+
+/// What redeems one file descriptor, once: 128 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Token([u8; TOKEN_LENGTH]);
+
+impl Token {
+    /// A new token from the kernel's random number generator.
+    fn random() -> Result<Token, Fault> {
+        let mut bytes = [0; TOKEN_LENGTH];
+        match rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(TOKEN_LENGTH) => Ok(Token(bytes)),
+            _ => Err(Fault::new(Code::Internal, "make a token", "the kernel gave no random bytes", "")),
+        }
+    }
+
+    /// A token from bytes that a peer sent.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Token, Fault> {
+        bytes.try_into().map(Token).map_err(|_| bad_token())
+    }
+
+    /// The bytes, as they go into an `FdToken` and over the lane.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Reads the token of an RPC message.
+    pub fn read(token: wire::fd_token::Reader<'_>) -> Result<Token, Fault> {
+        Token::from_bytes(token.get_bytes().map_err(|_| bad_token())?)
+    }
+
+    /// Writes the token into an RPC message.
+    pub fn write(&self, mut token: wire::fd_token::Builder<'_>) {
+        token.set_bytes(&self.0);
+    }
+}
+
+/// A token is a secret while it is good: it is not shown.
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+pub(crate) fn bad_token() -> Fault {
+    Fault::new(
+        Code::BadToken,
+        "redeem a descriptor's token",
+        "it is unknown, was used, has expired, or was made for another user",
+        "Get a new one, and use it within 30 s",
+    )
+}
+
+pub(crate) fn too_many_tokens(uid: u32) -> Fault {
+    Fault::new(
+        Code::Exhausted,
+        "keep a descriptor on the fd lane",
+        format!("{} wait for user {uid} already", wire::MAX_TOKENS_PER_USER),
+        "Redeem some, or ask again in 30 s",
+    )
+}
+
+struct Waiting {
+    fd: OwnedFd,
+    uid: u32,
+    until: Instant,
+}
+
+struct Table {
+    waiting: HashMap<Token, Waiting>,
+    lifetime: Duration,
+    per_user: usize,
+}
+
+impl Table {
+    fn expire(&mut self) {
+        let now = Instant::now();
+        self.waiting.retain(|_, entry| entry.until > now);
+    }
+}
+
+/// The table of waiting descriptors of one vat, shared by its RPC objects and its lane connections.
+#[derive(Clone)]
+pub struct Lane {
+    table: Rc<RefCell<Table>>,
+    added: Rc<Notify>,
+}
+
+impl Default for Lane {
+    fn default() -> Lane {
+        Lane::new()
+    }
+}
+
+impl Lane {
+    /// An empty table with the limits of `schema/fd_lane.capnp`: a token is good for 30 s, 64 may wait per user.
+    pub fn new() -> Lane {
+        Lane::with_limits(Duration::from_secs(wire::TOKEN_LIFETIME_SECONDS.into()), wire::MAX_TOKENS_PER_USER.into())
+    }
+
+    /// An empty table with tighter limits than the schema's.
+    pub fn with_limits(lifetime: Duration, per_user: usize) -> Lane {
+        let table = Table { waiting: HashMap::new(), lifetime, per_user };
+        Lane { table: Rc::new(RefCell::new(table)), added: Rc::default() }
+    }
+
+    /// Keeps `fd` for the user of `peer`, and gives the token that redeems it. Fails with `exhausted`.
+    pub fn offer(&self, fd: OwnedFd, peer: Peer) -> Result<Token, Fault> {
+        let token = Token::random()?;
+        let mut table = self.table.borrow_mut();
+        table.expire();
+        if table.waiting.values().filter(|entry| entry.uid == peer.uid).count() >= table.per_user {
+            return Err(too_many_tokens(peer.uid));
+        }
+        let until = Instant::now() + table.lifetime;
+        table.waiting.insert(token, Waiting { fd, uid: peer.uid, until });
+        self.added.notify_one();
+        Ok(token)
+    }
+
+    /// Takes the descriptor that `token` names and that was kept for the user of `peer`. Fails with `badToken`.
+    pub fn redeem(&self, token: &[u8], peer: Peer) -> Result<OwnedFd, Fault> {
+        let token = Token::from_bytes(token)?;
+        let mut table = self.table.borrow_mut();
+        table.expire();
+        if table.waiting.get(&token).is_none_or(|entry| entry.uid != peer.uid) {
+            return Err(bad_token());
+        }
+        table.waiting.remove(&token).map(|entry| entry.fd).ok_or_else(bad_token)
+    }
+
+    /// How many descriptors wait, over all users.
+    pub fn waiting(&self) -> usize {
+        self.table.borrow().waiting.len()
+    }
+
+    /// Closes each descriptor when its token expires. Sleeps while none waits.
+    pub(crate) async fn keep_clean(&self) -> std::convert::Infallible {
+        loop {
+            let added = self.added.notified();
+            let next = {
+                let mut table = self.table.borrow_mut();
+                table.expire();
+                table.waiting.values().map(|entry| entry.until).min()
+            };
+            match next {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => added.await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALICE: Peer = Peer { uid: 1000, gid: 1000, pid: 1 };
+    const BOB: Peer = Peer { uid: 1001, gid: 1000, pid: 1 };
+
+    fn fd() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn a_token_redeems_its_descriptor_once() {
+        let lane = Lane::new();
+        let token = lane.offer(fd(), ALICE).unwrap();
+        lane.redeem(token.as_bytes(), ALICE).unwrap();
+        assert_eq!(lane.redeem(token.as_bytes(), ALICE).unwrap_err().code, Code::BadToken);
+    }
+
+    #[test]
+    fn a_token_of_another_user_is_refused_and_stays_good_for_its_own() {
+        let lane = Lane::new();
+        let token = lane.offer(fd(), ALICE).unwrap();
+        assert_eq!(lane.redeem(token.as_bytes(), BOB).unwrap_err().code, Code::BadToken);
+        lane.redeem(token.as_bytes(), ALICE).unwrap();
+    }
+
+    #[test]
+    fn a_token_of_another_length_is_refused() {
+        let lane = Lane::new();
+        let token = lane.offer(fd(), ALICE).unwrap();
+        for bytes in [&[][..], &token.as_bytes()[..15], &[token.as_bytes(), &[0]].concat()] {
+            assert_eq!(lane.redeem(bytes, ALICE).unwrap_err().code, Code::BadToken);
+        }
+    }
+
+    #[test]
+    fn a_user_has_sixty_four_descriptors_waiting_and_the_next_is_refused_until_one_is_redeemed() {
+        let lane = Lane::new();
+        let tokens: Vec<Token> = (0..64).map(|_| lane.offer(fd(), ALICE).unwrap()).collect();
+        assert_eq!(lane.offer(fd(), ALICE).unwrap_err().code, Code::Exhausted);
+        lane.offer(fd(), BOB).unwrap();
+        lane.redeem(tokens[0].as_bytes(), ALICE).unwrap();
+        lane.offer(fd(), ALICE).unwrap();
+    }
+
+    #[test]
+    fn a_token_is_good_before_its_lifetime_ends_and_bad_after() {
+        let lane = Lane::with_limits(Duration::from_millis(200), 4);
+        let early = lane.offer(fd(), ALICE).unwrap();
+        let late = lane.offer(fd(), ALICE).unwrap();
+        lane.redeem(early.as_bytes(), ALICE).unwrap();
+        std::thread::sleep(Duration::from_millis(250));
+        assert_eq!(lane.redeem(late.as_bytes(), ALICE).unwrap_err().code, Code::BadToken);
+    }
+
+    #[test]
+    fn tokens_do_not_repeat_and_are_not_shown() {
+        let (a, b) = (Token::random().unwrap(), Token::random().unwrap());
+        assert_ne!(a, b);
+        assert_eq!(format!("{a:?}"), "Token(..)");
+    }
+}

@@ -1,0 +1,219 @@
+//! The fd lane's packets (`schema/fd_lane.capnp`): the service's side of one lane, and a client's. A packet that is not
+//! exactly as the schema says ends the lane, and every descriptor in it is closed.
+
+use std::{
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use rustix::{
+    cmsg_space,
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags,
+    },
+};
+use schema::fd_lane_capnp as wire;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{
+    Code, Fault, Lane, Peer, Token,
+    lane::{TOKEN_LENGTH, bad_token, too_many_tokens},
+    stream::watch,
+};
+
+/// How long the other side may take to read a reply, or to send one.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// The longest packet: one byte and a token.
+const LONGEST: usize = 1 + TOKEN_LENGTH;
+
+/// What ends a lane.
+#[derive(Debug)]
+pub(crate) struct Ended(&'static str);
+
+/// A connected SOCK_SEQPACKET socket.
+pub(crate) struct LaneSocket(AsyncFd<OwnedFd>);
+
+struct Packet {
+    bytes: [u8; LONGEST],
+    length: usize,
+    fd: Option<OwnedFd>,
+}
+
+impl Packet {
+    fn parts(&self) -> Option<(u8, &[u8])> {
+        let (first, rest) = self.bytes.get(..self.length)?.split_first()?;
+        Some((*first, rest))
+    }
+}
+
+impl LaneSocket {
+    pub(crate) fn new(socket: OwnedFd) -> std::io::Result<LaneSocket> {
+        watch(socket, Interest::READABLE | Interest::WRITABLE).map(LaneSocket)
+    }
+
+    /// Answers deposits and claims of `peer`, until it leaves or breaks the protocol.
+    pub(crate) async fn serve(self, lane: Lane, peer: Peer) -> Ended {
+        loop {
+            let served = async {
+                let request = self.receive().await?;
+                let reply = self.answer(request, &lane, peer)?;
+                self.send(&reply.0, reply.1.as_ref().map(AsFd::as_fd)).await
+            };
+            if let Err(ended) = served.await {
+                return ended;
+            }
+        }
+    }
+
+    fn answer(&self, request: Packet, lane: &Lane, peer: Peer) -> Result<(Vec<u8>, Option<OwnedFd>), Ended> {
+        let token: Vec<u8> = match request.parts() {
+            Some((wire::OP_DEPOSIT, [])) => Vec::new(),
+            Some((wire::OP_CLAIM, token)) if token.len() == TOKEN_LENGTH => token.to_vec(),
+            _ => return Err(Ended("a packet is malformed")),
+        };
+        let result = match (token.is_empty(), request.fd) {
+            (true, Some(fd)) => lane.offer(fd, peer).map(|token| (token.as_bytes().to_vec(), None)),
+            (false, None) => lane.redeem(&token, peer).map(|fd| (Vec::new(), Some(fd))),
+            _ => return Err(Ended("a packet carries a descriptor too many or too few")),
+        };
+        match result {
+            Ok((mut token, fd)) => {
+                token.insert(0, wire::STATUS_OK);
+                Ok((token, fd))
+            }
+            Err(Fault { code: Code::BadToken, .. }) => Ok((vec![wire::STATUS_BAD_TOKEN], None)),
+            Err(Fault { code: Code::Exhausted, .. }) => Ok((vec![wire::STATUS_EXHAUSTED], None)),
+            Err(_) => Err(Ended("the kernel gave no random bytes")),
+        }
+    }
+
+    /// Hands `fd` to the service.
+    pub(crate) async fn deposit(&self, fd: BorrowedFd<'_>) -> Result<Result<Token, Fault>, Ended> {
+        let reply = self.ask(&[wire::OP_DEPOSIT], Some(fd)).await?;
+        match (reply.parts(), &reply.fd) {
+            (Some((wire::STATUS_OK, token)), None) => Token::from_bytes(token).map(Ok).map_err(|_| WRONG_REPLY),
+            (Some((status, [])), None) => refusal(status).map(Err),
+            _ => Err(WRONG_REPLY),
+        }
+    }
+
+    /// Takes the descriptor that `token` names from the service.
+    pub(crate) async fn claim(&self, token: &Token) -> Result<Result<OwnedFd, Fault>, Ended> {
+        let mut request = vec![wire::OP_CLAIM];
+        request.extend_from_slice(token.as_bytes());
+        let mut reply = self.ask(&request, None).await?;
+        let fd = reply.fd.take();
+        match (reply.parts(), fd) {
+            (Some((wire::STATUS_OK, [])), Some(fd)) => Ok(Ok(fd)),
+            (Some((status, [])), None) => refusal(status).map(Err),
+            _ => Err(WRONG_REPLY),
+        }
+    }
+
+    async fn ask(&self, request: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<Packet, Ended> {
+        self.send(request, fd).await?;
+        tokio::time::timeout(DEADLINE, self.receive())
+            .await
+            .map_err(|_| Ended("the service did not answer within 5 s"))?
+    }
+
+    async fn receive(&self) -> Result<Packet, Ended> {
+        loop {
+            let mut ready = self.0.readable().await.map_err(|_| Ended("the socket failed"))?;
+            match receive_now(self.0.as_fd()) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(_) => return Err(Ended("the socket failed")),
+                Ok(result) => return result,
+            }
+        }
+    }
+
+    async fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Ended> {
+        let sent = async {
+            loop {
+                let mut ready = self.0.writable().await.map_err(|_| Ended("the socket failed"))?;
+                match send_now(self.0.as_fd(), bytes, fd) {
+                    Err(Errno::AGAIN) => ready.clear_ready(),
+                    Err(Errno::INTR) => {}
+                    Err(_) => return Err(Ended("the other side has gone")),
+                    Ok(()) => return Ok(()),
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, sent).await.map_err(|_| Ended("the other side did not read within 5 s"))?
+    }
+}
+
+const WRONG_REPLY: Ended = Ended("the service's reply is malformed");
+
+fn refusal(status: u8) -> Result<Fault, Ended> {
+    match status {
+        wire::STATUS_BAD_TOKEN => Ok(bad_token()),
+        wire::STATUS_EXHAUSTED => Ok(too_many_tokens(rustix::process::geteuid().as_raw())),
+        _ => Err(WRONG_REPLY),
+    }
+}
+
+/// What a client is told once its lane has ended.
+pub(crate) fn lane_lost(why: &str) -> Fault {
+    Fault::new(
+        Code::Unavailable,
+        "pass a file descriptor",
+        format!("the fd lane has ended: {why}"),
+        "Connect again, then ask again",
+    )
+}
+
+impl Ended {
+    pub(crate) fn why(&self) -> &'static str {
+        self.0
+    }
+}
+
+/// Reads one packet. The outer error is the kernel's, the inner one is about what came.
+fn receive_now(socket: BorrowedFd<'_>) -> Result<Result<Packet, Ended>, Errno> {
+    // One byte and room for one descriptor more than a packet may have, to see a surplus.
+    let mut bytes = [0; LONGEST + 1];
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
+    // From here on each descriptor is owned: whatever returns early closes it.
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    if message.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
+        return Ok(Err(Ended("a packet was truncated")));
+    }
+    if message.bytes == 0 {
+        return Ok(Err(Ended("the other side has gone")));
+    }
+    let fd = fds.pop();
+    if !fds.is_empty() {
+        return Ok(Err(Ended("a packet carries more than one descriptor")));
+    }
+    let (Some(kept), true) = (bytes.first_chunk(), message.bytes <= LONGEST) else {
+        return Ok(Err(Ended("a packet is too long")));
+    };
+    Ok(Ok(Packet { bytes: *kept, length: message.bytes, fd }))
+}
+
+fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::NOBUFS);
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    // A SOCK_SEQPACKET packet is sent whole or not at all.
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags).map(drop)
+}

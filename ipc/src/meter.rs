@@ -1,0 +1,285 @@
+//! The book of one connection: what its peer makes this process hold, from the RPC messages as they pass. Decides whether the
+//! next call may begin and whether the connection must end; touches no socket and no message content.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
+
+use capnp::Error;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{Code, Fault, Limits};
+
+/// Words that an entry in capnp-rpc's tables costs beside its message, generously.
+const OVERHEAD: usize = 128;
+
+/// A message that came in, as far as the book needs it.
+pub(crate) enum Received {
+    /// A call or a bootstrap request, with the question's number.
+    Call { id: u32 },
+    /// The peer needs no more of that answer, nor of the capabilities in it if `release`.
+    Finish { id: u32, release: bool },
+    /// The peer dropped references.
+    Release { count: u32 },
+    /// Anything else.
+    Other,
+}
+
+/// A message that goes out.
+pub(crate) enum Sent {
+    /// An answer with so many capabilities of ours; `last` if the peer need not finish it.
+    Return { id: u32, capabilities: u32, last: bool },
+    /// Anything else, with so many capabilities of ours.
+    Other { capabilities: u32 },
+}
+
+struct Call {
+    serial: u64,
+    words: usize,
+    /// Its answer went out.
+    returned: bool,
+    /// The peer needs it no more; before `returned`, that cancels it.
+    finished: bool,
+    /// Its parameters are in memory.
+    loaded: bool,
+    held_words: usize,
+    held_capabilities: u32,
+}
+
+impl Call {
+    /// Whether it counts as in flight. A cancelled call does for as long as something (a call pipelined on it) keeps its parameters.
+    fn in_flight(&self) -> bool {
+        !self.returned && (!self.finished || self.loaded)
+    }
+}
+
+#[derive(Default)]
+struct Book {
+    calls: HashMap<u32, Call>,
+    serial: u64,
+    in_flight: u32,
+    call_words: usize,
+    held_words: usize,
+    capabilities: u32,
+    cancelled: u32,
+    unread: VecDeque<usize>,
+    unread_words: usize,
+}
+
+impl Book {
+    /// Applies `change` to a call and settles what it means for the totals.
+    fn update(&mut self, id: u32, change: impl FnOnce(&mut Call)) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        let was_in_flight = call.in_flight();
+        change(call);
+        if was_in_flight && !call.in_flight() {
+            self.in_flight = self.in_flight.saturating_sub(1);
+            self.call_words = self.call_words.saturating_sub(call.words);
+        }
+        if call.finished && !call.in_flight() {
+            self.held_words = self.held_words.saturating_sub(call.held_words);
+            self.calls.remove(&id);
+        }
+    }
+}
+
+/// The book, and the signals that go with it.
+pub(crate) struct Meter {
+    pub(crate) limits: Limits,
+    book: RefCell<Book>,
+    read: Cell<usize>,
+    changed: Notify,
+    reason: RefCell<Option<Error>>,
+    ending: Notify,
+    closed: Cell<bool>,
+    closing: Notify,
+}
+
+fn broken(why: String) -> Error {
+    Fault::new(Code::Exhausted, "serve this connection", why, "Connect again, and ask for less at a time").into()
+}
+
+impl Meter {
+    pub(crate) fn new(limits: Limits) -> Rc<Meter> {
+        Rc::new(Meter {
+            limits,
+            book: RefCell::default(),
+            read: Cell::default(),
+            changed: Notify::new(),
+            reason: RefCell::default(),
+            ending: Notify::new(),
+            closed: Cell::new(false),
+            closing: Notify::new(),
+        })
+    }
+
+    pub(crate) fn bytes_read(&self, bytes: usize) {
+        self.read.set(self.read.get().saturating_add(bytes));
+    }
+
+    /// The size of the message that was just read, in words; starts the next one's.
+    pub(crate) fn message_words(&self) -> usize {
+        self.read.replace(0).div_ceil(8)
+    }
+
+    /// The oldest message that was sent has reached the socket.
+    pub(crate) fn message_written(&self) {
+        let mut book = self.book.borrow_mut();
+        if let Some(words) = book.unread.pop_front() {
+            book.unread_words = book.unread_words.saturating_sub(words);
+        }
+        drop(book);
+        self.changed.notify_one();
+    }
+
+    /// Waits until a call of `words` may begin. Fails when the peer leaves its answers unread for too long.
+    pub(crate) async fn may_call(&self, words: usize) -> Result<(), Error> {
+        let mut blocked_at: Option<(usize, Instant)> = None;
+        loop {
+            let changed = self.changed.notified();
+            let unread = {
+                let book = self.book.borrow();
+                let unread = book.unread_words > self.limits.unread_words;
+                let busy = book.in_flight >= self.limits.calls_in_flight
+                    || (book.in_flight > 0 && book.call_words.saturating_add(words) > self.limits.call_words);
+                if !unread && !busy {
+                    return Ok(());
+                }
+                unread.then_some(book.unread.len())
+            };
+            let Some(unread) = unread else {
+                blocked_at = None;
+                changed.await;
+                continue;
+            };
+            let since = match blocked_at {
+                Some((before, since)) if unread >= before => since,
+                _ => Instant::now(),
+            };
+            blocked_at = Some((unread, since));
+            if tokio::time::timeout_at(since + self.limits.stall, changed).await.is_err() {
+                return Err(broken(format!("its answers were left unread for {} s", self.limits.stall.as_secs())));
+            }
+        }
+    }
+
+    /// Books a message that came in. The number of a call's entry comes back, for [`Meter::unloaded`].
+    pub(crate) fn received(&self, message: &Received, words: usize) -> Result<u64, Error> {
+        let mut book = self.book.borrow_mut();
+        match *message {
+            Received::Call { id } => {
+                if book.calls.contains_key(&id) {
+                    return Err(Error::failed(format!("question {id} is in use")));
+                }
+                book.serial = book.serial.wrapping_add(1);
+                let serial = book.serial;
+                let call = Call {
+                    serial,
+                    words,
+                    returned: false,
+                    finished: false,
+                    loaded: true,
+                    held_words: 0,
+                    held_capabilities: 0,
+                };
+                book.calls.insert(id, call);
+                book.in_flight = book.in_flight.saturating_add(1);
+                book.call_words = book.call_words.saturating_add(words);
+                return Ok(serial);
+            }
+            Received::Finish { id, release } => {
+                let mut released = 0;
+                let mut cancels = false;
+                book.update(id, |call| {
+                    call.finished = true;
+                    cancels = !call.returned;
+                    if release {
+                        released = std::mem::take(&mut call.held_capabilities);
+                    }
+                });
+                book.capabilities = book.capabilities.saturating_sub(released);
+                book.cancelled = book.cancelled.saturating_add(cancels.into());
+                if book.cancelled > self.limits.cancelled_calls {
+                    return Err(broken(format!("{} of its calls were cancelled", self.limits.cancelled_calls)));
+                }
+            }
+            Received::Release { count } => book.capabilities = book.capabilities.saturating_sub(count),
+            Received::Other => {}
+        }
+        drop(book);
+        self.changed.notify_one();
+        Ok(0)
+    }
+
+    /// The parameters of call `id` are no longer in memory, if `serial` still is its entry.
+    pub(crate) fn unloaded(&self, id: u32, serial: u64) {
+        let mut book = self.book.borrow_mut();
+        if book.calls.get(&id).is_some_and(|call| call.serial == serial) {
+            book.update(id, |call| call.loaded = false);
+        }
+        drop(book);
+        self.changed.notify_one();
+    }
+
+    /// Books a message that is about to be queued. Ends the connection where that is too much.
+    pub(crate) fn sent(&self, message: &Sent, words: usize) {
+        let mut book = self.book.borrow_mut();
+        let cost = words.saturating_add(OVERHEAD);
+        book.unread.push_back(cost);
+        book.unread_words = book.unread_words.saturating_add(cost);
+        let (Sent::Return { capabilities, .. } | Sent::Other { capabilities }) = *message;
+        book.capabilities = book.capabilities.saturating_add(capabilities);
+        if let Sent::Return { id, last, .. } = *message {
+            if !last {
+                book.held_words = book.held_words.saturating_add(cost);
+            }
+            book.update(id, |call| {
+                call.returned = true;
+                call.finished |= last;
+                if !last {
+                    call.held_words = cost;
+                    call.held_capabilities = capabilities;
+                }
+            });
+        }
+        let (held, capabilities) = (book.held_words, book.capabilities);
+        drop(book);
+        if held > self.limits.held_words {
+            self.end(broken(format!("its unfinished answers hold more than {} words", self.limits.held_words)));
+        } else if capabilities > self.limits.capabilities {
+            self.end(broken(format!("it holds more than {} capabilities", self.limits.capabilities)));
+        }
+        self.changed.notify_one();
+    }
+
+    /// Asks for the end of the connection. The first reason given stays.
+    pub(crate) fn end(&self, reason: Error) {
+        self.reason.borrow_mut().get_or_insert(reason);
+        self.ending.notify_one();
+    }
+
+    /// Returns when the connection should end.
+    pub(crate) async fn ending(&self) {
+        self.ending.notified().await;
+    }
+
+    pub(crate) fn reason(&self) -> Option<Error> {
+        self.reason.borrow().clone()
+    }
+
+    /// The connection has ended, and everything on it is released.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.closing.notify_waiters();
+    }
+
+    /// Returns once the connection has ended.
+    pub(crate) async fn closed(&self) {
+        let closing = self.closing.notified();
+        if !self.closed.get() {
+            closing.await;
+        }
+    }
+}

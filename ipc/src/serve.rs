@@ -1,0 +1,247 @@
+//! Serving: accepts connections on an endpoint's two sockets, keeps to the limits on their number, and runs each one in a task
+//! of its own, so that none can take another down. Hands a peer nothing but the bootstrap capability it is given for it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    time::Duration,
+};
+
+use capnp::capability::Client;
+use capnp_rpc::{rpc_capnp, rpc_twoparty_capnp::Side};
+use rustix::{
+    io::Errno,
+    net::{SendFlags, SocketFlags, SocketType},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Notify,
+    task::JoinSet,
+};
+
+use crate::{
+    Code, Endpoint, Error, Fault, Lane, Limits, Peer, endpoint, lane_socket::LaneSocket, link::Link, stream::watch,
+};
+
+/// How long accepting rests when this process or the host is out of descriptors or memory.
+const REST: Duration = Duration::from_millis(100);
+
+/// Serves `bootstrap(peer)` to everyone who connects to `endpoint`, and `lane` beside it.
+///
+/// With `idle`, returns once no connection has been open for that long, and removes the sockets that [`Endpoint::bind`] made.
+/// A peer for which `bootstrap` gives a fault (or panics) is told so and its connection ends. Dropping the future ends every
+/// connection. One line on stderr says when a connection ended for any other reason than that its peer left.
+pub async fn serve(
+    endpoint: Endpoint,
+    lane: Lane,
+    limits: Limits,
+    idle: Option<Duration>,
+    bootstrap: impl Fn(Peer) -> Result<Client, Fault> + 'static,
+) -> Result<(), Error> {
+    let (rpc, lane_listener, files) = endpoint.into_parts();
+    let rpc = Listener::new(rpc, &limits)?;
+    let lanes = Listener::new(lane_listener, &limits)?;
+    let serve_rpc = rpc.accept(|socket, peer, place| {
+        let mut limits = limits.clone();
+        // These two are the listener's.
+        (limits.connections, limits.connections_per_user) = (0, 0);
+        let offered = catch_unwind(AssertUnwindSafe(|| bootstrap(peer))).unwrap_or_else(|_| {
+            Err(Fault::new(Code::Internal, "connect", "the service's entry point panicked", "Report this as a defect"))
+        });
+        async move {
+            let _place = place;
+            let ended = match offered {
+                Ok(client) => serve_socket(socket, limits, client).await,
+                Err(fault) => {
+                    refuse(&socket, &fault);
+                    Ok(())
+                }
+            };
+            if let Err(e) = ended {
+                eprintln!("Connection of user {}, process {}: {e}", peer.uid, peer.pid);
+            }
+        }
+    });
+    let serve_lanes = lanes.accept(|socket, peer, place| {
+        let lane = lane.clone();
+        async move {
+            let _place = place;
+            if let Ok(socket) = LaneSocket::new(socket) {
+                socket.serve(lane, peer).await;
+            }
+        }
+    });
+    let result = tokio::select! {
+        result = serve_rpc => result,
+        result = serve_lanes => result,
+        never = lane.keep_clean() => match never {},
+        () = rpc.idle(idle) => Ok(()),
+    };
+    drop(files);
+    result
+}
+
+/// Serves one inherited, connected link (SOCK_STREAM); returns when the peer is gone. A connection that ended for another reason is an error.
+pub async fn serve_link(rpc: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
+    endpoint::check(rpc.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
+    serve_socket(rpc, limits, bootstrap).await
+}
+
+/// Serves the fd lane of one inherited link (a connected SOCK_SEQPACKET socket); returns when the peer is gone.
+pub async fn serve_lane_link(socket: OwnedFd, lane: Lane) -> Result<(), Error> {
+    endpoint::check(socket.as_fd(), SocketType::SEQPACKET, false, "a connected Unix socket of type SOCK_SEQPACKET")?;
+    let peer = Peer::of(&socket)?;
+    let socket = LaneSocket::new(socket).map_err(|source| Error::Socket { tried: "watch a socket", source })?;
+    tokio::select! {
+        _ = socket.serve(lane.clone(), peer) => Ok(()),
+        never = lane.keep_clean() => match never {},
+    }
+}
+
+async fn serve_socket(socket: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
+    Link::new(socket, Side::Server, limits, Some(bootstrap))?.drive(std::future::pending()).await
+}
+
+/// Who is connected.
+#[derive(Default)]
+struct Places {
+    taken: Cell<usize>,
+    of_user: RefCell<HashMap<u32, usize>>,
+    changed: Notify,
+}
+
+/// One connection's place among the limits; given back when dropped.
+struct Place {
+    places: Rc<Places>,
+    uid: u32,
+}
+
+impl Place {
+    fn take(places: &Rc<Places>, uid: u32, per_user: usize) -> Option<Place> {
+        let mut users = places.of_user.borrow_mut();
+        let of_user = users.entry(uid).or_default();
+        if uid != 0 && *of_user >= per_user {
+            return None;
+        }
+        *of_user = of_user.saturating_add(1);
+        places.taken.set(places.taken.get().saturating_add(1));
+        places.changed.notify_waiters();
+        Some(Place { places: places.clone(), uid })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut users = self.places.of_user.borrow_mut();
+        if let Some(of_user) = users.get_mut(&self.uid) {
+            *of_user = of_user.saturating_sub(1);
+            if *of_user == 0 {
+                users.remove(&self.uid);
+            }
+        }
+        self.places.taken.set(self.places.taken.get().saturating_sub(1));
+        self.places.changed.notify_waiters();
+    }
+}
+
+struct Listener {
+    socket: AsyncFd<OwnedFd>,
+    places: Rc<Places>,
+    connections: usize,
+    per_user: usize,
+}
+
+impl Listener {
+    fn new(socket: OwnedFd, limits: &Limits) -> Result<Listener, Error> {
+        let socket = watch(socket, Interest::READABLE)
+            .map_err(|source| Error::Socket { tried: "watch a listening socket", source })?;
+        Ok(Listener {
+            socket,
+            places: Rc::default(),
+            connections: limits.connections,
+            per_user: limits.connections_per_user,
+        })
+    }
+
+    /// Spawns `connection(..)` for each connection. Returns when the socket fails for good.
+    async fn accept<F: Future<Output = ()> + 'static>(
+        &self,
+        connection: impl Fn(OwnedFd, Peer, Place) -> F,
+    ) -> Result<(), Error> {
+        // Dropping the set drops every connection.
+        let mut tasks = JoinSet::new();
+        loop {
+            while tasks.try_join_next().is_some() {}
+            let changed = self.places.changed.notified();
+            if self.places.taken.get() >= self.connections {
+                changed.await;
+                continue;
+            }
+            let socket = self.next().await?;
+            // A peer of which the kernel says nothing cannot be held to a limit.
+            let Ok(peer) = Peer::of(&socket) else { continue };
+            match Place::take(&self.places, peer.uid, self.per_user) {
+                Some(place) => drop(tasks.spawn_local(connection(socket, peer, place))),
+                None => refuse(&socket, &too_many(peer, self.per_user)),
+            }
+        }
+    }
+
+    async fn next(&self) -> Result<OwnedFd, Error> {
+        let failed = |source: io::Error| Error::Socket { tried: "accept a connection", source };
+        loop {
+            let mut ready = self.socket.readable().await.map_err(failed)?;
+            match rustix::net::accept_with(self.socket.get_ref(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => return Ok(socket),
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => tokio::time::sleep(REST).await,
+                Err(e) => return Err(failed(e.into())),
+            }
+        }
+    }
+
+    /// Returns once no connection has been open for `idle`, and none waits.
+    async fn idle(&self, idle: Option<Duration>) {
+        let Some(idle) = idle else { return std::future::pending().await };
+        loop {
+            let changed = self.places.changed.notified();
+            if self.places.taken.get() > 0 {
+                changed.await;
+                continue;
+            }
+            let waits =
+                || rustix::event::poll(&mut [self.pollfd()], Some(&rustix::event::Timespec::default())) != Ok(0);
+            if tokio::time::timeout(idle, changed).await.is_err() && !waits() {
+                return;
+            }
+        }
+    }
+
+    fn pollfd(&self) -> rustix::event::PollFd<'_> {
+        rustix::event::PollFd::new(self.socket.get_ref(), rustix::event::PollFlags::IN)
+    }
+}
+
+fn too_many(peer: Peer, per_user: usize) -> Fault {
+    let why = format!("user {} has {per_user} connections", peer.uid);
+    Fault::new(Code::Exhausted, "connect", why, "Close one of them, or ask again later")
+}
+
+/// Tells a peer why it is not served, in an RPC Abort message, as far as its socket takes it at once.
+fn refuse(socket: &OwnedFd, fault: &Fault) {
+    let mut message = capnp::message::Builder::new_default();
+    let mut exception = message.init_root::<rpc_capnp::message::Builder<'_>>().init_abort();
+    let error = capnp::Error::from(fault.clone());
+    exception.set_reason(&error.extra[..]);
+    exception.set_type(match error.kind {
+        capnp::ErrorKind::Overloaded => rpc_capnp::exception::Type::Overloaded,
+        _ => rpc_capnp::exception::Type::Failed,
+    });
+    let bytes = capnp::serialize::write_message_to_words(&message);
+    let _ = rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
