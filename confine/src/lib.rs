@@ -22,6 +22,7 @@
 //! Limits: programs must be started single-threaded; seccomp filters exist for x86_64 and aarch64.
 
 mod capabilities;
+mod child;
 mod confined;
 mod error;
 mod fds;
@@ -35,13 +36,14 @@ mod spawn;
 pub mod base;
 
 pub use caps::Capability;
+pub use child::Child;
 pub use confined::{Confined, JoinHandle, Narrow};
 pub use error::Error;
 pub use filter::{Filter, Rule, Syscall};
 pub use limits::Limit;
 pub use policy::{Layer, Policy, missing};
 pub use sandbox::Sandbox;
-pub use spawn::{Child, Spawn};
+pub use spawn::Spawn;
 
 /// The crate whose [`Capability`] names what [`Sandbox::keep_capability`] keeps.
 pub use caps;

@@ -1,25 +1,43 @@
-//! Starts a program with exactly the fds it is given, and holds it until it has ended.
+//! Starts a program with exactly the fds it is given.
 //!
 //! Touches processes and the fds it was handed. The child gets an empty environment, a session of its own, default
 //! signal handling, and no fd that was not given to it.
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::ptr;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Pid;
+
+use crate::child::{Child, readable};
 use crate::error::Error;
+
+/// How long the kernel may take to execute the program.
+const EXEC: Duration = Duration::from_secs(10);
+
+/// The steps that a child may report as failed, by their place in this list.
+const STEPS: [&str; 6] = [
+    "start a session",
+    "bind its life to its parent's",
+    "set up its standard streams",
+    "hand over its fds",
+    "close other fds",
+    "execute it",
+];
 
 /// A program about to be started.
 #[derive(Debug)]
 #[must_use = "nothing is started before `spawn`"]
 pub struct Spawn {
     program: PathBuf,
-    args: Vec<CString>,
-    nul: bool,
+    args: Vec<Vec<u8>>,
     fds: Vec<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
@@ -32,7 +50,6 @@ impl Spawn {
         Spawn {
             program: program.to_path_buf(),
             args: Vec::new(),
-            nul: false,
             fds: Vec::new(),
             stdout: None,
             stderr: None,
@@ -42,10 +59,7 @@ impl Spawn {
 
     /// Adds an argument.
     pub fn arg(&mut self, arg: impl AsRef<OsStr>) -> &mut Spawn {
-        match CString::new(arg.as_ref().as_bytes()) {
-            Ok(arg) => self.args.push(arg),
-            Err(_) => self.nul = true,
-        }
+        self.args.push(arg.as_ref().as_bytes().to_vec());
         self
     }
 
@@ -60,7 +74,7 @@ impl Spawn {
     /// Hands an fd over, and says which number it will have in the child: 3, 4 and so on.
     pub fn fd(&mut self, fd: OwnedFd) -> RawFd {
         self.fds.push(fd);
-        RawFd::try_from(self.fds.len() + 2).unwrap_or(RawFd::MAX)
+        number(self.fds.len() + 2)
     }
 
     /// Standard output; without this `/dev/null`. Standard input always is.
@@ -88,60 +102,161 @@ impl Spawn {
     ///
     /// Where the program cannot be executed, an argument holds a NUL byte, or fds or processes run out.
     pub fn spawn(self) -> Result<Child, Error> {
-        Err(Error::Spawn { program: self.program, step: "fork", source: io::ErrorKind::Unsupported.into() })
+        let failed = |step, errno: Errno| Error::Spawn { program: self.program.clone(), step, source: errno.into() };
+        let text = |bytes: &[u8]| {
+            let source = io::ErrorKind::InvalidInput.into();
+            let step = "pass an argument that holds a NUL byte";
+            CString::new(bytes).map_err(|_| Error::Spawn { program: self.program.clone(), step, source })
+        };
+
+        // The child's numbers are 3.. for its fds and then one for the report. All that is dealt out is first
+        // copied to above those, so no copy in the child can land on one that is still to be dealt.
+        let report_at = number(self.fds.len() + 3);
+        let above = |fd: BorrowedFd<'_>| {
+            fcntl_dupfd_cloexec(fd, report_at.saturating_add(1)).map_err(|errno| failed("prepare its fds", errno))
+        };
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| failed("open /dev/null", errno))?;
+        let stdin = above(null.as_fd())?;
+        let stdout = above(self.stdout.as_ref().unwrap_or(&null).as_fd())?;
+        // SAFETY: 2 is open for the life of a Rust program; it is only copied.
+        let own_stderr = unsafe { BorrowedFd::borrow_raw(2) };
+        let stderr = above(self.stderr.as_ref().map_or(own_stderr, |fd| fd.as_fd()))?;
+        let fds = self.fds.iter().map(|fd| above(fd.as_fd())).collect::<Result<Vec<_>, _>>()?;
+        let (answer, report) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed("make a pipe", errno))?;
+        let report = above(report.as_fd())?;
+
+        let program = text(self.program.as_os_str().as_bytes())?;
+        let args = self.args.iter().map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
+        let argv = std::iter::once(&program).chain(&args).map(|arg| arg.as_ptr()).chain([ptr::null()]).collect();
+        let plan = Plan {
+            program: &program,
+            argv,
+            streams: [stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()],
+            fds: fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            report: report.as_raw_fd(),
+            report_at,
+            die_with: self.die_with_parent.then(rustix::process::getpid),
+        };
+        let pid = plan.fork().map_err(|errno| failed("fork", errno))?;
+        drop(report);
+        let child = Child::adopt(pid).map_err(|errno| failed("open its pidfd", errno))?;
+
+        if !readable(answer.as_fd(), EXEC).map_err(|errno| failed("wait for it", errno))? {
+            return Err(failed("execute it in time", Errno::TIMEDOUT));
+        }
+        let mut message = [0_u8; 8];
+        match retry_on_intr(|| rustix::io::read(&answer, &mut message)) {
+            // The program was executed, which closed the pipe.
+            Ok(0) => Ok(child),
+            Ok(_) => {
+                let [a, b, c, d, step, ..] = message;
+                let errno = Errno::from_raw_os_error(i32::from_ne_bytes([a, b, c, d]));
+                Err(failed(STEPS.get(usize::from(step)).copied().unwrap_or("start it"), errno))
+            }
+            Err(errno) => Err(failed("hear from it", errno)),
+        }
     }
 }
 
-/// A child process. Dropped, it is killed and reaped, unless [`detach`](Child::detach)ed.
-#[derive(Debug)]
-pub struct Child {
-    pid: libc::pid_t,
-    pidfd: OwnedFd,
-    status: Option<ExitStatus>,
+/// A small count as an fd number.
+fn number(count: usize) -> RawFd {
+    RawFd::try_from(count).unwrap_or(RawFd::MAX)
 }
 
-impl Child {
-    /// Its process id; not reused before it was waited for.
-    pub fn pid(&self) -> libc::pid_t {
-        self.pid
-    }
-
-    /// An fd that turns readable when the child has ended.
-    pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-
-    /// Its status if it has ended. Does not wait.
-    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, Error> {
-        Ok(self.status)
-    }
-
-    /// Waits for its end, at most `limit`; `None` if it still runs then.
-    pub fn wait_for(&mut self, _limit: Duration) -> Result<Option<ExitStatus>, Error> {
-        Ok(self.status)
-    }
-
-    /// Waits for its end, however long that takes: for when [`pidfd`](Child::pidfd) was readable, or after `kill`.
-    pub fn wait(&mut self) -> Result<ExitStatus, Error> {
-        self.status.ok_or(Error::Child { tried: "wait for", pid: self.pid, source: io::ErrorKind::Unsupported.into() })
-    }
-
-    /// Kills it with SIGKILL. No error if it has ended already.
-    pub fn kill(&self) -> Result<(), Error> {
-        self.signal(libc::SIGKILL)
-    }
-
-    /// Sends it a signal. No error if it has ended already.
-    pub fn signal(&self, _signal: libc::c_int) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// Lets it outlive this process. Whoever adopts it reaps it.
-    pub fn detach(self) {}
+/// All that the child needs, laid out before the fork: after it, it may not allocate.
+struct Plan<'a> {
+    program: &'a CString,
+    argv: Vec<*const libc::c_char>,
+    streams: [RawFd; 3],
+    fds: Vec<RawFd>,
+    report: RawFd,
+    report_at: RawFd,
+    die_with: Option<Pid>,
 }
 
-impl AsFd for Child {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+impl Plan<'_> {
+    fn fork(&self) -> Result<Pid, Errno> {
+        // The caller's signal handlers must not run in the child, so signals wait until it has none.
+        // SAFETY: both sets are initialised by the calls that get their addresses.
+        let before = unsafe {
+            let (mut all, mut before) = std::mem::zeroed::<(libc::sigset_t, libc::sigset_t)>();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+            before
+        };
+        // SAFETY: the child runs `become_program` only, which is async-signal-safe and never returns.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: this is the child of a fork, and the plan's pointers are valid in its copy of the memory.
+            unsafe { self.become_program() }
+        }
+        let error = Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::AGAIN);
+        // SAFETY: `before` was filled in above.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
+        Pid::from_raw(pid).filter(|_| pid > 0).ok_or(error)
+    }
+
+    /// Turns the child of a fork into the program, or reports the step that failed.
+    ///
+    /// # Safety
+    ///
+    /// To be called in the child of a fork only. Uses async-signal-safe calls only; `argv` ends with a null.
+    unsafe fn become_program(&self) -> ! {
+        // SAFETY: the calls take numbers and a message that outlives them.
+        unsafe {
+            libc::dup3(self.report, self.report_at, libc::O_CLOEXEC);
+            let step = self.execute();
+            let [a, b, c, d] = (*libc::__errno_location()).to_ne_bytes();
+            let message = [a, b, c, d, step, 0, 0, 0];
+            libc::write(self.report_at, message.as_ptr().cast(), message.len());
+            libc::_exit(127)
+        }
+    }
+
+    /// Returns only if a step failed: its place in [`STEPS`], and `errno`.
+    ///
+    /// # Safety
+    ///
+    /// As [`become_program`](Plan::become_program).
+    unsafe fn execute(&self) -> u8 {
+        // SAFETY: the calls take numbers, a set that the call before initialised, and the plan's pointers, which end
+        // as execve asks for.
+        unsafe {
+            for signal in 1..=64 {
+                libc::signal(signal, libc::SIG_DFL); // Refused for KILL, STOP and glibc's own two.
+            }
+            let mut none = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&raw mut none);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            if libc::setsid() < 0 {
+                return 0;
+            }
+            if let Some(parent) = self.die_with {
+                // A parent that ended before the request took effect is seen by its number having changed.
+                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+                    return 1;
+                }
+                if libc::getppid() != parent.as_raw_nonzero().get() {
+                    libc::_exit(127);
+                }
+            }
+            let mut target: RawFd = 0;
+            for (group, step) in [(self.streams.as_slice(), 2), (self.fds.as_slice(), 3)] {
+                for source in group {
+                    if libc::dup2(*source, target) < 0 {
+                        return step;
+                    }
+                    target += 1;
+                }
+            }
+            let rest = self.report_at.unsigned_abs().wrapping_add(1);
+            if libc::syscall(libc::SYS_close_range, rest, libc::c_uint::MAX, 0) < 0 {
+                return 4;
+            }
+            let environment: [*const libc::c_char; 1] = [ptr::null()];
+            libc::execve(self.program.as_ptr(), self.argv.as_ptr(), environment.as_ptr());
+            5
+        }
     }
 }
