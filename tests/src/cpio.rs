@@ -35,12 +35,7 @@ impl Archive {
     /// Adds a symbolic link.
     pub fn symlink(&mut self, path: &str, target: &str) {
         self.parent(path);
-        self.entry(
-            path.trim_matches('/'),
-            0o120_777,
-            (0, 0),
-            target.as_bytes(),
-        );
+        self.entry(path.trim_matches('/'), 0o120_777, (0, 0), target.as_bytes());
     }
 
     /// Adds a character device node.
@@ -81,8 +76,7 @@ impl Archive {
         ];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08X}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);

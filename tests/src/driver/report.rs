@@ -1,0 +1,52 @@
+//! The results port: one line a result, in the grammar of `xtask`'s `lab` module.
+
+use std::{fs::File, io::Write, os::fd::FromRawFd};
+
+use anyhow::{Context, Result};
+
+/// The results port.
+pub struct Report(File);
+
+impl Report {
+    /// Takes over file descriptor 3. Called once, at the start.
+    pub fn open() -> Result<Report> {
+        rustix::io::fcntl_getfd(
+            // SAFETY: the descriptor is only asked about; it is not closed, and a wrong number is an error.
+            unsafe { std::os::fd::BorrowedFd::borrow_raw(3) },
+        )
+        .context("File descriptor 3, the results port, is not open")?;
+        // SAFETY: descriptor 3 is open, was inherited, and nothing else in this process uses it.
+        let port = unsafe { File::from_raw_fd(3) };
+        rustix::io::fcntl_setfd(&port, rustix::io::FdFlags::CLOEXEC)?;
+        Ok(Report(port))
+    }
+
+    /// Records a check by its outcome.
+    pub fn check(&mut self, name: &str, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Ok(()) => self.line(&format!("ok {name}")),
+            Err(why) => self.line(&format!("not ok {name}: {why:#}")),
+        }
+    }
+
+    /// Records a measured number.
+    pub fn figure(&mut self, name: &str, value: f64) -> Result<()> {
+        self.line(&format!("figure {name} {value}"))
+    }
+
+    /// Tells whoever watches.
+    pub fn say(&mut self, text: &str) -> Result<()> {
+        self.line(&format!("say {text}"))
+    }
+
+    /// Ends the scenario.
+    pub fn end(&mut self) -> Result<()> {
+        self.line("end")
+    }
+
+    fn line(&mut self, text: &str) -> Result<()> {
+        let text = text.replace(['\n', '\r'], " ");
+        println!("lab-driver: {text}");
+        writeln!(self.0, "{text}").context("Cannot write to the results port")
+    }
+}

@@ -1,0 +1,208 @@
+//! Gets what the lab and the demo need from Debian's archive: installed packages, and stock
+//! cloud kernels unpacked under `target/lab` without being installed.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+
+use crate::kernel_image;
+
+/// A stock Debian cloud kernel, unpacked.
+pub struct Kernel {
+    /// The series that tests and figures name it by: "6.1" or "6.12".
+    pub series: &'static str,
+    /// The image as Debian ships it.
+    pub bzimage: PathBuf,
+    /// The ELF that the image unpacks to.
+    pub elf: PathBuf,
+    /// `/lib/modules/<release>`, with `modules.dep`.
+    modules: PathBuf,
+}
+
+/// The kernel series of Debian 12 and the package that always depends on the newest of each.
+const SERIES: [(&str, &str); 2] = [("6.1", "linux-image-cloud-amd64"), ("6.12", "linux-image-6.12-cloud-amd64")];
+
+impl Kernel {
+    /// Fetches and unpacks the newest kernel of `series`, unless `lab` holds one already.
+    pub fn fetch(lab: &Path, series: &str) -> Result<Kernel> {
+        let (series, meta) = SERIES
+            .into_iter()
+            .find(|(name, _)| *name == series)
+            .with_context(|| format!("There is no kernel series {series} in Debian 12"))?;
+        let dir = lab.join("kernels").join(series);
+        if !dir.join("complete").exists() {
+            unpack(&dir, meta).with_context(|| format!("Cannot get Debian's {series} kernel"))?;
+        }
+        let release = fs::read_to_string(dir.join("complete"))?;
+        Ok(Kernel {
+            series,
+            bzimage: dir.join("boot").join(format!("vmlinuz-{release}")),
+            elf: dir.join("vmlinux"),
+            modules: dir.join("lib/modules").join(&release),
+        })
+    }
+
+    /// The modules with these names and all they depend on, as (file name, content), in the order in
+    /// which they have to be inserted. A name that is built into this kernel has no file and is left out.
+    pub fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+        let dep = self.modules.join("modules.dep");
+        let dep = fs::read_to_string(&dep).with_context(|| format!("Cannot read {}", dep.display()))?;
+        let mut order = Vec::new();
+        for name in names {
+            let stem = |path: &str| {
+                let file = path.rsplit('/').next().unwrap_or(path);
+                file.split(".ko").next().unwrap_or(file).replace('-', "_")
+            };
+            let Some((path, needs)) = dep
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .find(|(path, _)| stem(path) == name.replace('-', "_"))
+            else {
+                continue;
+            };
+            // modules.dep lists what a module needs with the deepest dependency last.
+            let needs = needs.split_whitespace().rev();
+            order.extend(needs.chain([path]).map(str::to_owned));
+        }
+        let mut seen = BTreeSet::new();
+        order.retain(|path| seen.insert(path.clone()));
+        order.iter().map(|path| self.module(path)).collect()
+    }
+
+    fn module(&self, path: &str) -> Result<(String, Vec<u8>)> {
+        let file = path.rsplit('/').next().unwrap_or(path);
+        let content = fs::read(self.modules.join(path)).with_context(|| format!("Cannot read module {path}"))?;
+        match file.strip_suffix(".xz") {
+            Some(name) => Ok((name.to_owned(), kernel_image::unpack_xz(&content)?)),
+            None => Ok((file.to_owned(), content)),
+        }
+    }
+}
+
+fn unpack(dir: &Path, meta: &str) -> Result<()> {
+    install(&["kmod"])?;
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir_all(dir)?;
+    let (package, release) = match newest(meta) {
+        Ok(found) => found,
+        Err(_) => {
+            refresh()?;
+            newest(meta)?
+        }
+    };
+    say(&format!("downloading {package}"));
+    if download(dir, &package).is_err() {
+        // The archive may have moved on since the lists were read.
+        refresh()?;
+        download(dir, &package)?;
+    }
+    let deb = fs::read_dir(dir)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .find(|path| path.extension().is_some_and(|e| e == "deb"))
+        .with_context(|| format!("apt-get download {package} left no file"))?;
+    run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
+    fs::remove_file(&deb)?;
+    run(Command::new("depmod").arg("-b").arg(dir).arg(&release))?;
+    let bzimage = fs::read(dir.join("boot").join(format!("vmlinuz-{release}")))?;
+    fs::write(dir.join("vmlinux"), kernel_image::elf(&bzimage)?)?;
+    // Written last: its presence says that everything else is there.
+    fs::write(dir.join("complete"), release)?;
+    Ok(())
+}
+
+/// The kernel package that `meta` depends on, and the kernel release in its name.
+fn newest(meta: &str) -> Result<(String, String)> {
+    let shown = output(Command::new("apt-cache").args(["show", "--no-all-versions", meta]))?;
+    let package = shown
+        .lines()
+        .filter_map(|line| line.strip_prefix("Depends:"))
+        .flat_map(|depends| depends.split(','))
+        .filter_map(|depend| depend.split_whitespace().next())
+        .find(|name| name.starts_with("linux-image-"))
+        .with_context(|| format!("Package {meta} names no kernel"))?;
+    let release = package.trim_start_matches("linux-image-").to_owned();
+    Ok((package.to_owned(), release))
+}
+
+fn download(dir: &Path, package: &str) -> Result<()> {
+    run(Command::new("apt-get")
+        .args(["download", "-q", package])
+        // The fetching user of apt cannot write below a private target directory.
+        .args(["-o", "APT::Sandbox::User=root"])
+        .current_dir(dir))
+}
+
+/// Installs those of `packages` that are missing. Needs root only if one is.
+pub fn install(packages: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| !installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "Missing packages: {names}. Install them (`sudo apt-get install {names}`), or run this as root"
+    );
+    say(&format!("installing {names}"));
+    let install = || {
+        run(Command::new("apt-get")
+            .args(["install", "-y", "-q", "--no-install-recommends"])
+            .args(["-o", "DPkg::Lock::Timeout=600"])
+            .args(&missing)
+            .env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    if install().is_err() {
+        refresh()?;
+        install().with_context(|| format!("Cannot install {names}"))?;
+    }
+    Ok(())
+}
+
+fn installed(package: &str) -> bool {
+    output(Command::new("dpkg-query").args(["-W", "-f=${db:Status-Status}", package]))
+        .is_ok_and(|status| status == "installed")
+}
+
+fn refresh() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "Debian's package lists are missing or old. Run `sudo apt-get update`, or run this as root"
+    );
+    say("reading Debian's package lists");
+    run(Command::new("apt-get")
+        .args(["update", "-q", "--error-on=any"])
+        .args(["-o", "DPkg::Lock::Timeout=600"]))
+    .context("Cannot reach Debian's archive. Connect this machine to the network, or to a mirror named in /etc/apt/sources.list")
+}
+
+/// Says on stderr what takes time.
+pub fn say(what: &str) {
+    eprintln!("xtask: {what}");
+}
+
+/// Runs a program quietly; its output is the error's text when it fails.
+pub fn run(command: &mut Command) -> Result<()> {
+    output(command).map(drop)
+}
+
+/// Runs a program and returns its standard output.
+pub fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let out = match command.output() {
+        Ok(out) => out,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            bail!("{name} is not installed; this needs Debian 12 or a system with its tools")
+        }
+        Err(e) => return Err(anyhow!(e).context(format!("Cannot run {name}"))),
+    };
+    if !out.status.success() {
+        let text = String::from_utf8_lossy(&out.stderr);
+        bail!("{name} failed with {}: {}", out.status, text.trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}

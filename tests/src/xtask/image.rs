@@ -1,0 +1,90 @@
+//! Builds the initramfs of the lab's guests and of the lab host. Reads kernels, busybox and Volt's
+//! release programs; touches nothing outside of the archive it returns.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+use volt_tests::cpio::Archive;
+
+use crate::debian::{self, Kernel};
+
+const GUEST_MODULES: [&str; 5] = ["virtio_mmio", "virtio_blk", "virtio_net", "button", "evdev"];
+
+/// KVM, what a bridge with TAPs takes, and what later networks need; module names as in modules.dep.
+const HOST_MODULES: [&str; 9] =
+    ["kvm-amd", "tun", "bridge", "veth", "macvtap", "nf_tables", "nft_chain_nat", "nft_masq", "nft_ct"];
+
+/// The initial RAM disk of a guest that runs `kernel`; it obeys `commands` before it listens to its console.
+pub fn guest(kernel: &Kernel, commands: &str) -> Result<Vec<u8>> {
+    let mut archive = base(include_str!("../lab/guest-init.sh"))?;
+    add_modules(&mut archive, kernel, &GUEST_MODULES)?;
+    if !commands.is_empty() {
+        archive.file("/commands", 0o644, commands.as_bytes());
+    }
+    Ok(archive.finish())
+}
+
+/// The lab host: `kernel`'s modules, every program in `programs`, and for each guest kernel
+/// `/guests/<series>/vmlinuz` and `/guests/<series>/initrd`.
+pub fn host(kernel: &Kernel, programs: &[PathBuf], guests: &[(&Kernel, Vec<u8>)]) -> Result<Archive> {
+    let mut archive = base(include_str!("../lab/host-init.sh"))?;
+    add_modules(&mut archive, kernel, &HOST_MODULES)?;
+    for program in programs {
+        let name = program.file_name().context("A program has a name")?.to_string_lossy();
+        archive.file(&format!("/bin/{name}"), 0o755, &read(program)?);
+    }
+    for (guest, initrd) in guests {
+        archive.file(&format!("/guests/{}/vmlinuz", guest.series), 0o644, &read(&guest.bzimage)?);
+        archive.file(&format!("/guests/{}/initrd", guest.series), 0o644, initrd);
+    }
+    archive.file("/etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n");
+    archive.file("/etc/group", 0o644, b"root:x:0:\nkvm:x:101:\nnogroup:x:65534:\n");
+    Ok(archive)
+}
+
+/// Adds a dynamically linked program at the path it has here, with its libraries and dynamic linker.
+pub fn add_dynamic(archive: &mut Archive, program: &Path) -> Result<()> {
+    let listed = debian::output(Command::new("ldd").arg(program))?;
+    // Lines are "name => /path (address)", and "/path (address)" for the dynamic linker.
+    let libraries: BTreeSet<&str> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
+    archive.file(&program.to_string_lossy(), 0o755, &read(program)?);
+    for library in libraries {
+        archive.file(library, 0o755, &read(Path::new(library))?);
+    }
+    Ok(())
+}
+
+/// Reads a file; the error names it.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("Cannot read {}", path.display()))
+}
+
+fn base(init: &str) -> Result<Archive> {
+    let mut archive = Archive::new();
+    let busybox = Path::new("/bin/busybox");
+    archive.file("/bin/busybox", 0o755, &read(busybox)?);
+    for applet in debian::output(Command::new(busybox).arg("--list"))?.lines() {
+        if applet != "busybox" {
+            archive.symlink(&format!("/bin/{applet}"), "busybox");
+        }
+    }
+    archive.character_device("/dev/console", 5, 1);
+    archive.file("/init", 0o755, init.as_bytes());
+    Ok(archive)
+}
+
+fn add_modules(archive: &mut Archive, kernel: &Kernel, names: &[&str]) -> Result<()> {
+    let mut order = String::new();
+    for (name, content) in kernel.modules(names)? {
+        archive.file(&format!("/lib/modules/{name}"), 0o644, &content);
+        order.push_str(&name);
+        order.push('\n');
+    }
+    archive.file("/modules", 0o644, order.as_bytes());
+    Ok(())
+}

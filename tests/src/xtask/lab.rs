@@ -1,0 +1,213 @@
+//! The lab host: a machine that QEMU emulates in software, AMD-V included, so that its stock kernel
+//! offers a real `/dev/kvm` whatever this machine has. One boot runs one scenario of `lab-driver` and
+//! reports over the host's second serial port, a line at a time:
+//!
+//! ```text
+//! ok NAME                 a check that held
+//! not ok NAME: WHY        a check that did not
+//! skipped: NAME: WHY      a check that was not made
+//! figure NAME VALUE       a measured number
+//! say TEXT                for whoever watches
+//! end                     the scenario is over; without it, it is not
+//! ```
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::debian::Kernel;
+
+/// How the lab host's time passes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// As on any machine: two CPUs that run in parallel, for functions and races.
+    Wall,
+    /// One CPU, one nanosecond an instruction: the same figure on any machine, however noisy.
+    Instructions,
+}
+
+/// A line of the results port.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// A check held.
+    Ok(String),
+    /// A check failed: name and reason.
+    NotOk(String, String),
+    /// A check was not made: name and reason.
+    Skipped(String, String),
+    /// A measured number.
+    Figure(String, f64),
+    /// Text for whoever watches.
+    Say(String),
+    /// The scenario is over.
+    End,
+}
+
+impl Event {
+    fn parse(line: &str) -> Option<Event> {
+        let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let reasoned = |text: &str| {
+            let (name, why) = text.split_once(": ").unwrap_or((text, "no reason given"));
+            (name.to_owned(), why.to_owned())
+        };
+        Some(match kind {
+            "ok" => Event::Ok(rest.to_owned()),
+            "not" => {
+                let (name, why) = reasoned(rest.strip_prefix("ok ")?);
+                Event::NotOk(name, why)
+            }
+            "skipped:" => {
+                let (name, why) = reasoned(rest);
+                Event::Skipped(name, why)
+            }
+            "figure" => {
+                let (name, value) = rest.rsplit_once(' ')?;
+                Event::Figure(name.to_owned(), value.parse().ok()?)
+            }
+            "say" => Event::Say(rest.to_owned()),
+            "end" => Event::End,
+            _ => return None,
+        })
+    }
+}
+
+/// One boot of the lab host.
+pub struct Lab<'a> {
+    /// Kernel of the lab host.
+    pub kernel: &'a Kernel,
+    /// Its initramfs.
+    pub image: Vec<u8>,
+    /// What `lab-driver` is to do.
+    pub scenario: &'a str,
+    /// How time passes in it.
+    pub clock: Clock,
+    /// Wall time after which it is ended.
+    pub deadline: Duration,
+}
+
+impl Lab<'_> {
+    /// Boots the lab host and hands every result to `report`. Files of the run, the console's log among them,
+    /// are kept in `dir`.
+    pub fn run(&self, dir: &Path, report: &mut dyn FnMut(Event)) -> Result<()> {
+        fs::create_dir_all(dir)?;
+        let console = dir.join("console.log");
+        let outcome = self.boot(dir, &console, report);
+        let _ = fs::remove_file(dir.join("initrd"));
+        outcome.with_context(|| {
+            let log = fs::read(&console).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines.get(lines.len().saturating_sub(60)..).unwrap_or(&[]).join("\n    ");
+            format!("The lab's console ended with:\n    {tail}\nAll of it is in {}", console.display())
+        })
+    }
+
+    fn boot(&self, dir: &Path, console: &Path, report: &mut dyn FnMut(Event)) -> Result<()> {
+        let initrd = dir.join("initrd");
+        fs::write(&initrd, &self.image)?;
+        let mut qemu = Machine::start(self.arguments(&initrd, console))?;
+        let end = Instant::now() + self.deadline;
+        let (sender, lines) = channel();
+        let results = qemu.0.stdout.take().context("QEMU was started with a pipe")?;
+        thread::spawn(move || {
+            for line in BufReader::new(results).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        loop {
+            match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => match Event::parse(line.trim_end()) {
+                    Some(Event::End) => break,
+                    Some(event) => report(event),
+                    None => bail!("The lab's driver wrote {line:?}, which means nothing"),
+                },
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("Scenario {} did not end within {} s and was ended", self.scenario, self.deadline.as_secs())
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("The lab host stopped before scenario {} was over", self.scenario)
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn arguments(&self, initrd: &Path, console: &Path) -> Command {
+        let append = format!(
+            "console=ttyS0 panic=-1 reboot=t mitigations=off random.trust_cpu=on quiet lab.scenario={}",
+            self.scenario
+        );
+        let mut qemu = Command::new("qemu-system-x86_64");
+        match self.clock {
+            Clock::Wall => qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]),
+            Clock::Instructions => qemu.args(["-accel", "tcg", "-icount", "shift=0,sleep=off"]),
+        };
+        qemu.args(["-M", "q35", "-cpu", "max", "-m", "3072", "-nodefaults", "-display", "none", "-no-reboot"])
+            .arg("-kernel")
+            .arg(&self.kernel.bzimage)
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", &append])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args(["-serial", "stdio"]);
+        qemu
+    }
+}
+
+/// A QEMU process that ends when this is dropped, or when this process does.
+struct Machine(Child);
+
+impl Machine {
+    fn start(mut command: Command) -> Result<Machine> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let die_with_parent = || {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec only async-signal-safe functions may run; this is one system call.
+        unsafe { command.pre_exec(die_with_parent) };
+        Ok(Machine(command.spawn().context("Cannot start qemu-system-x86_64")?))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Where the lab keeps its files: `<target>/lab`.
+pub fn directory(target: &Path) -> PathBuf {
+    target.join("lab")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Event;
+
+    #[test]
+    fn results_port_lines_are_understood_or_refused() {
+        let ok = |s: &str| s.to_owned();
+        assert_eq!(Event::parse("ok two guests ping"), Some(Event::Ok(ok("two guests ping"))));
+        assert_eq!(Event::parse("not ok a: b: c"), Some(Event::NotOk(ok("a"), ok("b: c"))));
+        assert_eq!(Event::parse("skipped: a: b"), Some(Event::Skipped(ok("a"), ok("b"))));
+        assert_eq!(Event::parse("figure boot volt 1.5"), Some(Event::Figure(ok("boot volt"), 1.5)));
+        assert_eq!(Event::parse("end"), Some(Event::End));
+        assert_eq!(Event::parse("figure boot"), None);
+        assert_eq!(Event::parse("not fine"), None);
+        assert_eq!(Event::parse("Kernel panic"), None);
+    }
+}
