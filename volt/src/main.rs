@@ -1,2 +1,40 @@
-//! volt
-fn main() {}
+//! `volt`: the command people type, and the supervisor of one VM.
+//!
+//! It may open what the user names, start Volt's programs and talk to its services. It never sees guest memory, and
+//! passes the guest's console on without reading it.
+
+mod cli;
+mod commands;
+mod config;
+mod console;
+mod control;
+mod filters;
+mod janitor;
+mod keep;
+mod machine;
+mod paths;
+mod resources;
+mod run;
+mod services;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Run(args) => run::run(cli.confinement, args),
+        Command::Keep(args) => keep::main(cli.confinement, args),
+        other => commands::main(cli.confinement, other),
+    };
+    match result {
+        Ok(code) => code,
+        Err(fault) => {
+            eprintln!("volt: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}

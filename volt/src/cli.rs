@@ -1,0 +1,129 @@
+//! The command line: what people type, parsed and nothing more.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use confine::Policy;
+
+/// Runs Linux in microVMs whose every device is a confined process of its own.
+#[derive(Debug, Parser)]
+#[command(name = "volt", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What a missing layer of confinement means: `strict` refuses to start, `best-effort` says which one is missing.
+    #[arg(long, global = true, default_value_t = Policy::BestEffort, value_name = "POLICY")]
+    pub confinement: Policy,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The sub-commands of `volt`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one VM in the foreground: its console is this terminal, its end is this command's end.
+    Run(Box<RunArgs>),
+    /// List the VMs that run on this host.
+    List,
+    /// Stop a VM: press its power button, and end it when it has not powered off in time.
+    Stop(StopArgs),
+    /// Define networks and their address pools.
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// Keep guest kernels.
+    #[command(subcommand)]
+    Kernel(KernelCommand),
+    /// Internal: start the services that `volt run` found missing, and clear up after them.
+    #[command(hide = true)]
+    Keep(KeepArgs),
+}
+
+/// Arguments of `volt run`. A flag wins over the same key in the file.
+#[derive(Debug, Default, Args)]
+pub struct RunArgs {
+    /// A TOML file that describes the VM.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of the VM: 1 to 59 of a-z, 0-9 and '-'.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Kernel: a bzImage or ELF file (a path holds a '/', or names a file here), or the alias or digest of one in the kernel store.
+    #[arg(long)]
+    pub kernel: Option<String>,
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line [default: console=ttyS0].
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// A raw disk image; with ",ro" it is read-only. May be given several times: vda, vdb, ...
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    pub disks: Vec<String>,
+    /// Network to attach a card to. May be given several times: eth0, eth1, ...
+    #[arg(long = "net", value_name = "NETWORK")]
+    pub nets: Vec<String>,
+    /// Number of virtual CPUs [default: 1].
+    #[arg(long)]
+    pub cpus: Option<u16>,
+    /// Guest memory, such as 256M or 2G [default: 256M].
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// End when the guest resets, instead of booting it again.
+    #[arg(long)]
+    pub no_reboot: bool,
+}
+
+/// Arguments of `volt stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// Name of the VM.
+    pub name: String,
+    /// Seconds the guest gets to power itself off.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=600))]
+    pub grace: u32,
+}
+
+/// `volt network ...`
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Define a network, or change it, from a JSON file.
+    Define {
+        /// The JSON file: network, subnet, gateway, pool, reservations.
+        file: PathBuf,
+    },
+    /// List the networks and how full their pools are.
+    List,
+}
+
+/// `volt kernel ...`
+#[derive(Debug, Subcommand)]
+pub enum KernelCommand {
+    /// Unpack and check a kernel, and keep it.
+    Import {
+        /// A bzImage or ELF file.
+        file: PathBuf,
+        /// Alias to keep it under.
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// List the kernels in the store.
+    List,
+    /// Forget a kernel.
+    Remove {
+        /// Alias, digest, or a prefix of at least 8 digits.
+        kernel: String,
+    },
+}
+
+/// Arguments of the internal `volt keep`.
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    /// NAME:RPC-FD:LANE-FD of a service to start on those listening sockets.
+    #[arg(long = "service", required = true)]
+    pub services: Vec<String>,
+    /// Where the sockets are.
+    #[arg(long)]
+    pub runtime_dir: PathBuf,
+    /// Where the services keep their state.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+}

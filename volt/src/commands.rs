@@ -1,0 +1,231 @@
+//! The short commands: list and stop VMs, define networks, keep kernels. Each opens what it needs, confines itself, then asks.
+
+use std::{
+    fs::{self, File},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use confine::{Policy, Sandbox};
+use ipc::{Code, Connection, Fault};
+use schema::{
+    kernel_store_capnp::{kernel_info, kernel_store},
+    vm_capnp::{vm, vm_info},
+};
+
+use crate::{
+    cli::{Command, KernelCommand, NetworkCommand, StopArgs},
+    config::check_name,
+    filters, keep,
+    paths::Paths,
+    resources,
+    services::{self, CALL_DEADLINE, Found, Service},
+};
+
+/// The largest network configuration, in bytes (`addresses.capnp`, `definePool`).
+const MAX_CONFIG: u64 = 64 << 10;
+
+/// Runs one of them.
+pub fn main(policy: Policy, command: &Command) -> Result<ExitCode, Fault> {
+    let paths = Paths::prepare()?;
+    match command {
+        Command::List => list(&paths, policy),
+        Command::Stop(args) => stop(&paths, policy, args),
+        Command::Network(NetworkCommand::Define { file }) => define_network(&paths, policy, file),
+        Command::Network(NetworkCommand::List) => ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
+            print_rows(&["NETWORK", "SUBNET", "FREE"], &resources::list_pools(first(&links)?).await?);
+            Ok(())
+        }),
+        Command::Kernel(command) => kernel(&paths, policy, command),
+        Command::Run(_) | Command::Keep(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn list(paths: &Paths, policy: Policy) -> Result<ExitCode, Fault> {
+    let dir = paths.vms();
+    let entries = fs::read_dir(&dir).map_err(|e| {
+        Fault::new(
+            Code::Unavailable,
+            format!("list {}", dir.display()),
+            e.to_string(),
+            "Make it readable for this user",
+        )
+    })?;
+    let names = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str().and_then(|n| n.strip_suffix(".sock")).map(str::to_owned));
+    let mut found = Found::default();
+    for name in names.filter(|n| check_name(n).is_ok()) {
+        // One that is just ending, or whose supervisor was killed a moment ago, is no error.
+        let _ = found.probe(&paths.vm(&name));
+    }
+    confined(policy, found, &[], async |links| {
+        let mut rows = Vec::new();
+        for link in links {
+            let vm: vm::Client = link.bootstrap();
+            let Ok(answer) = link.call("ask a VM about itself", CALL_DEADLINE, vm.info_request().send()).await else {
+                continue;
+            };
+            rows.push(vm_row(answer.get()?.get_info()?)?);
+        }
+        rows.sort();
+        print_rows(&["NAME", "STATE", "CPUS", "MEMORY"], &rows);
+        Ok(())
+    })
+}
+
+fn vm_row(info: vm_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
+    let state = match info.get_state()? {
+        vm_info::State::Created => "starting",
+        vm_info::State::Running => "running",
+        vm_info::State::Stopped => "stopped",
+    };
+    Ok([
+        printable(info.get_name()?)?,
+        state.into(),
+        info.get_vcpus().to_string(),
+        format!("{}M", info.get_memory() >> 20),
+    ])
+}
+
+fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<ExitCode, Fault> {
+    check_name(&args.name)?;
+    let mut found = Found::default();
+    found.probe(&paths.vm(&args.name)).map_err(|_| {
+        let why = format!("no VM of that name runs here ({} does not answer)", paths.vm(&args.name).display());
+        Fault::new(Code::NotFound, format!("stop the VM {}", args.name), why, "See volt list for those that run")
+    })?;
+    let grace = Duration::from_secs(args.grace.into());
+    confined(policy, found, &[], async |links| {
+        let link = first(&links)?;
+        let mut request = link.bootstrap::<vm::Client>().stop_request();
+        request.get().set_grace_milliseconds(u32::try_from(grace.as_millis()).unwrap_or(u32::MAX));
+        let deadline = grace.saturating_add(CALL_DEADLINE);
+        link.call(&format!("stop the VM {}", args.name), deadline, request.send()).await.map(drop)
+    })
+}
+
+fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<ExitCode, Fault> {
+    let tried = format!("define the network in {}", file.display());
+    let fault =
+        |why: String| Fault::new(Code::InvalidArgument, &tried, why, "Name a JSON file such as the README shows");
+    let size = fs::metadata(file).map_err(|e| fault(e.to_string()))?.len();
+    if size > MAX_CONFIG {
+        return Err(fault(format!("it holds {size} bytes, more than {MAX_CONFIG}")));
+    }
+    let config = fs::read_to_string(file).map_err(|e| fault(e.to_string()))?;
+    ask(paths, policy, &[Service::Ipamd, Service::Netmgr], &[], async |links| {
+        let [ipamd, netmgr] = links.as_slice() else { return Err(no_link()) };
+        let pool = resources::define_pool(ipamd, &tried, &config).await?;
+        resources::define_bridge(netmgr, ipamd, &pool).await.map(drop)
+    })
+}
+
+fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<ExitCode, Fault> {
+    let wanted = &[Service::KernelStore];
+    match command {
+        KernelCommand::Import { file, name } => {
+            let tried = format!("import the kernel {}", file.display());
+            let image: OwnedFd = File::open(file)
+                .map_err(|e| {
+                    Fault::new(Code::InvalidArgument, &tried, e.to_string(), "Name a kernel image that you may read")
+                })?
+                .into();
+            ask(paths, policy, wanted, &[&image], async |links| {
+                let link = first(&links)?;
+                let kernel = resources::import(link, &tried, image.as_fd(), name).await?;
+                let answer = link.call(&tried, CALL_DEADLINE, kernel.info_request().send()).await?;
+                println!("{}", kernel_row(answer.get()?.get_info()?)?.join("  "));
+                Ok(())
+            })
+        }
+        KernelCommand::List => ask(paths, policy, wanted, &[], async |links| {
+            let link = first(&links)?;
+            let request = link.bootstrap::<kernel_store::Client>().list_request();
+            let answer = link.call("list the kernels", CALL_DEADLINE, request.send()).await?;
+            let rows = answer.get()?.get_kernels()?.iter().map(kernel_row).collect::<Result<Vec<_>, _>>()?;
+            print_rows(&["DIGEST", "ALIAS", "MIB", "VERSION"], &rows);
+            Ok(())
+        }),
+        KernelCommand::Remove { kernel } => ask(paths, policy, wanted, &[], async |links| {
+            let link = first(&links)?;
+            let mut request = link.bootstrap::<kernel_store::Client>().remove_request();
+            request.get().set_ref(kernel);
+            link.call(&format!("remove the kernel {kernel}"), CALL_DEADLINE, request.send()).await.map(drop)
+        }),
+    }
+}
+
+fn kernel_row(info: kernel_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
+    let digest: String = printable(info.get_digest()?)?.chars().take(16).collect();
+    let version = printable(info.get_version()?)?.split(' ').next().unwrap_or_default().to_owned();
+    Ok([digest, printable(info.get_alias()?)?, (info.get_size() >> 20).to_string(), version])
+}
+
+/// A service's text as a terminal may see it: a kernel image states its version itself.
+fn printable(text: capnp::text::Reader<'_>) -> Result<String, capnp::Error> {
+    Ok(text.to_string()?.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+}
+
+/// Finds or starts the services, confines this process, and asks them.
+fn ask(
+    paths: &Paths,
+    policy: Policy,
+    wanted: &[Service],
+    keep: &[&OwnedFd],
+    work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
+) -> Result<ExitCode, Fault> {
+    let found = services::ensure(paths, wanted, |missing| keep::start(paths, policy, missing))?;
+    confined(policy, found, keep, work)
+}
+
+fn confined(
+    policy: Policy,
+    found: Found,
+    keep: &[&OwnedFd],
+    work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
+) -> Result<ExitCode, Fault> {
+    let fault = |why: String| {
+        Fault::new(
+            Code::Unavailable,
+            "confine this command",
+            why,
+            "Use --confinement best-effort to run with what this host has",
+        )
+    };
+    let mut sandbox = Sandbox::new("volt", policy);
+    for fd in found.as_raw_fds().into_iter().chain(keep.iter().map(|fd| fd.as_raw_fd())) {
+        sandbox = sandbox.keep_fd(fd);
+    }
+    let _narrow = sandbox.confine().and_then(|c| c.enter(&filters::client())).map_err(|e| fault(e.to_string()))?;
+    ipc::run(async { work(found.connect()?).await }).map_err(|e| {
+        Fault::new(Code::Unavailable, "start the client", e.to_string(), "Raise this user's limit of open files")
+    })??;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn first(links: &[Connection]) -> Result<&Connection, Fault> {
+    links.first().ok_or_else(no_link)
+}
+
+fn no_link() -> Fault {
+    Fault::new(Code::Internal, "reach the service", "no link to it was made", "Report this as a defect of volt")
+}
+
+/// Prints a table whose columns are as wide as they need to be.
+fn print_rows<const N: usize>(header: &[&str; N], rows: &[[String; N]]) {
+    let width = |n: usize| {
+        rows.iter().filter_map(|r| r.get(n)).map(String::len).chain(header.get(n).map(|h| h.len())).max().unwrap_or(0)
+    };
+    let line = |cells: Vec<&str>| {
+        let cells: Vec<String> =
+            cells.iter().enumerate().map(|(n, cell)| format!("{cell:<w$}", w = width(n))).collect();
+        println!("{}", cells.join("  ").trim_end());
+    };
+    line(header.to_vec());
+    for row in rows {
+        line(row.iter().map(String::as_str).collect());
+    }
+}

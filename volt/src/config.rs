@@ -1,0 +1,416 @@
+//! One VM's configuration: flags and TOML file merged and checked, before anything is touched.
+
+use std::{
+    fs,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
+
+use ipc::{Code, Fault};
+use serde::Deserialize;
+
+use crate::cli::RunArgs;
+
+/// The kernel command line where none is given.
+const DEFAULT_CMDLINE: &str = "console=ttyS0";
+/// Bytes of guest memory where no size is given.
+const DEFAULT_MEMORY: u64 = 256 << 20;
+/// The least guest memory that a stock kernel can be loaded into, in bytes.
+const MIN_MEMORY: u64 = 64 << 20;
+/// The most guest memory, in bytes.
+const MAX_MEMORY: u64 = 1 << 40;
+/// The most virtual CPUs of one VM.
+const MAX_VCPUS: u16 = 64;
+/// The most disks, and the most network cards, of one VM: together they fit the core's interrupt lines.
+const MAX_DEVICES: usize = 8;
+/// Linux' COMMAND_LINE_SIZE less its terminator and room for the `ip=` words (x86-64).
+const MAX_CMDLINE: usize = 1536;
+/// The largest configuration file, in bytes.
+const MAX_FILE: u64 = 64 << 10;
+/// Bytes of a sector: a raw image is a whole number of them.
+const SECTOR: u64 = 512;
+
+/// A VM that can be run: every value is within its bounds and every file was there when it was checked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    pub name: String,
+    pub kernel: KernelRef,
+    pub initrd: Option<PathBuf>,
+    pub cmdline: String,
+    pub disks: Vec<Disk>,
+    pub nets: Vec<String>,
+    pub vcpus: u16,
+    /// Bytes.
+    pub memory: u64,
+    pub no_reboot: bool,
+}
+
+/// Which kernel to boot.
+#[derive(Debug, PartialEq, Eq)]
+pub enum KernelRef {
+    /// An image file, which goes through the kernel store.
+    File(PathBuf),
+    /// An alias, a digest or a prefix of one, in the kernel store.
+    Stored(String),
+}
+
+/// One disk.
+#[derive(Debug, PartialEq, Eq, Clone)]
+pub struct Disk {
+    pub path: PathBuf,
+    pub read_only: bool,
+}
+
+/// The TOML file: the same keys as the flags.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    name: Option<String>,
+    kernel: Option<String>,
+    initrd: Option<PathBuf>,
+    cmdline: Option<String>,
+    cpus: Option<u16>,
+    memory: Option<String>,
+    #[serde(default)]
+    no_reboot: bool,
+    #[serde(default)]
+    disk: Vec<FileDisk>,
+    #[serde(default)]
+    net: Vec<FileNet>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FileDisk {
+    path: PathBuf,
+    #[serde(default)]
+    read_only: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileNet {
+    network: String,
+}
+
+impl VmConfig {
+    /// Merges flags and file (a flag wins; any `--disk` or `--net` replaces all of the file's), and checks the result.
+    pub fn new(args: &RunArgs) -> Result<VmConfig, Fault> {
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None => File::default(),
+        };
+        let base = args.config.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        let kernel = match (&args.kernel, file.kernel) {
+            (Some(kernel), _) => kernel_ref(Path::new(""), kernel),
+            (None, Some(kernel)) => kernel_ref(base, &kernel),
+            (None, None) => {
+                return Err(invalid(
+                    "--kernel",
+                    "no kernel is given",
+                    "Name a bzImage, an ELF kernel, or one in the kernel store",
+                ));
+            }
+        };
+        let disks = if args.disks.is_empty() {
+            file.disk.into_iter().map(|d| Disk { path: base.join(d.path), read_only: d.read_only }).collect()
+        } else {
+            args.disks.iter().map(|text| parse_disk(text)).collect()
+        };
+        let nets =
+            if args.nets.is_empty() { file.net.into_iter().map(|n| n.network).collect() } else { args.nets.clone() };
+        let memory = match args.memory.as_ref().or(file.memory.as_ref()) {
+            Some(text) => parse_size(text)?,
+            None => DEFAULT_MEMORY,
+        };
+        let config = VmConfig {
+            name: args
+                .name
+                .clone()
+                .or(file.name)
+                .ok_or_else(|| invalid("--name", "no name is given", "Give one, such as --name web"))?,
+            kernel,
+            initrd: args.initrd.clone().or_else(|| file.initrd.map(|p| base.join(p))),
+            cmdline: args.cmdline.clone().or(file.cmdline).unwrap_or_else(|| DEFAULT_CMDLINE.into()),
+            disks,
+            nets,
+            vcpus: args.cpus.or(file.cpus).unwrap_or(1),
+            memory,
+            no_reboot: args.no_reboot || file.no_reboot,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        check_name(&self.name)?;
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(invalid(
+                "--cpus",
+                format!("{} is not between 1 and {MAX_VCPUS}", self.vcpus),
+                "Choose a number in that range",
+            ));
+        }
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || !self.memory.is_multiple_of(1 << 20) {
+            return Err(invalid(
+                "--memory",
+                format!(
+                    "{} bytes is not a whole number of MiB between {}M and {}G",
+                    self.memory,
+                    MIN_MEMORY >> 20,
+                    MAX_MEMORY >> 30
+                ),
+                "Choose a size in that range, such as 256M",
+            ));
+        }
+        if self.cmdline.len() > MAX_CMDLINE || self.cmdline.bytes().any(|b| b < b' ' || b == 0x7f) {
+            return Err(invalid(
+                "--cmdline",
+                format!("it holds a control character, or more than {MAX_CMDLINE} bytes"),
+                "Shorten it; words are separated by spaces",
+            ));
+        }
+        for (flag, count) in [("--disk", self.disks.len()), ("--net", self.nets.len())] {
+            if count > MAX_DEVICES {
+                return Err(invalid(flag, format!("{count} are given, {MAX_DEVICES} is the most"), "Give fewer"));
+            }
+        }
+        if let KernelRef::File(path) = &self.kernel {
+            check_file("--kernel", path)?;
+        }
+        if let Some(path) = &self.initrd {
+            check_file("--initrd", path)?;
+        }
+        for disk in &self.disks {
+            check_disk(&disk.path)?;
+        }
+        for (n, net) in self.nets.iter().enumerate() {
+            if self.nets.iter().take(n).any(|other| other == net) {
+                return Err(invalid("--net", format!("{net} is given twice"), "A VM has one card on a network"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether `name` can be a VM's name: it becomes part of a socket's file name and of `vm-<name>`.
+pub fn check_name(name: &str) -> Result<(), Fault> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=59).contains(&name.len()) && name.bytes().all(good) && !name.starts_with('-') {
+        return Ok(());
+    }
+    Err(invalid(
+        "--name",
+        format!("{name:?} is not a VM's name"),
+        "Use 1 to 59 of a-z, 0-9 and '-', not starting with '-'",
+    ))
+}
+
+fn invalid(what: &str, why: impl Into<String>, remedy: &str) -> Fault {
+    Fault::new(Code::InvalidArgument, format!("read {what}"), why, remedy)
+}
+
+fn read_file(path: &Path) -> Result<File, Fault> {
+    let what = format!("the VM file {}", path.display());
+    check_file("--config", path)?;
+    if fs::metadata(path).is_ok_and(|m| m.len() > MAX_FILE) {
+        return Err(invalid(
+            &what,
+            format!("it is larger than {MAX_FILE} bytes"),
+            "Name a TOML file that describes a VM",
+        ));
+    }
+    let text =
+        fs::read_to_string(path).map_err(|e| invalid(&what, e.to_string(), "Name a TOML file that you may read"))?;
+    toml::from_str(&text).map_err(|e| invalid(&what, e.to_string().trim().replace('\n', " "), "Correct that line"))
+}
+
+fn kernel_ref(base: &Path, text: &str) -> KernelRef {
+    let path = base.join(text);
+    if text.contains('/') || path.exists() { KernelRef::File(path) } else { KernelRef::Stored(text.into()) }
+}
+
+fn parse_disk(text: &str) -> Disk {
+    match text.strip_suffix(",ro") {
+        Some(path) => Disk { path: path.into(), read_only: true },
+        None => Disk { path: text.into(), read_only: false },
+    }
+}
+
+/// Parses `256M`: a whole number and one of the binary units K, M, G, T.
+fn parse_size(text: &str) -> Result<u64, Fault> {
+    let shift = match text.bytes().last() {
+        Some(b'K') => 10,
+        Some(b'M') => 20,
+        Some(b'G') => 30,
+        Some(b'T') => 40,
+        _ => 64,
+    };
+    text.get(..text.len().saturating_sub(1))
+        .filter(|digits| shift < 64 && digits.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|digits| digits.parse::<u64>().ok())
+        .and_then(|n| n.checked_mul(1u64.checked_shl(shift)?))
+        .ok_or_else(|| {
+            invalid("--memory", format!("{text:?} is not a size"), "Write a whole number and a unit: 256M, 2G")
+        })
+}
+
+fn check_file(flag: &str, path: &Path) -> Result<(), Fault> {
+    let fault = |why: String| {
+        Fault::new(
+            Code::InvalidArgument,
+            format!("open {} ({flag})", path.display()),
+            why,
+            "Name a file that exists and that you may read",
+        )
+    };
+    match fs::metadata(path) {
+        Err(e) => Err(fault(e.to_string())),
+        Ok(meta) if !meta.is_file() => Err(fault("it is not a regular file".into())),
+        Ok(_) => Ok(()),
+    }
+}
+
+fn check_disk(path: &Path) -> Result<(), Fault> {
+    let kind = fs::metadata(path).map(|m| m.file_type());
+    if kind.is_ok_and(|t| t.is_block_device()) {
+        return Ok(());
+    }
+    check_file("--disk", path)?;
+    let size = fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+    if size == 0 || !size.is_multiple_of(SECTOR) {
+        let whole = size.div_ceil(SECTOR).max(1).saturating_mul(SECTOR);
+        return Err(Fault::new(
+            Code::BadImage,
+            format!("use the disk image {}", path.display()),
+            format!("its size, {size} bytes, is not a positive multiple of {SECTOR}"),
+            format!("A raw image is whole sectors: truncate -s {whole} {}", path.display()),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(dir: &Path) -> RunArgs {
+        fs::write(dir.join("kernel"), b"k").unwrap();
+        RunArgs {
+            name: Some("web".into()),
+            kernel: Some(dir.join("kernel").display().to_string()),
+            ..RunArgs::default()
+        }
+    }
+
+    fn rejects(change: impl FnOnce(&mut RunArgs, &Path), mentions: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut args = args(dir.path());
+        change(&mut args, dir.path());
+        let text = VmConfig::new(&args).unwrap_err().to_string();
+        assert!(text.contains(mentions), "{text:?} does not mention {mentions:?}");
+    }
+
+    #[test]
+    fn run_with_name_and_kernel_takes_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = VmConfig::new(&args(dir.path())).unwrap();
+        assert_eq!((config.vcpus, config.memory, config.cmdline.as_str()), (1, 256 << 20, DEFAULT_CMDLINE));
+    }
+
+    #[test]
+    fn kernel_without_slash_or_file_is_a_stored_one() {
+        assert_eq!(kernel_ref(Path::new(""), "debian-6.1"), KernelRef::Stored("debian-6.1".into()));
+        assert_eq!(kernel_ref(Path::new(""), "./debian-6.1"), KernelRef::File("./debian-6.1".into()));
+    }
+
+    #[test]
+    fn name_at_59_bytes_is_taken_and_at_60_refused() {
+        check_name(&"a".repeat(59)).unwrap();
+        for bad in ["", "Web", "-web", "we/b", "..", &"a".repeat(60)] {
+            check_name(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn sizes_parse_with_units_and_refuse_the_rest() {
+        assert_eq!(parse_size("256M").unwrap(), 256 << 20);
+        assert_eq!(parse_size("3G").unwrap(), 3 << 30);
+        for bad in ["", "M", "256", "256MB", "-1M", "+1M", "1.5G", "99999999999999999999G", "18446744073709551615T"] {
+            parse_size(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn memory_bounds_hold_on_both_sides() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, good) in [("63M", false), ("64M", true), ("1024G", true), ("1025G", false), ("65537K", false)] {
+            let mut args = args(dir.path());
+            args.memory = Some(text.into());
+            assert_eq!(VmConfig::new(&args).is_ok(), good, "{text}");
+        }
+    }
+
+    #[test]
+    fn cpus_bounds_hold_on_both_sides() {
+        let dir = tempfile::tempdir().unwrap();
+        for (cpus, good) in [(0, false), (1, true), (64, true), (65, false)] {
+            let mut args = args(dir.path());
+            args.cpus = Some(cpus);
+            assert_eq!(VmConfig::new(&args).is_ok(), good, "{cpus}");
+        }
+    }
+
+    #[test]
+    fn missing_files_are_named() {
+        rejects(|a, _| a.kernel = Some("/nowhere/kernel".into()), "/nowhere/kernel");
+        rejects(|a, _| a.initrd = Some("/nowhere/initrd".into()), "/nowhere/initrd");
+        rejects(|a, _| a.disks = vec!["/nowhere/disk".into()], "/nowhere/disk");
+        rejects(|a, _| a.config = Some("/nowhere/vm.toml".into()), "/nowhere/vm.toml");
+    }
+
+    #[test]
+    fn disk_of_odd_size_is_refused_with_the_size_that_fits() {
+        rejects(
+            |a, dir| {
+                fs::write(dir.join("odd"), vec![0u8; 513]).unwrap();
+                a.disks = vec![dir.join("odd").display().to_string()];
+            },
+            "truncate -s 1024",
+        );
+        rejects(
+            |a, dir| {
+                fs::write(dir.join("empty"), b"").unwrap();
+                a.disks = vec![dir.join("empty").display().to_string()];
+            },
+            "truncate -s 512",
+        );
+    }
+
+    #[test]
+    fn toml_file_gives_the_same_vm_as_the_flags() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("disk"), vec![0u8; 512]).unwrap();
+        let mut flags = args(dir.path());
+        flags.disks = vec![format!("{},ro", dir.path().join("disk").display())];
+        flags.nets = vec!["volt0".into()];
+        flags.memory = Some("512M".into());
+        flags.cpus = Some(2);
+        let toml = "name='web'\nkernel='./kernel'\ncpus=2\nmemory='512M'\n[[disk]]\npath='disk'\nread-only=true\n[[net]]\nnetwork='volt0'\n";
+        fs::write(dir.path().join("vm.toml"), toml).unwrap();
+        let file = RunArgs { config: Some(dir.path().join("vm.toml")), ..RunArgs::default() };
+        let (a, b) = (VmConfig::new(&flags).unwrap(), VmConfig::new(&file).unwrap());
+        assert_eq!((a.disks, a.nets, a.memory, a.vcpus, a.name), (b.disks, b.nets, b.memory, b.vcpus, b.name));
+    }
+
+    #[test]
+    fn toml_file_with_an_unknown_key_is_refused_with_its_name() {
+        rejects(
+            |a, dir| {
+                fs::write(dir.join("vm.toml"), "memroy='1G'").unwrap();
+                a.config = Some(dir.join("vm.toml"));
+            },
+            "memroy",
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! The terminal and the guest's serial console: two threads that copy bytes, and may do nothing else.
+
+use std::{
+    io::IsTerminal,
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use confine::{Confined, Filter, base};
+use ipc::{Code, Fault};
+use rustix::event::{PollFd, PollFlags};
+use rustix::termios::{LocalModes, OptionalActions, Termios};
+
+/// How long the last of the guest's output may take to reach whoever reads ours.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// The supervisor's end of the console.
+pub struct Console {
+    /// Kept for the cores: each boot of the guest gets a duplicate.
+    core_end: UnixStream,
+    output: Option<JoinHandle<()>>,
+    terminal: Option<Termios>,
+}
+
+impl Console {
+    /// Connects standard input and output with the console. The threads begin once `confined` has been entered.
+    pub fn start(confined: &Confined) -> Result<Console, Fault> {
+        let fault = |why: String| {
+            Fault::new(
+                Code::Unavailable,
+                "set up the console",
+                why,
+                "Raise this user's limit of processes and open files",
+            )
+        };
+        let (ours, core_end) = UnixStream::pair().map_err(|e| fault(e.to_string()))?;
+        let copy_in = ours.try_clone().map_err(|e| fault(e.to_string()))?;
+        let filter = Filter::new("console").with(&base::exit()).with(&base::allocator()).allow(&[
+            libc::SYS_read,
+            libc::SYS_write,
+            libc::SYS_close,
+            libc::SYS_poll,
+            libc::SYS_ppoll,
+        ]);
+        let output = confined
+            .spawn("console-out", &filter, move || copy(ours.as_fd(), rustix::stdio::stdout()))
+            .map_err(|e| fault(e.to_string()))?;
+        confined
+            .spawn("console-in", &filter, move || copy(rustix::stdio::stdin(), copy_in.as_fd()))
+            .map_err(|e| fault(e.to_string()))?;
+        Ok(Console { core_end, output: Some(output), terminal: raw_terminal() })
+    }
+
+    /// The end that a core gets.
+    pub fn core_end(&self) -> Result<OwnedFd, Fault> {
+        self.core_end.try_clone().map(OwnedFd::from).map_err(|e| {
+            Fault::new(Code::Unavailable, "set up the console", e.to_string(), "Raise this user's limit of open files")
+        })
+    }
+
+    /// Waits until what the guest wrote has been written out, but not for ever: the reader may have stopped reading.
+    pub fn finish(mut self) {
+        let _ = self.core_end.shutdown(Shutdown::Both);
+        let until = Instant::now().checked_add(DRAIN);
+        if let Some(output) = self.output.take() {
+            while !output.is_finished() && until.is_some_and(|t| Instant::now() < t) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(old) = &self.terminal {
+            let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, old);
+        }
+    }
+}
+
+/// Lets the guest see each key as it is typed and do the echo; Ctrl-C and Ctrl-\ stay ours. Only in the
+/// foreground: changing the terminal from the background would stop this process.
+fn raw_terminal() -> Option<Termios> {
+    let stdin = rustix::stdio::stdin();
+    if !std::io::stdin().is_terminal() || rustix::termios::tcgetpgrp(stdin).ok()? != rustix::process::getpgrp() {
+        return None;
+    }
+    let old = rustix::termios::tcgetattr(stdin).ok()?;
+    let mut new = old.clone();
+    new.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+    rustix::termios::tcsetattr(stdin, OptionalActions::Now, &new).ok()?;
+    Some(old)
+}
+
+/// Copies until either side ends.
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+    let mut buffer = [0u8; 16 << 10];
+    loop {
+        let mut rest = match rustix::io::read(from, &mut buffer) {
+            Ok(0) => return,
+            Ok(n) => buffer.get(..n).unwrap_or(&[]),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(rustix::io::Errno::AGAIN) => {
+                wait(from, PollFlags::IN);
+                continue;
+            }
+            Err(_) => return,
+        };
+        while !rest.is_empty() {
+            match rustix::io::write(to, rest) {
+                Ok(n) => rest = rest.get(n..).unwrap_or(&[]),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => wait(to, PollFlags::OUT),
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Whoever gave us this descriptor may have made it non-blocking.
+fn wait(fd: BorrowedFd<'_>, events: PollFlags) {
+    let _ = rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, events)], None);
+}

@@ -1,0 +1,101 @@
+//! What `volt`'s own threads may ask of the kernel once they listen to others.
+
+use confine::{Filter, base};
+
+/// A short command: talks over the links that it has.
+pub fn client() -> Filter {
+    Filter::new("client").with(&base::tokio())
+}
+
+/// The supervisor of a VM. A filter is inherited by every program started under it, so this one has to allow whatever
+/// the VM's programs need until they confine themselves: making VMs, memory and threads. What it denies, on top of
+/// Landlock (no path but Volt's programs) and the want of capabilities: sockets of any kind but pairs, other processes'
+/// memory, namespaces, mounts, modules, keys, bpf, io_uring, userfaultfd, perf.
+pub fn supervisor() -> Filter {
+    Filter::new("supervisor").with(&base::tokio()).with(&base::listener()).with(&start()).with(&programs()).allow(&[
+        libc::SYS_socketpair, // the links of a VM
+        libc::SYS_fcntl,      // duplicates of what a VM's programs share
+        libc::SYS_ioctl,      // the terminal's modes
+        libc::SYS_clock_nanosleep,
+        libc::SYS_unlink, // the control socket
+        libc::SYS_statx,
+        libc::SYS_pread64,
+    ])
+}
+
+/// Starting, watching and reaping a program.
+fn start() -> Filter {
+    Filter::new("start").allow(&[
+        libc::SYS_clone,
+        libc::SYS_clone3,
+        libc::SYS_vfork,
+        libc::SYS_execve,
+        libc::SYS_pidfd_open,
+        libc::SYS_pidfd_send_signal,
+        libc::SYS_waitid,
+        libc::SYS_wait4,
+        libc::SYS_kill,
+        libc::SYS_setsid,
+        libc::SYS_getppid,
+        libc::SYS_dup3,
+        libc::SYS_dup2,
+        libc::SYS_close_range,
+        libc::SYS_pipe2,
+        libc::SYS_openat, // /dev/null, where Landlock allows it
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+    ])
+}
+
+/// What vmm-core and the device backends use before their own phase 2, beyond the rest.
+fn programs() -> Filter {
+    Filter::new("programs").allow(&[
+        libc::SYS_arch_prctl,
+        libc::SYS_set_tid_address,
+        libc::SYS_set_robust_list,
+        libc::SYS_rseq,
+        libc::SYS_prlimit64,
+        libc::SYS_getrlimit,
+        libc::SYS_setrlimit,
+        libc::SYS_readlinkat,
+        libc::SYS_readlink,
+        libc::SYS_sched_getaffinity,
+        libc::SYS_getpid,
+        libc::SYS_tgkill,
+        libc::SYS_prctl,
+        libc::SYS_capget,
+        libc::SYS_capset,
+        libc::SYS_seccomp,
+        libc::SYS_landlock_create_ruleset,
+        libc::SYS_landlock_add_rule,
+        libc::SYS_landlock_restrict_self,
+        libc::SYS_unshare, // with CLONE_THREAD: whether a second thread runs
+        libc::SYS_memfd_create,
+        libc::SYS_ftruncate,
+        libc::SYS_fallocate,
+        libc::SYS_fstat,
+        libc::SYS_newfstatat,
+        libc::SYS_lseek,
+        libc::SYS_preadv,
+        libc::SYS_preadv2,
+        libc::SYS_pwrite64,
+        libc::SYS_pwritev,
+        libc::SYS_pwritev2,
+        libc::SYS_fsync,
+        libc::SYS_fdatasync,
+        libc::SYS_sendfile,
+        libc::SYS_copy_file_range,
+        libc::SYS_flock,
+        libc::SYS_getuid,
+        libc::SYS_geteuid,
+        libc::SYS_getgid,
+        libc::SYS_getegid,
+        libc::SYS_getdents64,
+        libc::SYS_mlock,
+        libc::SYS_sysinfo,
+        libc::SYS_uname,
+        libc::SYS_timerfd_create,
+        libc::SYS_timerfd_settime,
+        libc::SYS_dup,
+    ])
+}

@@ -1,0 +1,186 @@
+//! `volt keep`: starts the services that `volt run` found missing, and unlinks their sockets once they have ended.
+//!
+//! It outlives the `volt run` that started it: a service serves every VM of the host, and ends by itself half a minute
+//! after the last connection to it. The keeper reads nothing from anybody; it waits for its children.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    process::ExitCode,
+};
+
+use confine::{Child, Filter, Policy, Sandbox, Spawn, base};
+use ipc::{Code, Endpoint, Fault};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::{
+    cli::KeepArgs,
+    janitor::Own,
+    paths::Paths,
+    services::{Service, lock},
+};
+
+/// Seconds that a service waits for another connection after the last one.
+const IDLE_EXIT: &str = "30";
+
+/// Starts a keeper for `endpoints`, which listen already.
+pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>) -> Result<(), Fault> {
+    let fault = |why: String| {
+        Fault::new(
+            Code::Unavailable,
+            "start Volt's services",
+            why,
+            "See whether the volt program is whole and may be executed",
+        )
+    };
+    let log = open_log(paths)?;
+    let mut spawn = Spawn::new(&paths.program("volt"));
+    spawn.arg("--confinement").arg(policy.to_string()).arg("keep");
+    for (service, endpoint) in endpoints {
+        let (rpc, lane) = endpoint.into_fds();
+        let (rpc, lane) = (spawn.fd(rpc), spawn.fd(lane));
+        spawn.arg("--service").arg(format!("{}:{rpc}:{lane}", service.name()));
+    }
+    spawn.arg("--runtime-dir").arg(&paths.runtime).arg("--state-dir").arg(&paths.state);
+    spawn.stderr(log);
+    spawn.spawn().map_err(|e| fault(e.to_string()))?.detach();
+    Ok(())
+}
+
+/// The services' log: they outlive the terminal that they were started from.
+fn open_log(paths: &Paths) -> Result<OwnedFd, Fault> {
+    let path = paths.state.join("services.log");
+    File::options().append(true).create(true).open(&path).map(OwnedFd::from).map_err(|e| {
+        Fault::new(
+            Code::Unavailable,
+            format!("open {}", path.display()),
+            e.to_string(),
+            "Make the state directory writable, or name another one in VOLT_STATE_DIR",
+        )
+    })
+}
+
+struct Kept {
+    name: &'static str,
+    child: Child,
+    /// Its sockets.
+    sockets: Vec<Own>,
+}
+
+/// The keeper's own `main`.
+pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
+    let paths = &Paths::given(args.runtime_dir.clone(), args.state_dir.clone())?;
+    let log = open_log(paths)?;
+    let mut kept = Vec::new();
+    for text in &args.services {
+        let (service, rpc, lane) = parse(text)?;
+        kept.push(launch(paths, policy, service, rpc, lane, &log)?);
+    }
+    let fault = |e: confine::Error| {
+        Fault::new(Code::Unavailable, "confine the keeper", e.to_string(), "See volt --help on --confinement")
+    };
+    let mut sandbox = Sandbox::new("volt-keep", policy).allow_dir_rw(&paths.runtime);
+    for k in &kept {
+        sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
+    }
+    let confined = sandbox.confine().map_err(fault)?;
+    let filter = Filter::new("keeper").with(&base::exit()).with(&base::allocator()).allow(&[
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+        libc::SYS_waitid,
+        libc::SYS_close,
+        libc::SYS_openat,
+        libc::SYS_flock,
+        libc::SYS_nanosleep,
+        libc::SYS_clock_nanosleep,
+        libc::SYS_statx,
+        libc::SYS_unlink,
+        libc::SYS_write,
+    ]);
+    let _narrow = confined.enter(&filter).map_err(fault)?;
+
+    while !kept.is_empty() {
+        let mut polled: Vec<PollFd<'_>> =
+            kept.iter().map(|k| PollFd::from_borrowed_fd(k.child.as_fd(), PollFlags::IN)).collect();
+        if rustix::event::poll(&mut polled, None).is_err() {
+            continue;
+        }
+        let ended: Vec<bool> = polled.iter().map(|p| !p.revents().is_empty()).collect();
+        drop(polled);
+        let mut rest = Vec::new();
+        for (mut k, ended) in kept.into_iter().zip(ended) {
+            if ended {
+                if let Ok(status) = k.child.wait()
+                    && !status.success()
+                {
+                    eprintln!("volt: {} ended with {status}", k.name);
+                }
+                // Under the lock, so that a successor's sockets are not mistaken for these.
+                let _lock = lock(&paths.runtime)?;
+                k.sockets.iter().for_each(Own::remove);
+            } else {
+                rest.push(k);
+            }
+        }
+        kept = rest;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn parse(text: &str) -> Result<(Service, OwnedFd, OwnedFd), Fault> {
+    let fault = || {
+        Fault::new(
+            Code::InvalidArgument,
+            format!("read --service {text}"),
+            "it is not NAME:FD:FD of open descriptors",
+            "volt keep is started by volt run only",
+        )
+    };
+    let mut parts = text.split(':');
+    let name = parts.next().unwrap_or_default();
+    let service = Service::ALL.into_iter().find(|s| s.name() == name).ok_or_else(fault)?;
+    let mut fd = || parts.next().and_then(|n| n.parse::<RawFd>().ok()).and_then(take_fd).ok_or_else(fault);
+    Ok((service, fd()?, fd()?))
+}
+
+/// Takes over an inherited descriptor, if it is one: open, and not one of the standard three.
+fn take_fd(fd: RawFd) -> Option<OwnedFd> {
+    if fd <= 2 {
+        return None;
+    }
+    // SAFETY: F_GETFD takes no pointer; on a number that is no open descriptor it fails with EBADF.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return None;
+    }
+    // SAFETY: the descriptor is open, was inherited for this argument, and nothing else in this program has it.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn launch(
+    paths: &Paths,
+    policy: Policy,
+    service: Service,
+    rpc: OwnedFd,
+    lane: OwnedFd,
+    log: &OwnedFd,
+) -> Result<Kept, Fault> {
+    let fault = |why: String| {
+        Fault::new(
+            Code::Unavailable,
+            format!("start {}", service.name()),
+            why,
+            "See whether Volt's programs are all in one folder",
+        )
+    };
+    let sockets = Own::both(&paths.service(service.name()));
+    let mut spawn = Spawn::new(&paths.program(service.name()));
+    let (rpc, lane) = (spawn.fd(rpc), spawn.fd(lane));
+    spawn.arg("--confinement").arg(policy.to_string());
+    spawn.arg("--listen-fd").arg(rpc.to_string()).arg("--lane-fd").arg(lane.to_string());
+    spawn.arg("--idle-exit").arg(IDLE_EXIT);
+    if service.has_state() {
+        spawn.arg("--state-dir").arg(paths.state.join(service.name()));
+    }
+    spawn.stderr(log.try_clone().map_err(|e| fault(e.to_string()))?);
+    Ok(Kept { name: service.name(), child: spawn.spawn().map_err(|e| fault(e.to_string()))?, sockets })
+}

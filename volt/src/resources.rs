@@ -1,0 +1,287 @@
+//! What a VM borrows from the services: its kernel, its addresses, its ports. Held as capabilities, given back in order.
+
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use futures::future::{join_all, try_join, try_join_all};
+use ipc::{Code, Connection, Fault};
+use schema::{
+    addresses_capnp::{ipam, lease, pool},
+    host_capnp::host,
+    kernel_store_capnp::kernel_store,
+    network_capnp::{network, port},
+};
+
+use crate::{
+    machine::CardPart,
+    run::KernelSource,
+    services::{CALL_DEADLINE, IMPORT_DEADLINE},
+};
+
+/// The network that exists without anybody having defined it.
+const DEFAULT_NETWORK: &str = "volt0";
+/// And its configuration.
+const DEFAULT_CONFIG: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"}}"#;
+
+/// The links to the services that a VM needs.
+pub struct Services {
+    pub kernels: Connection,
+    /// `netmgr` and `ipamd`; a VM without a card needs neither.
+    pub network: Option<(Connection, Connection)>,
+}
+
+impl Services {
+    /// From the links in the order that `run` asked for: kernel store, then, where there is a card, `netmgr` and `ipamd`.
+    pub fn new(links: Vec<Connection>) -> Result<Services, Fault> {
+        let mut links = links.into_iter();
+        let kernels = links.next().ok_or_else(|| {
+            Fault::new(Code::Internal, "reach the kernel store", "no link was made", "Report this as a defect of volt")
+        })?;
+        Ok(Services { kernels, network: links.next().zip(links.next()) })
+    }
+}
+
+/// One network card: the address and the port are ours until released.
+pub struct Card {
+    pub network: String,
+    pub address: String,
+    pub gateway: String,
+    prefix: u8,
+    lease: lease::Client,
+    port: Option<port::Client>,
+    pub part: Option<CardPart>,
+}
+
+/// Fetches the sealed kernel.
+pub async fn kernel(kernels: &Connection, source: KernelSource) -> Result<OwnedFd, Fault> {
+    let kernel = match source {
+        KernelSource::Stored(name) => {
+            let mut request = kernels.bootstrap::<kernel_store::Client>().get_request();
+            request.get().set_ref(&name);
+            let answer = kernels.call(&format!("get the kernel {name}"), CALL_DEADLINE, request.send()).await?;
+            answer.get()?.get_kernel()?
+        }
+        KernelSource::File(path, image) => {
+            import(kernels, &format!("import the kernel {}", path.display()), image.as_fd(), "").await?
+        }
+    };
+    let answer = kernels.call("open the kernel", CALL_DEADLINE, kernel.open_request().send()).await?;
+    kernels.claim(answer.get()?.get_image()?.get_bytes()?).await
+}
+
+/// Imports an image that is open.
+pub async fn import(
+    kernels: &Connection,
+    tried: &str,
+    image: BorrowedFd<'_>,
+    alias: &str,
+) -> Result<schema::kernel_store_capnp::kernel::Client, Fault> {
+    let store: kernel_store::Client = kernels.bootstrap();
+    let token = kernels.deposit(image).await?;
+    let mut request = store.import_request();
+    request.get().init_image().set_bytes(token.as_bytes());
+    request.get().set_name(alias);
+    let answer = kernels.call(tried, IMPORT_DEADLINE, request.send()).await?;
+    Ok(answer.get()?.get_kernel()?)
+}
+
+/// Attaches one card for each of `networks`. What was taken when one fails is in `cards`, to be released.
+pub async fn cards(
+    links: &(Connection, Connection),
+    workload: &str,
+    networks: &[String],
+    cards: &mut Vec<Card>,
+) -> Result<(), Fault> {
+    let (netmgr, ipamd) = links;
+    for name in networks {
+        let (pool, network) = network(netmgr, ipamd, name).await?;
+        // One after the other in each service, both services at once.
+        let leased = allocate(ipamd, &pool, name, workload);
+        let attached = attach(netmgr, &network, name, workload);
+        let (leased, attached) = futures::join!(leased, attached);
+        let mut card = leased?;
+        let (port, part) = match attached {
+            Ok(attached) => attached,
+            Err(fault) => {
+                cards.push(card);
+                return Err(fault);
+            }
+        };
+        card.port = Some(port);
+        card.part = Some(part);
+        cards.push(card);
+    }
+    Ok(())
+}
+
+/// The pool and the bridge of a network. A host that was rebooted has the pool on disk and no bridge: it is made again from the pool.
+async fn network(
+    netmgr: &Connection,
+    ipamd: &Connection,
+    name: &str,
+) -> Result<(pool::Client, network::Client), Fault> {
+    let (pool, bridge) = futures::join!(find_pool(ipamd, name), find_bridge(netmgr, name));
+    let pool = match pool {
+        Err(fault) if fault.code == Code::NotFound && name == DEFAULT_NETWORK => {
+            define_pool(ipamd, "define the default network", DEFAULT_CONFIG).await?
+        }
+        Err(fault) if fault.code == Code::NotFound => {
+            return Err(Fault::new(
+                fault.code,
+                format!("use the network {name}"),
+                "it is not defined",
+                "Define it: volt network define FILE.json",
+            ));
+        }
+        other => other?,
+    };
+    let bridge = match bridge {
+        Err(fault) if fault.code == Code::NotFound => define_bridge(netmgr, ipamd, &pool).await?,
+        other => other?,
+    };
+    Ok((pool, bridge))
+}
+
+async fn find_pool(ipamd: &Connection, name: &str) -> Result<pool::Client, Fault> {
+    let mut request = ipamd.bootstrap::<ipam::Client>().pool_request();
+    request.get().set_network(name);
+    let answer = ipamd.call(&format!("find the pool of network {name}"), CALL_DEADLINE, request.send()).await?;
+    Ok(answer.get()?.get_pool()?)
+}
+
+async fn find_bridge(netmgr: &Connection, name: &str) -> Result<network::Client, Fault> {
+    let mut request = netmgr.bootstrap::<host::Client>().network_request();
+    request.get().set_name(name);
+    let answer = netmgr.call(&format!("find the network {name}"), CALL_DEADLINE, request.send()).await?;
+    Ok(answer.get()?.get_network()?)
+}
+
+/// Defines a pool from its JSON text.
+pub async fn define_pool(ipamd: &Connection, tried: &str, config: &str) -> Result<pool::Client, Fault> {
+    let mut request = ipamd.bootstrap::<ipam::Client>().define_pool_request();
+    request.get().set_config(config);
+    let answer = ipamd.call(tried, CALL_DEADLINE, request.send()).await?;
+    Ok(answer.get()?.get_pool()?)
+}
+
+/// Makes, or adopts, the bridge of a pool.
+pub async fn define_bridge(
+    netmgr: &Connection,
+    ipamd: &Connection,
+    pool: &pool::Client,
+) -> Result<network::Client, Fault> {
+    let answer = ipamd.call("read the network's pool", CALL_DEADLINE, pool.info_request().send()).await?;
+    let info = answer.get()?.get_info()?;
+    let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
+    let mut config = request.get().init_config();
+    config.set_name(info.get_network()?);
+    config.set_gateway(info.get_gateway()?);
+    config.set_prefix_length(info.get_prefix_length());
+    let tried = format!("make the network {}", text(info.get_network()?)?);
+    let answer = netmgr.call(&tried, CALL_DEADLINE, request.send()).await?;
+    Ok(answer.get()?.get_network()?)
+}
+
+async fn allocate(ipamd: &Connection, pool: &pool::Client, network: &str, workload: &str) -> Result<Card, Fault> {
+    let mut request = pool.allocator_request();
+    request.get().set_max_leases(1);
+    let allocator = request.send().pipeline.get_allocator();
+    let mut request = allocator.allocate_request();
+    request.get().set_workload(workload);
+    let tried = format!("allocate an address for {workload} on {network}");
+    let answer = ipamd.call(&tried, CALL_DEADLINE, request.send()).await?;
+    let lease = answer.get()?.get_lease()?;
+    let answer = ipamd.call(&tried, CALL_DEADLINE, lease.info_request().send()).await?;
+    let info = answer.get()?.get_info()?;
+    Ok(Card {
+        network: network.into(),
+        address: text(info.get_address()?)?,
+        gateway: text(info.get_gateway()?)?,
+        prefix: info.get_prefix_length(),
+        lease,
+        port: None,
+        part: None,
+    })
+}
+
+async fn attach(
+    netmgr: &Connection,
+    network: &network::Client,
+    name: &str,
+    workload: &str,
+) -> Result<(port::Client, CardPart), Fault> {
+    let mut request = network.port_factory_request();
+    request.get().set_max_ports(1);
+    let factory = request.send().pipeline.get_factory();
+    let mut request = factory.create_tap_request();
+    request.get().set_workload(workload);
+    let tried = format!("attach {workload} to {name}");
+    let answer = netmgr.call(&tried, CALL_DEADLINE, request.send()).await?;
+    let port = answer.get()?.get_port()?;
+    let (info, tap) = try_join(
+        netmgr.call(&tried, CALL_DEADLINE, port.info_request().send()),
+        netmgr.call(&tried, CALL_DEADLINE, port.tap_request().send()),
+    )
+    .await?;
+    let info = info.get()?.get_info()?;
+    let mac = info.get_mac()?.try_into().map_err(|_| {
+        Fault::new(
+            Code::Internal,
+            &tried,
+            "netmgr gave a MAC address that is not 6 bytes",
+            "Report this as a defect of netmgr",
+        )
+    })?;
+    let tap = netmgr.claim(tap.get()?.get_tap()?.get_bytes()?).await?;
+    Ok((port, CardPart { tap, mac, mtu: info.get_mtu() }))
+}
+
+/// Gives back what the VM borrowed, all at once. A service that does not answer gives it back by itself when the link ends.
+pub async fn release(links: Option<&(Connection, Connection)>, cards: Vec<Card>) {
+    let Some((netmgr, ipamd)) = links else { return };
+    let released = cards.iter().map(|card| async move {
+        let lease = ipamd.call("release the address", CALL_DEADLINE, card.lease.release_request().send());
+        let port = async {
+            match &card.port {
+                Some(port) => {
+                    netmgr.call("release the port", CALL_DEADLINE, port.release_request().send()).await.map(drop)
+                }
+                None => Ok(()),
+            }
+        };
+        let (lease, port) = futures::join!(lease, port);
+        for fault in [lease.err(), port.err()].into_iter().flatten() {
+            eprintln!("volt: {fault}");
+        }
+    });
+    join_all(released).await;
+}
+
+/// The kernel's `ip=` parameter (Documentation/admin-guide/nfs/nfsroot.rst) for the n-th card. Only the first one gets a
+/// default route. The device stays unnamed where there is one card: what it is called is the guest's own affair.
+pub fn ip_parameter(cards: &[Card], n: usize, hostname: &str) -> Option<String> {
+    let card = cards.get(n)?;
+    let mask = u32::MAX.checked_shl(32u32.saturating_sub(card.prefix.into())).unwrap_or(0);
+    let gateway = if n == 0 { card.gateway.as_str() } else { "" };
+    let device = if cards.len() > 1 { format!("eth{n}") } else { String::new() };
+    Some(format!("ip={}::{gateway}:{}:{hostname}:{device}:off", card.address, Ipv4Addr::from(mask)))
+}
+
+fn text(reader: capnp::text::Reader<'_>) -> Result<String, Fault> {
+    Ok(reader.to_string().map_err(capnp::Error::from)?)
+}
+
+/// Names of all pools with their subnets and how many addresses are free.
+pub async fn list_pools(ipamd: &Connection) -> Result<Vec<[String; 3]>, Fault> {
+    let answer =
+        ipamd.call("list the networks", CALL_DEADLINE, ipamd.bootstrap::<ipam::Client>().list_request().send()).await?;
+    let pools = answer.get()?.get_pools()?;
+    try_join_all(
+        pools
+            .iter()
+            .map(|p| async move { Ok([text(p.get_network()?)?, text(p.get_subnet()?)?, p.get_free().to_string()]) }),
+    )
+    .await
+}

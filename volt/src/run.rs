@@ -1,0 +1,361 @@
+//! `volt run`: one VM in the foreground, from its configuration to its last byte of console.
+//!
+//! Phase 1 opens what the user named and finds, or starts, the services; it reads nothing from anybody. Phase 2 is the
+//! supervisor proper: it talks to the services and the VM's processes, under Landlock (Volt's programs may be executed,
+//! the folder of VM sockets written, nothing else) and without any capability.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    rc::Rc,
+    time::Duration,
+};
+
+use confine::{Confined, Limit, Policy, Sandbox};
+use ipc::{Code, Endpoint, Fault, Lane, Limits};
+use schema::vm_capnp::exit::Reason;
+use tokio::io::Interest;
+
+use crate::{
+    cli::RunArgs,
+    config::{KernelRef, VmConfig},
+    console::Console,
+    control::{Control, Exit},
+    filters, janitor, keep,
+    machine::{DiskPart, Machine, Parts},
+    paths::Paths,
+    resources::{self, Card, Services},
+    services::{self, Found, Service},
+};
+
+/// How long the guest may take to power off after the first Ctrl-C or SIGTERM.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long the core may take to answer `stop`, beyond the grace it is given.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+
+/// What phase 1 opened.
+struct Opened {
+    kvm: OwnedFd,
+    kernel: KernelSource,
+    initrd: Option<OwnedFd>,
+    disks: Vec<DiskPart>,
+}
+
+/// The kernel, as far as phase 1 takes it.
+pub enum KernelSource {
+    File(PathBuf, OwnedFd),
+    Stored(String),
+}
+
+/// Whom the supervisor listens to.
+struct Links {
+    endpoint: Endpoint,
+    found: Found,
+    signals: OwnedFd,
+    console: Console,
+}
+
+/// Runs one VM until it ends.
+pub fn run(policy: Policy, args: &RunArgs) -> Result<ExitCode, Fault> {
+    let config = VmConfig::new(args)?;
+    let paths = Paths::prepare()?;
+    let opened = open(&config)?;
+    let (endpoint, alive) = claim(&paths, &config.name, policy)?;
+    let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
+    let found = services::ensure(&paths, wanted, |missing| keep::start(&paths, policy, missing))?;
+
+    let signals = block_signals()?;
+    let [rpc, lane] = endpoint.as_fds();
+    let confined = confine(&paths, policy, &opened, &found, &[rpc, lane, alive.as_fd(), signals.as_fd()])?;
+    let console = Console::start(&confined)?;
+    let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
+    let result = ipc::run(supervise(&paths, policy, &config, opened, Links { endpoint, found, signals, console }));
+    drop(alive);
+    result.map_err(|e| {
+        Fault::new(Code::Unavailable, "start the supervisor", e.to_string(), "Raise this user's limit of open files")
+    })?
+}
+
+fn open(config: &VmConfig) -> Result<Opened, Fault> {
+    let disks = config.disks.iter().enumerate().map(|(n, disk)| {
+        let fd = open_file(&disk.path, !disk.read_only)?;
+        Ok(DiskPart { fd, read_only: disk.read_only, serial: format!("volt-disk-{n}") })
+    });
+    Ok(Opened {
+        kvm: open_kvm()?,
+        kernel: match &config.kernel {
+            KernelRef::File(path) => KernelSource::File(path.clone(), open_file(path, false)?),
+            KernelRef::Stored(name) => KernelSource::Stored(name.clone()),
+        },
+        initrd: config.initrd.as_deref().map(|path| open_file(path, false)).transpose()?,
+        disks: disks.collect::<Result<_, Fault>>()?,
+    })
+}
+
+fn open_file(path: &Path, write: bool) -> Result<OwnedFd, Fault> {
+    File::options().read(true).write(write).open(path).map(OwnedFd::from).map_err(|e| {
+        let remedy = if write {
+            "Make it writable for this user, or add \",ro\" to a disk that is only read"
+        } else {
+            "Make it readable for this user"
+        };
+        Fault::new(Code::PermissionDenied, format!("open {}", path.display()), e.to_string(), remedy)
+    })
+}
+
+fn open_kvm() -> Result<OwnedFd, Fault> {
+    File::options().read(true).write(true).open("/dev/kvm").map(OwnedFd::from).map_err(|e| {
+        let remedy = match e.kind() {
+            std::io::ErrorKind::PermissionDenied => "Run as root, or as a member of the group that owns /dev/kvm",
+            _ => "Enable virtualisation in the firmware, or nested virtualisation on the outer host, and load kvm_intel or kvm_amd",
+        };
+        Fault::new(Code::Unavailable, "open /dev/kvm", e.to_string(), remedy)
+    })
+}
+
+/// Claims the VM's name: its control socket exists as long as this process.
+fn claim(paths: &Paths, name: &str, policy: Policy) -> Result<(Endpoint, OwnedFd), Fault> {
+    let path = paths.vm(name);
+    let _lock = services::lock(&paths.runtime)?;
+    let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| {
+        let (code, remedy) = match e {
+            ipc::Error::AlreadyExists { .. } => {
+                (Code::AlreadyExists, format!("Choose another name, or end that VM: volt stop {name}"))
+            }
+            _ => (Code::Unavailable, "See whether the runtime directory is writable".into()),
+        };
+        Fault::new(code, format!("run a VM called {name}"), e.to_string(), remedy)
+    })?;
+    let alive = janitor::start(&path, policy)?;
+    Ok((endpoint, alive))
+}
+
+fn confine(
+    paths: &Paths,
+    policy: Policy,
+    opened: &Opened,
+    found: &Found,
+    others: &[BorrowedFd<'_>],
+) -> Result<Confined, Fault> {
+    let mut sandbox = Sandbox::new("volt", policy)
+        .allow_dir_exec(&paths.programs)
+        .allow_dir_rw(&paths.vms())
+        .allow_file_rw(Path::new("/dev/null"))
+        // What this process may not do its children may not either, and theirs are the disks and the guest's memory.
+        .limit(Limit::FileSize, u64::MAX)
+        .limit(Limit::AddressSpace, u64::MAX)
+        .limit(Limit::Processes, u64::MAX)
+        .keep_fd(opened.kvm.as_raw_fd());
+    let disks = opened.disks.iter().map(|d| &d.fd);
+    for fd in disks.chain(&opened.initrd) {
+        sandbox = sandbox.keep_fd(fd.as_raw_fd());
+    }
+    if let KernelSource::File(_, fd) = &opened.kernel {
+        sandbox = sandbox.keep_fd(fd.as_raw_fd());
+    }
+    for fd in others.iter().map(AsRawFd::as_raw_fd).chain(found.as_raw_fds()) {
+        sandbox = sandbox.keep_fd(fd);
+    }
+    sandbox.confine().map_err(|e| not_confined(&e))
+}
+
+fn not_confined(error: &confine::Error) -> Fault {
+    Fault::new(
+        Code::Unavailable,
+        "confine the supervisor",
+        error.to_string(),
+        "Use --confinement best-effort to run with what this host has",
+    )
+}
+
+async fn supervise(
+    paths: &Paths,
+    policy: Policy,
+    config: &VmConfig,
+    opened: Opened,
+    links: Links,
+) -> Result<ExitCode, Fault> {
+    let Links { endpoint, found, signals, console } = links;
+    let control = Control::new(&config.name, config.vcpus, config.memory);
+    stop_on_signals(signals, control.clone())?;
+    let services = Services::new(found.connect()?)?;
+    let bootstrap = control.clone();
+    tokio::task::spawn_local(ipc::serve(endpoint, Lane::new(), Limits::default(), None, move |_| {
+        Ok(bootstrap.client().client)
+    }));
+
+    let mut cards = Vec::new();
+    let result = match unless_stopped(&control, prepare(policy, config, opened, &services, &mut cards)).await {
+        Ok(Some(parts)) => boot_and_watch(paths, &parts, config.no_reboot, &control, &console).await,
+        Ok(None) => Ok(Exit::stopped("it was stopped before it started")),
+        Err(fault) => Err(fault),
+    };
+    console.finish();
+    resources::release(services.network.as_ref(), cards).await;
+    let exit = result?;
+    control.set_ended(exit.clone());
+    // Whoever waits for the end over the control socket hears of it before the socket goes.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    if !matches!(exit.reason, Reason::Poweroff | Reason::Reset | Reason::Stopped) {
+        let tried = format!("run the VM {}", config.name);
+        return Err(Fault::new(
+            Code::Internal,
+            tried,
+            exit.detail,
+            "See the console above, and dmesg if a process was killed by SIGSYS",
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Takes the signals that end a program as something to read, from here on and in every thread.
+fn block_signals() -> Result<OwnedFd, Fault> {
+    let fault = || {
+        let why = std::io::Error::last_os_error().to_string();
+        Fault::new(Code::Unavailable, "watch for signals", why, "Raise this user's limit of open files")
+    };
+    // SAFETY: the set is initialised by sigemptyset, and outlives the calls that read it.
+    let fd = unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    if fd < 0 {
+        return Err(fault());
+    }
+    // SAFETY: signalfd has just made it, and nothing else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Turns Ctrl-C and the like into requests to stop: the first one lets the guest power off, the second one does not wait.
+fn stop_on_signals(signals: OwnedFd, control: Rc<Control>) -> Result<(), Fault> {
+    let fault = |e: std::io::Error| {
+        Fault::new(Code::Unavailable, "watch for signals", e.to_string(), "Raise this user's limit of open files")
+    };
+    let signals = ipc::watch(signals, Interest::READABLE).map_err(fault)?;
+    tokio::task::spawn_local(async move {
+        for grace in [STOP_GRACE, Duration::ZERO] {
+            let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+            let read = signals.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut info)?));
+            if read.await.is_err() {
+                return;
+            }
+            control.request_stop(grace);
+        }
+    });
+    Ok(())
+}
+
+/// `None` when a stop was asked for first: what was under way is dropped, and with it what it had made.
+async fn unless_stopped<T>(
+    control: &Control,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<Option<T>, Fault> {
+    let mut stop = control.stop_requests();
+    tokio::select! {
+        biased;
+        _ = stop.wait_for(Option::is_some) => Ok(None),
+        result = work => result.map(Some),
+    }
+}
+
+/// Borrows what the VM needs from the services: kernel, addresses and ports at once.
+async fn prepare(
+    policy: Policy,
+    config: &VmConfig,
+    opened: Opened,
+    services: &Services,
+    cards: &mut Vec<Card>,
+) -> Result<Parts, Fault> {
+    let workload = format!("vm-{}", config.name);
+    let attach = async {
+        match &services.network {
+            Some(links) => resources::cards(links, &workload, &config.nets, cards).await,
+            None => Ok(()),
+        }
+    };
+    let (kernel, attached) = futures::join!(resources::kernel(&services.kernels, opened.kernel), attach);
+    attached?;
+    let mut cmdline = config.cmdline.clone();
+    for (n, card) in cards.iter().enumerate() {
+        eprintln!("volt: {} has {} on {}", config.name, card.address, card.network);
+        if let Some(word) = resources::ip_parameter(cards, n, &config.name) {
+            cmdline.push(' ');
+            cmdline.push_str(&word);
+        }
+    }
+    Ok(Parts {
+        name: config.name.clone(),
+        policy,
+        vcpus: config.vcpus,
+        memory: config.memory,
+        cmdline,
+        kvm: opened.kvm,
+        kernel: kernel?,
+        initrd: opened.initrd,
+        disks: opened.disks,
+        cards: cards.iter_mut().filter_map(|card| card.part.take()).collect(),
+    })
+}
+
+async fn boot_and_watch(
+    paths: &Paths,
+    parts: &Parts,
+    no_reboot: bool,
+    control: &Rc<Control>,
+    console: &Console,
+) -> Result<Exit, Fault> {
+    loop {
+        let boot = async { Machine::boot(paths, parts, console.core_end()?).await };
+        let Some(mut machine) = unless_stopped(control, boot).await? else {
+            return Ok(Exit::stopped("it was stopped while it started"));
+        };
+        control.set_core(Some(machine.vm.clone()));
+        let exit = watch(&mut machine, control).await;
+        control.set_core(None);
+        machine.end().await;
+        if exit.reason != Reason::Reset || no_reboot || control.stop_requests().borrow().is_some() {
+            return Ok(exit);
+        }
+    }
+}
+
+/// Waits for the end of this boot: the guest's own, one that somebody asked for, or that of a process that died.
+async fn watch(machine: &mut Machine, control: &Control) -> Exit {
+    let mut ended = Box::pin(machine.vm.wait_request().send().promise);
+    let mut stop = control.stop_requests();
+    let overdue = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(overdue);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut ended => break answer,
+            () = machine.link_closed() => break Err(capnp::Error::disconnected("the core's link ended".into())),
+            () = &mut overdue => return Exit::stopped("its core did not answer, and was killed"),
+            _ = stop.changed() => {
+                let grace = (*stop.borrow_and_update()).unwrap_or_default();
+                let mut request = machine.vm.stop_request();
+                request.get().set_grace_milliseconds(u32::try_from(grace.as_millis()).unwrap_or(u32::MAX));
+                // The call's own end does not matter: that of the VM shows in `wait`.
+                tokio::task::spawn_local(request.send().promise);
+                overdue.as_mut().reset(tokio::time::Instant::now() + grace + STOP_MARGIN);
+            }
+        }
+    };
+    let exit = answer.and_then(|answer| {
+        let exit = answer.get()?.get_exit()?;
+        Ok(Exit { reason: exit.get_reason()?, detail: exit.get_detail()?.to_string()? })
+    });
+    let mut exit = exit.unwrap_or_else(|e| Exit { reason: Reason::InternalError, detail: e.to_string() });
+    if matches!(exit.reason, Reason::DeviceFailed | Reason::InternalError)
+        && let Some(ended) = machine.first_ended().await
+    {
+        exit.detail = format!("{}; {ended}", exit.detail);
+    }
+    exit
+}
