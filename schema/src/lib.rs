@@ -10,7 +10,7 @@
 macro_rules! generated {
     ($($(#[$doc:meta])* $module:ident),* $(,)?) => {$(
         $(#[$doc])*
-        #[allow(missing_docs, clippy::all)]
+        #[allow(missing_docs, clippy::all, clippy::unimplemented, clippy::undocumented_unsafe_blocks)]
         pub mod $module {
             include!(concat!(env!("OUT_DIR"), "/", stringify!($module), ".rs"));
         }
