@@ -77,11 +77,10 @@ impl Channel {
         if header.request != request.0 {
             return Err(wrong("an answer to another request"));
         }
-        let size = usize::try_from(header.size).unwrap_or(usize::MAX);
-        if size > MAX_ANSWER {
+        if header.body() > MAX_ANSWER {
             return Err(wrong("the answer is longer than any can be"));
         }
-        let mut body = vec![0; size];
+        let mut body = vec![0; header.body()];
         self.fill(request, &mut body, deadline)?;
         Ok(body)
     }

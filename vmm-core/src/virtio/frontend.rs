@@ -186,15 +186,23 @@ impl Frontend {
                 break;
             }
         }
+        if found.is_none() {
+            found = self.longest_config(deadline)?;
+        }
+        self.config_size = found.as_ref().map_or(0, Vec::len);
+        Ok(found)
+    }
+
+    fn longest_config(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>, Error> {
+        let mut found = None;
         let (mut served, mut refused) = (0, MAX_CONFIG + 1);
-        while found.is_none() && refused - served > 1 || served > 0 && refused - served > 1 {
+        while refused - served > 1 {
             let size = if refused > MAX_CONFIG { MAX_CONFIG } else { (served + refused) / 2 };
             match self.get_config(size, deadline)? {
                 Some(config) => (served, found) = (size, Some(config)),
                 None => refused = size,
             }
         }
-        self.config_size = found.as_ref().map_or(0, Vec::len);
         Ok(found)
     }
 

@@ -286,11 +286,7 @@ impl Registers {
             return None;
         }
         self.status |= status::DRIVER_OK;
-        let rings = (0..).zip(&self.queues).filter(|(_, queue)| queue.ready);
-        Some(Action::Activate(Activation {
-            features: self.driver_features,
-            rings: rings.map(|(index, queue)| queue.ring(index)).collect(),
-        }))
+        Some(Action::Activate(Activation { features: self.driver_features, rings: self.rings() }))
     }
 
     /// Queue registers are frozen while the queue is ready, and all of them from DRIVER_OK on.
@@ -321,6 +317,12 @@ impl Registers {
             reg::QUEUE_DEVICE_HIGH => set_half(&mut queue.used, 1, value),
             _ => {}
         }
+    }
+
+    /// The rings that are ready.
+    pub(super) fn rings(&self) -> Vec<Ring> {
+        let ready = (0..).zip(&self.queues).filter(|(_, queue)| queue.ready);
+        ready.map(|(index, queue)| queue.ring(index)).collect()
     }
 
     fn selected(&self) -> Option<&Queue> {

@@ -48,22 +48,18 @@ impl BackendRequests {
         std::mem::take(&mut self.config_changed)
     }
 
-    /// Takes what has come, without waiting, up to one message.
+    /// Takes what has come, without waiting: the rest of a header, then of its body.
     pub(super) fn serve(&mut self) -> Result<(), Error> {
         let Some(socket) = &self.socket else { return Ok(()) };
-        let wrong = |why| Error::Protocol { request: NAME, why };
         let header = self.held.first_chunk::<HEADER>().map(Header::decode);
-        let body = header.map_or(0, |header| usize::try_from(header.size).unwrap_or(usize::MAX));
-        if body > MAX_BODY {
-            return Err(wrong("it is longer than any can be"));
-        }
+        let body = header.map_or(0, |header| header.body());
         let missing = (HEADER + body).saturating_sub(self.held.len());
         let mut buffer = vec![0; missing];
         if missing > 0 {
             match read_some(socket.as_fd(), &mut buffer) {
                 Ok(Some(0)) => self.socket = None,
                 Ok(Some(count)) => self.held.extend(buffer.iter().take(count)),
-                Ok(None) => return Err(wrong("a descriptor came with it")),
+                Ok(None) => return Err(Error::Protocol { request: NAME, why: "a descriptor came with it" }),
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => {
                     return Err(Error::Host { what: "read the backend's requests", source: errno.into() });
@@ -73,7 +69,7 @@ impl BackendRequests {
         self.finish()
     }
 
-    /// Answers the held message once it is whole.
+    /// Checks the held header, so that no more is held than it may ask for, and answers the message once it is whole.
     fn finish(&mut self) -> Result<(), Error> {
         let (Some(socket), Some(bytes)) = (&self.socket, self.held.first_chunk::<HEADER>()) else {
             return Ok(());
@@ -83,8 +79,10 @@ impl BackendRequests {
         if !header.is(false) {
             return Err(wrong("not a request of version 1"));
         }
-        let body = usize::try_from(header.size).unwrap_or(usize::MAX);
-        if self.held.len() - HEADER < body {
+        if header.body() > MAX_BODY {
+            return Err(wrong("it is longer than any can be"));
+        }
+        if self.held.len() < HEADER + header.body() {
             return Ok(());
         }
         self.held.clear();

@@ -97,6 +97,11 @@ impl Header {
         }
     }
 
+    /// Bytes of the body, as the sender says.
+    pub(super) fn body(&self) -> usize {
+        usize::try_from(self.size).unwrap_or(usize::MAX)
+    }
+
     /// A version 1 message that is, or is not, an answer.
     pub(super) fn is(&self, answer: bool) -> bool {
         self.flags & VERSION_MASK == VERSION && (self.flags & REPLY != 0) == answer

@@ -1,1 +1,12 @@
-//! Tests of the virtio transport.
+//! Tests of the virtio transport: its registers alone, both ends of vhost-user against scripted and foreign
+//! backends, and attacks. None needs KVM: the eventfds are joined to a driver written here.
+
+mod attacks;
+mod bench;
+mod config;
+mod confined;
+mod handshake;
+mod interop;
+mod peer;
+mod registers;
+mod strict_backend;
