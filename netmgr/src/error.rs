@@ -46,13 +46,13 @@ pub enum Error {
     #[error("there are {limit} {what}, which is the most that netmgr keeps")]
     Full { what: &'static str, limit: usize },
     /// No tun driver.
-    #[error("/dev/net/tun cannot be opened ({0})")]
-    NoTun(io::Error),
+    #[error("/dev/net/tun cannot be opened")]
+    NoTun(#[source] io::Error),
     /// EPERM.
     #[error("the kernel does not let netmgr {0}")]
     NoRight(String),
     /// Any other refusal.
-    #[error("the kernel refused to {tried}: {source}{detail}")]
+    #[error("the kernel refused to {tried}{detail}")]
     Kernel { tried: String, source: io::Error, detail: String },
     /// The kernel answered with something else than what was asked for.
     #[error("the kernel's answer to an attempt to {tried} does not fit: {why}")]
@@ -131,7 +131,9 @@ impl Error {
 
     /// The failure of a call, as schema/errors.capnp has it.
     pub fn fault(&self, tried: &str) -> Fault {
-        Fault { code: self.code(), tried: tried.to_owned(), why: self.to_string(), remedy: self.remedy() }
+        let why =
+            std::error::Error::source(self).map_or_else(|| self.to_string(), |source| format!("{self}: {source}"));
+        Fault::new(self.code(), tried, why, self.remedy())
     }
 }
 

@@ -1,13 +1,34 @@
 //! `netmgr`: makes bridges, TAPs and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
 //! May touch rtnetlink and /dev/net/tun, with `CAP_NET_ADMIN` alone. Must never see guest memory, a frame, or a file.
+//!
+//! Two threads: `main` speaks Cap'n Proto with peers ([`service`]), the worker speaks rtnetlink with the kernel ([`worker`], [`manager`]).
 
+mod bridge;
 mod config;
 mod error;
+mod kernel;
+mod link;
+mod manager;
 mod names;
+mod netlink;
+mod port;
+mod sandbox;
+mod service;
+mod tap;
+mod worker;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Parser;
+use confine::{Capability, Policy, caps};
+use ipc::{Endpoint, Lane, Limits};
+
+use crate::{kernel::Kernel, manager::Manager, service::Host};
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.
 #[derive(Parser)]
@@ -15,10 +36,10 @@ use clap::Parser;
 struct Arguments {
     /// Inherited listening socket (SOCK_STREAM) for Cap'n Proto.
     #[arg(long, requires = "lane_fd", required_unless_present = "socket", value_name = "N")]
-    listen_fd: Option<i32>,
+    listen_fd: Option<RawFd>,
     /// Inherited listening socket (SOCK_SEQPACKET) of the fd lane.
     #[arg(long, requires = "listen_fd", value_name = "N")]
-    lane_fd: Option<i32>,
+    lane_fd: Option<RawFd>,
     /// Make the sockets: PATH, and PATH.fds for the fd lane.
     #[arg(long, conflicts_with = "listen_fd", value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -26,12 +47,101 @@ struct Arguments {
     #[arg(long, value_name = "SECONDS")]
     idle_exit: Option<u64>,
     /// Whether to start where the kernel lacks a layer of confinement: strict or best-effort.
-    #[arg(long, default_value = "best-effort", value_name = "POLICY")]
-    confinement: String,
+    #[arg(long, default_value_t = Policy::BestEffort, value_name = "POLICY")]
+    confinement: Policy,
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let _idle = arguments.idle_exit.map(Duration::from_secs);
-    ExitCode::SUCCESS
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            eprintln!("netmgr: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why netmgr could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("Cannot manage the network: CAP_NET_ADMIN is missing. {}", error::NET_ADMIN_REMEDY)]
+    NoRight,
+    #[error("Cannot use descriptor {0}: it is not open, or given twice. Pass listening sockets")]
+    Descriptor(RawFd),
+    #[error("Give --socket, or both --listen-fd and --lane-fd")]
+    NoSocket,
+    #[error("Cannot take stock of the network. {}", .0.remedy())]
+    Kernel(#[source] error::Error),
+    #[error("Cannot serve")]
+    Serve(#[from] ipc::Error),
+    #[error("Cannot confine netmgr")]
+    Confine(#[from] confine::Error),
+    #[error("Cannot start the runtime")]
+    Runtime(#[source] std::io::Error),
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    // Phase 1: wide. Nothing that a peer sent is read.
+    if !caps::has_cap(None, caps::CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(false) {
+        return Err(Failure::NoRight);
+    }
+    let endpoint = endpoint(arguments)?;
+    let manager = Kernel::open().and_then(Manager::recover).map_err(Failure::Kernel)?;
+    warn_of_bridge_filter();
+    let own = rustix::process::geteuid().as_raw();
+    let [rpc, lane] = endpoint.as_fds().map(|fd| fd.as_raw_fd());
+
+    // Phase 2: narrow.
+    let confined = sandbox::confine(arguments.confinement, &[rpc, lane, manager.fd()])?;
+    let (worker, inbox) = worker::queue();
+    confined.spawn("worker", &sandbox::worker(), move || inbox.run(manager))?;
+    confined.enter(&sandbox::rpc())?;
+    let lane = Lane::new();
+    let serve = ipc::serve(endpoint, lane.clone(), Limits::default(), arguments.idle_exit.map(Duration::from_secs), {
+        let worker = worker.clone();
+        move |peer| Host::bootstrap(&worker, &lane, own, peer)
+    });
+    ipc::run(async {
+        let outcome = serve.await;
+        // What the last connection's end has released is off the host before netmgr is.
+        let _ = worker.ask(|_| Ok(())).await;
+        outcome
+    })
+    .map_err(Failure::Runtime)??;
+    Ok(())
+}
+
+fn endpoint(arguments: &Arguments) -> Result<Endpoint, Failure> {
+    match (arguments.listen_fd, arguments.lane_fd, &arguments.socket) {
+        (Some(rpc), Some(lane), _) if rpc != lane => Ok(Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)?),
+        (Some(rpc), Some(_), _) => Err(Failure::Descriptor(rpc)),
+        (_, _, Some(path)) => {
+            // The confined process cannot remove the files; the next one that binds replaces them.
+            let (rpc, lane) = Endpoint::bind(path, 0o600)?.into_fds();
+            Ok(Endpoint::from_fds(rpc, lane)?)
+        }
+        _ => Err(Failure::NoSocket),
+    }
+}
+
+fn inherited(fd: RawFd) -> Result<OwnedFd, Failure> {
+    // SAFETY: F_GETFD looks at the process's table only, and fails for a number that is no open descriptor.
+    let open = fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+    if !open {
+        return Err(Failure::Descriptor(fd));
+    }
+    // SAFETY: it is open, above the standard ones, and nothing in this process owns it: it was inherited, and is taken once.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Where this is on, iptables rules of the host see what guests on one bridge send to each other. It is the whole network namespace's, and
+/// somebody who filters bridges may rely on it, so it is not netmgr's to switch off. (What bridges of ours say for themselves is 0, the default.)
+fn warn_of_bridge_filter() {
+    const SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    if std::fs::read_to_string(Path::new(SETTING)).is_ok_and(|value| value.trim() == "1") {
+        eprintln!(
+            "netmgr: net.bridge.bridge-nf-call-iptables is 1: the host's iptables rules apply between guests too. If they cannot reach each other: sysctl -w net.bridge.bridge-nf-call-iptables=0."
+        );
+    }
 }

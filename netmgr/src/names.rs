@@ -10,9 +10,7 @@ use crate::error::Error;
 /// Bytes of an interface name, without the terminating NUL (IFNAMSIZ - 1).
 pub const INTERFACE_NAME_MAX: usize = 15;
 
-/// Every alias (IFLA_IFALIAS) that makes an interface ours begins with this.
-const MARK: &str = "volt-vmm ";
-/// The alias of a network's bridge.
+/// The alias (IFLA_IFALIAS) of a network's bridge.
 pub const BRIDGE_MARK: &str = "volt-vmm network";
 const PORT_MARK: &str = "volt-vmm port ";
 
@@ -162,11 +160,6 @@ pub fn read_port_mark(alias: &str) -> Option<(&str, Mac)> {
     Some((workload, Mac::parse(mac)?))
 }
 
-/// Whether an alias is one of ours, of whatever version.
-pub fn is_mark(alias: &str) -> bool {
-    alias.starts_with(MARK)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,7 +244,6 @@ mod tests {
         let mac = Mac([2, 0xa, 0xb, 0xc, 0xd, 0xe]);
         let mark = port_mark("vm-web", mac);
         assert_eq!(read_port_mark(&mark), Some(("vm-web", mac)));
-        assert!(is_mark(&mark) && is_mark(BRIDGE_MARK));
         for foreign in [
             "",
             "volt-vmm",
@@ -264,6 +256,5 @@ mod tests {
         ] {
             assert_eq!(read_port_mark(foreign), None, "{foreign:?}");
         }
-        assert!(!is_mark("volt-vmmx") && !is_mark("my volt-vmm network"));
     }
 }

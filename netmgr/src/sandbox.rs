@@ -1,0 +1,73 @@
+//! What netmgr may still do once it is narrow. Found with strace, then cut to what the tests show is needed.
+
+use std::{os::fd::RawFd, path::Path};
+
+use confine::{Capability, Confined, Error, Filter, Limit, Policy, Rule, Sandbox, base};
+
+use crate::tap;
+
+/// Phase 2 for the process: these descriptors, `CAP_NET_ADMIN`, and /dev/net/tun if it is there.
+pub fn confine(policy: Policy, keep: &[RawFd]) -> Result<Confined, Error> {
+    let mut sandbox =
+        Sandbox::new("netmgr", policy).keep_capability(Capability::CAP_NET_ADMIN).limit(Limit::AddressSpace, 1 << 30);
+    // One a port, one a waiting token, two a connection.
+    sandbox = sandbox.limit(Limit::OpenFiles, 65_536).limit(Limit::FileSize, 0);
+    for fd in keep {
+        sandbox = sandbox.keep_fd(*fd);
+    }
+    let tun = Path::new(tap::DEVICE);
+    match tun.try_exists() {
+        Ok(true) => sandbox = sandbox.allow_file_rw(tun),
+        _ => eprintln!(
+            "netmgr: {} is not there: no port can be made. Load the driver (modprobe tun) and start netmgr again.",
+            tap::DEVICE
+        ),
+    }
+    sandbox.confine()
+}
+
+/// The thread that peers talk to: sockets that are there, and those that it accepts. It cannot open a file or make a socket.
+pub fn rpc() -> Filter {
+    Filter::new("rpc").with(&base::tokio()).with(&base::listener())
+}
+
+/// The thread that talks to the kernel: its netlink socket, /dev/net/tun (by Landlock, no other file opens), and two requests to it.
+pub fn worker() -> Filter {
+    Filter::new("worker")
+        .with(&base::exit())
+        .allow(&[
+            libc::SYS_sendto,   // requests to rtnetlink
+            libc::SYS_recvfrom, // and its answers
+            libc::SYS_close,    // a TAP that goes
+            libc::SYS_write,    // to wake the RPC thread (eventfd)
+        ])
+        .allow_if(libc::SYS_openat, vec![Rule::eq(2, (libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK) as u32)])
+        .allow_if(libc::SYS_ioctl, tap::REQUESTS.map(|request| Rule::eq(1, request as u32)).to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_filters_together_have_at_most_45_syscalls() {
+        let all = rpc().with(&worker()).syscalls().count();
+        assert!(all <= 45, "{all}");
+    }
+
+    #[test]
+    fn neither_thread_can_make_a_socket_or_start_a_program() {
+        for forbidden in [
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_execve,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_ptrace,
+        ] {
+            assert!(!rpc().with(&worker()).syscalls().any(|syscall| syscall == forbidden), "{forbidden}");
+        }
+        assert!(!rpc().syscalls().any(|syscall| syscall == libc::SYS_openat));
+    }
+}

@@ -1,0 +1,319 @@
+//! The capabilities of schema/host.capnp and schema/network.capnp: what a call says is checked here, what it wants is done by the worker.
+//! Touches the fd lane. Must never make a system call about the network.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use capnp::capability::Rc;
+use capnp_rpc::new_client;
+use ipc::{Code, Fault, Lane, Peer};
+use schema::{
+    host_capnp::{host, tenant},
+    network_capnp::{network, network_config, network_info, port, port_factory, port_info},
+};
+
+use crate::{
+    config::Config,
+    error::Error,
+    manager::{Account, NetworkId, NewPort, PortFacts, Quota, TenantId},
+    names::{self, Mac},
+    worker::Worker,
+};
+
+/// The most ports that `Network.info` lists, and that `Network.portFactory` gives out.
+const MAX_PORTS: u32 = 1024;
+
+/// What every object of one connection has.
+#[derive(Clone)]
+pub struct Context {
+    worker: Worker,
+    lane: Lane,
+    peer: Peer,
+}
+
+/// `Host`: the bootstrap capability, for the host's owner.
+pub struct Host(Context);
+
+impl Host {
+    /// For root, and for the user that netmgr runs as (`own`); nobody else.
+    pub fn bootstrap(worker: &Worker, lane: &Lane, own: u32, peer: Peer) -> Result<capnp::capability::Client, Fault> {
+        if peer.uid != 0 && peer.uid != own {
+            let why = format!("user {} is neither root nor the user that netmgr runs as", peer.uid);
+            return Err(Fault::new(
+                Code::PermissionDenied,
+                "use this host's network",
+                why,
+                "Have root pass on a capability, or run netmgr as your own user",
+            ));
+        }
+        let host: host::Client = new_client(Host(Context { worker: worker.clone(), lane: lane.clone(), peer }));
+        Ok(host.client)
+    }
+}
+
+/// A text that a caller sent. One that is not UTF-8 is no name of anything.
+fn text<'a>(what: &'static str, text: Result<capnp::text::Reader<'a>, capnp::Error>) -> Result<&'a str, Error> {
+    text.ok().and_then(|text| text.to_str().ok()).ok_or_else(|| Error::argument(what, "", "it is not UTF-8 text"))
+}
+
+/// Completes an error with what the call was for.
+fn while_trying(tried: String) -> impl Fn(Error) -> capnp::Error {
+    move |error| error.fault(&tried).into()
+}
+
+impl host::Server for Host {
+    async fn define_network(
+        self: Rc<Self>,
+        params: host::DefineNetworkParams,
+        mut results: host::DefineNetworkResults,
+    ) -> Result<(), capnp::Error> {
+        let config = params.get()?.get_config()?;
+        let (name, gateway) = (text("network name", config.get_name()), text("gateway", config.get_gateway()));
+        let failed = while_trying(format!("define network {}", quote(&name)));
+        let (name, gateway) = (name.map_err(&failed)?, gateway.map_err(&failed)?);
+        let config = Config::new(name, gateway, config.get_prefix_length(), config.get_mtu()).map_err(&failed)?;
+        let id = self.0.worker.ask(move |manager| manager.define(config)).await.map_err(failed)?;
+        results.get().set_network(new_client(Network { context: self.0.clone(), id }));
+        Ok(())
+    }
+
+    async fn network(
+        self: Rc<Self>,
+        params: host::NetworkParams,
+        mut results: host::NetworkResults,
+    ) -> Result<(), capnp::Error> {
+        let id = network_id(&self.0, text("network name", params.get()?.get_name())).await?;
+        results.get().set_network(new_client(Network { context: self.0.clone(), id }));
+        Ok(())
+    }
+
+    async fn tenant(
+        self: Rc<Self>,
+        params: host::TenantParams,
+        mut results: host::TenantResults,
+    ) -> Result<(), capnp::Error> {
+        let name = text("tenant name", params.get()?.get_name());
+        let failed = while_trying(format!("make tenant {}", quote(&name)));
+        let name =
+            name.and_then(|name| names::check_label("tenant name", name).map(|()| name.to_owned())).map_err(&failed)?;
+        let quota = Quota::new(params.get()?.get_quota()?.get_ports());
+        let worker = self.0.worker.clone();
+        // Made on the worker, so that a caller who goes meanwhile leaves no tenant.
+        let held = self
+            .0
+            .worker
+            .ask(move |manager| manager.tenant(&name).map(|id| HeldTenant { id, worker }))
+            .await
+            .map_err(failed)?;
+        results.get().set_tenant(new_client(Tenant { context: self.0.clone(), quota, held }));
+        Ok(())
+    }
+
+    async fn remove_network(
+        self: Rc<Self>,
+        params: host::RemoveNetworkParams,
+        _: host::RemoveNetworkResults,
+    ) -> Result<(), capnp::Error> {
+        let name = text("network name", params.get()?.get_name());
+        let failed = while_trying(format!("remove network {}", quote(&name)));
+        let name = name.map_err(&failed)?.to_owned();
+        self.0.worker.ask(move |manager| manager.remove(&name)).await.map_err(failed)
+    }
+}
+
+fn quote(name: &Result<&str, Error>) -> String {
+    name.as_ref().map_or_else(|_| "?".into(), |name| name.chars().take(64).collect())
+}
+
+async fn network_id(context: &Context, name: Result<&str, Error>) -> Result<NetworkId, capnp::Error> {
+    let failed = while_trying(format!("find network {}", quote(&name)));
+    let name = name.map_err(&failed)?.to_owned();
+    context.worker.ask(move |manager| manager.network(&name)).await.map_err(failed)
+}
+
+/// Ends its tenant when it is dropped.
+struct HeldTenant {
+    id: TenantId,
+    worker: Worker,
+}
+
+impl Drop for HeldTenant {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.worker.tell(move |manager| manager.end_tenant(id));
+    }
+}
+
+struct Tenant {
+    context: Context,
+    quota: Arc<Quota>,
+    held: HeldTenant,
+}
+
+impl tenant::Server for Tenant {
+    async fn port_factory(
+        self: Rc<Self>,
+        params: tenant::PortFactoryParams,
+        mut results: tenant::PortFactoryResults,
+    ) -> Result<(), capnp::Error> {
+        let network = network_id(&self.context, text("network name", params.get()?.get_network())).await?;
+        let account = Account { quota: self.quota.clone(), tenant: Some(self.held.id) };
+        results.get().set_factory(new_client(Factory { context: self.context.clone(), network, account }));
+        Ok(())
+    }
+}
+
+struct Network {
+    context: Context,
+    id: NetworkId,
+}
+
+impl network::Server for Network {
+    async fn info(
+        self: Rc<Self>,
+        _: network::InfoParams,
+        mut results: network::InfoResults,
+    ) -> Result<(), capnp::Error> {
+        let id = self.id.clone();
+        let failed = while_trying(format!("look at network {}", id.name));
+        let (config, index, ports) = self.context.worker.ask(move |manager| manager.info(&id)).await.map_err(failed)?;
+        let mut info: network_info::Builder<'_> = results.get().init_info();
+        write_config(info.reborrow().init_config(), &config);
+        info.set_index(index);
+        let mut list = info.init_ports(ports.len().min(MAX_PORTS as usize) as u32);
+        for (at, facts) in (0..list.len()).zip(&ports) {
+            write_port(list.reborrow().get(at), facts);
+        }
+        Ok(())
+    }
+
+    async fn port_factory(
+        self: Rc<Self>,
+        params: network::PortFactoryParams,
+        mut results: network::PortFactoryResults,
+    ) -> Result<(), capnp::Error> {
+        let max = params.get()?.get_max_ports();
+        if !(1..=MAX_PORTS).contains(&max) {
+            let error = Error::argument("number of ports", &max.to_string(), "it must be 1 to 1024");
+            return Err(error.fault(&format!("make a port factory on network {}", self.id.name)).into());
+        }
+        let account = Account { quota: Quota::new(max), tenant: None };
+        results.get().set_factory(new_client(Factory {
+            context: self.context.clone(),
+            network: self.id.clone(),
+            account,
+        }));
+        Ok(())
+    }
+}
+
+fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
+    to.set_name(&config.name);
+    to.set_mtu(config.mtu);
+    if let Some(address) = config.address {
+        to.set_gateway(address.ip.to_string());
+        to.set_prefix_length(address.prefix);
+    }
+}
+
+fn write_port(mut to: port_info::Builder<'_>, facts: &PortFacts) {
+    to.set_workload(&facts.workload);
+    to.set_interface(&facts.interface);
+    to.set_index(facts.index);
+    to.set_mac(&facts.mac.0);
+    to.set_network(&facts.network);
+    to.set_mtu(facts.mtu);
+}
+
+struct Factory {
+    context: Context,
+    network: NetworkId,
+    account: Account,
+}
+
+impl port_factory::Server for Factory {
+    async fn create_tap(
+        self: Rc<Self>,
+        params: port_factory::CreateTapParams,
+        mut results: port_factory::CreateTapResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let workload = text("workload name", params.get_workload());
+        let failed = while_trying(format!("make a port for {} on network {}", quote(&workload), self.network.name));
+        let workload = workload
+            .and_then(|name| names::check_label("workload name", name).map(|()| name.to_owned()))
+            .map_err(&failed)?;
+        let mac = Mac::asked(params.get_mac()?, &self.network.name, &workload).map_err(&failed)?;
+        let (network, account, worker) = (self.network.clone(), self.account.clone(), self.context.worker.clone());
+        // Made on the worker, so that a caller who goes meanwhile leaves no port.
+        let held = self.context.worker.ask(move |manager| {
+            manager.attach(&network, &workload, mac, &account).map(|port| HeldPort { port, worker })
+        });
+        let held = held.await.map_err(failed)?;
+        results.get().set_port(new_client(Port { context: self.context.clone(), held }));
+        Ok(())
+    }
+}
+
+/// Releases its port when it is dropped.
+struct HeldPort {
+    port: NewPort,
+    worker: Worker,
+}
+
+impl Drop for HeldPort {
+    fn drop(&mut self) {
+        if !is_set(&self.port.released) {
+            let id = self.port.id.clone();
+            self.worker.tell(move |manager| manager.release_unseen(&id));
+        }
+    }
+}
+
+fn is_set(flag: &AtomicBool) -> bool {
+    flag.load(Ordering::Relaxed)
+}
+
+struct Port {
+    context: Context,
+    held: HeldPort,
+}
+
+impl Port {
+    /// The error of a call on a port that has been released.
+    fn check(&self) -> Result<(), capnp::Error> {
+        if is_set(&self.held.port.released) { Err(self.failed("use")(Error::Revoked("port"))) } else { Ok(()) }
+    }
+
+    fn failed(&self, tried: &str) -> impl Fn(Error) -> capnp::Error {
+        let PortFacts { workload, network, .. } = &self.held.port.facts;
+        while_trying(format!("{tried} the port of {workload} on network {network}"))
+    }
+}
+
+impl port::Server for Port {
+    async fn info(self: Rc<Self>, _: port::InfoParams, mut results: port::InfoResults) -> Result<(), capnp::Error> {
+        self.check()?;
+        write_port(results.get().init_info(), &self.held.port.facts);
+        Ok(())
+    }
+
+    async fn tap(self: Rc<Self>, _: port::TapParams, mut results: port::TapResults) -> Result<(), capnp::Error> {
+        self.check()?;
+        let copy = |source| Error::Kernel { tried: "copy a descriptor".into(), source, detail: String::new() };
+        let tap: OwnedFd = self.held.port.tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
+        self.context.lane.offer(tap, self.context.peer)?.write(results.get().init_tap());
+        Ok(())
+    }
+
+    async fn release(self: Rc<Self>, _: port::ReleaseParams, _: port::ReleaseResults) -> Result<(), capnp::Error> {
+        self.check()?;
+        let id = self.held.port.id.clone();
+        self.context.worker.ask(move |manager| manager.release(&id)).await.map_err(self.failed("release"))
+    }
+}

@@ -1,0 +1,180 @@
+//! The thread that owns the state (the [`Manager`]) and does all that concerns the kernel. A job that was handed over runs to its end, whether or
+//! not the call that asked for it is still there; what it made for a caller who has gone is released by the answer's `Drop`.
+//! Touches nothing but its queue.
+//!
+//! A thread rather than a task of the RPC thread: the kernel carries out rtnetlink requests while it holds its network lock, and a
+//! process waits for that lock without a way to give up. So the RPC thread never enters the kernel's network code, and its deadlines hold.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::timeout};
+
+use crate::{error::Error, manager::Manager};
+
+/// The longest that a call waits for its job.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The most calls that wait at one time. What a `Drop` hands over does not count: it is bounded by what there is to release.
+const QUEUE: usize = 256;
+
+type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
+
+/// A handle on the thread; any number of them.
+pub struct Worker<S = Manager> {
+    jobs: mpsc::Sender<Job<S>>,
+    waiting: Arc<AtomicUsize>,
+    deadline: Duration,
+}
+
+impl<S> Clone for Worker<S> {
+    fn clone(&self) -> Worker<S> {
+        Worker { jobs: self.jobs.clone(), waiting: self.waiting.clone(), deadline: self.deadline }
+    }
+}
+
+/// The thread's end.
+pub struct Inbox<S = Manager>(mpsc::Receiver<Job<S>>);
+
+/// Makes the queue.
+pub fn queue<S>() -> (Worker<S>, Inbox<S>) {
+    let (jobs, inbox) = mpsc::channel();
+    (Worker { jobs, waiting: Arc::default(), deadline: DEADLINE }, Inbox(inbox))
+}
+
+impl<S: 'static> Worker<S> {
+    /// Has `job` done, and waits for its answer. Dropping the future does not undo the request.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut S) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        // Only the RPC thread adds, so there is nothing between the look and the addition.
+        if self.waiting.load(Ordering::Relaxed) >= QUEUE {
+            return Err(Error::Busy(QUEUE));
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        let waiting = self.waiting.clone();
+        let job = move |state: &mut S| {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            // Nobody waits: the answer is dropped here, and what it holds is released.
+            let _ = answer.send(job(state));
+        };
+        self.jobs.send(Box::new(job)).map_err(|_| Error::Ending)?;
+        match timeout(self.deadline, answered).await {
+            Ok(answer) => answer.map_err(|_| Error::Ending)?,
+            Err(_) => Err(Error::Deadline { seconds: self.deadline.as_secs() }),
+        }
+    }
+
+    /// Has `job` done some time. Never waits.
+    pub fn tell(&self, job: impl FnOnce(&mut S) + Send + 'static) {
+        // The queue is gone only when the process ends; all TAPs end with it.
+        let _ = self.jobs.send(Box::new(job));
+    }
+}
+
+impl<S> Inbox<S> {
+    /// Does what comes, until the last [`Worker`] is dropped. A job that panics leaves a state that nobody knows, so it ends the process: TAPs
+    /// that nobody else has open go with it, and a new netmgr reads from the kernel what is there.
+    pub fn run(self, mut state: S) {
+        while let Ok(job) = self.0.recv() {
+            if catch_unwind(AssertUnwindSafe(|| job(&mut state))).is_err() {
+                process::exit(1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::atomic::AtomicBool, thread};
+
+    use super::*;
+
+    fn start() -> (Worker<Vec<u32>>, thread::JoinHandle<()>) {
+        let (worker, inbox) = queue();
+        (worker, thread::spawn(move || inbox.run(Vec::new())))
+    }
+
+    fn block_on<T>(f: impl Future<Output = T>) -> T {
+        ipc::run(f).unwrap()
+    }
+
+    #[test]
+    fn job_of_a_cancelled_call_runs_and_its_answer_is_dropped() {
+        struct Made(Arc<AtomicBool>);
+        impl Drop for Made {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let (worker, _thread) = start();
+        let released = Arc::new(AtomicBool::new(false));
+        block_on(async {
+            let made = Made(released.clone());
+            let (go, gone) = mpsc::channel();
+            let call = worker.ask(move |state| {
+                let _ = gone.recv();
+                state.push(1);
+                Ok(made)
+            });
+            assert!(timeout(Duration::from_millis(5), call).await.is_err());
+            assert!(!released.load(Ordering::Relaxed));
+            go.send(()).unwrap();
+            assert_eq!(worker.ask(|state| Ok(state.clone())).await.unwrap(), [1]);
+            assert!(released.load(Ordering::Relaxed));
+        });
+    }
+
+    #[test]
+    fn call_whose_job_hangs_ends_by_the_deadline() {
+        let (mut worker, _thread) = start();
+        worker.deadline = Duration::from_millis(20);
+        let hanging = |_: &mut Vec<u32>| {
+            thread::sleep(Duration::from_millis(200));
+            Ok(())
+        };
+        let error = block_on(worker.ask(hanging)).unwrap_err();
+        assert!(matches!(error, Error::Deadline { .. }), "{error}");
+    }
+
+    #[test]
+    fn calls_past_the_limit_are_refused_and_releases_are_not() {
+        let (worker, inbox) = queue::<Vec<u32>>();
+        let one = |state: &mut Vec<u32>| {
+            state.push(1);
+            Ok(())
+        };
+        block_on(async {
+            let mut calls: Vec<_> = (0..QUEUE).map(|_| Box::pin(worker.ask(one))).collect();
+            for call in &mut calls {
+                assert!(futures_poll(call).await.is_none());
+            }
+            assert!(matches!(worker.ask(|_| Ok(())).await, Err(Error::Busy(QUEUE))));
+            worker.tell(|state| state.push(2));
+            let thread = thread::spawn(move || inbox.run(Vec::new()));
+            for call in calls {
+                call.await.unwrap();
+            }
+            assert_eq!(worker.ask(|state| Ok(state.len())).await.unwrap(), QUEUE + 1);
+            drop(worker);
+            thread.join().unwrap();
+        });
+    }
+
+    async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        std::future::poll_fn(|context| match std::pin::Pin::new(&mut *future).poll(context) {
+            std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+            std::task::Poll::Pending => std::task::Poll::Ready(None),
+        })
+        .await
+    }
+}
