@@ -6,11 +6,11 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Le64, Permissions};
 
 use crate::error::BoxError;
 use crate::memory::Memory;
@@ -20,8 +20,9 @@ use crate::stats::RingStats;
 /// The most entries a ring may have.
 pub const MAX_RING_SIZE: u16 = 1024;
 
-/// The most pieces of memory one chain may have: what one `readv` or `writev` takes (UIO_MAXIOV).
-pub const MAX_SEGMENTS: usize = 1024;
+/// The most pieces of memory one chain may have: what one `readv` or `writev` takes (UIO_MAXIOV), less one for a buffer
+/// of the device's own.
+pub const MAX_SEGMENTS: usize = 1023;
 
 /// A chain of descriptors, checked: device-readable parts first, then device-writable ones, all of it mapped memory.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl<'m> Chain<'m> {
 pub enum Popped {
     /// The chain was filled in.
     Chain,
-    /// A malformed chain was taken, counted, and given back. It counts as work done.
+    /// A malformed chain was taken: its head is there to [`Ring::reject`] it, its parts are empty. It counts as work done.
     Malformed,
     /// There is nothing more, or the ring is broken.
     Empty,
@@ -78,7 +79,8 @@ pub(crate) struct Setup {
 pub struct Ring {
     setup: Setup,
     queue: Queue,
-    completed: bool,
+    /// The used index up to which the driver was told, or did not want to be; none before the first time.
+    signalled: Option<u16>,
     broken: bool,
 }
 
@@ -102,7 +104,7 @@ impl Ring {
         queue.set_next_used(used.0);
         queue.set_next_avail(setup.base);
         setup.stats.started.store(true, Ordering::Relaxed);
-        Ok(Ring { setup, queue, completed: false, broken: false })
+        Ok(Ring { setup, queue, signalled: None, broken: false })
     }
 
     /// Feature bits that the driver took.
@@ -185,10 +187,8 @@ impl Ring {
         if sound && !unfinished {
             return Popped::Chain;
         }
-        let head = chain.head;
         chain.readable.clear();
         chain.writable.clear();
-        self.complete(head, 0, 0, false);
         Popped::Malformed
     }
 
@@ -198,20 +198,47 @@ impl Ring {
         self.queue.set_next_avail(next);
     }
 
+    /// Gives a malformed chain back, unserved.
+    pub fn reject(&mut self, head: u16) {
+        self.complete(head, 0, 0, false);
+    }
+
     /// Gives a chain back to the driver: `written` bytes of its writable part were filled; `payload` and `ok` are for the
     /// statistics.
     pub fn complete(&mut self, head: u16, written: u32, payload: u64, ok: bool) {
+        self.complete_all(&[(head, written)], payload, ok);
+    }
+
+    /// Gives chains back that belong together: the driver sees all of them or none. `used` has heads, and bytes written.
+    pub fn complete_all(&mut self, used: &[(u16, u32)], payload: u64, ok: bool) {
         let stats = &self.setup.stats;
-        RingStats::add(&stats.chains, 1);
+        RingStats::add(&stats.chains, used.len() as u64);
         RingStats::add(&stats.bytes, payload);
         if !ok {
             RingStats::add(&stats.errors, 1);
         }
-        // Fails for a head outside the table, or where the used ring is no memory.
-        match self.queue.add_used(self.setup.memory.guest(), head, written) {
-            Ok(()) => self.completed = true,
-            Err(_) => self.break_down(),
+        if !self.broken && self.publish(used).is_none() {
+            self.break_down();
         }
+    }
+
+    /// Writes used entries (2.7.8) and then, at once, the index that makes them the driver's. `None` for a head that is no
+    /// descriptor.
+    fn publish(&mut self, used: &[(u16, u32)]) -> Option<()> {
+        let guest = self.setup.memory.guest();
+        let mut next = self.queue.next_used();
+        for (head, written) in used {
+            if *head >= self.setup.size {
+                return None;
+            }
+            let entry = u64::from(*head) | u64::from(*written) << 32;
+            let slot = u64::from(next & (self.setup.size - 1)); // a power of two
+            guest.write_obj(Le64::from(entry), self.setup.used.checked_add(4 + 8 * slot)?).ok()?;
+            next = next.wrapping_add(1);
+        }
+        guest.store(next.to_le(), self.setup.used.checked_add(2)?, Ordering::Release).ok()?;
+        self.queue.set_next_used(next);
+        Some(())
     }
 
     /// Notifies the driver of what was completed, if it wants to be (2.7.7).
@@ -219,31 +246,38 @@ impl Ring {
     /// # Errors
     /// Only if the frontend's call descriptor does not take the event.
     pub fn notify(&mut self) -> Result<(), BoxError> {
-        if !self.completed {
+        let new = self.queue.next_used();
+        if self.broken || self.signalled == Some(new) {
             return Ok(());
         }
-        self.completed = false;
-        let guest = self.setup.memory.guest();
-        let wanted = if self.queue.event_idx_enabled() {
-            self.queue.needs_notification(guest)
-        } else {
-            // Counts nothing without event_idx, but has the fence between used index and flags.
-            let _ = self.queue.needs_notification(guest);
-            guest
-                .load::<u16>(self.setup.available, Ordering::Relaxed)
-                .map(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
-                .map_err(virtio_queue::Error::GuestMemory)
+        let Some(wanted) = self.wants_call(new) else {
+            self.break_down();
+            return Ok(());
         };
-        match (wanted, &self.setup.call) {
-            (Ok(true), Some(call)) => {
-                crate::event::signal(call).map_err(|e| format!("Cannot write to the ring's call eventfd: {e}").into())
-            }
-            (Ok(_), _) => Ok(()),
-            (Err(_), _) => {
-                self.break_down();
-                Ok(())
-            }
+        self.signalled = Some(new);
+        match &self.setup.call {
+            Some(call) if wanted => crate::event::signal(call)
+                .map_err(|error| format!("Cannot write to a ring's call eventfd: {error}").into()),
+            _ => Ok(()),
         }
+    }
+
+    /// Whether the driver asked to be told of the entries since the last time it was asked.
+    fn wants_call(&self, new: u16) -> Option<bool> {
+        let guest = self.setup.memory.guest();
+        // The driver writes its wish, then looks at the used index; here it is the other way round.
+        fence(Ordering::SeqCst);
+        let load = |offset: u64| {
+            let at = self.setup.available.checked_add(offset)?;
+            guest.load::<u16>(at, Ordering::Relaxed).map(u16::from_le).ok()
+        };
+        if !self.queue.event_idx_enabled() {
+            return Some(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let event = load(4 + 2 * u64::from(self.setup.size))?;
+        // The first time after a start nobody knows what the driver has seen.
+        let old = self.signalled.unwrap_or_else(|| new.wrapping_sub(u16::MAX));
+        Some(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
     }
 
     /// Asks the driver not to kick while the worker is at the ring anyway.

@@ -135,7 +135,7 @@ impl<'m> IoVecs<'m> {
 
     fn raw(&self) -> (*const libc::iovec, libc::c_int) {
         // Longer lists than the kernel takes go in steps: the callers move on by what was done.
-        let count = self.list.len().min(crate::ring::MAX_SEGMENTS);
+        let count = self.list.len().min(crate::ring::MAX_SEGMENTS + 1);
         (self.list.as_ptr(), count as libc::c_int)
     }
 

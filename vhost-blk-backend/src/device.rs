@@ -46,7 +46,6 @@ fn config_space(sectors: u64, queues: usize) -> [u8; 60] {
     put(0, &sectors.to_le_bytes()); // capacity
     put(12, &SEG_MAX.to_le_bytes()); // seg_max
     put(20, &(SECTOR as u32).to_le_bytes()); // blk_size
-    put(32, &[1]); // writeback: what a driver that negotiates FLUSH gets
     put(34, &u16::try_from(queues).unwrap_or(1).to_le_bytes()); // num_queues
     config
 }
@@ -120,7 +119,7 @@ impl Worker for Queue {
                     let outcome = self.image.execute(&chain, write_through);
                     ring.complete(chain.head(), outcome.written, outcome.payload, outcome.ok);
                 }
-                Popped::Malformed => {}
+                Popped::Malformed => ring.reject(chain.head()),
                 Popped::Empty => {
                     ring.notify()?;
                     return Ok(if ring.enable_kicks() { Progress::More } else { Progress::Idle });
