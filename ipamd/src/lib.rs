@@ -1,13 +1,36 @@
 //! `ipamd`: address pools, leases and reservations, handed out as capabilities (`schema/addresses.capnp`).
 //!
-//! One request passes through these parts, in this order:
+//! A request passes through these parts, from the bottom of the table up:
 //!
 //! | module | what it does | what it never sees |
 //! |---|---|---|
 //! | [`config`] | checks the text that defines a pool | files, time, clients |
 //! | [`policy`] | says which address comes next | workloads, time, files, clients |
+//! | [`file`] | opens the database, or says why not | clients |
+//! | [`store`] | rows in SQLite; the database itself refuses a double allocation | clients, time |
+//! | [`ledger`] | the rules: who may have which address, until when | clients, secrets |
+//! | [`database`] | the thread that has the file; one commit for all that waits | sockets |
+//! | [`rpc`] | the capabilities; what is dropped is given back | files |
+//!
+//! Two threads. The main one talks to clients and has no syscall on files; the database thread has the state directory and no socket.
+//! The process has no Linux capability and no network.
+//!
+//! Decisions:
+//! * An answer comes after its commit is on the disk (`synchronous=FULL`), also that of a call which only reads.
+//! * A lease in its grace period counts against the allocator it came from: otherwise one allocator could empty the pool by dropping leases.
+//! * The address that was given back last is handed out last.
+//! * A workload that is given a reservation keeps the address it leases until it allocates again.
+//! * A reservation whose caller has gone before it was on the disk is taken back: nobody has its SturdyRef.
 
 pub mod config;
+pub mod database;
+pub mod error;
+pub mod fault;
+pub mod file;
+pub mod filters;
 pub mod json;
+pub mod ledger;
 pub mod names;
 pub mod policy;
+pub mod rpc;
+pub mod store;

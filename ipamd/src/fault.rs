@@ -1,0 +1,33 @@
+//! How failures become faults.
+
+use ipc::{Code, Fault};
+use rusqlite::ErrorCode;
+
+/// A fault of its parts.
+pub fn fault(code: Code, tried: impl Into<String>, why: impl Into<String>, remedy: impl Into<String>) -> Fault {
+    Fault::new(code, tried, why, remedy)
+}
+
+/// What a failure of SQLite means to a caller.
+pub fn database(tried: &str) -> impl Fn(rusqlite::Error) -> Fault + '_ {
+    move |error| match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => fault(
+            Code::Exhausted,
+            tried,
+            "the file system of the state directory is full",
+            "Free some space on it, then try again",
+        ),
+        Some(ErrorCode::ConstraintViolation) => fault(
+            Code::Internal,
+            tried,
+            format!("the database refuses to hold it ({error})"),
+            "Nothing was changed; report this as a defect",
+        ),
+        _ => fault(
+            Code::Internal,
+            tried,
+            format!("the database failed ({error})"),
+            "See that the state directory is writable and its disk healthy",
+        ),
+    }
+}

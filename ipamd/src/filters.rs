@@ -1,0 +1,37 @@
+//! The syscalls of the two threads.
+
+use confine::{Filter, Rule, base};
+
+/// The main thread: clients on sockets, and no file.
+pub fn main() -> Filter {
+    Filter::new("ipamd-main").with(&base::tokio()).with(&base::listener())
+}
+
+/// The database thread: SQLite's unix VFS in WAL mode with an exclusive lock, and no socket. Landlock says on which files.
+pub fn database() -> Filter {
+    let fcntl = [libc::F_SETLK, libc::F_GETLK, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL];
+    Filter::new("ipamd-database")
+        .with(&base::exit())
+        .allow(&[
+            libc::SYS_openat,
+            libc::SYS_close,
+            libc::SYS_read,
+            libc::SYS_lseek,
+            libc::SYS_pread64,
+            libc::SYS_pwrite64,
+            libc::SYS_fdatasync,
+            libc::SYS_fsync, // the directory, after the log or a journal was made
+            libc::SYS_ftruncate,
+            libc::SYS_unlink,
+            libc::SYS_newfstatat,
+            libc::SYS_access,
+            libc::SYS_readlink, // SQLite resolves the path
+            libc::SYS_fchown,   // the log gets the database's owner and mode
+            libc::SYS_fchmod,
+            libc::SYS_geteuid,
+            libc::SYS_getpid,
+            libc::SYS_clock_nanosleep, // the busy handler
+            libc::SYS_clock_gettime,
+        ])
+        .allow_if(libc::SYS_fcntl, fcntl.map(|command| Rule::eq(1, command as u32)).to_vec())
+}

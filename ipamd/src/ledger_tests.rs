@@ -1,0 +1,403 @@
+//! Tests of the rules, on a database in a temporary directory and a clock that the test moves.
+
+use super::*;
+use crate::database::tests::NewLedger;
+use proptest::prelude::*;
+
+const CONFIG: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","pool":{"start":"10.42.0.2","end":"10.42.0.6"},"reservations":{"vm-web":"10.42.0.3","vm-db":"10.42.0.20"}}"#;
+
+/// A ledger in a transaction that is never committed, and its clock.
+struct Bench {
+    ledger: Ledger,
+    now: Now,
+    pool: PoolId,
+    quota: Quota,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(CONFIG, Limits::default())
+    }
+
+    fn with(config: &str, limits: Limits) -> Bench {
+        let NewLedger { mut ledger, dir, .. } = NewLedger::make(limits);
+        ledger.store().run("BEGIN IMMEDIATE").unwrap();
+        let now = Now { instant: Instant::now(), wall: 1_700_000_000_000 };
+        ledger.pass_time(now).unwrap();
+        let pool = ledger.define(config).unwrap();
+        Bench { ledger, now, pool, quota: Arc::new(Semaphore::new(100)), _dir: dir }
+    }
+
+    fn allocate(&mut self, workload: &str) -> Result<LeaseId, Code> {
+        let quota = self.quota.clone();
+        self.ledger.allocate(self.pool, workload, &quota).map_err(|fault| fault.code)
+    }
+
+    fn address(&self, lease: LeaseId) -> String {
+        self.ledger.lease_info(lease).unwrap().binding.address.to_string()
+    }
+
+    fn free(&self) -> u64 {
+        self.ledger.pool(self.pool).unwrap().2
+    }
+
+    fn pass(&mut self, seconds: f64) {
+        let passed = Duration::from_secs_f64(seconds);
+        self.now = Now { instant: self.now.instant + passed, wall: self.now.wall + passed.as_millis() as i64 };
+        self.ledger.pass_time(self.now).unwrap();
+    }
+
+    fn states(&self) -> Vec<String> {
+        let rows = self.ledger.leases(self.pool, "").unwrap();
+        rows.iter()
+            .map(|Info { binding: row, .. }| {
+                let state =
+                    row.lease.map_or("idle", |lease| if lease.grace_until.is_some() { "grace" } else { "held" });
+                format!(
+                    "{} {} {state}{}",
+                    row.address,
+                    row.workload,
+                    if row.reserved == Reserved::No { "" } else { " reserved" }
+                )
+            })
+            .collect()
+    }
+}
+
+fn hash(n: u8) -> RefHash {
+    [n; 32]
+}
+
+#[test]
+fn free_addresses_are_handed_out_in_order_and_reserved_ones_only_to_their_workload() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.free(), 4);
+    let addresses: Vec<String> = ["vm-a", "vm-b", "vm-web", "vm-db", "vm-c", "vm-d"]
+        .map(|workload| bench.allocate(workload).map(|lease| bench.address(lease)).unwrap())
+        .into();
+    assert_eq!(addresses, ["10.42.0.2", "10.42.0.4", "10.42.0.3", "10.42.0.20", "10.42.0.5", "10.42.0.6"]);
+    assert_eq!(bench.allocate("vm-e"), Err(Code::Exhausted));
+    assert_eq!(bench.allocate("vm-a"), Err(Code::AlreadyExists));
+    assert_eq!(bench.allocate("VM"), Err(Code::InvalidArgument));
+}
+
+#[test]
+fn an_abandoned_lease_is_kept_for_its_workload_for_thirty_seconds_and_not_longer() {
+    let mut bench = Bench::new();
+    let lease = bench.allocate("vm-a").unwrap();
+    bench.ledger.abandon(lease).unwrap();
+    bench.pass(29.9);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
+    let again = bench.allocate("vm-a").unwrap();
+    assert_eq!(bench.address(again), "10.42.0.2");
+    // The first lease has ended with the second one's beginning, and its grace period with it.
+    assert!(bench.ledger.lease_info(lease).is_err() && bench.ledger.release(lease).is_err());
+    bench.ledger.abandon(lease).unwrap();
+    bench.pass(60.0);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held");
+    bench.ledger.abandon(again).unwrap();
+    bench.pass(30.1);
+    assert_eq!(bench.free(), 4);
+    assert_eq!(bench.states(), ["10.42.0.3 vm-web idle reserved", "10.42.0.20 vm-db idle reserved"]);
+    assert!(bench.ledger.lease_info(again).is_err());
+}
+
+#[test]
+fn nobody_else_gets_an_address_in_its_grace_period() {
+    let mut bench = Bench::new();
+    let leases = ["vm-a", "vm-b", "vm-c", "vm-d"].map(|workload| bench.allocate(workload).unwrap());
+    bench.ledger.abandon(leases[1]).unwrap();
+    assert_eq!(bench.allocate("vm-e"), Err(Code::Exhausted));
+    bench.pass(30.0);
+    let lease = bench.allocate("vm-e").unwrap();
+    assert_eq!(bench.address(lease), "10.42.0.4");
+}
+
+#[test]
+fn a_released_lease_is_free_at_once_and_revoked() {
+    let mut bench = Bench::new();
+    let lease = bench.allocate("vm-a").unwrap();
+    bench.ledger.release(lease).unwrap();
+    assert_eq!(bench.free(), 4);
+    assert_eq!(bench.ledger.release(lease).unwrap_err().code, Code::Revoked);
+    assert_eq!(bench.ledger.lease_info(lease).unwrap_err().code, Code::Revoked);
+}
+
+#[test]
+fn a_quota_counts_grace_periods_too_and_a_workload_reclaims_within_it() {
+    let mut bench = Bench::new();
+    let quota: Quota = Arc::new(Semaphore::new(1));
+    let lease = bench.ledger.allocate(bench.pool, "vm-a", &quota).unwrap();
+    bench.ledger.abandon(lease).unwrap();
+    assert_eq!(bench.ledger.allocate(bench.pool, "vm-b", &quota).unwrap_err().code, Code::Exhausted);
+    let lease = bench.ledger.allocate(bench.pool, "vm-a", &quota).unwrap();
+    bench.ledger.abandon(lease).unwrap();
+    bench.pass(31.0);
+    let lease = bench.ledger.allocate(bench.pool, "vm-b", &quota).unwrap();
+    bench.ledger.release(lease).unwrap();
+    bench.ledger.allocate(bench.pool, "vm-c", &quota).unwrap();
+    assert_eq!(bench.ledger.allocate(bench.pool, "vm-d", &quota).unwrap_err().code, Code::Exhausted);
+    // Another allocator takes a workload's address over, and the first one's place is free again.
+    let lease = bench.ledger.by_workload("vm-c", bench.pool);
+    bench.ledger.abandon(lease).unwrap();
+    bench.allocate("vm-c").unwrap();
+    bench.ledger.allocate(bench.pool, "vm-d", &quota).unwrap();
+}
+
+#[test]
+fn a_wall_clock_that_jumps_neither_shortens_nor_prolongs_a_running_grace_period() {
+    let mut bench = Bench::new();
+    let lease = bench.allocate("vm-a").unwrap();
+    bench.ledger.abandon(lease).unwrap();
+    for wall in [0, i64::MAX] {
+        bench.ledger.pass_time(Now { instant: bench.now.instant + Duration::from_secs(29), wall }).unwrap();
+        assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
+    }
+    bench.ledger.pass_time(Now { instant: bench.now.instant + Duration::from_secs(31), wall: 0 }).unwrap();
+    assert_eq!(bench.free(), 4);
+}
+
+#[test]
+fn a_stored_grace_period_lasts_between_nothing_and_its_full_length() {
+    let now = Now { instant: Instant::now(), wall: 1_000_000 };
+    for (until, left) in
+        [(1_012_000, 12), (1_030_000, 30), (9_000_000, 30), (i64::MAX, 30), (999_000, 0), (i64::MIN, 0)]
+    {
+        assert_eq!(now.due(until), now.instant + Duration::from_secs(left), "{until}");
+    }
+}
+
+#[test]
+fn a_reservation_is_kept_restored_and_cancelled() {
+    let mut bench = Bench::new();
+    bench.ledger.reserve(bench.pool, "vm-a", "10.42.0.5", &hash(1)).unwrap();
+    bench.ledger.reserve(bench.pool, "vm-b", "", &hash(2)).unwrap();
+    bench.ledger.reserve(bench.pool, "vm-c", "10.42.0.100", &hash(3)).unwrap();
+    assert_eq!(bench.free(), 2);
+    for (workload, address, code) in [
+        ("vm-d", "10.42.0.5", Code::AlreadyExists),
+        ("vm-d", "10.42.0.3", Code::AlreadyExists),
+        ("vm-a", "10.42.0.6", Code::AlreadyExists),
+        ("vm-web", "", Code::AlreadyExists),
+        ("vm-d", "10.42.0.1", Code::InvalidArgument),
+        ("vm-d", "10.42.0.255", Code::InvalidArgument),
+        ("vm-d", "10.43.0.5", Code::InvalidArgument),
+        ("vm-d", "x", Code::InvalidArgument),
+        ("", "", Code::InvalidArgument),
+    ] {
+        assert_eq!(
+            bench.ledger.reserve(bench.pool, workload, address, &hash(9)).unwrap_err().code,
+            code,
+            "{workload} {address}"
+        );
+    }
+    let lease = bench.allocate("vm-c").unwrap();
+    assert_eq!(bench.address(lease), "10.42.0.100");
+    bench.ledger.restore(bench.pool, &hash(3)).unwrap();
+    assert_eq!(bench.ledger.restore(bench.pool, &hash(9)).unwrap_err().code, Code::NotFound);
+    bench.ledger.cancel(&hash(3)).unwrap();
+    assert_eq!(bench.ledger.cancel(&hash(3)).unwrap_err().code, Code::Revoked);
+    assert_eq!(bench.ledger.reservation_info(&hash(3)).unwrap_err().code, Code::Revoked);
+    assert!(bench.states().contains(&"10.42.0.100 vm-c held".into()), "the lease lives on: {:?}", bench.states());
+    bench.ledger.cancel(&hash(1)).unwrap();
+    assert_eq!(bench.free(), 3);
+}
+
+#[test]
+fn a_workload_may_reserve_the_address_it_leases_and_moves_to_another_when_it_allocates_again() {
+    let mut bench = Bench::new();
+    let lease = bench.allocate("vm-a").unwrap();
+    bench.ledger.reserve(bench.pool, "vm-a", "", &hash(1)).unwrap();
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held reserved");
+    bench.ledger.release(lease).unwrap();
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a idle reserved");
+
+    let lease = bench.allocate("vm-b").unwrap();
+    bench.ledger.reserve(bench.pool, "vm-b", "10.42.0.50", &hash(2)).unwrap();
+    assert_eq!(bench.address(lease), "10.42.0.4");
+    bench.ledger.abandon(lease).unwrap();
+    let lease = bench.allocate("vm-b").unwrap();
+    assert_eq!(bench.address(lease), "10.42.0.50");
+    assert_eq!(bench.free(), 3);
+}
+
+#[test]
+fn a_pool_changes_unless_something_in_use_would_fall_outside() {
+    let mut bench = Bench::new();
+    let change = |bench: &mut Bench, from: &str, to: &str| {
+        let text = CONFIG.replace(from, to);
+        assert_ne!(text, CONFIG);
+        bench.ledger.store().run("SAVEPOINT request").unwrap();
+        let result = bench.ledger.define(&text).map_err(|fault| (fault.code, fault.why));
+        if result.is_err() {
+            bench.ledger.store().run("ROLLBACK TO request").unwrap();
+        }
+        bench.ledger.store().run("RELEASE request").unwrap();
+        result
+    };
+    let lease = bench.allocate("vm-a").unwrap();
+    bench.ledger.reserve(bench.pool, "vm-b", "10.42.0.60", &hash(1)).unwrap();
+    let before = bench.states();
+    for (from, to, named) in [
+        ("10.42.0.2\"", "10.42.0.3\"", "10.42.0.2"),
+        ("10.42.0.0/24", "10.42.0.0/27", "10.42.0.60"),
+        ("\"vm-web\":\"10.42.0.3\"", "\"vm-web\":\"10.42.0.2\"", "vm-a"),
+        ("\"vm-web\":\"10.42.0.3\"", "\"vm-web\":\"10.42.0.60\"", "vm-b"),
+        ("\"vm-web\":\"10.42.0.3\"", "\"vm-b\":\"10.42.0.3\"", "10.42.0.60"),
+        ("\"pool\"", "\"gateway\":\"10.42.0.2\",\"pool\"", "10.42.0.2"),
+    ] {
+        let (code, why) = change(&mut bench, from, to).unwrap_err();
+        assert_eq!(code, Code::Conflict);
+        assert!(why.contains(named), "{why}");
+        assert_eq!(bench.states(), before);
+        assert_eq!(bench.free(), 3);
+    }
+    let same = bench.ledger.define(CONFIG).unwrap();
+    assert_eq!(same, bench.pool);
+    // Swapped reservations and a wider range are no trouble.
+    assert_eq!(
+        change(
+            &mut bench,
+            r#""vm-web":"10.42.0.3","vm-db":"10.42.0.20""#,
+            r#""vm-web":"10.42.0.20","vm-db":"10.42.0.3""#
+        ),
+        Ok(same)
+    );
+    assert_eq!(change(&mut bench, "10.42.0.6", "10.42.0.9"), Ok(same));
+    assert_eq!(bench.free(), 6);
+    // What only the old text reserved is free again; a lease on it lives on.
+    let web = bench.allocate("vm-web").unwrap();
+    assert_eq!(change(&mut bench, r#""vm-web":"10.42.0.3","vm-db":"10.42.0.20""#, ""), Ok(same));
+    assert_eq!(bench.states(), ["10.42.0.2 vm-a held", "10.42.0.3 vm-web held", "10.42.0.60 vm-b idle reserved"]);
+    bench.ledger.release(web).unwrap();
+    bench.ledger.release(lease).unwrap();
+    assert_eq!(bench.free(), 5);
+}
+
+#[test]
+fn pools_do_not_overlap_and_are_found_and_listed_by_network() {
+    let mut bench = Bench::new();
+    let overlapping = r#"{"network":"other","subnet":"10.0.0.0/8"}"#;
+    assert_eq!(bench.ledger.define(overlapping).unwrap_err().code, Code::Conflict);
+    let other = bench.ledger.define(r#"{"network":"other","subnet":"10.43.0.0/24"}"#).unwrap();
+    assert_eq!(bench.ledger.pools(), [other, bench.pool]);
+    assert_eq!(bench.ledger.find("volt0"), Ok(bench.pool));
+    assert_eq!(bench.ledger.find("x").unwrap_err().code, Code::NotFound);
+    assert_eq!(bench.ledger.define("{}").unwrap_err().code, Code::InvalidArgument);
+    // One workload has an address on each network.
+    bench.allocate("vm-a").unwrap();
+    let quota = bench.quota.clone();
+    bench.ledger.allocate(other, "vm-a", &quota).unwrap();
+}
+
+#[test]
+fn the_number_of_pools_their_texts_and_bindings_is_limited() {
+    let mut bench = Bench::with(CONFIG, Limits { pools: 2, bindings: 3, ..Limits::default() });
+    bench.ledger.define(r#"{"network":"b","subnet":"10.43.0.0/24"}"#).unwrap();
+    assert_eq!(bench.ledger.define(r#"{"network":"c","subnet":"10.44.0.0/24"}"#).unwrap_err().code, Code::Exhausted);
+    bench.ledger.define(r#"{"network":"b","subnet":"10.44.0.0/24"}"#).unwrap();
+    bench.allocate("vm-a").unwrap();
+    assert_eq!(bench.allocate("vm-b"), Err(Code::Exhausted));
+    assert_eq!(bench.ledger.reserve(bench.pool, "vm-b", "10.42.0.70", &hash(1)).unwrap_err().code, Code::Exhausted);
+    assert!(bench.allocate("vm-web").is_ok(), "has its binding already");
+
+    let used = bench.ledger.pool(bench.pool).unwrap().1.len();
+    let longer = r#"{"network":"b","subnet":"10.43.0.0/24","gateway":"10.43.0.1","pool":{"start":"10.43.0.2","end":"10.43.0.3"},"reservations":{}}"#;
+    let mut bench = Bench::with(CONFIG, Limits { config_bytes: used + longer.len(), ..Limits::default() });
+    let one_more = longer.replace(r#""b""#, r#""bc""#);
+    assert_eq!(bench.ledger.define(&one_more).unwrap_err().code, Code::Exhausted);
+    bench.ledger.define(longer).unwrap();
+}
+
+#[test]
+fn leases_are_listed_by_address_a_page_at_a_time() {
+    let wide = r#"{"network":"w","subnet":"10.0.0.0/8"}"#;
+    let mut bench = Bench::with(wide, Limits::default());
+    bench.quota = Arc::new(Semaphore::new(1000));
+    for n in 0..PAGE + 5 {
+        bench.allocate(&format!("vm-{n}")).unwrap();
+    }
+    let first = bench.ledger.leases(bench.pool, "").unwrap();
+    assert_eq!(first.len(), PAGE as usize);
+    let last = first.last().unwrap().binding.address.to_string();
+    let rest = bench.ledger.leases(bench.pool, &last).unwrap();
+    assert_eq!(
+        rest.iter().map(|info| info.binding.workload.as_str()).collect::<Vec<_>>(),
+        ["vm-512", "vm-513", "vm-514", "vm-515", "vm-516"]
+    );
+    assert_eq!(bench.ledger.leases(bench.pool, "x").unwrap_err().code, Code::InvalidArgument);
+}
+
+#[test]
+fn a_pool_of_sixteen_million_allocates_as_fast_as_a_small_one() {
+    let mut bench = Bench::with(r#"{"network":"w","subnet":"10.0.0.0/8"}"#, Limits::default());
+    bench.quota = Arc::new(Semaphore::new(1 << 20));
+    assert_eq!(bench.free(), (1 << 24) - 3);
+    let begun = Instant::now();
+    for n in 0..3000 {
+        let lease = bench.allocate(&format!("vm-{n}")).unwrap();
+        if n % 2 == 0 {
+            bench.ledger.release(lease).unwrap();
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn no_more_than_a_thousand_grace_periods_end_in_one_transaction() {
+    let mut bench = Bench::with(r#"{"network":"w","subnet":"10.0.0.0/8"}"#, Limits::default());
+    bench.quota = Arc::new(Semaphore::new(2000));
+    for n in 0..EXPIRE_AT_ONCE + 10 {
+        let lease = bench.allocate(&format!("vm-{n}")).unwrap();
+        bench.ledger.abandon(lease).unwrap();
+    }
+    bench.pass(31.0);
+    assert_eq!(bench.ledger.due.len(), 10);
+    assert!(bench.ledger.next_due().unwrap() < bench.now.instant);
+    bench.pass(0.0);
+    assert_eq!(bench.ledger.due.len(), 0);
+    assert_eq!(bench.free(), (1 << 24) - 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Whatever is asked in whatever order: memory is what the database says, and no address has two owners.
+    #[test]
+    fn memory_follows_from_the_database(steps in prop::collection::vec((0u8..7, 0usize..8, 0u8..12), 1..80)) {
+        let mut bench = Bench::new();
+        let mut leases = Vec::new();
+        for (step, who, what) in steps {
+            let workload = ["vm-a", "vm-b", "vm-c", "vm-d", "vm-e", "vm-web", "vm-db", "vm-f"][who];
+            match step {
+                0 | 1 => leases.extend(bench.allocate(workload)),
+                2 => { if let Some(lease) = leases.get(who) { let _ = bench.ledger.release(*lease); } }
+                3 => { if let Some(lease) = leases.get(who) { bench.ledger.abandon(*lease).unwrap(); } }
+                4 => {
+                    let address = if what == 0 { String::new() } else { format!("10.42.0.{what}") };
+                    let _ = bench.ledger.reserve(bench.pool, workload, &address, &hash(what));
+                }
+                5 => { let _ = bench.ledger.cancel(&hash(what)); }
+                _ => bench.pass(f64::from(what) * 3.0),
+            }
+            let (free, bindings) = { let pool = &bench.ledger.pools[&bench.pool]; (pool.free.clone(), pool.bindings) };
+            let due: Vec<LeaseId> = bench.ledger.due.iter().map(|(_, lease)| *lease).collect();
+            bench.ledger.load().unwrap();
+            let pool = &bench.ledger.pools[&bench.pool];
+            prop_assert_eq!(pool.bindings, bindings);
+            prop_assert_eq!(pool.free.count(), free.count());
+            let differs = (0x0a2a_0000..=0x0a2a_00ff).find(|address| pool.free.contains(*address) != free.contains(*address));
+            prop_assert_eq!(differs, None);
+            let mut again: Vec<LeaseId> = bench.ledger.due.iter().map(|(_, lease)| *lease).collect();
+            let mut due = due;
+            (due.sort(), again.sort());
+            prop_assert_eq!(due, again);
+        }
+    }
+}
+
+impl Ledger {
+    fn by_workload(&self, workload: &str, pool: PoolId) -> LeaseId {
+        self.store.leased_by(pool, workload).unwrap().unwrap().lease.unwrap().id
+    }
+}

@@ -1,0 +1,278 @@
+//! The capabilities of `schema/addresses.capnp`, each a thin object over the database thread. Sees clients and their secrets; touches no
+//! file. What an object holds is given back by its `Drop`.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use capnp::capability::Client;
+use ipc::{Code, Fault, Peer};
+use schema::addresses_capnp::{allocator, ipam, lease, lease_info, pool, pool_info, reservation};
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+
+use crate::config::PoolConfig;
+use crate::database::{Database, Told};
+use crate::fault::fault;
+use crate::ledger::{Info, Quota};
+use crate::store::{LeaseId, PoolId, RefHash, Reserved};
+
+/// The most leases that one allocator may have.
+pub const MAX_LEASES: u32 = 65_536;
+const REF_BYTES: usize = 32;
+
+type Done = Result<(), capnp::Error>;
+
+/// What a peer gets on connecting: everything, for root and the user this process runs as; nothing for others.
+///
+/// # Errors
+/// `permissionDenied`.
+pub fn bootstrap(database: &Database, peer: Peer) -> Result<Client, Fault> {
+    if peer.uid != 0 && peer.uid != rustix::process::geteuid().as_raw() {
+        let why = format!("user {} is neither root nor the user it runs as", peer.uid);
+        return Err(fault(Code::PermissionDenied, "connect to ipamd", why, "Ask the owner for a capability on a pool"));
+    }
+    let ipam: ipam::Client = capnp_rpc::new_client(Ipam(database.clone()));
+    Ok(Client::new(ipam.client.hook))
+}
+
+struct Ipam(Database);
+
+impl ipam::Server for Ipam {
+    async fn define_pool(self: Rc<Self>, params: ipam::DefinePoolParams, mut results: ipam::DefinePoolResults) -> Done {
+        let config = text("define a pool", "config", params.get()?.get_config()?)?;
+        let id = self.0.ask(move |ledger| ledger.define(&config)).await?;
+        results.get().set_pool(capnp_rpc::new_client(Pool { id, database: self.0.clone() }));
+        Ok(())
+    }
+
+    async fn pool(self: Rc<Self>, params: ipam::PoolParams, mut results: ipam::PoolResults) -> Done {
+        let network = text("get a pool", "network", params.get()?.get_network()?)?;
+        let id = self.0.ask(move |ledger| ledger.find(&network)).await?;
+        results.get().set_pool(capnp_rpc::new_client(Pool { id, database: self.0.clone() }));
+        Ok(())
+    }
+
+    async fn list(self: Rc<Self>, _: ipam::ListParams, mut results: ipam::ListResults) -> Done {
+        let pools = self
+            .0
+            .ask(|ledger| ledger.pools().into_iter().map(|id| ledger.pool(id)).collect::<Result<Vec<_>, _>>())
+            .await?;
+        let mut list = results.get().init_pools(length(pools.len()));
+        for (index, (config, text, free)) in (0..).zip(&pools) {
+            write_pool(list.reborrow().get(index), config, text, *free);
+        }
+        Ok(())
+    }
+}
+
+struct Pool {
+    id: PoolId,
+    database: Database,
+}
+
+impl pool::Server for Pool {
+    async fn info(self: Rc<Self>, _: pool::InfoParams, mut results: pool::InfoResults) -> Done {
+        let id = self.id;
+        let (config, text, free) = self.database.ask(move |ledger| ledger.pool(id)).await?;
+        write_pool(results.get().init_info(), &config, &text, free);
+        Ok(())
+    }
+
+    async fn allocator(self: Rc<Self>, params: pool::AllocatorParams, mut results: pool::AllocatorResults) -> Done {
+        let most = params.get()?.get_max_leases();
+        if !(1..=MAX_LEASES).contains(&most) {
+            let why = format!("maxLeases = {most} is not within 1 to {MAX_LEASES}");
+            return Err(fault(Code::InvalidArgument, "make an allocator", why, "Choose a number within").into());
+        }
+        let quota: Quota = Arc::new(Semaphore::new(most as usize));
+        results.get().set_allocator(capnp_rpc::new_client(Allocator {
+            pool: self.id,
+            quota,
+            database: self.database.clone(),
+        }));
+        Ok(())
+    }
+
+    async fn reserve(self: Rc<Self>, params: pool::ReserveParams, mut results: pool::ReserveResults) -> Done {
+        const TRIED: &str = "reserve an address";
+        let params = params.get()?;
+        let workload = text(TRIED, "workload", params.get_workload()?)?;
+        let address = text(TRIED, "address", params.get_address()?)?;
+        let sturdy_ref = random()?;
+        let (id, hash, database) = (self.id, hash(&sturdy_ref), self.database.clone());
+        // If the caller goes while this is on its way to the disk, nobody will ever have the reference.
+        let unclaimed = self
+            .database
+            .ask(move |ledger| {
+                ledger.reserve(id, &workload, &address, &hash).map(|()| Unclaimed { hash: Some(hash), database })
+            })
+            .await?;
+        let mut results = results.get();
+        results.set_reservation(capnp_rpc::new_client(Reservation { hash, database: self.database.clone() }));
+        results.set_sturdy_ref(&sturdy_ref);
+        unclaimed.claim();
+        Ok(())
+    }
+
+    async fn restore(self: Rc<Self>, params: pool::RestoreParams, mut results: pool::RestoreResults) -> Done {
+        let sturdy_ref = params.get()?.get_sturdy_ref()?;
+        if sturdy_ref.len() != REF_BYTES {
+            let why = format!("sturdyRef has {} bytes in place of {REF_BYTES}", sturdy_ref.len());
+            return Err(
+                fault(Code::NotFound, "restore a reservation", why, "Give the reference that reserve gave").into()
+            );
+        }
+        let (id, hash) = (self.id, hash(sturdy_ref));
+        self.database.ask(move |ledger| ledger.restore(id, &hash)).await?;
+        results.get().set_reservation(capnp_rpc::new_client(Reservation { hash, database: self.database.clone() }));
+        Ok(())
+    }
+
+    async fn leases(self: Rc<Self>, params: pool::LeasesParams, mut results: pool::LeasesResults) -> Done {
+        let after = text("list leases", "after", params.get()?.get_after()?)?;
+        let id = self.id;
+        let leases = self.database.ask(move |ledger| ledger.leases(id, &after)).await?;
+        let mut list = results.get().init_leases(length(leases.len()));
+        for (index, info) in (0..).zip(&leases) {
+            write_lease(list.reborrow().get(index), info);
+        }
+        Ok(())
+    }
+}
+
+struct Allocator {
+    pool: PoolId,
+    quota: Quota,
+    database: Database,
+}
+
+impl allocator::Server for Allocator {
+    async fn allocate(
+        self: Rc<Self>,
+        params: allocator::AllocateParams,
+        mut results: allocator::AllocateResults,
+    ) -> Done {
+        let workload = text("allocate an address", "workload", params.get()?.get_workload()?)?;
+        let (pool, quota, database) = (self.pool, self.quota.clone(), self.database.clone());
+        // Made with the lease, so that a lease whose answer nobody awaits any more is given back.
+        let held = self
+            .database
+            .ask(move |ledger| ledger.allocate(pool, &workload, &quota).map(|id| Held { id, database }))
+            .await?;
+        results.get().set_lease(capnp_rpc::new_client(held));
+        Ok(())
+    }
+}
+
+/// A lease that somebody holds, as long as this lives.
+struct Held {
+    id: LeaseId,
+    database: Database,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.database.tell(Told::Abandoned(self.id));
+    }
+}
+
+impl lease::Server for Held {
+    async fn info(self: Rc<Self>, _: lease::InfoParams, mut results: lease::InfoResults) -> Done {
+        let id = self.id;
+        let info = self.database.ask(move |ledger| ledger.lease_info(id)).await?;
+        write_lease(results.get().init_info(), &info);
+        Ok(())
+    }
+
+    async fn release(self: Rc<Self>, _: lease::ReleaseParams, _: lease::ReleaseResults) -> Done {
+        let id = self.id;
+        Ok(self.database.ask(move |ledger| ledger.release(id)).await?)
+    }
+}
+
+/// A reservation whose SturdyRef is not yet on its way to the caller; ends it if it never is.
+struct Unclaimed {
+    hash: Option<RefHash>,
+    database: Database,
+}
+
+impl Unclaimed {
+    fn claim(mut self) {
+        self.hash = None;
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some(hash) = self.hash {
+            self.database.tell(Told::Unclaimed(hash));
+        }
+    }
+}
+
+struct Reservation {
+    hash: RefHash,
+    database: Database,
+}
+
+impl reservation::Server for Reservation {
+    async fn info(self: Rc<Self>, _: reservation::InfoParams, mut results: reservation::InfoResults) -> Done {
+        let hash = self.hash;
+        let info = self.database.ask(move |ledger| ledger.reservation_info(&hash)).await?;
+        write_lease(results.get().init_info(), &info);
+        Ok(())
+    }
+
+    async fn cancel(self: Rc<Self>, _: reservation::CancelParams, _: reservation::CancelResults) -> Done {
+        let hash = self.hash;
+        Ok(self.database.ask(move |ledger| ledger.cancel(&hash)).await?)
+    }
+}
+
+fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free: u64) {
+    to.set_network(&config.network);
+    to.set_subnet(config.subnet.to_string());
+    to.set_gateway(config.gateway.to_string());
+    to.set_prefix_length(config.subnet.prefix());
+    to.set_range_start(config.start.to_string());
+    to.set_range_end(config.end.to_string());
+    to.set_free(free);
+    to.set_config(text);
+}
+
+fn write_lease(mut to: lease_info::Builder, info: &Info) {
+    to.set_workload(&info.binding.workload);
+    to.set_address(info.binding.address.to_string());
+    to.set_prefix_length(info.prefix);
+    to.set_gateway(info.gateway.to_string());
+    to.set_network(&info.network);
+    to.set_state(match info.binding.lease {
+        None => lease_info::State::Idle,
+        Some(lease) if lease.grace_until.is_some() => lease_info::State::Grace,
+        Some(_) => lease_info::State::Held,
+    });
+    to.set_reserved(info.binding.reserved != Reserved::No);
+}
+
+fn text(tried: &str, key: &str, text: capnp::text::Reader) -> Result<String, Fault> {
+    let not_text = |_| fault(Code::InvalidArgument, tried, format!("{key} is not UTF-8"), "Send text");
+    text.to_string().map_err(not_text)
+}
+
+fn hash(sturdy_ref: &[u8]) -> RefHash {
+    Sha256::digest(sturdy_ref).into()
+}
+
+fn random() -> Result<[u8; REF_BYTES], Fault> {
+    let mut bytes = [0; REF_BYTES];
+    // Up to 256 bytes come whole or not at all (getrandom(2)).
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(REF_BYTES) => Ok(bytes),
+        _ => Err(fault(Code::Internal, "make a reference", "the kernel gave no random bytes", "Try again")),
+    }
+}
+
+/// Lists here are bounded far below this.
+fn length(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
