@@ -41,6 +41,12 @@ impl<'m> Chain<'m> {
         Chain { memory, head: 0, readable: Segments::default(), writable: Segments::default() }
     }
 
+    /// Forgets the parts; the head stays.
+    pub fn clear(&mut self) {
+        self.readable.clear();
+        self.writable.clear();
+    }
+
     /// The index of the chain's first descriptor, which names it in the used ring.
     pub fn head(&self) -> u16 {
         self.head
@@ -151,8 +157,7 @@ impl Ring {
             }
         };
         chain.head = descriptors.head_index();
-        chain.readable.clear();
-        chain.writable.clear();
+        chain.clear();
         // The iterator just ends where a link leads out of the table, around in a circle, or to what cannot be read:
         // then the last descriptor it gave says that there is a next one.
         let mut unfinished = true;
@@ -187,8 +192,7 @@ impl Ring {
         if sound && !unfinished {
             return Popped::Chain;
         }
-        chain.readable.clear();
-        chain.writable.clear();
+        chain.clear();
         Popped::Malformed
     }
 

@@ -1,2 +1,25 @@
-//! vhost-net-backend
-fn main() {}
+//! `vhost-net-backend`: a virtio-net device (Virtio 1.2, section 5.1) over vhost-user, for one TAP interface.
+//!
+//! Holds the guest's memory, its TAP's descriptor, its vhost-user socket and, if given, its control link. It opens no
+//! file and makes no socket.
+
+mod args;
+mod device;
+mod receive;
+mod stage;
+mod tap;
+mod transmit;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    if args.common.print_capabilities {
+        println!(r#"{{"type":"net","features":[]}}"#);
+        return ExitCode::SUCCESS;
+    }
+    let device = args.config().map(device::Net::new);
+    ::device::run(&args.common, device)
+}

@@ -1,0 +1,98 @@
+//! The command line, and the checked configuration that it stands for. Phase 1: the TAP is checked and set up here.
+
+use std::str::FromStr;
+
+use clap::Parser;
+use device::{BoxError, Error, Options};
+
+use crate::tap::Tap;
+
+/// The least MTU that IPv4 works with (RFC 791).
+const MIN_MTU: u16 = 68;
+
+/// Connects one virtual machine to one TAP interface over vhost-user.
+#[derive(Debug, Parser)]
+#[command(name = "vhost-net-backend", version)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Options,
+
+    /// The TAP: an inherited descriptor, set up with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR
+    #[arg(long, value_name = "N")]
+    pub tap_fd: Option<i32>,
+
+    /// The guest's hardware address
+    #[arg(long, value_name = "aa:bb:cc:dd:ee:ff")]
+    pub mac: Option<Mac>,
+
+    /// The MTU that the guest is told
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(MIN_MTU)..))]
+    pub mtu: Option<u16>,
+}
+
+/// What the device is to be.
+#[derive(Debug)]
+pub struct Config {
+    pub tap: Tap,
+    pub mac: Mac,
+    pub mtu: Option<u16>,
+}
+
+impl Args {
+    /// Takes and sets up the TAP, and checks the rest.
+    pub fn config(&self) -> Result<Config, BoxError> {
+        let missing = |what: &str| Error::Usage(format!("{what} is missing: see --help"));
+        let mac = self.mac.ok_or_else(|| missing("--mac aa:bb:cc:dd:ee:ff"))?;
+        let fd = self.tap_fd.ok_or_else(|| missing("--tap-fd N"))?;
+        let tap = Tap::new(device::inherited("--tap-fd", fd, "an open TAP")?)?;
+        Ok(Config { tap, mac, mtu: self.mtu })
+    }
+}
+
+/// A station's own hardware address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl FromStr for Mac {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Mac, &'static str> {
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()));
+            let part = part.ok_or("it takes six pairs of hex digits with colons between them")?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| "it takes hex digits")?;
+        }
+        match (mac, parts.next()) {
+            (_, Some(_)) => Err("it has more than six parts"),
+            ([first, ..], _) if first & 1 != 0 => Err("it is a multicast address, which no station can have"),
+            ([0, 0, 0, 0, 0, 0], _) => Err("it is all zero"),
+            _ => Ok(Mac(mac)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_takes_unicast_addresses_only() {
+        assert_eq!("02:00:5e:00:53:fF".parse(), Ok(Mac([2, 0, 0x5e, 0, 0x53, 0xff])));
+        for wrong in ["", "02:00:5e:00:53", "02:00:5e:00:53:ff:00", "2:0:5e:0:53:ff", "02:00:5e:00:53:+f"] {
+            assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
+        }
+        assert!("01:00:5e:00:53:ff".parse::<Mac>().is_err());
+        assert!("00:00:00:00:00:00".parse::<Mac>().is_err());
+    }
+
+    #[test]
+    fn mtu_of_68_is_taken_and_of_67_refused() {
+        let parse = |mtu: &str| Args::try_parse_from(["x", "--mtu", mtu]).map(|args| args.mtu);
+        assert_eq!(parse("68").unwrap(), Some(68));
+        assert_eq!(parse("65535").unwrap(), Some(65535));
+        assert!(parse("67").is_err());
+        assert!(parse("65536").is_err());
+    }
+}
