@@ -36,6 +36,7 @@ pub use fault::{Code, Fault};
 pub use lane::{Lane, Token};
 pub use limits::{Limits, Peer};
 pub use serve::{serve, serve_lane_link, serve_link};
+pub use stream::watch;
 
 /// Runs `f` on this thread, with sockets, timers and `tokio::task::spawn_local`. Starts no thread. Tasks that still run when `f` is done are dropped.
 pub fn run<T>(f: impl Future<Output = T>) -> std::io::Result<T> {

@@ -92,6 +92,7 @@ pub(crate) struct Meter {
     read: Cell<usize>,
     changed: Notify,
     reason: RefCell<Option<Error>>,
+    failed: Notify,
     ending: Notify,
     closed: Cell<bool>,
     closing: Notify,
@@ -109,6 +110,7 @@ impl Meter {
             read: Cell::default(),
             changed: Notify::new(),
             reason: RefCell::default(),
+            failed: Notify::new(),
             ending: Notify::new(),
             closed: Cell::new(false),
             closing: Notify::new(),
@@ -247,11 +249,23 @@ impl Meter {
         let (held, capabilities) = (book.held_words, book.capabilities);
         drop(book);
         if held > self.limits.held_words {
-            self.end(broken(format!("its unfinished answers hold more than {} words", self.limits.held_words)));
+            self.fail(broken(format!("its unfinished answers hold more than {} words", self.limits.held_words)));
         } else if capabilities > self.limits.capabilities {
-            self.end(broken(format!("it holds more than {} capabilities", self.limits.capabilities)));
+            self.fail(broken(format!("it holds more than {} capabilities", self.limits.capabilities)));
         }
         self.changed.notify_one();
+    }
+
+    /// Has the next read of a message fail, so that capnp-rpc tells the peer the reason and disconnects. The first reason given stays.
+    fn fail(&self, reason: Error) {
+        self.reason.borrow_mut().get_or_insert(reason);
+        self.failed.notify_one();
+    }
+
+    /// Returns when reading has to fail, with the reason.
+    pub(crate) async fn failed(&self) -> Error {
+        self.failed.notified().await;
+        self.reason().unwrap_or_else(|| Error::failed("the connection failed".into()))
     }
 
     /// Asks for the end of the connection. The first reason given stays.

@@ -73,7 +73,12 @@ impl Connection<Side> for Link {
         let next = self.inner.receive_incoming_message();
         let (meter, socket) = (self.meter.clone(), self.socket.clone());
         Promise::from_future(async move {
-            let Some(message) = next.await? else { return Ok(None) };
+            let next = tokio::select! {
+                biased;
+                next = next => next?,
+                reason = meter.failed() => return Err(reason),
+            };
+            let Some(message) = next else { return Ok(None) };
             let words = meter.message_words();
             let received = look_at_received(message.as_ref(), meter.limits.capabilities_per_message)?;
             let Received::Call { id } = received else {
@@ -83,6 +88,7 @@ impl Connection<Side> for Link {
             tokio::select! {
                 biased;
                 may = meter.may_call(words) => may?,
+                reason = meter.failed() => return Err(reason),
                 // A peer that has gone wants none of its calls. Without this its capabilities would outlive it.
                 () = stream::hung_up(&socket) => return Ok(None),
             }

@@ -111,8 +111,8 @@ pub(crate) fn split(socket: &Rc<UnixStream>, meter: &Rc<Meter>) -> (Incoming, Ou
     (Incoming { inner: incoming, meter: meter.clone() }, Outgoing { inner: outgoing, meter: meter.clone() })
 }
 
-/// Has the runtime watch a non-blocking socket.
-pub(crate) fn watch(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+/// Has the runtime watch a descriptor: a non-blocking socket, or another that can be polled, such as a pidfd.
+pub fn watch(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: `register` asks that the descriptor stays the one that was registered for as long as the `AsyncFd` lives. The
     // `AsyncFd` owns it, an `OwnedFd` has one number for life, and nothing in this crate takes it back out.
     Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)

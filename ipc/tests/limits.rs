@@ -1,0 +1,395 @@
+//! What one peer may cost, each limit from both sides.
+
+mod common;
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use capnp_rpc::rpc_capnp::message as rpc;
+use common::*;
+use ipc::{Code, Connection, Error, Limits};
+
+fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
+    let mut limits = Limits::default();
+    change(&mut limits);
+    limits
+}
+
+/// Bytes of one RPC message.
+fn message(fill: impl FnOnce(rpc::Builder<'_>)) -> Vec<u8> {
+    let mut message = capnp::message::Builder::new_default();
+    fill(message.init_root());
+    capnp::serialize::write_message_to_words(&message)
+}
+
+/// Bytes of a call on the bootstrap capability, with `capabilities` null capabilities in its table.
+fn call(id: u32, capabilities: u32) -> Vec<u8> {
+    message(|message| {
+        let mut call = message.init_call();
+        call.set_question_id(id);
+        call.reborrow().init_target().set_imported_cap(0);
+        let mut table = call.init_params().init_cap_table(capabilities);
+        (0..capabilities).for_each(|i| table.reborrow().get(i).set_none(()));
+    })
+}
+
+fn bootstrap(id: u32) -> Vec<u8> {
+    message(|message| message.init_bootstrap().set_question_id(id))
+}
+
+/// Whether the other side ended the connection; reads what it said before.
+async fn ends(socket: &mut UnixStream) -> bool {
+    socket.set_nonblocking(true).unwrap();
+    let start = Instant::now();
+    let mut buffer = [0; 4096];
+    loop {
+        match socket.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                if start.elapsed() > Duration::from_millis(300) {
+                    return false;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Err(_) => return true,
+        }
+    }
+}
+
+#[test]
+fn a_message_within_the_limit_is_read_and_a_larger_one_ends_the_connection() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, Limits::default());
+        // The limit is 64 Ki words, envelope included.
+        let kernel = get_kernel(&connection, &store, &"k".repeat(65_536 * 8 - 1024)).await.unwrap();
+        assert_eq!(service.probe.kernels.get(), 1);
+        drop(kernel);
+
+        let fault = get_kernel(&connection, &store, &"k".repeat(65_536 * 8)).await.map(drop).unwrap_err();
+        assert!(fault.to_string().contains("too large"), "{fault}");
+        connection.closed().await;
+        eventually(|| service.probe.stores.get() == 0).await;
+    });
+}
+
+#[test]
+fn as_many_calls_as_the_limit_run_at_one_time_and_the_next_waits_for_one_to_return() {
+    run(async {
+        let service = Service::new();
+        let (_connection, store) = connect_pair(&service, limits(|l| l.calls_in_flight = 4));
+        let calls: Vec<_> = (0..6).map(|_| get(&store, "hang")).collect();
+        eventually(|| service.probe.hanging.get() == 4).await;
+        settle().await;
+        assert_eq!(service.probe.most_hanging.get(), 4);
+
+        service.probe.release.notify_one();
+        let mut answers: Vec<_> = calls.into_iter().map(|call| call.promise).collect();
+        let (first, _, rest) = futures::future::select_all(answers.drain(..)).await;
+        first.unwrap();
+        eventually(|| service.probe.hanging.get() == 4).await;
+        settle().await;
+        assert_eq!(service.probe.most_hanging.get(), 4);
+        for _ in rest {
+            service.probe.release.notify_one();
+            settle().await;
+        }
+        eventually(|| service.probe.hanging.get() == 0).await;
+    });
+}
+
+#[test]
+fn the_default_is_sixty_four_calls() {
+    run(async {
+        let service = Service::new();
+        let (_connection, store) = connect_pair(&service, Limits::default());
+        let _calls: Vec<_> = (0..80).map(|_| get(&store, "hang")).collect();
+        eventually(|| service.probe.hanging.get() == 64).await;
+        settle().await;
+        assert_eq!(service.probe.most_hanging.get(), 64);
+    });
+}
+
+#[test]
+fn a_cancelled_call_gives_its_place_to_another() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, limits(|l| l.calls_in_flight = 2));
+        let mut calls: Vec<_> = (0..2).map(|_| get(&store, "hang")).collect();
+        eventually(|| service.probe.hanging.get() == 2).await;
+        calls.pop();
+        eventually(|| service.probe.hanging.get() == 1).await;
+        get_kernel(&connection, &store, "linux").await.unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_goes_while_a_call_of_it_is_held_back_is_noticed() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, limits(|l| l.calls_in_flight = 2));
+        let calls: Vec<_> = (0..5).map(|_| get(&store, "hang")).collect();
+        eventually(|| service.probe.hanging.get() == 2).await;
+        settle().await;
+        drop((calls, store, connection));
+        eventually(|| service.probe.hanging.get() == 0 && service.probe.stores.get() == 0).await;
+        assert_eq!(service.probe.most_hanging.get(), 2);
+    });
+}
+
+#[test]
+fn large_calls_share_a_budget_of_memory_and_one_always_runs() {
+    run(async {
+        let service = Service::new();
+        let (_connection, store) = connect_pair(&service, limits(|l| l.call_words = 100));
+        let first = get(&store, "hang");
+        eventually(|| service.probe.hanging.get() == 1).await;
+        let second = get(&store, &"k".repeat(4000));
+        settle().await;
+        assert_eq!(service.probe.kernels.get(), 0);
+        service.probe.release.notify_one();
+        first.promise.await.unwrap();
+        second.promise.await.unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_leaves_its_answers_unread_is_served_no_more_and_then_disconnected() {
+    run(async {
+        let service = Service::new();
+        let stall = Duration::from_millis(400);
+        let limits = limits(|l| (l.unread_words, l.calls_in_flight, l.stall) = (20_000, 1000, stall));
+        let (mut socket, task) = serve_pair(&service, limits);
+        socket.set_nonblocking(true).unwrap();
+        let mut requests = bootstrap(0);
+        // Each wants a kernel of a long name, and then of its many bytes of information.
+        let name = "k".repeat(40_000);
+        for id in 1..1000 {
+            requests.extend(message(|message| {
+                let mut call = message.init_call();
+                call.set_question_id(2 * id);
+                call.set_interface_id(interface::<schema::kernel_store_capnp::kernel_store::Client>());
+                call.set_method_id(1);
+                call.reborrow().init_target().init_promised_answer().set_question_id(0);
+                let params = call.init_params().init_content();
+                params
+                    .init_as::<schema::kernel_store_capnp::kernel_store::get_params::Builder<'_>>()
+                    .set_ref(&name[..]);
+            }));
+            requests.extend(message(|message| {
+                let mut call = message.init_call();
+                call.set_question_id(2 * id + 1);
+                call.set_interface_id(interface::<schema::kernel_store_capnp::kernel::Client>());
+                call.set_method_id(0);
+                let mut answer = call.reborrow().init_target().init_promised_answer();
+                answer.set_question_id(2 * id);
+                answer.init_transform(1).get(0).set_get_pointer_field(0);
+                call.init_params();
+            }));
+        }
+        let mut sent = 0;
+        let start = Instant::now();
+        while !task.is_finished() && start.elapsed() < SOON {
+            sent += socket.write(&requests[sent..]).unwrap_or(0);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // 20 000 words are four answers of 40 000 bytes; the kernel's socket buffers hold a few more.
+        assert!((1..30).contains(&service.probe.infos.get()), "{} answers were made", service.probe.infos.get());
+        let Error::Connection(fault) = task.await.unwrap().unwrap_err() else { panic!("another error") };
+        assert_eq!(fault.code, Code::Exhausted);
+        assert!(fault.why.contains("unread"), "{fault}");
+        assert_eq!((service.probe.kernels.get(), service.probe.stores.get()), (0, 0));
+    });
+}
+
+fn interface<C: capnp::traits::HasTypeId>() -> u64 {
+    C::TYPE_ID
+}
+
+#[test]
+fn a_slow_reader_within_the_stall_time_gets_every_answer() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, limits(|l| l.unread_words = 1));
+        for _ in 0..3 {
+            let kernel = get_kernel(&connection, &store, &"k".repeat(100_000)).await.unwrap();
+            let calls: Vec<_> = (0..20).map(|_| kernel.info_request().send()).collect();
+            for call in calls {
+                connection.call("ask", SOON, call).await.unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_peer_may_hold_answers_up_to_the_limit_and_one_more_ends_the_connection() {
+    run(async {
+        let service = Service::new();
+        // Each unfinished answer costs 128 words on top of its own size, here 12.
+        let (connection, store) = connect_pair(&service, limits(|l| l.held_words = 10 * 140));
+        let mut held = Vec::new();
+        // The answer to the bootstrap question is the tenth.
+        for _ in 0..9 {
+            held.push(connection.call("get", SOON, get(&store, "k")).await.unwrap());
+        }
+        // The answer that is too much is still written; the connection ends behind it.
+        held.extend(connection.call("get", SOON, get(&store, "k")).await);
+        connection.closed().await;
+        let fault = get_kernel(&connection, &store, "k").await.map(drop).unwrap_err();
+        assert_eq!(fault.code, Code::Exhausted);
+        eventually(|| service.probe.kernels.get() == 0).await;
+    });
+}
+
+#[test]
+fn answers_that_are_finished_are_not_held() {
+    run(async {
+        let (connection, store) = connect_pair(&Service::new(), limits(|l| l.held_words = 3 * 140));
+        for _ in 0..100 {
+            get_kernel(&connection, &store, "k").await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_peer_may_hold_as_many_capabilities_as_the_limit_and_one_more_ends_the_connection() {
+    run(async {
+        let service = Service::new();
+        // capnp-rpc releases its reference to the store and goes on calling it as the answer to its bootstrap question.
+        let (connection, store) = connect_pair(&service, limits(|l| l.capabilities = 8));
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(get_kernel(&connection, &store, "k").await.unwrap());
+        }
+        for _ in 0..20 {
+            // Released ones do not count.
+            held.pop();
+            settle_briefly().await;
+            held.push(get_kernel(&connection, &store, "k").await.unwrap());
+        }
+        // The answer itself is still written; the connection ends behind it.
+        let _ninth = get_kernel(&connection, &store, "k").await;
+        connection.closed().await;
+        let fault = get_kernel(&connection, &store, "k").await.map(drop).unwrap_err();
+        assert_eq!(fault.code, Code::Exhausted);
+        eventually(|| service.probe.kernels.get() == 0).await;
+    });
+}
+
+async fn settle_briefly() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
+#[test]
+fn a_message_with_as_many_capabilities_as_the_limit_is_taken_and_one_more_ends_the_connection() {
+    run(async {
+        let service = Service::new();
+        let (mut socket, task) = serve_pair(&service, Limits::default());
+        socket.write_all(&bootstrap(0)).unwrap();
+        socket.write_all(&call(1, 64)).unwrap();
+        assert!(!ends(&mut socket).await);
+        socket.set_nonblocking(false).unwrap();
+        socket.write_all(&call(2, 65)).unwrap();
+        assert!(ends(&mut socket).await);
+        let Error::Connection(fault) = task.await.unwrap().unwrap_err() else { panic!("another error") };
+        assert!(fault.why.contains("65 capabilities"), "{fault}");
+    });
+}
+
+#[test]
+fn as_many_calls_as_the_limit_may_be_cancelled_and_one_more_ends_the_connection() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, limits(|l| l.cancelled_calls = 10));
+        for _ in 0..10 {
+            let call = get(&store, "hang");
+            eventually(|| service.probe.hanging.get() == 1).await;
+            drop(call);
+            eventually(|| service.probe.hanging.get() == 0).await;
+        }
+        get_kernel(&connection, &store, "k").await.unwrap();
+        let call = get(&store, "hang");
+        eventually(|| service.probe.hanging.get() == 1).await;
+        drop(call);
+        connection.closed().await;
+        eventually(|| service.probe.stores.get() == 0).await;
+    });
+}
+
+#[test]
+fn garbage_ends_its_own_connection_and_no_other() {
+    run(async {
+        let served = Served::new(Limits::default(), None);
+        let (connection, store) = served.connect().await;
+        let mut seed = 1_u32;
+        for length in [1, 8, 9, 16, 64, 333, 4096] {
+            for _ in 0..20 {
+                let mut socket = UnixStream::connect(&served.path).unwrap();
+                let bytes: Vec<u8> = (0..length)
+                    .map(|_| {
+                        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        seed.to_be_bytes()[0]
+                    })
+                    .collect();
+                socket.write_all(&bytes).unwrap();
+                drop(socket);
+            }
+            get_kernel(&connection, &store, "k").await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn connections_past_the_total_wait_until_one_ends() {
+    run(async {
+        let served = Served::new(limits(|l| l.connections = 2), None);
+        let (first, store) = served.connect().await;
+        let (second, other) = served.connect().await;
+        get_kernel(&first, &store, "k").await.unwrap();
+        get_kernel(&second, &other, "k").await.unwrap();
+
+        let (third, waiting) = served.connect().await;
+        let short = Duration::from_millis(200);
+        assert_eq!(third.call("get", short, get(&waiting, "k")).await.map(drop).unwrap_err().code, Code::Unavailable);
+        drop((first, store));
+        get_kernel(&third, &waiting, "k").await.unwrap();
+    });
+}
+
+#[test]
+fn a_user_has_as_many_connections_as_the_limit_and_the_next_is_refused_until_one_ends() {
+    run(async {
+        let served = Served::new(limits(|l| l.connections_per_user = 2), None);
+        let path = served.path.clone();
+        let other = as_user(4712, move || async move {
+            let connect = async || {
+                let connection = Connection::connect(&path).await.unwrap();
+                let store = connection.bootstrap();
+                let code = get_kernel(&connection, &store, "k").await.map(drop).map_err(|fault| fault.code);
+                (connection, code)
+            };
+            let (first, second, third) = (connect().await, connect().await, connect().await);
+            assert_eq!((first.1, second.1, third.1), (Ok(()), Ok(()), Err(Code::Exhausted)));
+            drop(first.0);
+            settle().await;
+            let fourth = connect().await;
+            assert_eq!(fourth.1, Ok(()));
+        });
+        eventually(|| other.is_finished()).await;
+        other.join().unwrap();
+
+        // Root is exempt.
+        if rustix::process::geteuid().is_root() {
+            let mut held = Vec::new();
+            for _ in 0..4 {
+                let (connection, store) = served.connect().await;
+                get_kernel(&connection, &store, "k").await.unwrap();
+                held.push(connection);
+            }
+        }
+    });
+}
