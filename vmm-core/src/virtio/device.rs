@@ -130,11 +130,6 @@ impl Shared {
         &self.wake
     }
 
-    /// What interrupts the guest when configuration or NEEDS_RESET change.
-    pub(super) fn config_event(&self) -> &EventFd {
-        &self.config_call
-    }
-
     /// The handshake is through.
     pub(super) fn ready(&self, offer: Offer) {
         let mut state = self.lock();

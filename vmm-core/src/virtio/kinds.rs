@@ -29,7 +29,7 @@ pub(super) fn hidden(virtio_id: u32, queues: u16, config: usize) -> u64 {
         return 0;
     }
     let fields = NET_FIELDS.iter().filter(|(_, bytes)| config < *bytes);
-    let control = if queues % 2 == 0 { NET_CONTROL } else { 0 };
+    let control = if queues.is_multiple_of(2) { NET_CONTROL } else { 0 };
     fields.fold(control, |mask, (bit, _)| mask | bit)
 }
 

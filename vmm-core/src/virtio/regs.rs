@@ -198,7 +198,7 @@ impl Registers {
                 }
             }
         } else if let Ok(word) = <&mut [u8; 4]>::try_from(data)
-            && offset % 4 == 0
+            && offset.is_multiple_of(4)
         {
             *word = self.register(offset).to_le_bytes();
         }
@@ -238,7 +238,7 @@ impl Registers {
             return (inside && allowed && matches!(data.len(), 1 | 2 | 4 | 8))
                 .then_some(Action::WriteConfig { offset: u32::try_from(start).ok()?, bytes: data.to_vec() });
         }
-        if offset % 4 != 0 {
+        if !offset.is_multiple_of(4) {
             return None;
         }
         let value = u32::from_le_bytes(<[u8; 4]>::try_from(data).ok()?);

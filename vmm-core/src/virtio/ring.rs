@@ -26,7 +26,7 @@ impl Ring {
         let parts = [(self.desc, 16, 16 * n), (self.avail, 2, 2 + 2 + 2 * n + 2), (self.used, 4, 2 + 2 + 8 * n + 2)];
         self.size.is_power_of_two()
             && parts.iter().all(|&(address, align, bytes)| {
-                address % align == 0 && regions.iter().any(|region| region.holds(address, bytes))
+                address.is_multiple_of(align) && regions.iter().any(|region| region.holds(address, bytes))
             })
     }
 }

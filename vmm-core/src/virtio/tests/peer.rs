@@ -30,6 +30,8 @@ pub enum Deed {
     Mute,
     /// By closing the socket.
     Close,
+    /// As a good backend does, and by closing the socket then.
+    CloseAfter,
     /// With these bytes.
     Raw(Vec<u8>),
     /// With a good answer and a descriptor beside it.
@@ -83,6 +85,10 @@ impl Backend {
             seen.push(message);
             let sent = match deed {
                 Deed::Behave => socket.write_all(&good),
+                Deed::CloseAfter => {
+                    socket.write_all(&good).unwrap();
+                    return seen;
+                }
                 Deed::Mute => Ok(()),
                 Deed::Close => return seen,
                 Deed::Raw(bytes) => socket.write_all(&bytes),
