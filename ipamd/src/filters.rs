@@ -4,7 +4,8 @@ use confine::{Filter, Rule, base};
 
 /// The main thread: clients on sockets, and no file.
 pub fn main() -> Filter {
-    Filter::new("ipamd-main").with(&base::tokio()).with(&base::listener())
+    // poll: before it ends for idleness, `ipc` sees whether somebody waits to be accepted.
+    Filter::new("ipamd-main").with(&base::tokio()).with(&base::listener()).allow(&[libc::SYS_ppoll])
 }
 
 /// The database thread: SQLite's unix VFS in WAL mode with an exclusive lock, and no socket. Landlock says on which files.
@@ -32,6 +33,9 @@ pub fn database() -> Filter {
             libc::SYS_getpid,
             libc::SYS_clock_nanosleep, // the busy handler
             libc::SYS_clock_gettime,
+            libc::SYS_getrandom, // hash seeds
         ])
+        // To wake the main thread: its eventfd's number is not known when the filter is made, that eight bytes go there is.
+        .allow_if(libc::SYS_write, vec![Rule::eq64(2, 8)])
         .allow_if(libc::SYS_fcntl, fcntl.map(|command| Rule::eq(1, command as u32)).to_vec())
 }

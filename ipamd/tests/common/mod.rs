@@ -1,0 +1,200 @@
+//! A real `ipamd` in a temporary directory, and the calls of a client.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ipc::{Code, Connection, Fault};
+use schema::addresses_capnp::{allocator, ipam, lease, lease_info, pool, reservation};
+
+pub const CONFIG: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"},
+  "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}"#;
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A service that is killed, as a crash would, when this is dropped.
+pub struct Service {
+    pub process: Child,
+    pub socket: PathBuf,
+}
+
+impl Service {
+    pub fn start(dir: &Path) -> Service {
+        Service::start_with(dir, &[])
+    }
+
+    pub fn start_with(dir: &Path, more: &[&str]) -> Service {
+        let socket = dir.join("ipamd.sock");
+        let process = command(dir).args(more).spawn().unwrap();
+        let begun = Instant::now();
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            assert!(begun.elapsed() < DEADLINE, "ipamd does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Service { process, socket }
+    }
+
+    pub async fn connect(&self) -> Client {
+        Client::connect(&self.socket).await.unwrap()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ipamd"));
+    command.arg("--state-dir").arg(dir.join("state")).arg("--socket").arg(dir.join("ipamd.sock"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Starts a service that is expected to refuse, and gives what it says.
+pub fn refusal(mut command: Command) -> String {
+    let output = command.stdout(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+pub struct Client {
+    pub connection: Connection,
+    pub ipam: ipam::Client,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    pub workload: String,
+    pub address: String,
+    pub state: lease_info::State,
+    pub reserved: bool,
+}
+
+impl Client {
+    pub async fn connect(socket: &Path) -> Result<Client, Fault> {
+        let connection = Connection::connect(socket).await?;
+        Ok(Client { ipam: connection.bootstrap(), connection })
+    }
+
+    pub async fn define(&self, config: &str) -> Result<pool::Client, Fault> {
+        let mut request = self.ipam.define_pool_request();
+        request.get().set_config(config);
+        let answer = self.connection.call("define a pool", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_pool()?)
+    }
+
+    pub async fn pool(&self, network: &str) -> Result<pool::Client, Fault> {
+        let mut request = self.ipam.pool_request();
+        request.get().set_network(network);
+        let answer = self.connection.call("get a pool", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_pool()?)
+    }
+
+    pub async fn networks(&self) -> Vec<String> {
+        let answer = self.connection.call("list", DEADLINE, self.ipam.list_request().send()).await.unwrap();
+        let pools = answer.get().unwrap().get_pools().unwrap();
+        pools.iter().map(|pool| pool.get_network().unwrap().to_string().unwrap()).collect()
+    }
+
+    pub async fn allocator(&self, pool: &pool::Client, most: u32) -> Result<allocator::Client, Fault> {
+        let mut request = pool.allocator_request();
+        request.get().set_max_leases(most);
+        let answer = self.connection.call("make an allocator", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_allocator()?)
+    }
+
+    pub async fn allocate(&self, allocator: &allocator::Client, workload: &str) -> Result<lease::Client, Fault> {
+        let mut request = allocator.allocate_request();
+        request.get().set_workload(workload);
+        let answer = self.connection.call("allocate", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_lease()?)
+    }
+
+    pub async fn info(&self, lease: &lease::Client) -> Result<Info, Fault> {
+        let answer = self.connection.call("lease info", DEADLINE, lease.info_request().send()).await?;
+        Ok(read(answer.get()?.get_info()?))
+    }
+
+    pub async fn release(&self, lease: &lease::Client) -> Result<(), Fault> {
+        self.connection.call("release", DEADLINE, lease.release_request().send()).await.map(|_| ())
+    }
+
+    pub async fn reserve(
+        &self,
+        pool: &pool::Client,
+        workload: &str,
+        address: &str,
+    ) -> Result<(reservation::Client, Vec<u8>), Fault> {
+        let mut request = pool.reserve_request();
+        request.get().set_workload(workload);
+        request.get().set_address(address);
+        let answer = self.connection.call("reserve", DEADLINE, request.send()).await?;
+        let answer = answer.get()?;
+        Ok((answer.get_reservation()?, answer.get_sturdy_ref()?.to_vec()))
+    }
+
+    pub async fn restore(&self, pool: &pool::Client, sturdy_ref: &[u8]) -> Result<reservation::Client, Fault> {
+        let mut request = pool.restore_request();
+        request.get().set_sturdy_ref(sturdy_ref);
+        let answer = self.connection.call("restore", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_reservation()?)
+    }
+
+    pub async fn cancel(&self, reservation: &reservation::Client) -> Result<(), Fault> {
+        self.connection.call("cancel", DEADLINE, reservation.cancel_request().send()).await.map(|_| ())
+    }
+
+    pub async fn reservation_info(&self, reservation: &reservation::Client) -> Result<Info, Fault> {
+        let answer = self.connection.call("info", DEADLINE, reservation.info_request().send()).await?;
+        Ok(read(answer.get()?.get_info()?))
+    }
+
+    /// Every page.
+    pub async fn leases(&self, pool: &pool::Client) -> Vec<Info> {
+        let mut all: Vec<Info> = Vec::new();
+        loop {
+            let mut request = pool.leases_request();
+            request.get().set_after(all.last().map_or("", |info| info.address.as_str()));
+            let answer = self.connection.call("list leases", DEADLINE, request.send()).await.unwrap();
+            let page = answer.get().unwrap().get_leases().unwrap();
+            if page.is_empty() {
+                return all;
+            }
+            all.extend(page.iter().map(read));
+        }
+    }
+
+    pub async fn free(&self, pool: &pool::Client) -> u64 {
+        let answer = self.connection.call("pool info", DEADLINE, pool.info_request().send()).await.unwrap();
+        answer.get().unwrap().get_info().unwrap().get_free()
+    }
+}
+
+fn read(info: lease_info::Reader) -> Info {
+    Info {
+        workload: info.get_workload().unwrap().to_string().unwrap(),
+        address: info.get_address().unwrap().to_string().unwrap(),
+        state: info.get_state().unwrap(),
+        reserved: info.get_reserved(),
+    }
+}
+
+pub fn code<T>(result: Result<T, Fault>) -> Option<Code> {
+    result.err().map(|fault| fault.code)
+}
+
+pub fn run(test: impl Future<Output = ()>) {
+    ipc::run(test).unwrap();
+}
+
+/// Waits until something is so.
+pub async fn eventually(mut so: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !so().await {
+        assert!(begun.elapsed() < DEADLINE, "not so in time");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,267 @@
+//! What a client can and cannot do with a real `ipamd`.
+
+mod common;
+
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::*;
+use ipc::Code;
+use schema::addresses_capnp::lease_info::State;
+
+#[test]
+fn a_lease_is_allocated_looked_at_released_and_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(CONFIG).await.unwrap();
+        assert_eq!(client.free(&pool).await, 251);
+        let allocator = client.allocator(&pool, 2).await.unwrap();
+        let lease = client.allocate(&allocator, "vm-a").await.unwrap();
+        let web = client.allocate(&allocator, "vm-web").await.unwrap();
+        let held = |workload: &str, address: &str, reserved| Info {
+            workload: workload.into(),
+            address: address.into(),
+            state: State::Held,
+            reserved,
+        };
+        assert_eq!(client.info(&lease).await.unwrap(), held("vm-a", "10.42.0.2", false));
+        assert_eq!(client.info(&web).await.unwrap(), held("vm-web", "10.42.0.10", true));
+        assert_eq!(code(client.allocate(&allocator, "vm-b").await), Some(Code::Exhausted));
+        client.release(&lease).await.unwrap();
+        assert_eq!(code(client.info(&lease).await), Some(Code::Revoked));
+        assert_eq!(code(client.release(&lease).await), Some(Code::Revoked));
+        client.allocate(&allocator, "vm-b").await.unwrap();
+        assert_eq!(client.networks().await, ["volt0"]);
+        assert_eq!(code(client.pool("volt1").await), Some(Code::NotFound));
+        for most in [0, 65_537] {
+            assert_eq!(code(client.allocator(&pool, most).await), Some(Code::InvalidArgument));
+        }
+        client.allocator(&pool, 65_536).await.unwrap();
+        let fault = client.define(&CONFIG.replace("\"gateway\"", "\"router\"")).await.err().unwrap();
+        assert_eq!(fault.code, Code::InvalidArgument);
+        assert!(fault.to_string().contains("router"), "{fault}");
+    });
+}
+
+#[test]
+fn a_lease_whose_holder_goes_is_kept_for_the_same_workload_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let keeper = service.connect().await;
+        let pool = keeper.define(CONFIG).await.unwrap();
+        let allocator = keeper.allocator(&pool, 10).await.unwrap();
+        let dropped = keeper.allocate(&allocator, "vm-dropped").await.unwrap();
+        let other = service.connect().await;
+        let others = other.allocator(&other.pool("volt0").await.unwrap(), 10).await.unwrap();
+        let _gone = other.allocate(&others, "vm-gone").await.unwrap();
+        // One by dropping the capability, one by the end of the connection.
+        drop((dropped, other));
+        eventually(async || keeper.leases(&pool).await.iter().filter(|info| info.state == State::Grace).count() == 2)
+            .await;
+        let elsewhere = keeper.allocate(&allocator, "vm-new").await.unwrap();
+        assert_eq!(keeper.info(&elsewhere).await.unwrap().address, "10.42.0.4");
+        let again = keeper.allocate(&allocator, "vm-gone").await.unwrap();
+        assert_eq!(keeper.info(&again).await.unwrap().address, "10.42.0.3");
+    });
+}
+
+#[test]
+fn a_grace_period_ends_after_thirty_seconds_without_anybody_asking() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(CONFIG).await.unwrap();
+        let allocator = client.allocator(&pool, 1).await.unwrap();
+        let lease = client.allocate(&allocator, "vm-a").await.unwrap();
+        let begun = Instant::now();
+        drop(lease);
+        let rows = || {
+            let db = std::fs::read(dir.path().join("state/ipamd.sqlite-wal")).unwrap();
+            db.len()
+        };
+        tokio::time::sleep(Duration::from_secs(28)).await;
+        assert_eq!(client.free(&pool).await, 250);
+        let before = rows();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(rows() > before, "the end of the grace period was not written");
+        assert_eq!(client.free(&pool).await, 251);
+        client.allocate(&allocator, "vm-b").await.unwrap();
+        assert!(begun.elapsed() > Duration::from_secs(30));
+    });
+}
+
+#[test]
+fn a_reservation_survives_its_holder_and_the_service_and_only_its_hash_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sturdy_ref = Vec::new();
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(CONFIG).await.unwrap();
+        let (reservation, secret) = client.reserve(&pool, "vm-a", "10.42.0.77").await.unwrap();
+        assert_eq!(secret.len(), 32);
+        assert_eq!(client.reservation_info(&reservation).await.unwrap().state, State::Idle);
+        sturdy_ref = secret;
+    });
+    drop(service);
+    for entry in std::fs::read_dir(dir.path().join("state")).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        assert!(!bytes.windows(32).any(|window| window == sturdy_ref), "the secret is on the disk");
+    }
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.pool("volt0").await.unwrap();
+        let reservation = client.restore(&pool, &sturdy_ref).await.unwrap();
+        assert_eq!(client.reservation_info(&reservation).await.unwrap().address, "10.42.0.77");
+        for wrong in [&[][..], &[0; 32], &sturdy_ref[..31]] {
+            assert_eq!(code(client.restore(&pool, wrong).await), Some(Code::NotFound));
+        }
+        client.cancel(&reservation).await.unwrap();
+        assert_eq!(code(client.cancel(&reservation).await), Some(Code::Revoked));
+        assert_eq!(code(client.restore(&pool, &sturdy_ref).await), Some(Code::NotFound));
+    });
+}
+
+#[test]
+fn an_allocation_that_is_cancelled_leaves_no_lease_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(CONFIG).await.unwrap();
+        let allocator = client.allocator(&pool, 100).await.unwrap();
+        for n in 0..50 {
+            let mut request = allocator.allocate_request();
+            request.get().set_workload(format!("vm-{n}"));
+            let asked = request.send();
+            tokio::time::sleep(Duration::from_micros(n * 20)).await;
+            drop(asked);
+        }
+        eventually(async || client.leases(&pool).await.iter().all(|info| info.state != State::Held)).await;
+    });
+}
+
+#[test]
+fn it_serves_inherited_sockets_and_ends_when_idle() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let (rpc, lane) = ipc::Endpoint::bind(&socket, 0o600).unwrap().into_fds();
+    let (rpc_fd, lane_fd) = (rpc.as_raw_fd(), lane.as_raw_fd());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ipamd"));
+    command.arg("--state-dir").arg(dir.path().join("state"));
+    command.args(["--listen-fd", &rpc_fd.to_string(), "--lane-fd", &lane_fd.to_string(), "--idle-exit", "1"]);
+    // SAFETY: fcntl is async-signal-safe, and the closure does nothing else.
+    unsafe {
+        command.pre_exec(move || {
+            for fd in [rpc_fd, lane_fd] {
+                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    let mut process = command.spawn().unwrap();
+    run(async {
+        let client = Client::connect(&socket).await.unwrap();
+        client.define(CONFIG).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(client.networks().await, ["volt0"], "it is not idle while somebody is connected");
+    });
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            break status;
+        }
+        assert!(begun.elapsed() < DEADLINE);
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}");
+    assert!(!dir.path().join("state/ipamd.sqlite-wal").exists(), "the database was closed in good order");
+}
+
+#[test]
+fn what_stands_in_the_way_of_starting_is_named_with_its_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    let mut second = command(dir.path());
+    second.arg("--socket").arg(dir.path().join("other.sock"));
+    let mut second = Command::new(second.get_program());
+    second.arg("--state-dir").arg(dir.path().join("state")).arg("--socket").arg(dir.path().join("other.sock"));
+    let said = refusal(second);
+    assert!(said.contains("in use by another process") && said.contains("--state-dir"), "{said}");
+    let said = refusal(command(dir.path()));
+    assert!(said.contains("ipamd.sock"), "{said}");
+    drop(service);
+
+    let database = dir.path().join("state/ipamd.sqlite");
+    std::fs::write(&database, "my thesis").unwrap();
+    let said = refusal(command(dir.path()));
+    assert!(said.contains("not an ipamd database") && said.contains("move it away"), "{said}");
+    assert_eq!(std::fs::read_to_string(&database).unwrap(), "my thesis");
+
+    std::fs::remove_dir_all(dir.path().join("state")).unwrap();
+    std::fs::write(dir.path().join("state"), "").unwrap();
+    let said = refusal(command(dir.path()));
+    assert!(said.contains("state directory") && said.contains("--state-dir"), "{said}");
+
+    let mut bare = Command::new(env!("CARGO_BIN_EXE_ipamd"));
+    bare.arg("--state-dir").arg(dir.path().join("s2"));
+    assert!(refusal(bare).contains("--listen-fd"));
+}
+
+/// Runs the service on a file system of 1 MiB that a mount namespace of its own has; `None` where that cannot be had.
+fn start_on_a_small_disk(dir: &std::path::Path) -> Option<Service> {
+    let probe = Command::new("unshare").args(["-m", "true"]).status();
+    if !probe.is_ok_and(|status| status.success()) {
+        return None;
+    }
+    let state = dir.join("state");
+    std::fs::create_dir(&state).unwrap();
+    let script = r#"mount -t tmpfs -o size=300k,mode=700 none "$1" && exec "$0" --state-dir "$1" --socket "$2""#;
+    let socket = dir.join("ipamd.sock");
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_ipamd")]).arg(&state).arg(&socket);
+    let process = command.spawn().unwrap();
+    let begun = Instant::now();
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        assert!(begun.elapsed() < DEADLINE, "ipamd does not listen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Some(Service { process, socket })
+}
+
+#[test]
+fn a_full_disk_fails_what_does_not_fit_and_keeps_what_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(service) = start_on_a_small_disk(dir.path()) else {
+        eprintln!("skipped: no mount namespace is to be had");
+        return;
+    };
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(r#"{"network":"w","subnet":"10.0.0.0/8"}"#).await.unwrap();
+        let allocator = client.allocator(&pool, 65_536).await.unwrap();
+        let mut held = Vec::new();
+        let fault = loop {
+            match client.allocate(&allocator, &format!("vm-{}", held.len())).await {
+                Ok(lease) => held.push(lease),
+                Err(fault) => break fault,
+            }
+            assert!(held.len() < 50_000, "the disk is never full");
+        };
+        assert_eq!(fault.code, Code::Exhausted);
+        assert!(fault.to_string().contains("file system"), "{fault}");
+        let listed = client.leases(&pool).await;
+        assert_eq!(listed.len(), held.len());
+        assert!(listed.iter().all(|info| info.state == State::Held));
+        assert_eq!(client.info(&held[0]).await.unwrap().workload, "vm-0");
+    });
+}
