@@ -65,10 +65,10 @@ pub fn tokio() -> Filter {
         ])
         .allow_if(libc::SYS_fcntl, fcntl.map(|command| Rule::eq(1, command as u32)).to_vec())
         .allow_if(libc::SYS_ioctl, vec![Rule::eq(1, libc::FIONBIO as u32)])
-        // SO_ERROR after an event, SO_PEERCRED for who the peer is, SO_TYPE for what was inherited.
+        // SO_ERROR after an event, SO_PEERCRED for who the peer is, the others for what was inherited.
         .allow_if(
             libc::SYS_getsockopt,
-            [libc::SO_ERROR, libc::SO_PEERCRED, libc::SO_TYPE]
+            [libc::SO_ERROR, libc::SO_PEERCRED, libc::SO_TYPE, libc::SO_DOMAIN, libc::SO_ACCEPTCONN]
                 .map(|option| Rule::eq(1, libc::SOL_SOCKET as u32).and(Rule::eq(2, option as u32)))
                 .to_vec(),
         );

@@ -123,8 +123,10 @@ impl Spawn {
         let own_stderr = unsafe { BorrowedFd::borrow_raw(2) };
         let stderr = above(self.stderr.as_ref().map_or(own_stderr, |fd| fd.as_fd()))?;
         let fds = self.fds.iter().map(|fd| above(fd.as_fd())).collect::<Result<Vec<_>, _>>()?;
-        let (answer, report) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed("make a pipe", errno))?;
-        let report = above(report.as_fd())?;
+        let (answer, low) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed("make a pipe", errno))?;
+        let report = above(low.as_fd())?;
+        // Only the child may hold the report's end: its closing is the sign that the program was executed.
+        drop(low);
 
         let program = text(self.program.as_os_str().as_bytes())?;
         let args = self.args.iter().map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
