@@ -87,7 +87,7 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
     let filter = Filter::new("keeper").with(&base::exit()).with(&base::allocator()).allow(&[
         libc::SYS_poll,
         libc::SYS_ppoll,
-        libc::SYS_waitid,
+        libc::SYS_wait4,
         libc::SYS_close,
         libc::SYS_openat,
         libc::SYS_flock,
