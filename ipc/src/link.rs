@@ -23,6 +23,7 @@ pub(crate) struct Link {
     rpc: Option<RpcSystem<Side>>,
     disconnector: Option<Disconnector<Side>>,
     meter: Rc<Meter>,
+    socket: Rc<UnixStream>,
 }
 
 impl Link {
@@ -30,10 +31,10 @@ impl Link {
     pub(crate) fn new(socket: OwnedFd, side: Side, limits: Limits, ours: Option<Client>) -> Result<Link, Error> {
         let socket =
             UnixStream::from_std(socket.into()).map_err(|source| Error::Socket { tried: "watch a socket", source })?;
-        let meter = Meter::new(limits);
-        let rpc = RpcSystem::new(Box::new(Metered::new(socket, side, meter.clone())), ours);
+        let (socket, meter) = (Rc::new(socket), Meter::new(limits));
+        let rpc = RpcSystem::new(Box::new(Metered::new(socket.clone(), side, meter.clone())), ours);
         let disconnector = rpc.get_disconnector();
-        Ok(Link { rpc: Some(rpc), disconnector: Some(disconnector), meter })
+        Ok(Link { rpc: Some(rpc), disconnector: Some(disconnector), meter, socket })
     }
 
     pub(crate) fn meter(&self) -> &Rc<Meter> {
@@ -84,6 +85,8 @@ impl Drop for Link {
             }
             drop(rpc);
         }));
+        // Whoever still holds a capability of the peer's keeps the socket open, but not the connection.
+        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
         self.meter.close();
     }
 }

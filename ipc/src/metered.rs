@@ -25,8 +25,7 @@ pub(crate) struct Metered {
 }
 
 impl Metered {
-    pub(crate) fn new(socket: UnixStream, side: Side, meter: Rc<Meter>) -> Metered {
-        let socket = Rc::new(socket);
+    pub(crate) fn new(socket: Rc<UnixStream>, side: Side, meter: Rc<Meter>) -> Metered {
         let (incoming, outgoing) = stream::split(&socket, &meter);
         let mut options = message::ReaderOptions::new();
         options.traversal_limit_in_words(Some(meter.limits.message_words));

@@ -1,0 +1,264 @@
+//! Releases, ends and panics: what is dropped when, and that nobody is left waiting.
+
+mod common;
+
+use std::{
+    io::Write,
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use common::*;
+use ipc::{Code, Connection, Error, Limits, Peer};
+
+#[test]
+fn dropping_the_last_reference_drops_the_server_object() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, Limits::default());
+        let kernel = get_kernel(&connection, &store, "k").await.unwrap();
+        let second = kernel.clone();
+        drop(kernel);
+        settle().await;
+        assert_eq!(service.probe.kernels.get(), 1);
+        drop(second);
+        eventually(|| service.probe.kernels.get() == 0).await;
+        // Its `Drop` told the actor.
+        let names = service.actor.ask(async |names: &mut Vec<String>| names.clone()).await.unwrap();
+        assert_eq!(names, ["dropped k"]);
+    });
+}
+
+#[test]
+fn a_peer_that_dies_leaves_no_object_and_no_running_call() {
+    run(async {
+        let served = Served::new(Limits::default(), None);
+        let path = served.path.clone();
+        let probe = &served.service.probe;
+        // A runtime of its own that is dropped with everything in it: no farewell is sent.
+        let peer = std::thread::spawn(move || {
+            run(async {
+                let connection = Connection::connect(&path).await.unwrap();
+                let store = connection.bootstrap();
+                let kernel = get_kernel(&connection, &store, "k").await.unwrap();
+                let call = get(&store, "hang");
+                settle().await;
+                std::mem::forget((kernel, call));
+            });
+        });
+        eventually(|| probe.hanging.get() == 1 && probe.kernels.get() == 1).await;
+        eventually(|| probe.hanging.get() == 0 && probe.kernels.get() == 0 && probe.stores.get() == 0).await;
+        peer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_closes_only_its_sending_side_and_never_reads_is_released_too() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, Limits::default());
+        get_kernel(&connection, &store, "k").await.unwrap();
+        let (mut socket, task) = serve_pair(&service, Limits::default());
+        assert_eq!(service.probe.stores.get(), 2);
+        // The beginning of a message, so that the end comes in its middle.
+        socket.write_all(&[0, 0, 0, 0, 9, 0]).unwrap();
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        eventually(|| service.probe.stores.get() == 1).await;
+        tokio::time::timeout(SOON, task).await.unwrap().unwrap().unwrap_err();
+        get_kernel(&connection, &store, "k").await.unwrap();
+    });
+}
+
+#[test]
+fn a_call_to_a_service_that_dies_fails_at_once() {
+    run(async {
+        let service = Service::new();
+        let (socket, task) = serve_pair(&service, Limits::default());
+        let connection = Connection::from_fd(socket.into()).unwrap();
+        let store = connection.bootstrap();
+        let death = async {
+            eventually(|| service.probe.hanging.get() == 1).await;
+            task.abort();
+        };
+        let start = Instant::now();
+        let (answer, ()) = tokio::join!(connection.call("get", SOON * 100, get(&store, "hang")), death);
+        assert_eq!(answer.map(drop).unwrap_err().code, Code::Unavailable);
+        assert!(start.elapsed() < SOON);
+        connection.closed().await;
+        // And so does every later one.
+        assert_eq!(get_kernel(&connection, &store, "k").await.map(drop).unwrap_err().code, Code::Unavailable);
+        assert_eq!((service.probe.hanging.get(), service.probe.stores.get()), (0, 0));
+    });
+}
+
+#[test]
+fn a_call_to_a_mute_service_ends_at_its_deadline() {
+    run(async {
+        let (ours, _mute) = UnixStream::pair().unwrap();
+        let connection = Connection::from_fd(ours.into()).unwrap();
+        let store = connection.bootstrap();
+        let (start, deadline) = (Instant::now(), Duration::from_millis(200));
+        let fault = connection.call("get a kernel", deadline, get(&store, "k")).await.map(drop).unwrap_err();
+        assert_eq!((fault.code, fault.tried.as_str()), (Code::Unavailable, "get a kernel"));
+        assert!(start.elapsed() >= deadline && start.elapsed() < SOON);
+        let fault = ipc::call("get a kernel", deadline, get(&store, "k")).await.map(drop).unwrap_err();
+        assert_eq!(fault.code, Code::Unavailable);
+    });
+}
+
+#[test]
+fn a_call_that_passed_its_deadline_is_cancelled_at_the_service() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, Limits::default());
+        let fault =
+            connection.call("get", Duration::from_millis(100), get(&store, "hang")).await.map(drop).unwrap_err();
+        assert_eq!(fault.code, Code::Unavailable);
+        assert_eq!(service.probe.most_hanging.get(), 1);
+        eventually(|| service.probe.hanging.get() == 0).await;
+    });
+}
+
+#[test]
+fn dropping_the_own_connection_fails_the_calls_that_wait_on_it() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, Limits::default());
+        // A bare promise, without `call`.
+        let waiting = tokio::task::spawn_local(get(&store, "hang").promise);
+        eventually(|| service.probe.hanging.get() == 1).await;
+        drop(connection);
+        let answer = tokio::time::timeout(SOON, waiting).await.expect("the caller waits for ever").unwrap();
+        assert!(answer.is_err());
+        let later = tokio::time::timeout(SOON, get(&store, "k").promise).await.expect("the caller waits for ever");
+        assert!(later.is_err());
+        eventually(|| service.probe.hanging.get() == 0 && service.probe.stores.get() == 0).await;
+    });
+}
+
+#[test]
+fn a_clone_of_a_connection_keeps_it_open() {
+    run(async {
+        let (connection, store) = connect_pair(&Service::new(), Limits::default());
+        let clone = connection.clone();
+        drop(connection);
+        settle().await;
+        get_kernel(&clone, &store, "k").await.unwrap();
+    });
+}
+
+#[test]
+fn a_panic_in_one_connection_ends_that_one_and_no_other() {
+    run(async {
+        let served = Served::new(Limits::default(), None);
+        let probe = &served.service.probe;
+        let (bad, bad_store) = served.connect().await;
+        let (good, good_store) = served.connect().await;
+        let _kernel = get_kernel(&bad, &bad_store, "held").await.unwrap();
+        let kernel = get_kernel(&good, &good_store, "kept").await.unwrap();
+        let waiting = bad.call("get", SOON, get(&bad_store, "hang"));
+        let panicking = bad.call("get", SOON, get(&bad_store, "panic"));
+        let (waited, panicked) = tokio::join!(waiting, panicking);
+        assert_eq!(waited.map(drop).unwrap_err().code, Code::Unavailable);
+        assert_eq!(panicked.map(drop).unwrap_err().code, Code::Unavailable);
+        bad.closed().await;
+        // What the bad one held is released, running calls included; the good one has what it had.
+        eventually(|| probe.kernels.get() == 1 && probe.stores.get() == 1 && probe.hanging.get() == 0).await;
+        good.call("ask", SOON, kernel.info_request().send()).await.unwrap();
+        let (again, store) = served.connect().await;
+        get_kernel(&again, &store, "k").await.unwrap();
+    });
+}
+
+#[test]
+fn a_panic_is_reported_to_whoever_serves_a_link() {
+    run(async {
+        let (socket, task) = serve_pair(&Service::new(), Limits::default());
+        let connection = Connection::from_fd(socket.into()).unwrap();
+        let store = connection.bootstrap();
+        get_kernel(&connection, &store, "panic").await.map(drop).unwrap_err();
+        assert!(matches!(task.await.unwrap(), Err(Error::Panicked)));
+    });
+}
+
+#[test]
+fn a_panic_while_an_object_is_dropped_ends_its_own_connection_at_most() {
+    run(async {
+        let served = Served::new(Limits::default(), None);
+        let probe = &served.service.probe;
+        let (good, good_store) = served.connect().await;
+        // Once when the peer releases it, and once when the connection ends with it.
+        for leaves in [false, true] {
+            let (bad, bad_store) = served.connect().await;
+            let kernel = get_kernel(&bad, &bad_store, "panic-in-drop").await.unwrap();
+            if leaves {
+                drop((bad, bad_store));
+            }
+            drop(kernel);
+            eventually(|| probe.kernels.get() == 0 && probe.stores.get() == 1).await;
+            get_kernel(&good, &good_store, "k").await.unwrap();
+            eventually(|| probe.kernels.get() == 0).await;
+        }
+    });
+}
+
+#[test]
+fn a_bootstrap_function_that_panics_refuses_that_peer_only() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v.sock");
+        let (service, calls) = (Service::new(), std::cell::Cell::new(0));
+        let endpoint = ipc::Endpoint::bind(&path, 0o600).unwrap();
+        tokio::task::spawn_local(ipc::serve(endpoint, ipc::Lane::new(), Limits::default(), None, move |peer: Peer| {
+            calls.set(calls.get() + 1);
+            assert_ne!(calls.get(), 1, "a test asked for this panic");
+            Ok(service.store(peer))
+        }));
+        for expected in [Err(Code::Internal), Ok(())] {
+            let connection = Connection::connect(&path).await.unwrap();
+            let store = connection.bootstrap();
+            let code = get_kernel(&connection, &store, "k").await.map(drop).map_err(|fault| fault.code);
+            assert_eq!(code, expected);
+        }
+    });
+}
+
+#[test]
+fn dropping_the_serving_future_ends_every_connection() {
+    run(async {
+        let served = Served::new(Limits::default(), None);
+        let (connection, store) = served.connect().await;
+        let _kernel = get_kernel(&connection, &store, "k").await.unwrap();
+        let waiting = tokio::task::spawn_local(get(&store, "hang").promise);
+        eventually(|| served.service.probe.hanging.get() == 1).await;
+        served.task.abort();
+        tokio::time::timeout(SOON, connection.closed()).await.unwrap();
+        assert!(tokio::time::timeout(SOON, waiting).await.unwrap().unwrap().is_err());
+        let probe = &served.service.probe;
+        eventually(|| probe.kernels.get() == 0 && probe.stores.get() == 0 && probe.hanging.get() == 0).await;
+    });
+}
+
+#[test]
+fn a_link_ends_without_error_when_its_peer_leaves() {
+    run(async {
+        let (socket, task) = serve_pair(&Service::new(), Limits::default());
+        drop(socket);
+        tokio::time::timeout(SOON, task).await.unwrap().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn what_runs_on_the_runtime_is_dropped_with_it() {
+    let service = std::rc::Rc::new(());
+    let held = service.clone();
+    ipc::run(async {
+        tokio::task::spawn_local(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        settle().await;
+    })
+    .unwrap();
+    assert_eq!(std::rc::Rc::strong_count(&service), 1);
+}
