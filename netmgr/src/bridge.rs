@@ -142,3 +142,39 @@ fn change_address(steps: &mut Steps, tried: String, kind: u16, flags: i32, index
         attributes.bytes(libc::IFA_BROADCAST, &address.broadcast().octets());
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use rustix::thread::UnshareFlags;
+
+    use super::*;
+
+    /// The failure that is injected comes after the bridge has been made: the kernel takes no address with such a prefix.
+    #[test]
+    fn bridge_that_cannot_be_configured_is_taken_away_again_unless_it_was_there() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: making a network namespace takes root");
+            return;
+        }
+        let test = || {
+            // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            let mut kernel = Kernel::open().unwrap();
+            let good = Config::new("volt0", "10.42.0.1", 24, 0).unwrap();
+            let bad = Config { address: Some(Address { ip: Ipv4Addr::new(10, 42, 0, 1), prefix: 33 }), ..good.clone() };
+            let error = define(&mut kernel, &bad).unwrap_err();
+            assert!(matches!(&error, Error::Kernel { tried, .. } if tried.starts_with("give 10.42.0.1/33")), "{error}");
+            assert_eq!(kernel.links(None).unwrap().len(), 1, "lo");
+            let index = define(&mut kernel, &good).unwrap();
+            define(&mut kernel, &bad).unwrap_err();
+            assert!(kernel.link(Whom::Index(index)).unwrap().is_some_and(|link| link.is_our_bridge("volt0")));
+            assert_eq!(define(&mut kernel, &good).unwrap(), index);
+            assert_eq!(kernel.addresses().unwrap(), [(index, good.address.unwrap())]);
+            remove(&mut kernel, "volt0", index).unwrap();
+            assert_eq!(kernel.links(None).unwrap().len(), 1);
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
+}

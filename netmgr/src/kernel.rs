@@ -183,10 +183,15 @@ impl Kernel {
             let table = |attributes: &mut Attributes<'_>| {
                 attributes.u32(libc::RTA_TABLE, u32::from(libc::RT_TABLE_MAIN));
             };
-            self.dump("list the routes", libc::RTM_GETROUTE, &header, table, |body| {
+            let outcome = self.dump("list the routes", libc::RTM_GETROUTE, &header, table, |body| {
                 let route = Route::read(body).filter(|route| Some(route.through) != except && route.holds(subnet));
                 found = found.or(route.map(|route| (route.through, route.to)));
-            })?;
+            });
+            match outcome {
+                // A namespace in which no route has ever been has no main table.
+                Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {}
+                other => other?,
+            }
         }
         let Some((index, held)) = found else { return Ok(None) };
         let holder = if index == 0 { None } else { self.link(Whom::Index(index))? };

@@ -106,7 +106,7 @@ pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Resul
     });
     let answers = kernel
         .run(steps.get(whom).get(Whom::Index(bridge)))
-        .map_err(|error| refine(error, network, full.as_deref()))?;
+        .map_err(|error| refine(kernel, error, wanted, full.as_deref()))?;
     let mut links = answers.into_iter().flatten().map(|body| Link::read(&body));
     let (Some(Some(port)), Some(Some(master))) = (links.next(), links.next()) else { return Err(odd("make a port")) };
     if !master.is_our_bridge(network) {
@@ -150,12 +150,17 @@ pub fn reattach(kernel: &mut Kernel, index: u32, workload: &str, mac: Mac, bridg
     Ok(())
 }
 
-fn refine(error: Error, network: &str, full: Option<&str>) -> Error {
+/// Says what a refusal means, where that can be told.
+fn refine(kernel: &mut Kernel, error: Error, wanted: &Wanted<'_>, full: Option<&str>) -> Error {
     let Error::Kernel { source, tried, .. } = &error else { return error };
     match (source.raw_os_error(), full) {
-        (Some(libc::ENODEV), _) => Error::BridgeGone(network.to_owned()),
         (Some(libc::EXFULL), _) => Error::Full { what: "ports on the bridge", limit: 1023 },
         (Some(libc::EEXIST), Some(full)) if tried.ends_with(full) => Error::ForeignInterface { name: full.to_owned() },
-        _ => error,
+        _ => match kernel.link(Whom::Index(wanted.bridge)) {
+            Ok(bridge) if !bridge.as_ref().is_some_and(|bridge| bridge.is_our_bridge(wanted.network)) => {
+                Error::BridgeGone(wanted.network.to_owned())
+            }
+            _ => error,
+        },
     }
 }

@@ -28,7 +28,8 @@ pub fn confine(policy: Policy, keep: &[RawFd]) -> Result<Confined, Error> {
 
 /// The thread that peers talk to: sockets that are there, and those that it accepts. It cannot open a file or make a socket.
 pub fn rpc() -> Filter {
-    Filter::new("rpc").with(&base::tokio()).with(&base::listener())
+    // ppoll: whether a connection waits when the idle time is over.
+    Filter::new("rpc").with(&base::tokio()).with(&base::listener()).allow(&[libc::SYS_ppoll])
 }
 
 /// The thread that talks to the kernel: its netlink socket, /dev/net/tun (by Landlock, no other file opens), and two requests to it.
@@ -41,7 +42,9 @@ pub fn worker() -> Filter {
             libc::SYS_close,    // a TAP that goes
             libc::SYS_write,    // to wake the RPC thread (eventfd)
         ])
-        .allow_if(libc::SYS_openat, vec![Rule::eq(2, (libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK) as u32)])
+        // std, where it was built for debugging, looks whether a descriptor is open before it closes it.
+        .allow_if(libc::SYS_fcntl, vec![Rule::eq(1, libc::F_GETFD as u32)])
+        .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits())])
         .allow_if(libc::SYS_ioctl, tap::REQUESTS.map(|request| Rule::eq(1, request as u32)).to_vec())
 }
 

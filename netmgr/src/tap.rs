@@ -5,12 +5,14 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 
 /// The device that TAPs are made through.
 pub const DEVICE: &str = "/dev/net/tun";
 /// Bytes of the virtio_net_hdr_v1 before each frame (Virtio 1.2, section 5.1.6).
 const VNET_HEADER: libc::c_int = 12;
+/// How it is opened; the filter knows no other way. (Rustix adds O_LARGEFILE.)
+pub const OPEN: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::LARGEFILE);
 /// The requests that the filter lets through.
 pub const REQUESTS: [libc::Ioctl; 2] = [libc::TUNSETIFF, libc::TUNSETVNETHDRSZ];
 
@@ -28,7 +30,7 @@ pub enum Failure {
 /// Makes a TAP of that name. It is not persistent: it goes when its last descriptor is closed, so that it cannot outlive those who use it.
 /// Never attaches to one that exists (IFF_TUN_EXCL). The descriptor does not block.
 pub fn make(name: &str) -> Result<OwnedFd, Failure> {
-    let open = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
+    let open = rustix::fs::openat(CWD, DEVICE, OPEN, Mode::empty());
     let tap = open.map_err(|error| Failure::Open(error.into()))?;
     // SAFETY: all-zero bytes are a valid ifreq: integers and unions of them.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -1,0 +1,307 @@
+//! What the tests of the real program share: a network namespace for each, the program in it, calls over RPC, and
+//! what `ip` says of the kernel's state. Touches nothing outside the namespace but a temporary folder.
+#![allow(dead_code)] // Each test file uses a part of it.
+
+use std::{
+    os::unix::{net::UnixStream, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use ipc::{Connection, Fault};
+use rustix::thread::UnshareFlags;
+use schema::{
+    host_capnp::{host, tenant},
+    network_capnp::{network, network_info, port, port_factory, port_info},
+};
+use serde_json::Value;
+
+/// For every call: far longer than any should take.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs a test in a network namespace of its own, which goes with the thread and the programs that the test starts; without root, says so.
+pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: making a network namespace takes root");
+        return;
+    }
+    let outcome = thread::spawn(move || {
+        // SAFETY: takes the thread's network namespace apart from the process's; no memory or descriptor is shared less.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        ip("link set lo up");
+        test();
+    })
+    .join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs `ip`, which must succeed; gives its output.
+pub fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `ip -j -d addr show dev NAME` says; `None` if there is no such interface.
+pub fn interface(name: &str) -> Option<Value> {
+    let output = Command::new("ip").args(["-j", "-d", "addr", "show", "dev", name]).output().unwrap();
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    list.get(0).cloned()
+}
+
+/// The names of all interfaces but `lo`.
+pub fn interfaces() -> Vec<String> {
+    let list: Value = serde_json::from_str(&ip("-j link show")).unwrap();
+    list.as_array().unwrap().iter().map(|link| text(link, "ifname")).filter(|name| name != "lo").collect()
+}
+
+/// A field's text; empty if it is not there.
+pub fn text(value: &Value, field: &str) -> String {
+    value[field].as_str().unwrap_or_default().to_owned()
+}
+
+/// The IPv4 addresses in what [`interface`] gave, as address/prefix.
+pub fn ipv4(interface: &Value) -> Vec<String> {
+    addresses(interface).into_iter().filter(|address| !address.contains(':')).collect()
+}
+
+/// All addresses in what [`interface`] gave, as address/prefix.
+pub fn addresses(interface: &Value) -> Vec<String> {
+    let infos = interface["addr_info"].as_array().unwrap();
+    infos.iter().map(|info| format!("{}/{}", text(info, "local"), info["prefixlen"])).collect()
+}
+
+/// Whether an interface has the flag.
+pub fn has_flag(interface: &Value, flag: &str) -> bool {
+    interface["flags"].as_array().unwrap().iter().any(|known| known == flag)
+}
+
+/// Waits until `done`, but not for long.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < end, "still not so: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a program serves on both sockets.
+pub fn serves(socket: &Path) -> bool {
+    let mut lane = socket.as_os_str().to_owned();
+    lane.push(".fds");
+    Path::new(&lane).exists() && UnixStream::connect(socket).is_ok()
+}
+
+/// The program under test, in the calling thread's network namespace. Killed when this is dropped, or the test dies.
+pub struct Netmgr {
+    pub child: Child,
+    pub socket: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Netmgr {
+    /// Starts it with a socket in a folder of its own, and waits until it serves.
+    pub fn start() -> Netmgr {
+        Netmgr::start_with(|_| ())
+    }
+
+    /// [`start`](Self::start), with something changed about the command.
+    pub fn start_with(change: impl FnOnce(&mut Command)) -> Netmgr {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("netmgr.sock");
+        let mut command = program();
+        command.arg("--socket").arg(&socket);
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
+        eventually("netmgr serves", || {
+            assert_eq!(child.try_wait().unwrap(), None, "netmgr ended");
+            serves(&socket)
+        });
+        Netmgr { child, socket, _dir: dir }
+    }
+
+    pub async fn connect(&self) -> Connection {
+        Connection::connect(&self.socket).await.unwrap()
+    }
+
+    pub fn kill(&mut self) -> ExitStatus {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Netmgr {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program under test; it dies with the test's thread.
+pub fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netmgr"));
+    command.stdin(Stdio::null());
+    // SAFETY: prctl is a system call that touches nothing but the child, which has not run its program yet.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    command
+}
+
+/// Runs the future and ends.
+pub fn block_on<T>(f: impl Future<Output = T>) -> T {
+    ipc::run(f).unwrap()
+}
+
+/// A holder's end of one connection.
+pub struct Client {
+    pub connection: Connection,
+    pub host: host::Client,
+}
+
+impl Client {
+    pub async fn new(netmgr: &Netmgr) -> Client {
+        let connection = netmgr.connect().await;
+        let host = connection.bootstrap();
+        Client { connection, host }
+    }
+
+    pub async fn define(&self, name: &str, gateway: &str, prefix: u8, mtu: u32) -> Result<network::Client, Fault> {
+        let mut request = self.host.define_network_request();
+        let mut config = request.get().init_config();
+        config.set_name(name);
+        config.set_gateway(gateway);
+        config.set_prefix_length(prefix);
+        config.set_mtu(mtu);
+        let answer = self.connection.call("define a network", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_network()?)
+    }
+
+    /// `volt0`, 10.42.0.1/24.
+    pub async fn define_default(&self) -> network::Client {
+        self.define("volt0", "10.42.0.1", 24, 0).await.unwrap()
+    }
+
+    pub async fn network(&self, name: &str) -> Result<network::Client, Fault> {
+        let mut request = self.host.network_request();
+        request.get().set_name(name);
+        Ok(self.connection.call("find a network", DEADLINE, request.send()).await?.get()?.get_network()?)
+    }
+
+    pub async fn remove(&self, name: &str) -> Result<(), Fault> {
+        let mut request = self.host.remove_network_request();
+        request.get().set_name(name);
+        self.connection.call("remove a network", DEADLINE, request.send()).await.map(|_| ())
+    }
+
+    pub async fn info(&self, network: &network::Client) -> Result<Info, Fault> {
+        let answer = self.connection.call("look", DEADLINE, network.info_request().send()).await?;
+        Ok(Info::read(answer.get()?.get_info()?))
+    }
+
+    pub async fn factory(&self, network: &network::Client, max: u32) -> Result<port_factory::Client, Fault> {
+        let mut request = network.port_factory_request();
+        request.get().set_max_ports(max);
+        Ok(self.connection.call("make a factory", DEADLINE, request.send()).await?.get()?.get_factory()?)
+    }
+
+    pub async fn tenant(&self, name: &str, ports: u32) -> Result<tenant::Client, Fault> {
+        let mut request = self.host.tenant_request();
+        request.get().set_name(name);
+        request.get().init_quota().set_ports(ports);
+        Ok(self.connection.call("make a tenant", DEADLINE, request.send()).await?.get()?.get_tenant()?)
+    }
+
+    pub async fn tenant_factory(&self, tenant: &tenant::Client, network: &str) -> Result<port_factory::Client, Fault> {
+        let mut request = tenant.port_factory_request();
+        request.get().set_network(network);
+        Ok(self.connection.call("make a factory", DEADLINE, request.send()).await?.get()?.get_factory()?)
+    }
+
+    pub async fn tap(&self, factory: &port_factory::Client, workload: &str) -> Result<port::Client, Fault> {
+        self.tap_with(factory, workload, &[]).await
+    }
+
+    pub async fn tap_with(
+        &self,
+        factory: &port_factory::Client,
+        workload: &str,
+        mac: &[u8],
+    ) -> Result<port::Client, Fault> {
+        let mut request = factory.create_tap_request();
+        request.get().set_workload(workload);
+        request.get().set_mac(mac);
+        Ok(self.connection.call("make a port", DEADLINE, request.send()).await?.get()?.get_port()?)
+    }
+
+    pub async fn port(&self, port: &port::Client) -> Result<Port, Fault> {
+        let answer = self.connection.call("look", DEADLINE, port.info_request().send()).await?;
+        Ok(Port::read(answer.get()?.get_info()?))
+    }
+
+    pub async fn fd(&self, port: &port::Client) -> Result<std::os::fd::OwnedFd, Fault> {
+        let answer = self.connection.call("get the TAP", DEADLINE, port.tap_request().send()).await?;
+        let token = ipc::Token::read(answer.get()?.get_tap()?)?;
+        self.connection.claim(token.as_bytes()).await
+    }
+
+    pub async fn release(&self, port: &port::Client) -> Result<(), Fault> {
+        self.connection.call("release", DEADLINE, port.release_request().send()).await.map(|_| ())
+    }
+}
+
+/// `NetworkInfo`.
+#[derive(Debug)]
+pub struct Info {
+    pub name: String,
+    pub gateway: String,
+    pub prefix: u8,
+    pub mtu: u32,
+    pub index: u32,
+    pub ports: Vec<Port>,
+}
+
+impl Info {
+    fn read(info: network_info::Reader<'_>) -> Info {
+        let config = info.get_config().unwrap();
+        Info {
+            name: config.get_name().unwrap().to_string().unwrap(),
+            gateway: config.get_gateway().unwrap().to_string().unwrap(),
+            prefix: config.get_prefix_length(),
+            mtu: config.get_mtu(),
+            index: info.get_index(),
+            ports: info.get_ports().unwrap().iter().map(Port::read).collect(),
+        }
+    }
+}
+
+/// `PortInfo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    pub workload: String,
+    pub interface: String,
+    pub index: u32,
+    pub mac: Vec<u8>,
+    pub network: String,
+    pub mtu: u32,
+}
+
+impl Port {
+    fn read(info: port_info::Reader<'_>) -> Port {
+        Port {
+            workload: info.get_workload().unwrap().to_string().unwrap(),
+            interface: info.get_interface().unwrap().to_string().unwrap(),
+            index: info.get_index(),
+            mac: info.get_mac().unwrap().to_vec(),
+            network: info.get_network().unwrap().to_string().unwrap(),
+            mtu: info.get_mtu(),
+        }
+    }
+}

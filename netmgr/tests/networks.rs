@@ -1,0 +1,287 @@
+//! Networks: bridges that are made, adopted, mended, removed, and what is not netmgr's left as it is.
+//! Runs the program as root, each test in a network namespace of its own.
+
+mod common;
+
+use common::*;
+use ipc::Code;
+
+#[test]
+fn default_network_becomes_a_bridge_with_address_mark_mtu_and_no_stp() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            let network = client.define_default().await;
+            let bridge = interface("volt0").unwrap();
+            assert_eq!(ipv4(&bridge), ["10.42.0.1/24"]);
+            assert_eq!(text(&bridge["linkinfo"], "info_kind"), "bridge");
+            assert_eq!(bridge["linkinfo"]["info_data"]["stp_state"], 0);
+            assert_eq!(text(&bridge, "ifalias"), "volt-vmm network");
+            assert_eq!(bridge["mtu"], 1500);
+            assert!(has_flag(&bridge, "UP"));
+            let info = client.info(&network).await.unwrap();
+            assert_eq!(
+                (info.name.as_str(), info.gateway.as_str(), info.prefix, info.mtu),
+                ("volt0", "10.42.0.1", 24, 1500)
+            );
+            assert_eq!(bridge["ifindex"], info.index);
+            assert!(info.ports.is_empty());
+        });
+    });
+}
+
+#[test]
+fn defining_a_network_twice_changes_nothing_and_another_configuration_is_taken_on() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            client.define_default().await;
+            let state = || {
+                let mut bridge = interface("volt0").unwrap();
+                // A clock of the kernel's.
+                bridge["linkinfo"]["info_data"]["gc_timer"] = 0.into();
+                bridge
+            };
+            let before = state();
+            let network = client.define_default().await;
+            assert_eq!(state(), before);
+            client.define("volt0", "10.43.0.1", 16, 9000).await.unwrap();
+            let bridge = interface("volt0").unwrap();
+            assert_eq!(ipv4(&bridge), ["10.43.0.1/16"]);
+            assert_eq!(bridge["mtu"], 9000);
+            // The capability is on the network, not on a configuration of it.
+            assert_eq!(client.info(&network).await.unwrap().mtu, 9000);
+            client.define("volt0", "", 0, 1280).await.unwrap();
+            assert_eq!(ipv4(&interface("volt0").unwrap()), [""; 0]);
+        });
+    });
+}
+
+#[test]
+fn bridge_of_an_earlier_netmgr_is_recognised_and_mended() {
+    in_own_network(|| {
+        let mut earlier = Netmgr::start();
+        block_on(async { Client::new(&earlier).await.define_default().await });
+        earlier.kill();
+        let index = interface("volt0").unwrap()["ifindex"].clone();
+        ip("link set volt0 down mtu 1400 type bridge stp_state 1");
+        ip("addr add 10.42.0.77/24 dev volt0");
+        ip("addr add 10.99.0.1/24 dev volt0");
+        ip("link set volt0 address 02:11:22:33:44:55");
+
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            let network = client.network("volt0").await.unwrap();
+            assert_eq!(client.info(&network).await.unwrap().gateway, "10.42.0.1");
+            client.define_default().await;
+            let bridge = interface("volt0").unwrap();
+            assert_eq!(bridge["ifindex"], index);
+            assert_eq!(ipv4(&bridge), ["10.42.0.1/24"]);
+            assert_eq!((&bridge["mtu"], &bridge["linkinfo"]["info_data"]["stp_state"]), (&1500.into(), &0.into()));
+            assert!(has_flag(&bridge, "UP"));
+            assert_ne!(text(&bridge, "address"), "02:11:22:33:44:55");
+        });
+    });
+}
+
+#[test]
+fn bridge_whose_maker_was_killed_before_it_was_marked_is_adopted() {
+    in_own_network(|| {
+        let mut earlier = Netmgr::start();
+        block_on(async { Client::new(&earlier).await.define_default().await });
+        earlier.kill();
+        // What there is between the kernel's two steps.
+        ip("addr flush dev volt0");
+        assert!(
+            std::process::Command::new("ip")
+                .args(["link", "set", "volt0", "down", "alias", ""])
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert_eq!(text(&interface("volt0").unwrap(), "ifalias"), "");
+
+        let netmgr = Netmgr::start();
+        block_on(async { Client::new(&netmgr).await.define_default().await });
+        let bridge = interface("volt0").unwrap();
+        assert_eq!(text(&bridge, "ifalias"), "volt-vmm network");
+        assert_eq!(ipv4(&bridge), ["10.42.0.1/24"]);
+    });
+}
+
+#[test]
+fn foreign_interface_of_the_name_is_a_conflict_and_stays_as_it_is() {
+    for kind in ["bridge", "veth"] {
+        in_own_network(move || {
+            ip(&format!("link add volt0 type {kind}"));
+            ip("addr add 192.0.2.1/24 dev volt0");
+            let state = || (ip("link show volt0"), ip("-4 -o addr"), interfaces());
+            let before = state();
+            let netmgr = Netmgr::start();
+            block_on(async {
+                let client = Client::new(&netmgr).await;
+                let fault = client.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap();
+                assert_eq!(fault.code, Code::Conflict);
+                assert!(fault.to_string().contains("ip link delete volt0"), "{fault}");
+                assert_eq!(client.network("volt0").await.err().unwrap().code, Code::NotFound);
+                assert_eq!(client.remove("volt0").await.err().unwrap().code, Code::NotFound);
+            });
+            assert_eq!(state(), before);
+        });
+    }
+}
+
+#[test]
+fn foreign_interface_with_the_name_as_alternative_name_is_a_conflict() {
+    in_own_network(|| {
+        ip("link add br0 type bridge");
+        ip("link property add dev br0 altname volt0");
+        let netmgr = Netmgr::start();
+        let fault =
+            block_on(async { Client::new(&netmgr).await.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap() });
+        assert_eq!(fault.code, Code::Conflict);
+        assert_eq!(interfaces(), ["br0"]);
+    });
+}
+
+#[test]
+fn subnet_that_a_foreign_interface_or_route_holds_is_a_conflict_and_leaves_nothing() {
+    let holders: [&[&str]; 5] = [
+        &["addr add 10.42.0.9/24 dev up0"],
+        &["addr add 10.42.0.200/32 dev up0"],
+        &["addr add 10.1.2.3/8 dev up0"],
+        &["addr add 192.0.2.1/24 dev up0", "route add 10.42.0.0/24 via 192.0.2.2"],
+        &["route add blackhole 10.42.0.128/25"],
+    ];
+    for holder in holders {
+        in_own_network(move || {
+            ip("link add up0 type veth peer up1");
+            ip("link set up0 up");
+            ip("link set up1 up");
+            holder.iter().for_each(|command| _ = ip(command));
+            let before = (interfaces(), ip("-4 -o addr"), ip("route"));
+            let netmgr = Netmgr::start();
+            let fault =
+                block_on(async { Client::new(&netmgr).await.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap() });
+            assert_eq!(fault.code, Code::Conflict, "{holder:?}: {fault}");
+            assert!(fault.why.contains("10.42.0.1/24") && fault.why.contains("holds"), "{fault}");
+            assert_eq!((interfaces(), ip("-4 -o addr"), ip("route")), before, "{holder:?}");
+        });
+    }
+}
+
+#[test]
+fn default_route_and_wider_routes_by_a_gateway_are_no_conflict() {
+    in_own_network(|| {
+        ip("link add up0 type veth peer up1");
+        ip("link set up0 up");
+        ip("addr add 192.0.2.1/24 dev up0");
+        ip("route add default via 192.0.2.2");
+        ip("route add 10.0.0.0/8 via 192.0.2.2");
+        let netmgr = Netmgr::start();
+        block_on(async { Client::new(&netmgr).await.define_default().await });
+        assert!(ip("route").contains("10.42.0.0/24 dev volt0"));
+    });
+}
+
+#[test]
+fn subnets_of_two_networks_of_ours_must_not_overlap() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            client.define_default().await;
+            let fault = client.define("volt1", "10.42.0.129", 25, 0).await.err().unwrap();
+            assert_eq!(fault.code, Code::Conflict);
+            assert!(fault.why.contains("interface volt0"), "{fault}");
+            client.define("volt1", "10.42.1.1", 24, 0).await.unwrap();
+            assert_eq!(interfaces(), ["volt0", "volt1"]);
+        });
+    });
+}
+
+#[test]
+fn removed_network_is_off_the_host_and_its_capabilities_are_revoked() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            let network = client.define_default().await;
+            let factory = client.factory(&network, 1).await.unwrap();
+            let port = client.tap(&factory, "vm-web").await.unwrap();
+            let fault = client.remove("volt0").await.err().unwrap();
+            assert_eq!(fault.code, Code::WrongState);
+            client.release(&port).await.unwrap();
+            client.remove("volt0").await.unwrap();
+            assert!(interfaces().is_empty());
+            assert_eq!(client.remove("volt0").await.err().unwrap().code, Code::NotFound);
+            // A network of the same name that is defined later is another one.
+            client.define_default().await;
+            assert_eq!(client.info(&network).await.err().unwrap().code, Code::Revoked);
+            assert_eq!(client.tap(&factory, "vm-web").await.err().unwrap().code, Code::Revoked);
+        });
+    });
+}
+
+#[test]
+fn network_with_a_foreign_port_is_not_removed() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            client.define_default().await;
+            ip("link add up0 type veth peer up1");
+            ip("link set up0 master volt0");
+            assert_eq!(client.remove("volt0").await.err().unwrap().code, Code::WrongState);
+            assert!(interface("volt0").is_some());
+        });
+    });
+}
+
+#[test]
+fn bridge_that_somebody_deleted_is_made_anew_and_gets_its_ports_back() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            let network = client.define_default().await;
+            let factory = client.factory(&network, 2).await.unwrap();
+            let _port = client.tap(&factory, "vm-web").await.unwrap();
+            ip("link delete volt0");
+            let fault = client.tap(&factory, "vm-db").await.err().unwrap();
+            assert_eq!(fault.code, Code::Unavailable);
+            assert!(fault.remedy.contains("Define the network again"), "{fault}");
+            assert_eq!(interfaces(), ["tap-web"]);
+            client.define_default().await;
+            assert_eq!(text(&interface("tap-web").unwrap(), "master"), "volt0");
+            client.tap(&factory, "vm-db").await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn unusable_configuration_is_refused_by_name_and_changes_nothing() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            for (name, gateway, prefix, mtu, word) in [
+                ("", "10.42.0.1", 24, 0, "network name"),
+                ("sixteen-bytes-xx", "10.42.0.1", 24, 0, "network name"),
+                ("../volt0", "10.42.0.1", 24, 0, "network name"),
+                ("volt0", "10.42.0.300", 24, 0, "gateway"),
+                ("volt0", "10.42.0.0", 24, 0, "gateway"),
+                ("volt0", "10.42.0.1", 31, 0, "prefix length"),
+                ("volt0", "10.42.0.1", 24, 1279, "MTU"),
+            ] {
+                let fault = client.define(name, gateway, prefix, mtu).await.err().unwrap();
+                assert_eq!(fault.code, Code::InvalidArgument);
+                assert!(fault.to_string().contains(word), "{fault}");
+            }
+            assert!(interfaces().is_empty());
+        });
+    });
+}

@@ -1,0 +1,239 @@
+//! The program as a process: who may use it, what it may do itself, how it starts and ends.
+//! Runs the program as root, each test in a network namespace of its own.
+
+mod common;
+
+use std::{
+    fs,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::PermissionsExt, process::CommandExt},
+    },
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use common::*;
+use ipc::Code;
+
+const NOBODY: u32 = 65_534;
+
+/// Runs a program to its end, with what it said.
+fn output(mut command: Command) -> (Output, String) {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    (output, said)
+}
+
+#[test]
+fn only_root_and_its_own_user_are_given_the_host() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        fs::set_permissions(netmgr.socket.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+        let lane = format!("{}.fds", netmgr.socket.display());
+        for socket in [netmgr.socket.to_str().unwrap(), &lane] {
+            assert_eq!(fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
+            // The check below must hold even where the socket's mode lets everybody in.
+            fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
+        }
+        let socket = netmgr.socket.clone();
+        let stranger = std::thread::spawn(move || {
+            // SAFETY: changes the user of this thread alone (the C library's wrapper would change all), and nothing in memory.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) }, 0);
+            block_on(async {
+                let connection = ipc::Connection::connect(&socket).await.unwrap();
+                let client = Client { host: connection.bootstrap(), connection };
+                client.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap()
+            })
+        });
+        let fault = stranger.join().unwrap();
+        assert_eq!(fault.code, Code::PermissionDenied, "{fault}");
+        assert!(interfaces().is_empty());
+        block_on(async { Client::new(&netmgr).await.define_default().await });
+    });
+}
+
+#[test]
+fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start_with(|command| _ = command.args(["--confinement", "strict"]));
+        // Its sockets are there before it is narrow, but it answers only after.
+        block_on(async { Client::new(&netmgr).await.define_default().await });
+        let pid = netmgr.child.id();
+        let mut threads = 0;
+        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+            // CAP_NET_ADMIN is 12.
+            assert_eq!(
+                ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"].map(field),
+                ["0000000000000000", "0000000000001000", "0000000000001000", "0000000000001000", "0000000000000000"]
+                    .map(str::to_owned)
+                    .map(|set| set),
+                "{status}"
+            );
+            assert_eq!([field("NoNewPrivs:"), field("Seccomp:")], ["1", "2"]);
+            threads += 1;
+        }
+        assert_eq!(threads, 2);
+        // Nothing is open but sockets, the runtime's own descriptors and the three standard ones.
+        for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+            let fd = fd.unwrap();
+            let to = fs::read_link(fd.path()).unwrap().display().to_string();
+            let number: i32 = fd.file_name().to_str().unwrap().parse().unwrap();
+            assert!(number <= 2 || to.starts_with("socket:") || to.starts_with("anon_inode:"), "{number}: {to}");
+        }
+    });
+}
+
+#[test]
+fn inherited_sockets_are_served_and_idle_netmgr_ends_with_0_and_leaves_its_network() {
+    in_own_network(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let (rpc, lane) = ipc::Endpoint::bind(&socket, 0o600).unwrap().into_fds();
+        let mut command = program();
+        inherit(&mut command, [(3, &rpc), (4, &lane)]);
+        command.args(["--listen-fd", "3", "--lane-fd", "4", "--idle-exit", "1"]);
+        let mut child = command.spawn().unwrap();
+        block_on(async {
+            let connection = ipc::Connection::connect(&socket).await.unwrap();
+            let client = Client { host: connection.bootstrap(), connection };
+            let factory = client.factory(&client.define_default().await, 1).await.unwrap();
+            let port = client.tap(&factory, "vm-web").await.unwrap();
+            client.fd(&port).await.unwrap();
+            // Longer than the idle time: somebody is connected.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            assert_eq!(child.try_wait().unwrap(), None);
+            assert_eq!(interfaces(), ["volt0", "tap-web"]);
+        });
+        eventually("idle netmgr ends", || child.try_wait().unwrap().is_some());
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{status}");
+        assert_eq!(interfaces(), ["volt0"]);
+    });
+}
+
+/// Gives a child these descriptors under these numbers.
+fn inherit(command: &mut Command, fds: [(i32, &OwnedFd); 2]) {
+    // Above the numbers they are to have, so that none is overwritten before it is copied.
+    let fds = fds.map(|(number, fd)| (number, rustix::io::fcntl_dupfd_cloexec(fd, 10).unwrap()));
+    // SAFETY: dup2 is a system call that touches nothing but the child's own table of descriptors.
+    unsafe {
+        command.pre_exec(move || {
+            for (number, fd) in &fds {
+                if libc::dup2(fd.as_raw_fd(), *number) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn without_the_right_it_does_not_start_and_names_it() {
+    in_own_network(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("netmgr");
+        fs::copy(env!("CARGO_BIN_EXE_netmgr"), &copy).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let mut command = Command::new(&copy);
+        command.arg("--socket").arg(dir.path().join("s")).uid(NOBODY).gid(NOBODY);
+        let (output, said) = output(command);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said.contains("CAP_NET_ADMIN is missing") && said.contains("start it as root"), "{said}");
+    });
+}
+
+#[test]
+fn right_over_another_user_namespace_is_not_enough_and_the_call_names_the_remedy() {
+    in_own_network(|| {
+        // All capabilities, but in a user namespace that does not own the network namespace.
+        let netmgr = Netmgr::start_with(|command| {
+            let mut inner = Command::new("unshare");
+            inner
+                .args(["--user", "--map-root-user", "--kill-child"])
+                .arg(command.get_program())
+                .args(command.get_args());
+            *command = inner;
+        });
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            let fault = client.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap();
+            assert_eq!(fault.code, Code::PermissionDenied);
+            assert!(fault.to_string().contains("CAP_NET_ADMIN in the user namespace that owns"), "{fault}");
+        });
+        assert!(interfaces().is_empty());
+    });
+}
+
+#[test]
+fn without_the_tun_device_networks_work_and_a_port_names_the_remedy() {
+    in_own_network(|| {
+        // An empty root: the program is static.
+        let root = tempfile::tempdir().unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_netmgr"), root.path().join("netmgr")).unwrap();
+        let mut command = Command::new("/netmgr");
+        command.args(["--socket", "/s"]).stdin(Stdio::null()).stderr(Stdio::piped());
+        let into = std::ffi::CString::new(root.path().to_str().unwrap()).unwrap();
+        // SAFETY: prctl, chroot and chdir are system calls that touch nothing but the child; the strings outlive them.
+        unsafe {
+            command.pre_exec(move || {
+                let done = libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0
+                    && libc::chroot(into.as_ptr()) == 0
+                    && libc::chdir(c"/".as_ptr()) == 0;
+                if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+            });
+        }
+        let mut child = command.spawn().unwrap();
+        let socket = root.path().join("s");
+        eventually("netmgr serves", || serves(&socket));
+        block_on(async {
+            let connection = ipc::Connection::connect(&socket).await.unwrap();
+            let client = Client { host: connection.bootstrap(), connection };
+            let factory = client.factory(&client.define_default().await, 1).await.unwrap();
+            let fault = client.tap(&factory, "vm-web").await.err().unwrap();
+            assert_eq!(fault.code, Code::Unavailable);
+            assert!(fault.to_string().contains("modprobe tun"), "{fault}");
+            assert_eq!(interfaces(), ["volt0"]);
+        });
+        child.kill().unwrap();
+        let said = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+        assert!(said.contains("/dev/net/tun is not there"), "{said}");
+    });
+}
+
+#[test]
+fn unusable_arguments_end_it_with_an_error_that_names_them() {
+    let cases: [(&[&str], &str); 6] = [
+        (&[], "--listen-fd"),
+        (&["--listen-fd", "3"], "--lane-fd"),
+        (&["--listen-fd", "77", "--lane-fd", "78"], "descriptor 77"),
+        (&["--listen-fd", "0", "--lane-fd", "1"], "descriptor 0"),
+        (&["--socket", "/nowhere/at/all", "--confinement", "lax"], "lax"),
+        (&["--socket", "/nowhere/at/all"], "/nowhere/at/all"),
+    ];
+    for (arguments, named) in cases {
+        in_own_network(move || {
+            let mut command = program();
+            command.args(arguments);
+            let (output, said) = output(command);
+            assert!(!output.status.success() && output.status.code().is_some(), "{arguments:?}");
+            assert!(said.contains(named), "{arguments:?}: {said}");
+        });
+    }
+}
+
+#[test]
+fn second_netmgr_on_the_same_socket_is_refused() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        let mut command = program();
+        command.arg("--socket").arg(&netmgr.socket);
+        let (output, said) = output(command);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said.contains("another program does"), "{said}");
+        block_on(async { Client::new(&netmgr).await.define_default().await });
+    });
+}

@@ -1,0 +1,49 @@
+//! How long the calls in the boot path of every VM take, round trip over RPC included. Prints; judges nothing, as machines differ.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::*;
+
+fn print(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    println!(
+        "{what:<28} min {:>9.1?}  p50 {:>9.1?}  max {:>9.1?}",
+        times[0],
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+}
+
+#[test]
+fn prints_how_long_a_port_takes() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            let start = Instant::now();
+            let network = client.define_default().await;
+            println!("{:<28} {:?}", "defineNetwork, first", start.elapsed());
+            let start = Instant::now();
+            client.define_default().await;
+            println!("{:<28} {:?}", "defineNetwork, again", start.elapsed());
+            let factory = client.factory(&network, 1024).await.unwrap();
+            let (mut make, mut fd, mut release) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..50 {
+                let start = Instant::now();
+                let port = client.tap(&factory, "vm-web").await.unwrap();
+                make.push(start.elapsed());
+                let start = Instant::now();
+                let _tap = client.fd(&port).await.unwrap();
+                fd.push(start.elapsed());
+                let start = Instant::now();
+                client.release(&port).await.unwrap();
+                release.push(start.elapsed());
+            }
+            print("createTap", make);
+            print("tap + claim", fd);
+            print("release", release);
+        });
+    });
+}
