@@ -15,11 +15,11 @@ use anyhow::{Context, Result, anyhow, bail};
 pub struct Console {
     /// What messages call it.
     pub label: String,
-    /// When it was started, read just before the fork.
-    pub started: Instant,
+    /// When it was started, by [`now`], read just before the fork.
+    pub started: Duration,
     child: Child,
     input: Option<ChildStdin>,
-    lines: Receiver<(Instant, String)>,
+    lines: Receiver<(Duration, String)>,
     /// Everything that came so far, the VMM's own messages included.
     pub transcript: Vec<String>,
 }
@@ -28,7 +28,7 @@ impl Console {
     /// Starts `command`. Its environment and working directory are the caller's to set.
     pub fn start(label: &str, mut command: Command) -> Result<Console> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let started = Instant::now();
+        let started = now();
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command.spawn().with_context(|| format!("Cannot start {program}"))?;
         let (sender, lines) = channel();
@@ -43,7 +43,7 @@ impl Console {
     }
 
     /// Waits for a line that contains `text`, and returns the line and when it came.
-    pub fn expect(&mut self, text: &str, patience: Duration) -> Result<(Instant, String)> {
+    pub fn expect(&mut self, text: &str, patience: Duration) -> Result<(Duration, String)> {
         self.scan(text, None, patience)
     }
 
@@ -65,7 +65,7 @@ impl Console {
         self.scan(&format!("lab: {command} ok"), Some(&failed), patience).map(drop)
     }
 
-    fn scan(&mut self, text: &str, bad: Option<&str>, patience: Duration) -> Result<(Instant, String)> {
+    fn scan(&mut self, text: &str, bad: Option<&str>, patience: Duration) -> Result<(Duration, String)> {
         let end = Instant::now() + patience;
         loop {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -85,6 +85,20 @@ impl Console {
                     let status = self.child.wait()?;
                     bail!("{}: ended with {status} before {text:?}; {}", self.label, self.last())
                 }
+            }
+        }
+    }
+
+    /// The next line, or `None` once the VMM has closed its output.
+    pub fn line(&mut self, patience: Duration) -> Result<Option<String>> {
+        match self.lines.recv_timeout(patience) {
+            Ok((_, line)) => {
+                self.transcript.push(line.clone());
+                Ok(Some(line))
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("{}: silent for {} s; {}", self.label, patience.as_secs(), self.last())
             }
         }
     }
@@ -126,6 +140,13 @@ impl Console {
     }
 }
 
+/// CLOCK_MONOTONIC, which the kernel's tracer can use as well.
+pub fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let part = |n: i64| u64::try_from(n).unwrap_or(0);
+    Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
+}
+
 impl Drop for Console {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -134,14 +155,14 @@ impl Drop for Console {
 }
 
 /// Sends each line on, and copies it to this process's output, which is the log of the run.
-fn forward(label: &str, mark: &str, from: impl Read + Send + 'static, to: Sender<(Instant, String)>) {
+fn forward(label: &str, mark: &str, from: impl Read + Send + 'static, to: Sender<(Duration, String)>) {
     let prefix = format!("[{label}] {mark}");
     let mark = mark.to_owned();
     thread::spawn(move || {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
         while from.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-            let when = Instant::now();
+            let when = now();
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             println!("{prefix}{text}");
             let _ = to.send((when, mark.clone() + &text));

@@ -1,5 +1,9 @@
-//! What the lab's driver, the host tests and `xtask` share: the archive writer, processes with a
-//! console, and the check that nothing was left behind.
+//! What the lab's driver, the host tests and `xtask` share: the archive writer, Volt as its users
+//! run it, processes with a console, and the check that nothing was left behind.
 
 pub mod console;
 pub mod cpio;
+pub mod demo;
+pub mod leftovers;
+pub mod namespaces;
+pub mod volt;

@@ -1,14 +1,20 @@
 //! Runs inside the lab host as root, drives `volt` and QEMU there, and writes what it finds to file
 //! descriptor 3 in the lines that `xtask`'s `lab` module reads. Nothing else may write there.
 
-mod microvm;
+mod bench;
+mod functional;
+mod peers;
 mod report;
 
+use std::{path::Path, time::Duration};
+
 use anyhow::{Result, bail};
+use report::Report;
+use volt_tests::volt::Volt;
 
 fn main() {
     let scenario = std::env::args().nth(1).unwrap_or_default();
-    let outcome = report::Report::open().and_then(|mut report| {
+    let outcome = Report::open().and_then(|mut report| {
         run(&scenario, &mut report)?;
         report.end()
     });
@@ -19,9 +25,23 @@ fn main() {
     }
 }
 
-fn run(scenario: &str, report: &mut report::Report) -> Result<()> {
+fn run(scenario: &str, report: &mut Report) -> Result<()> {
     match scenario {
-        "microvm" => microvm::check(report),
+        "bench-boot" => bench::boot(&volt(), report),
+        "bench-footprint" => bench::footprint(&volt(), report),
+        "demo" => demo(report),
+        "functional" => functional::run(&volt(), report),
         other => bail!("There is no scenario {other:?}"),
     }
+}
+
+/// Volt as root finds it after an installation.
+fn volt() -> Volt {
+    Volt { programs: "/bin".into(), runtime: "/run/volt-vmm".into(), state: "/var/lib/volt-vmm".into() }
+}
+
+fn demo(report: &mut Report) -> Result<()> {
+    let dir = Path::new("/guests/6.1");
+    let outcome = volt_tests::demo::run(&volt(), dir, Duration::from_secs(120), &mut |line| report.say(line));
+    report.check("demo", outcome)
 }

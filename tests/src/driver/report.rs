@@ -50,3 +50,26 @@ impl Report {
         writeln!(self.0, "{text}").context("Cannot write to the results port")
     }
 }
+
+/// Checks that build on one another: once one has failed, the rest is skipped and says why.
+pub struct Steps<'a> {
+    report: &'a mut Report,
+    failed: Option<&'static str>,
+}
+
+impl Steps<'_> {
+    /// A new row of checks.
+    pub fn new(report: &mut Report) -> Steps<'_> {
+        Steps { report, failed: None }
+    }
+
+    /// Makes the next check.
+    pub fn step(&mut self, name: &'static str, check: impl FnOnce() -> Result<()>) -> Result<()> {
+        if let Some(failed) = self.failed {
+            return self.report.line(&format!("skipped: {name}: \"{failed}\" failed"));
+        }
+        let outcome = check();
+        self.failed = outcome.is_err().then_some(name);
+        self.report.check(name, outcome)
+    }
+}

@@ -9,6 +9,8 @@ mkdir -p /proc /sys /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+# From here on the console is for answers; the kernel's own lines would land in the middle of them.
+dmesg -n 1
 # A terminal would echo commands back into the answers.
 stty -echo -icrnl 2>/dev/null
 
@@ -69,6 +71,7 @@ for word in $(cat /proc/cmdline); do
 done
 [ -z "$commands" ] && [ -f /commands ] && commands=$(cat /commands)
 
+echo "lab: cmdline $(cat /proc/cmdline)"
 echo "lab: ready"
 for command in $commands; do
     obey "$command"

@@ -47,8 +47,9 @@ pub fn host(kernel: &Kernel, programs: &[PathBuf], guests: &[(&Kernel, Vec<u8>)]
     Ok(archive)
 }
 
-/// Adds a dynamically linked program at the path it has here, with its libraries and dynamic linker.
-pub fn add_dynamic(archive: &mut Archive, program: &Path) -> Result<()> {
+/// Adds QEMU with its libraries and the firmware of its microvm, and says which version it is.
+pub fn add_qemu(archive: &mut Archive) -> Result<String> {
+    let program = Path::new("/usr/bin/qemu-system-x86_64");
     let listed = debian::output(Command::new("ldd").arg(program))?;
     // Lines are "name => /path (address)", and "/path (address)" for the dynamic linker.
     let libraries: BTreeSet<&str> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
@@ -56,7 +57,13 @@ pub fn add_dynamic(archive: &mut Archive, program: &Path) -> Result<()> {
     for library in libraries {
         archive.file(library, 0o755, &read(Path::new(library))?);
     }
-    Ok(())
+    for firmware in ["bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"] {
+        let path = Path::new("/usr/share/qemu").join(firmware);
+        archive.file(&path.to_string_lossy(), 0o644, &read(&path)?);
+    }
+    // "QEMU emulator version 7.2.22 (Debian ...)"
+    let version = debian::output(Command::new(program).arg("--version"))?;
+    Ok(format!("QEMU {} microvm", version.split_whitespace().nth(3).unwrap_or("of Debian")))
 }
 
 /// Reads a file; the error names it.

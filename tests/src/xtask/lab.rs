@@ -15,7 +15,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{RecvTimeoutError, channel},
     thread,
@@ -187,11 +187,6 @@ impl Drop for Machine {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Where the lab keeps its files: `<target>/lab`.
-pub fn directory(target: &Path) -> PathBuf {
-    target.join("lab")
 }
 
 #[cfg(test)]

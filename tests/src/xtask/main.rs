@@ -1,34 +1,52 @@
-//! `cargo xtask demo | test | bench`.
+//! `cargo xtask demo | test | bench`: shows Volt at work, proves it, measures it. Installs what it needs from Debian's
+//! archive; keeps its files below cargo's target directory.
 
+mod bench;
 mod debian;
+mod demo;
+mod harness;
 mod image;
 mod kernel_image;
+mod kvm;
 mod lab;
+mod schema;
+mod test;
 mod workspace;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::ExitCode};
 
-fn main() -> anyhow::Result<()> {
-    let ws = workspace::Workspace::find()?;
-    let dir = lab::directory(&ws.target);
-    debian::install(&["qemu-system-x86", "busybox-static"])?;
-    let kernels = [debian::Kernel::fetch(&dir, "6.1")?, debian::Kernel::fetch(&dir, "6.12")?];
-    let programs = ws.release(&["volt-tests"])?;
-    let guests = kernels.iter().map(|k| Ok((k, image::guest(k, "")?))).collect::<anyhow::Result<Vec<_>>>()?;
-    let which = std::env::args().nth(1).unwrap_or_default();
-    let host = if which == "6.12" { &kernels[1] } else { &kernels[0] };
-    let mut archive = image::host(host, &programs, &guests)?;
-    image::add_dynamic(&mut archive, Path::new("/usr/bin/qemu-system-x86_64"))?;
-    for f in ["qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"] {
-        archive.file(&format!("/usr/share/qemu/{f}"), 0o644, &image::read(&Path::new("/usr/share/qemu").join(f))?);
+use anyhow::Result;
+use workspace::Workspace;
+
+const USAGE: &str = "\
+usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
+       cargo xtask test [TIER]...     run the tests: unit, host, lab (all of them if none is named)
+       cargo xtask bench [NAME]...    measure beside a peer: boot, footprint (all of them if none is named)";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    let t = std::time::Instant::now();
-    let lab = lab::Lab {
-        kernel: host,
-        image: archive.finish(),
-        scenario: "microvm",
-        clock: if std::env::args().nth(2).is_some() { lab::Clock::Instructions } else { lab::Clock::Wall },
-        deadline: Duration::from_secs(300),
-    };
-    lab.run(&dir.join("runs/microvm"), &mut |e| eprintln!("{:?} {e:?}", t.elapsed()))
+}
+
+fn run(arguments: &[String]) -> Result<ExitCode> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["demo", programs, staged] if volt_tests::namespaces::inside() => {
+            demo::inside(Path::new(programs), Path::new(staged))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        ["demo"] => demo::run(&Workspace::find()?),
+        ["test", tiers @ ..] => test::run(&Workspace::find()?, tiers),
+        ["bench", names @ ..] => bench::run(&Workspace::find()?, names).map(|()| ExitCode::SUCCESS),
+        _ => {
+            eprintln!("{USAGE}");
+            Ok(ExitCode::from(2))
+        }
+    }
 }

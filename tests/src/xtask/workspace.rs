@@ -31,12 +31,24 @@ impl Workspace {
         serde_json::from_slice(&out.stdout).context("cargo metadata printed something else than it documents")
     }
 
-    /// Builds the release programs and returns their paths.
-    pub fn release(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+    /// Where the lab keeps its files.
+    pub fn lab(&self) -> PathBuf {
+        self.target.join("lab")
+    }
+
+    /// Builds the programs as tests use them.
+    pub fn debug(&self) -> Result<()> {
+        let status = cargo().args(["build", "--workspace", "--bins"]).current_dir(&self.root).status();
+        ensure!(status.context("Cannot run cargo")?.success(), "cargo build failed");
+        Ok(())
+    }
+
+    /// Builds the release programs with these names and returns their paths.
+    pub fn release(&self, programs: &[&str]) -> Result<Vec<PathBuf>> {
         let mut command = cargo();
-        command.args(["build", "--release", "--bins", "--message-format=json-render-diagnostics"]);
-        for package in packages {
-            command.args(["--package", package]);
+        command.args(["build", "--release", "--workspace", "--message-format=json-render-diagnostics"]);
+        for program in programs {
+            command.args(["--bin", program]);
         }
         let out = command.current_dir(&self.root).stderr(Stdio::inherit()).output().context("Cannot run cargo")?;
         ensure!(out.status.success(), "cargo build --release failed");

@@ -1,0 +1,152 @@
+//! `cargo xtask bench [NAME]`: figures from the lab, beside a peer that ran in the same boot of the same lab host.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use crate::{
+    debian::{self, Kernel},
+    image,
+    lab::{Clock, Event, Lab},
+    workspace::{PROGRAMS, Workspace},
+};
+
+/// One figure beside a peer's.
+#[derive(Serialize)]
+struct Row {
+    metric: String,
+    unit: &'static str,
+    ours: Option<f64>,
+    peer: Option<f64>,
+    peer_name: Option<String>,
+    /// Ours divided by the peer's.
+    ratio: Option<f64>,
+    better: &'static str,
+}
+
+/// What a scenario measured, by the driver's names.
+type Figures = BTreeMap<String, f64>;
+
+/// The peers' names in the driver's figures and in the table.
+type Peers = Vec<(&'static str, String)>;
+
+struct Bench {
+    name: &'static str,
+    clock: Clock,
+    rows: fn(&Figures, &Peers) -> Vec<Row>,
+    note: &'static str,
+}
+
+const BENCHES: [Bench; 2] = [
+    Bench {
+        name: "boot",
+        clock: Clock::Instructions,
+        rows: boot_rows,
+        note: "ms of the lab's instruction clock (1 ns an instruction, all processes, one CPU), Debian 6.1 cloud kernel (ELF). \
+               Ours includes leasing an address and making the TAP; the peer is given both. The peer's first guest \
+               instruction is its firmware's.",
+    },
+    Bench {
+        name: "footprint",
+        clock: Clock::Wall,
+        rows: footprint_rows,
+        note: "KiB of PSS less guest RAM, one idle VM of 256 MiB. The services serve all VMs of a host.",
+    },
+];
+
+/// Runs the benches that are named, or all.
+pub fn run(workspace: &Workspace, only: &[&str]) -> Result<()> {
+    if let Some(unknown) = only.iter().find(|name| !BENCHES.iter().any(|bench| bench.name == **name)) {
+        bail!("There is no bench {unknown:?}; there are boot and footprint");
+    }
+    debian::install(&["qemu-system-x86", "busybox-static"])?;
+    let kernel = Kernel::fetch(&workspace.lab(), "6.1")?;
+    let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
+    let mut archive = image::host(&kernel, &programs, &[(&kernel, image::guest(&kernel, "")?)])?;
+    archive.file("/guests/6.1/vmlinux", 0o644, &image::read(&kernel.elf)?);
+    let mut peers = vec![("qemu", image::add_qemu(&mut archive)?)];
+    if let Some(program) = std::env::var_os("VOLT_BENCH_FIRECRACKER") {
+        archive.file("/bin/firecracker", 0o755, &image::read(Path::new(&program))?);
+        let version = debian::output(Command::new(&program).arg("--version"))?;
+        peers.push(("firecracker", version.lines().next().unwrap_or("Firecracker").to_owned()));
+    }
+    let image = archive.finish();
+    for bench in BENCHES.iter().filter(|bench| only.is_empty() || only.contains(&bench.name)) {
+        let figures = measure(workspace, bench, &kernel, image.clone())?;
+        let rows = (bench.rows)(&figures, &peers);
+        let dir = workspace.target.join("bench");
+        fs::create_dir_all(&dir)?;
+        let file = dir.join(format!("{}.json", bench.name));
+        fs::write(&file, serde_json::to_string_pretty(&rows)?)?;
+        println!("{}\n{}\n{}\n", table(&rows), bench.note, file.display());
+    }
+    Ok(())
+}
+
+fn measure(workspace: &Workspace, bench: &Bench, kernel: &Kernel, image: Vec<u8>) -> Result<Figures> {
+    let scenario = format!("bench-{}", bench.name);
+    debian::say(&format!("measuring {} in the lab; this takes a few minutes", bench.name));
+    let dir = workspace.lab().join("runs").join(&scenario);
+    let lab = Lab { kernel, image, scenario: &scenario, clock: bench.clock, deadline: Duration::from_secs(900) };
+    let mut figures = Figures::new();
+    lab.run(&dir, &mut |event| {
+        if let Event::Figure(name, value) = event {
+            figures.insert(name, value);
+        }
+    })
+    .with_context(|| format!("Bench {} failed", bench.name))?;
+    Ok(figures)
+}
+
+fn row(metric: String, unit: &'static str, ours: Option<f64>, peer: Option<(f64, &str)>) -> Row {
+    let round = |n: f64| (n * 1e3).round() / 1e3;
+    let ratio = ours.zip(peer).filter(|(_, (peer, _))| *peer > 0.0).map(|(ours, (peer, _))| round(ours / peer));
+    let (peer, peer_name) = peer.map(|(value, name)| (round(value), name.to_owned())).unzip();
+    Row { metric, unit, ours: ours.map(round), peer, peer_name, ratio, better: "lower" }
+}
+
+fn boot_rows(figures: &Figures, peers: &Peers) -> Vec<Row> {
+    let variants =
+        [("volt", "services up"), ("volt-file", "services up, kernel from a file"), ("volt-cold", "services cold")];
+    let mut rows = Vec::new();
+    for (peer, peer_name) in peers {
+        for (point, what) in [("init", "start to /init"), ("entry", "start to the guest's first instruction")] {
+            for (ours, variant) in variants {
+                let ours = figures.get(&format!("{ours}.{point}")).copied();
+                let peer = figures.get(&format!("{peer}.{point}")).map(|value| (*value, peer_name.as_str()));
+                rows.push(row(format!("{what}, {variant}"), "ms", ours, peer));
+            }
+        }
+    }
+    rows
+}
+
+fn footprint_rows(figures: &Figures, peers: &Peers) -> Vec<Row> {
+    let of = |prefix: &'static str| figures.iter().filter_map(move |(k, v)| Some((k.strip_prefix(prefix)?, *v)));
+    let (vm, services) = (|| of("volt."), || of("service."));
+    let sum = |values: &mut dyn Iterator<Item = (&str, f64)>| Some(values.map(|(_, value)| value).sum::<f64>());
+    let mut rows = Vec::new();
+    for (peer, name) in peers {
+        let peer = figures.get(*peer).map(|value| (*value, name.as_str()));
+        rows.push(row("all processes of one VM".into(), "KiB", sum(&mut vm()), peer));
+    }
+    rows.extend(vm().map(|(process, value)| row(format!("process {process}"), "KiB", Some(value), None)));
+    rows.push(row("all services, once a host".into(), "KiB", sum(&mut services()), None));
+    rows.extend(services().map(|(process, value)| row(format!("service {process}"), "KiB", Some(value), None)));
+    rows
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["metric", "unit", "ours", "peer", "ratio", "peer is"]);
+    let number = |value: Option<f64>, places: usize| value.map_or("-".into(), |value| format!("{value:.places$}"));
+    for row in rows {
+        let peer_name = row.peer_name.clone().unwrap_or("-".into());
+        let [ours, peer] = [row.ours, row.peer].map(|value| number(value, 1));
+        table.add_row([row.metric.clone(), row.unit.into(), ours, peer, number(row.ratio, 2), peer_name]);
+    }
+    table
+}

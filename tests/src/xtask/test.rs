@@ -1,0 +1,145 @@
+//! `cargo xtask test`: the tiers unit, host and lab, the fast ones first. The last line of its output is always
+//! `N passed, N failed, N skipped`; a test that was skipped is named with its reason.
+//!
+//! A test of the plain harness that cannot be made here prints `skipped: NAME: REASON` and returns; it counts as
+//! skipped, not as passed.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::{
+    debian::{self, Kernel},
+    harness, image,
+    lab::{Clock, Event, Lab},
+    schema,
+    workspace::{PROGRAMS, Workspace},
+};
+
+/// What came of the tests.
+#[derive(Default)]
+pub struct Tally {
+    passed: usize,
+    failed: Vec<String>,
+    skipped: usize,
+}
+
+impl Tally {
+    /// A test held.
+    pub fn pass(&mut self) {
+        self.passed += 1;
+    }
+
+    /// A test did not hold.
+    pub fn fail(&mut self, name: &str, why: &str) {
+        println!("FAILED {name}: {why}");
+        self.failed.push(name.to_owned());
+    }
+
+    /// A test was not made.
+    pub fn skip(&mut self, name: &str, why: &str) {
+        println!("skipped {name}: {why}");
+        self.skipped += 1;
+    }
+
+    /// Passed, failed, skipped.
+    #[cfg(test)]
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.passed, self.failed.len(), self.skipped)
+    }
+
+    /// One test by its outcome.
+    fn record(&mut self, name: &str, outcome: Result<()>) {
+        match outcome {
+            Ok(()) => self.pass(),
+            Err(why) => self.fail(name, &format!("{why:#}")),
+        }
+    }
+}
+
+type Tier = fn(&Workspace, &mut Tally) -> Result<()>;
+
+const TIERS: [(&str, Tier); 3] = [("unit", unit), ("host", host), ("lab", lab)];
+
+/// Runs the tiers that are named, or all.
+pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
+    if let Some(unknown) = only.iter().find(|name| !TIERS.iter().any(|(tier, _)| tier == *name)) {
+        bail!("There is no tier {unknown:?}; there are unit, host and lab");
+    }
+    let mut tally = Tally::default();
+    for (name, tier) in TIERS {
+        if !only.is_empty() && !only.contains(&name) {
+            continue;
+        }
+        let start = Instant::now();
+        println!("tier {name}");
+        if let Err(error) = tier(workspace, &mut tally) {
+            tally.fail(&format!("tier {name}"), &format!("{error:#}"));
+        }
+        println!("tier {name} took {} s", start.elapsed().as_secs());
+    }
+    for name in &tally.failed {
+        println!("failed: {name}");
+    }
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed.len(), tally.skipped);
+    Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Parsers, state machines, protocols: whatever needs nothing. Everything that is in the crates' sources.
+fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    tally.record("schema/volt.request is current", schema::check(workspace));
+    harness::run(workspace, &["--lib", "--bins"], tally)?;
+    harness::run(workspace, &["--doc"], tally)
+}
+
+/// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
+fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    debian::install(&["iproute2", "util-linux"])?;
+    // Tests find the programs beside themselves.
+    workspace.debug()?;
+    harness::run(workspace, &["--test", "*"], tally)
+}
+
+/// The whole product on the real KVM of two lab hosts.
+fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    debian::install(&["qemu-system-x86", "busybox-static"])?;
+    let dir = workspace.lab();
+    let kernels = [Kernel::fetch(&dir, "6.1")?, Kernel::fetch(&dir, "6.12")?];
+    let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
+    for host in &kernels {
+        let guests = kernels.iter().map(|guest| Ok((guest, image::guest(guest, "")?))).collect::<Result<Vec<_>>>()?;
+        let boot = Lab {
+            kernel: host,
+            image: image::host(host, &programs, &guests)?.finish(),
+            scenario: "functional",
+            clock: Clock::Wall,
+            deadline: Duration::from_secs(600),
+        };
+        let on = format!("lab host {}", host.series);
+        let mut results = 0;
+        let run = boot.run(&dir.join("runs").join(host.series), &mut |event| {
+            results += 1;
+            match event {
+                Event::Ok(name) => {
+                    println!("ok {on}: {name}");
+                    tally.pass();
+                }
+                Event::NotOk(name, why) => tally.fail(&format!("{on}: {name}"), &why),
+                Event::Skipped(name, why) => tally.skip(&format!("{on}: {name}"), &why),
+                Event::Say(text) => println!("{on}: {text}"),
+                Event::Figure(..) | Event::End => {}
+            }
+        });
+        let run = run.and_then(|()| {
+            ensure!(results > 0, "No check was made");
+            Ok(())
+        });
+        if let Err(why) = run {
+            tally.fail(&on, &format!("{why:#}"));
+        }
+    }
+    Ok(())
+}
