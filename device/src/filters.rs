@@ -27,7 +27,8 @@ pub(crate) fn worker(device: &Filter) -> Filter {
 
 /// The protocol thread: vhost-user messages, and mapping what they bring.
 pub(crate) fn protocol(listening: bool) -> Filter {
-    let fcntl = [libc::F_GET_SEALS, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    // F_GETFD: std's debug builds look before they close.
+    let fcntl = [libc::F_GET_SEALS, libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_DUPFD_CLOEXEC];
     let filter = Filter::new("protocol")
         .with(&base::exit())
         .allow(&[
