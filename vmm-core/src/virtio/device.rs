@@ -1,13 +1,15 @@
 //! What vCPU threads see of a device: its registers behind a lock, and a bounded wait where an access needs the
-//! backend. May use futexes, the clock and a write to an eventfd; must never touch the vhost-user socket.
+//! backend. May use futexes, the clock and a write to an eventfd, as a vCPU's filter allows nothing else: on its
+//! paths nothing is allocated or freed. Must never touch the vhost-user socket.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Error;
-use super::regs::{Action, Offer, Registers};
+use super::regs::{Action, Activation, ConfigWrite, Offer, Registers};
 
 /// What a vCPU grants the device's thread beyond the backend's own deadline, so that the thread's verdict, which
 /// says why, comes first.
@@ -41,21 +43,22 @@ enum Phase {
     /// Until the handshake is through.
     Shaking,
     Ready,
-    Failed(String),
+    Failed(Cow<'static, str>),
 }
 
 /// The one piece of work that may be under way between vCPUs and the device's thread.
 enum Job {
     None,
-    Posted(Work),
+    Posted(Action, Instant),
     Taken,
     Done,
 }
 
-/// An [`Action`] and when it has to be done.
-pub(super) struct Work {
-    pub action: Action,
-    pub deadline: Instant,
+/// What the device's thread is to do.
+pub(super) enum Work {
+    Activate(Activation),
+    Reset,
+    WriteConfig(ConfigWrite),
 }
 
 impl MmioDevice {
@@ -84,14 +87,14 @@ impl MmioDevice {
         let reset = action == Action::Reset;
         if matches!(state.phase, Phase::Ready) {
             let deadline = Instant::now() + shared.operation;
-            state.job = Job::Posted(Work { action, deadline });
+            state.job = Job::Posted(action, deadline);
             shared.wake();
             let over = |state: &State| matches!(state.job, Job::Done) || matches!(state.phase, Phase::Failed(_));
             let over_in_time;
             (state, over_in_time) = shared.wait(state, deadline + GRACE, over);
             state.job = Job::None;
             if !over_in_time {
-                shared.fail_locked(&mut state, "The device's thread did not run in time".into());
+                shared.fail_locked(&mut state, Cow::Borrowed("The device's thread did not run in time"));
             }
         } else {
             shared.break_locked(&mut state);
@@ -113,7 +116,7 @@ impl MmioDevice {
         let (state, _) = self.shared.wait(self.shared.lock(), limit, settled);
         match &state.phase {
             Phase::Ready => Ok(()),
-            Phase::Failed(why) => Err(Error::Failed(why.clone())),
+            Phase::Failed(why) => Err(Error::Failed(why.to_string())),
             Phase::Shaking => Err(Error::NotReady(deadline)),
         }
     }
@@ -141,16 +144,17 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Takes the work that a vCPU posted, if it still waits.
-    pub(super) fn take_work(&self) -> Option<Work> {
+    /// Takes the work that a vCPU posted, if it still waits, and when it has to be done.
+    pub(super) fn take_work(&self) -> Option<(Work, Instant)> {
         let mut state = self.lock();
-        match std::mem::replace(&mut state.job, Job::Taken) {
-            Job::Posted(work) => Some(work),
-            other => {
-                state.job = other;
-                None
-            }
-        }
+        let Job::Posted(action, deadline) = state.job else { return None };
+        state.job = Job::Taken;
+        let work = match action {
+            Action::Activate => Work::Activate(state.regs.activation()),
+            Action::Reset => Work::Reset,
+            Action::WriteConfig(write) => Work::WriteConfig(write),
+        };
+        Some((work, deadline))
     }
 
     /// The work that was taken is done.
@@ -173,9 +177,9 @@ impl Shared {
     /// The device has failed for good, if it had not before. Returns the first reason.
     pub(super) fn fail(&self, why: String) -> String {
         let mut state = self.lock();
-        self.fail_locked(&mut state, why);
+        self.fail_locked(&mut state, Cow::Owned(why));
         let reason = match &state.phase {
-            Phase::Failed(reason) => reason.clone(),
+            Phase::Failed(reason) => reason.to_string(),
             Phase::Shaking | Phase::Ready => String::new(),
         };
         drop(state);
@@ -188,7 +192,7 @@ impl Shared {
         matches!(self.lock().phase, Phase::Failed(_))
     }
 
-    fn fail_locked(&self, state: &mut State, why: String) {
+    fn fail_locked(&self, state: &mut State, why: Cow<'static, str>) {
         if !matches!(state.phase, Phase::Failed(_)) {
             state.phase = Phase::Failed(why);
             self.wake();

@@ -11,7 +11,7 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::Channel;
-use super::regs::{Activation, Offer};
+use super::regs::{Activation, ConfigWrite, Offer};
 use super::ring::Ring;
 use super::wire::{
     CONFIG_HEADER, OFFERABLE, Request, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_VERSION_1, ask, longs, memory_table,
@@ -148,17 +148,12 @@ impl Frontend {
 
     /// Passes on what the driver wrote. A backend may refuse it, as a device may ignore it. Returns the
     /// configuration space as it is then.
-    pub(super) fn write_config(
-        &mut self,
-        offset: u32,
-        bytes: &[u8],
-        deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, Error> {
+    pub(super) fn write_config(&mut self, write: &ConfigWrite, deadline: Instant) -> Result<Option<Vec<u8>>, Error> {
         if self.config_size == 0 {
             return Ok(None);
         }
-        let mut body = words(&[offset, u32::try_from(bytes.len()).unwrap_or(u32::MAX), 0]);
-        body.extend_from_slice(bytes);
+        let mut body = words(&[write.offset(), u32::try_from(write.bytes().len()).unwrap_or(u32::MAX), 0]);
+        body.extend_from_slice(write.bytes());
         match self.set(request::SET_CONFIG, &body, &[], deadline) {
             Ok(()) | Err(Error::Refused { .. }) => self.read_config(deadline),
             Err(error) => Err(error),

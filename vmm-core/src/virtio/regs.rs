@@ -57,20 +57,35 @@ const INTERRUPT_VRING: u32 = 1;
 /// InterruptStatus: the configuration space or NEEDS_RESET changed.
 const INTERRUPT_CONFIG: u32 = 2;
 
-/// What a register write asks of the world outside the registers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a register write asks of the world outside the registers. A vCPU's thread makes it, so it owns no memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// The driver set DRIVER_OK: start these rings with these features.
-    Activate(Activation),
+    /// The driver set DRIVER_OK: start what [`Registers::activation`] says.
+    Activate,
     /// The driver wrote zero to Status while rings ran: stop them, then call [`Registers::reset`].
     Reset,
     /// The driver wrote to the configuration space.
-    WriteConfig {
-        /// Where, within the space.
-        offset: u32,
-        /// 1, 2, 4 or 8 bytes.
-        bytes: Vec<u8>,
-    },
+    WriteConfig(ConfigWrite),
+}
+
+/// One write of 1, 2, 4 or 8 bytes within the configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ConfigWrite {
+    offset: u32,
+    bytes: [u8; 8],
+    width: usize,
+}
+
+impl ConfigWrite {
+    /// Where, within the space.
+    pub(super) fn offset(&self) -> u32 {
+        self.offset
+    }
+
+    /// What the driver wrote.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.width).unwrap_or_default()
+    }
 }
 
 /// What a driver settled on by DRIVER_OK.
@@ -228,15 +243,10 @@ impl Registers {
         }
     }
 
-    /// A guest writes `data` at `offset` of the device's registers.
+    /// A guest writes `data` at `offset` of the device's registers. Neither allocates nor frees.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> Option<Action> {
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
-            let end = start.checked_add(u64::try_from(data.len()).ok()?)?;
-            let inside = end <= u64::try_from(self.config.len()).ok()?;
-            // Before FEATURES_OK the driver may read only (Virtio 1.2, 3.1.1).
-            let allowed = self.status & status::FEATURES_OK != 0 && !self.broken;
-            return (inside && allowed && matches!(data.len(), 1 | 2 | 4 | 8))
-                .then_some(Action::WriteConfig { offset: u32::try_from(start).ok()?, bytes: data.to_vec() });
+            return self.write_config(start, data);
         }
         if !offset.is_multiple_of(4) {
             return None;
@@ -255,6 +265,18 @@ impl Registers {
             _ => {}
         }
         None
+    }
+
+    /// Before FEATURES_OK the driver may read only (Virtio 1.2, 3.1.1).
+    fn write_config(&self, start: u64, data: &[u8]) -> Option<Action> {
+        let end = usize::try_from(start).ok()?.checked_add(data.len())?;
+        let allowed = self.status & status::FEATURES_OK != 0 && !self.broken;
+        if end > self.config.len() || !allowed || !matches!(data.len(), 1 | 2 | 4 | 8) {
+            return None;
+        }
+        let mut bytes = [0; 8];
+        bytes.get_mut(..data.len())?.copy_from_slice(data);
+        Some(Action::WriteConfig(ConfigWrite { offset: u32::try_from(start).ok()?, bytes, width: data.len() }))
     }
 
     /// The driver may only add bits, in their order; each bit that comes too early is ignored.
@@ -286,7 +308,7 @@ impl Registers {
             return None;
         }
         self.status |= status::DRIVER_OK;
-        Some(Action::Activate(Activation { features: self.driver_features, rings: self.rings() }))
+        Some(Action::Activate)
     }
 
     /// Queue registers are frozen while the queue is ready, and all of them from DRIVER_OK on.
@@ -317,6 +339,11 @@ impl Registers {
             reg::QUEUE_DEVICE_HIGH => set_half(&mut queue.used, 1, value),
             _ => {}
         }
+    }
+
+    /// What the driver settled on. From DRIVER_OK to the next reset it stays the same.
+    pub(super) fn activation(&self) -> Activation {
+        Activation { features: self.driver_features, rings: self.rings() }
     }
 
     /// The rings that are ready.

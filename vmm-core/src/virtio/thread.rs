@@ -14,7 +14,7 @@ use super::channel::Channel;
 use super::device::{MmioDevice, Shared, Work};
 use super::events::{Events, KVM_IOEVENTFD, KVM_IRQFD, eventfd};
 use super::frontend::{Frontend, Vring, Wishes};
-use super::regs::{Action, Activation, Registers};
+use super::regs::{Activation, Registers};
 use super::requests::BackendRequests;
 use super::wire::MAX_REGIONS;
 use super::{DeviceSpec, Error, MAX_CONFIG, MAX_QUEUES, RamRegion, chain};
@@ -124,8 +124,8 @@ impl DeviceThread {
         self.shared.ready(offer);
         while !self.shared.has_failed() {
             self.wait()?;
-            if let Some(work) = self.shared.take_work() {
-                self.work(work)?;
+            if let Some((work, deadline)) = self.shared.take_work() {
+                self.work(work, deadline)?;
                 self.shared.finish_work();
             }
             if self.frontend.channel.requests.take_config_changed() {
@@ -176,12 +176,12 @@ impl DeviceThread {
         Ok(())
     }
 
-    fn work(&mut self, Work { action, deadline }: Work) -> Result<(), Error> {
-        match action {
-            Action::Activate(activation) => self.activate(&activation, deadline),
-            Action::Reset => self.reset(deadline),
-            Action::WriteConfig { offset, bytes } => {
-                if let Some(config) = self.frontend.write_config(offset, &bytes, deadline)? {
+    fn work(&mut self, work: Work, deadline: Instant) -> Result<(), Error> {
+        match work {
+            Work::Activate(activation) => self.activate(&activation, deadline),
+            Work::Reset => self.reset(deadline),
+            Work::WriteConfig(write) => {
+                if let Some(config) = self.frontend.write_config(&write, deadline)? {
                     self.shared.update_config(config);
                 }
                 Ok(())

@@ -240,6 +240,20 @@ fn mute_backend_holds_no_vcpu_longer_than_its_deadline_and_other_vcpus_read_on()
 }
 
 #[test]
+fn device_thread_that_does_not_run_in_time_holds_no_vcpu() {
+    let (socket, _peer) = Backend::default().serve(|_| Deed::Behave);
+    let mut bench = Bench::hurried(spec(2, socket)).ready();
+    let stall = Duration::from_secs(2);
+    bench.wiring.joined().stall = stall;
+    let start = Instant::now();
+    bench.drive(VERSION_1, 1);
+    assert!(start.elapsed() < stall);
+    assert_eq!(bench.status(), 15 | status::NEEDS_RESET);
+    // Once it runs again, it says so and ends.
+    assert!(bench.failure().contains("did not run in time"));
+}
+
+#[test]
 fn broken_device_takes_any_access_without_waiting() {
     let (socket, _peer) = Backend::default().serve(at(5, |_| Deed::Close));
     let mut bench = Bench::hurried(spec(2, socket)).ready();

@@ -30,6 +30,8 @@ pub struct Joined {
     pub kicks: Vec<(u16, EventFd)>,
     pub calls: Vec<EventFd>,
     pub parted: usize,
+    /// How long the kernel takes to join a kick.
+    pub stall: Duration,
 }
 
 #[derive(Clone, Default)]
@@ -43,6 +45,7 @@ impl Wiring {
 
 impl Events for Wiring {
     fn join_kick(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
+        std::thread::sleep(self.joined().stall);
         self.joined().kicks.push((queue, kick.try_clone()?));
         Ok(())
     }

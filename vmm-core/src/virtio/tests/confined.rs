@@ -4,16 +4,17 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 
-use confine::{Filter, Policy, Rule, Sandbox, base};
+use confine::{Policy, Rule, Sandbox, base};
 use kvm_ioctls::{Kvm, VmFd};
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::super::DeviceThread;
 use super::super::events::{Events, KvmEvents};
 use super::super::regs::{reg, status};
 use super::super::thread::{Deadlines, build};
+use super::super::{DeviceThread, MmioDevice};
 use super::bench::{OVER, VERSION_1, Wiring, memfd, regions, ring_at, spec};
 use super::peer::{Backend, Deed};
 
@@ -75,9 +76,37 @@ fn live(number: &str) -> ! {
     let (sender, failed) = std::sync::mpsc::channel();
     let run = move || thread.run(move |why| sender.send(why).unwrap_or_default());
     let running = confined.spawn("virtio-2", &filter, run).unwrap();
-    // What a vCPU has for its accesses: futexes, the clock, and eventfds to write.
-    let vcpu = Filter::new("vcpu").with(&base::exit()).allow(&[libc::SYS_clock_gettime, libc::SYS_write]);
-    let _narrow = confined.enter(&vcpu).unwrap();
+    let done = Arc::new((Mutex::new(false), Condvar::new()));
+    let vcpu = {
+        let (device, done) = (Arc::clone(&device), Arc::clone(&done));
+        move || {
+            drive_twice(&device);
+            *done.0.lock().unwrap() = true;
+            done.1.notify_all();
+            loop {
+                std::thread::park();
+            }
+        }
+    };
+    // A thread that never allocated has no heap yet: were it to allocate, it would have to map one, and be killed.
+    let _vcpu: JoinHandle<()> = confined.spawn("vcpu0", &crate::vcpu::filter(0), vcpu).unwrap();
+    let own = base::exit().allow(&[libc::SYS_clock_gettime]);
+    let _narrow = confined.enter(&own).unwrap();
+    let (flag, waited) = done.1.wait_timeout_while(done.0.lock().unwrap(), OVER, |done| !*done).unwrap();
+    assert!(!waited.timed_out());
+    drop(flag);
+    // The backend went away: the thread reports it, from within its filter, and ends.
+    let why = failed.recv_timeout(OVER);
+    let mut bits = [0; 4];
+    device.read(reg::STATUS, &mut bits);
+    let right = why.is_ok_and(|why| why.contains("closed its socket"))
+        && u32::from_le_bytes(bits) & status::NEEDS_RESET != 0
+        && running.join().is_ok();
+    std::process::exit(if right { 0 } else { 3 });
+}
+
+/// What a vCPU does for a driver that starts and resets the device, twice.
+fn drive_twice(device: &MmioDevice) {
     device.wait_ready(OVER).unwrap();
     let write = |offset: u64, value: u32| device.write(offset, &value.to_le_bytes());
     for _ in 0..2 {
@@ -98,14 +127,6 @@ fn live(number: &str) -> ! {
         assert_eq!(u32::from_le_bytes(bits), 15);
         write(reg::STATUS, 0);
     }
-    // The backend goes away: the thread reports it, from within its filter, and ends.
-    let why = failed.recv_timeout(OVER);
-    let mut bits = [0; 4];
-    device.read(reg::STATUS, &mut bits);
-    let right = why.is_ok_and(|why| why.contains("closed its socket"))
-        && u32::from_le_bytes(bits) & status::NEEDS_RESET != 0
-        && running.join().is_ok();
-    std::process::exit(if right { 0 } else { 3 });
 }
 
 #[test]
