@@ -1,0 +1,219 @@
+//! The real program, driven over its control link, running guests of a few instructions: what it does from start to end without a
+//! kernel. Needs /dev/kvm, and says so where there is none.
+
+mod harness;
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use harness::{Core, PATIENCE, Spec, readable};
+use ipc::Code;
+use schema::vm_capnp::exit::Reason;
+use schema::vm_capnp::vm_info::State;
+
+const MEMORY: u64 = 32 << 20;
+const ENTRY: u64 = 0x10_0000;
+
+/// Prints the letter in AL.
+const OUT_AL: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xee]; // mov dx, 0x3f8; out dx, al
+const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64]; // mov al, 0xfe; out 0x64, al
+const POWEROFF: &[u8] = &[0xb0, 0x34, 0x66, 0xba, 0x00, 0x06, 0xee]; // mov al, SLP_EN|S5; mov dx, 0x600; out dx, al
+const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b]; // ud2, without an IDT
+const SPIN: &[u8] = &[0xeb, 0xfe]; // jmp $
+const MORE: &[u8] = &[0xeb, 0xf7]; // jmp to the `print` before
+
+fn print(letter: u8) -> Vec<u8> {
+    [&[0xb0, letter], OUT_AL].concat()
+}
+
+/// An ELF executable with one segment of `code` at `ENTRY`, which is its entry.
+fn elf(code: &[u8]) -> Vec<u8> {
+    const HEADERS: u64 = 64 + 56;
+    let size = (code.len() as u64).to_le_bytes();
+    let mut image = Vec::new();
+    image.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    image.extend_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64
+    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat()); // entry, program headers, no sections
+    image.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    image.extend_from_slice(&[1, 0, 0, 0, 7, 0, 0, 0]); // PT_LOAD, rwx
+    image.extend([HEADERS, ENTRY, ENTRY].map(u64::to_le_bytes).concat());
+    image.extend([size, size, 1u64.to_le_bytes()].concat());
+    image.extend_from_slice(code);
+    image
+}
+
+/// Runs `test` with a core that runs `code`, or says why it cannot.
+fn with_guest(code: &[u8], vcpus: u16, test: impl AsyncFnOnce(Core)) {
+    if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("skipped: /dev/kvm cannot be opened");
+        return;
+    }
+    let image = elf(code);
+    ipc::run(async {
+        let spec = Spec { kernel: &image, initrd: None, cmdline: "", memory: MEMORY, vcpus, devices: Vec::new() };
+        test(Core::spawn(Path::new(env!("CARGO_BIN_EXE_vmm-core")), spec)).await;
+    })
+    .unwrap();
+}
+
+async fn ends(core: &mut Core, reason: Reason) {
+    let exit = core.wait().await.unwrap();
+    assert!(exit.0 == reason && exit.1.is_empty(), "{exit:?}");
+    assert!(core.info().await.unwrap().0 == State::Stopped);
+    let status = core.ended(PATIENCE).expect("the process ends after it told why");
+    assert!(status.success(), "{status:?}");
+}
+
+fn console(core: &mut Core) -> String {
+    let mut text = String::new();
+    core.console.set_read_timeout(Some(PATIENCE)).unwrap();
+    core.console.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn guest_prints_and_resets_through_the_i8042() {
+    let code = [print(b'V'), print(b'o'), print(b'l'), print(b't'), RESET.to_vec(), SPIN.to_vec()].concat();
+    with_guest(&code, 1, async |mut core| {
+        assert!(core.info().await.unwrap().0 == State::Created);
+        core.start().await.unwrap();
+        ends(&mut core, Reason::Reset).await;
+        assert_eq!(console(&mut core), "Volt");
+    });
+}
+
+#[test]
+fn guest_powers_off_through_the_sleep_control_register() {
+    with_guest(&[POWEROFF, SPIN].concat(), 2, async |mut core| {
+        core.start().await.unwrap();
+        ends(&mut core, Reason::Poweroff).await;
+    });
+}
+
+#[test]
+fn triple_fault_is_a_reset() {
+    with_guest(TRIPLE_FAULT, 1, async |mut core| {
+        core.start().await.unwrap();
+        ends(&mut core, Reason::Reset).await;
+    });
+}
+
+#[test]
+fn started_machine_is_not_started_again() {
+    with_guest(SPIN, 1, async |mut core| {
+        core.start().await.unwrap();
+        assert_eq!(core.start().await.unwrap_err().code, Code::WrongState);
+        assert!(core.info().await.unwrap().0 == State::Running);
+        core.stop(0).await.unwrap();
+        ends(&mut core, Reason::Stopped).await;
+    });
+}
+
+#[test]
+fn machine_that_was_never_started_can_be_stopped_and_not_started_after() {
+    with_guest(SPIN, 1, async |mut core| {
+        core.stop(60_000).await.unwrap();
+        assert_eq!(core.start().await.unwrap_err().code, Code::WrongState);
+        core.stop(0).await.unwrap();
+        ends(&mut core, Reason::Stopped).await;
+    });
+}
+
+#[test]
+fn guest_that_ignores_the_power_button_is_stopped_after_its_grace_time() {
+    with_guest(SPIN, 2, async |mut core| {
+        core.start().await.unwrap();
+        let begin = Instant::now();
+        core.stop(300).await.unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(300));
+        ends(&mut core, Reason::Stopped).await;
+    });
+}
+
+#[test]
+fn grace_time_beyond_the_limit_is_refused() {
+    with_guest(SPIN, 1, async |core| {
+        core.start().await.unwrap();
+        assert_eq!(core.stop(600_001).await.unwrap_err().code, Code::InvalidArgument);
+        assert!(core.info().await.unwrap().0 == State::Running);
+    });
+}
+
+#[test]
+fn process_ends_with_its_control_link_while_the_guest_runs() {
+    with_guest(SPIN, 2, async |core| {
+        core.start().await.unwrap();
+        let Core { mut child, connection, vm, .. } = core;
+        drop((connection, vm));
+        tokio_yield().await;
+        assert!(readable(child.pidfd(), PATIENCE));
+        assert!(child.wait().unwrap().success());
+    });
+}
+
+/// Lets the dropped connection's task go, which is what closes its socket.
+async fn tokio_yield() {
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn console_that_nobody_reads_holds_up_neither_the_guest_nor_its_end() {
+    // Prints for ever.
+    with_guest(&[&print(b'x')[..], MORE].concat(), 1, async |mut core| {
+        core.start().await.unwrap();
+        let limit = Instant::now() + PATIENCE;
+        let mut dropped = 0;
+        while dropped < 1000 && Instant::now() < limit {
+            dropped = core.info().await.unwrap().1;
+        }
+        assert!(dropped >= 1000, "the guest goes on, and what nobody reads is dropped and counted");
+        core.stop(0).await.unwrap();
+        ends(&mut core, Reason::Stopped).await;
+    });
+}
+
+#[test]
+fn input_of_the_console_reaches_the_guest_in_order() {
+    // mov dx, 0x3fd; wait: in al, dx; test al, 1; jz wait; mov dx, 0x3f8; in al, dx; out dx, al; cmp al, '.'; jne start
+    let echo = [
+        &[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xee, 0x3c, b'.'][..],
+        &[0x75, 0xed],
+        RESET,
+        SPIN,
+    ]
+    .concat();
+    with_guest(&echo, 1, async |mut core| {
+        core.start().await.unwrap();
+        // More than the FIFO's 64 bytes at once.
+        let text = format!("{}.", "0123456789".repeat(30));
+        core.console.write_all(text.as_bytes()).unwrap();
+        ends(&mut core, Reason::Reset).await;
+        assert_eq!(console(&mut core), text);
+    });
+}
+
+#[test]
+fn accesses_of_every_size_to_every_port_and_address_leave_the_machine_running() {
+    // for dx in steps of 17 up to 0xffff: in al/ax/eax; then string and wide MMIO accesses; then reset.
+    let code = [
+        &[0x31, 0xd2][..],                                                   // xor edx, edx
+        &[0xec, 0x66, 0xed, 0xed],                                           // in al, dx; in ax, dx; in eax, dx
+        &[0x66, 0x81, 0xc2, 0x11, 0x00],                                     // add dx, 17
+        &[0x73, 0xf5],                                                       // jnc to the first in
+        &[0xb8, 0x00, 0x00, 0x10, 0x30], // mov eax, 0x30100000 (below 1 GiB, beyond RAM)
+        &[0x48, 0x8b, 0x18, 0x48, 0x89, 0x18, 0x8a, 0x18, 0x66, 0x89, 0x18], // mov rbx, [rax]; mov [rax], rbx; mov bl, [rax]; mov [rax], bx
+        &[0xbe, 0x00, 0x00, 0x20, 0x00],                                     // mov esi, 0x200000
+        &[0xb9, 0x00, 0x10, 0x00, 0x00],                                     // mov ecx, 4096
+        &[0x66, 0xba, 0x10, 0x06, 0xf3, 0x6e],                               // mov dx, 0x610; rep outsb
+        RESET,
+        SPIN,
+    ]
+    .concat();
+    with_guest(&code, 1, async |mut core| {
+        core.start().await.unwrap();
+        ends(&mut core, Reason::Reset).await;
+    });
+}
