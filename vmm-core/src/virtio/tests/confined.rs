@@ -88,7 +88,7 @@ fn live(number: &str) -> ! {
             }
         }
     };
-    // A thread that never allocated has no heap yet: were it to allocate, it would have to map one, and be killed.
+    // The filter of a real vCPU, with KVM_RUN on no vCPU.
     let _vcpu: JoinHandle<()> = confined.spawn("vcpu0", &crate::vcpu::filter(0), vcpu).unwrap();
     let own = base::exit().allow(&[libc::SYS_clock_gettime]);
     let _narrow = confined.enter(&own).unwrap();
