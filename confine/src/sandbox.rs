@@ -58,7 +58,8 @@ impl Sandbox {
         self
     }
 
-    /// Keeps programs in `dir` executable, and readable: for a supervisor that starts others. They inherit every layer.
+    /// Keeps programs in `dir` executable, and readable: for a supervisor that starts others. They inherit every
+    /// layer; as a plain user, starting them takes a [`Limit::Processes`] above 0.
     pub fn allow_dir_exec(mut self, dir: &Path) -> Sandbox {
         self.paths.push((dir.to_path_buf(), Access::DirExec));
         self
@@ -127,10 +128,12 @@ fn quiet_runtime() {
         std::env::remove_var("RUST_BACKTRACE");
         std::env::remove_var("RUST_LIB_BACKTRACE");
     }
-    // With more arenas, each costs reserved address space, and glibc counts CPUs when it makes another.
+    // With more arenas, each costs reserved address space, and glibc counts CPUs when it makes another. Before it
+    // gives back the end of one, it reads a file. (Blocks of 128 KiB and more are mappings, given back at once.)
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets one number of the allocator's; the process has one thread.
+    // SAFETY: sets two numbers of the allocator's; the process has one thread.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
     }
 }

@@ -225,8 +225,10 @@ impl Plan<'_> {
         // SAFETY: the calls take numbers, a set that the call before initialised, and the plan's pointers, which end
         // as execve asks for.
         unsafe {
+            // To the kernel directly, as glibc keeps two signals to itself: a zeroed action is the default one.
+            let (default, old) = ([0_u64; 4], ptr::null_mut::<libc::c_void>());
             for signal in 1..=64 {
-                libc::signal(signal, libc::SIG_DFL); // Refused for KILL, STOP and glibc's own two.
+                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), old, 8); // Not for KILL and STOP.
             }
             let mut none = std::mem::zeroed::<libc::sigset_t>();
             libc::sigemptyset(&raw mut none);

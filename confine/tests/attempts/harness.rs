@@ -9,7 +9,7 @@ use confine::{Confined, Filter, Policy, Sandbox, base};
 
 const WANTED: &str = "CONFINE_TEST_ATTEMPT";
 /// What an attempt that hangs is ended by.
-const SECONDS: u32 = 60;
+const SECONDS: u32 = 30;
 
 thread_local! {
     static ATTEMPTS: Cell<u32> = const { Cell::new(0) };
@@ -30,6 +30,7 @@ pub fn attempt(body: impl FnOnce()) -> Ended {
             let output = Command::new(std::env::current_exe().unwrap())
                 .args([&test, "--exact", "--nocapture", "--test-threads=1"])
                 .env(WANTED, number)
+                .env_remove("RUST_BACKTRACE")
                 .output();
             Ended(Some(output.unwrap()))
         }

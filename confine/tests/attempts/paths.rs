@@ -173,6 +173,31 @@ fn allow_dir_ro_gives_reading_and_no_writing() {
     .passes();
 }
 
+#[test]
+fn allow_dir_exec_gives_programs_beneath_and_no_writing() {
+    attempt(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        // Static, so that nothing but itself has to be reachable.
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let list = |program: &Path| {
+            let mut spawn = confine::Spawn::new(program);
+            spawn.arg("--list");
+            spawn.spawn().map(|mut child| assert!(child.wait().unwrap().success()))
+        };
+        execute(Path::new("/bin/true")).unwrap();
+        list(&program).unwrap();
+        let null = Path::new("/dev/null"); // Every child's standard input.
+        let confined = sandbox().allow_dir_exec(dir.path()).allow_file_rw(null).confine().unwrap();
+        list(&program).unwrap();
+        is_refused(execute(Path::new("/bin/true")), EACCES);
+        is_refused(write(&program), EACCES);
+        is_refused(fs::read_dir(dir.path()), EACCES);
+        drop(confined);
+    })
+    .passes();
+}
+
 /// Makes a TAP in this process's network namespace.
 fn make_tap() -> io::Result<File> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;

@@ -82,7 +82,8 @@ fn no_fd_is_inherited_that_was_not_given() {
 
 #[test]
 fn standard_input_and_output_are_null_and_stderr_is_the_callers_or_the_given_one() {
-    let streams = "for fd in 0 1; do readlink /proc/$$/fd/$fd >&2; done";
+    let streams = r#"both=$(readlink /proc/$$/fd/0 /proc/$$/fd/1); printf '%s
+' "$both" >&2"#;
     attempt(move || {
         assert!(shell(streams).spawn().unwrap().wait().unwrap().success());
     })
@@ -169,10 +170,10 @@ fn its_status_comes_through_and_its_pidfd_tells_its_end() {
 
 #[test]
 fn kill_ends_it() {
-    let mut child = shell("sleep 100").spawn().unwrap();
+    let mut child = shell("exec sleep 100").spawn().unwrap();
     child.kill().unwrap();
     assert_eq!(child.wait_for(LONG).unwrap().unwrap().signal(), Some(libc::SIGKILL));
-    let mut child = shell("sleep 100 & wait").spawn().unwrap();
+    let mut child = shell("exec sleep 100").spawn().unwrap();
     child.signal(libc::SIGTERM).unwrap();
     assert_eq!(child.wait_for(LONG).unwrap().unwrap().signal(), Some(libc::SIGTERM));
 }
@@ -186,7 +187,7 @@ fn exists(pid: i32) -> bool {
 fn dropped_it_is_killed_and_reaped_and_detached_it_runs_on() {
     attempt(|| {
         let (_open, stdin) = io::pipe().unwrap();
-        let mut sleeping = shell("sleep 100");
+        let mut sleeping = shell("exec sleep 100");
         sleeping.fd(stdin.into());
         let (dropped, detached) = (sleeping.spawn().unwrap(), shell("exec sleep 100").spawn().unwrap());
         let (gone, stays) = (dropped.pid(), detached.pid());
