@@ -80,6 +80,8 @@ fn configure(kernel: &mut Kernel, link: &Link, config: &Config) -> Result<u32, E
     let bridge = Whom::Index(link.index);
     let has: Vec<Address> =
         kernel.addresses()?.into_iter().filter(|(of, _)| *of == link.index).map(|(_, address)| address).collect();
+    // While a new one is still down.
+    kernel.ipv6_off(name);
     let mut steps = Steps::default();
     steps.set(format!("mark bridge {name}, and set its MTU to {}", config.mtu), bridge, 0, |attributes| {
         // Set apart from creation: an MTU that is given there is lost when the first port comes.

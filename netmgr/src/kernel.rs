@@ -1,17 +1,21 @@
 //! The kernel's network configuration: what is there, and steps to change it whose failures say what was tried.
-//! Touches the rtnetlink socket alone.
+//! Touches the rtnetlink socket, and through [`ipv6`] one setting of bridges of ours.
 
-use std::io;
+use std::{io, os::fd::RawFd};
 
 use crate::{
     config::Address,
     error::Error,
+    ipv6::{self, Switch},
     link::{Link, Route, read_address},
     netlink::{Attributes, Batch, DEADLINE, Failure, Refusal, Socket},
 };
 
-/// The kernel, by way of one socket.
-pub struct Kernel(Socket);
+/// The kernel, by way of one socket, and one setting that has none.
+pub struct Kernel {
+    socket: Socket,
+    ipv6: Switch,
+}
 
 /// Whom a request is about.
 #[derive(Clone, Copy)]
@@ -98,25 +102,35 @@ pub fn header(whom: Whom<'_>, flags: i32) -> [u8; 16] {
 }
 
 impl Kernel {
-    /// Opens the socket, in phase 1.
+    /// Opens what there is to open, in phase 1.
     pub fn open() -> Result<Kernel, Error> {
-        Socket::open().map(Kernel).map_err(|source| Error::Kernel {
-            tried: "open an rtnetlink socket".into(),
-            source,
-            detail: String::new(),
-        })
+        let refused =
+            |source| Error::Kernel { tried: "open an rtnetlink socket".into(), source, detail: String::new() };
+        Ok(Kernel { socket: Socket::open().map_err(refused)?, ipv6: Switch::open() })
     }
 
-    /// The descriptor that the sandbox has to keep.
-    pub fn fd(&self) -> i32 {
-        self.0.fd()
+    /// The descriptors that the sandbox has to keep.
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> {
+        std::iter::once(self.socket.fd()).chain(self.ipv6.fd())
+    }
+
+    /// Switches the host's IPv6 off on a bridge of ours. Where that fails, the network works, and says so.
+    pub fn ipv6_off(&self, bridge: &str) {
+        if let Err(error) = self.ipv6.off(bridge) {
+            eprintln!(
+                "netmgr: IPv6 of the host stays on on bridge {bridge} ({error}). Let netmgr write to {}.",
+                ipv6::FOLDER
+            );
+        }
     }
 
     /// Takes all steps, and gives their answers; the first failure of a needed one is the error.
     pub fn run(&mut self, steps: &mut Steps) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let Steps { batch, tried } = std::mem::take(steps);
-        let answers =
-            self.0.exchange(batch).map_err(|failure| failed(failure, tried.first().map_or("", |(tried, _)| tried)))?;
+        let answers = self
+            .socket
+            .exchange(batch)
+            .map_err(|failure| failed(failure, tried.first().map_or("", |(tried, _)| tried)))?;
         answers
             .into_iter()
             .zip(tried)
@@ -227,7 +241,7 @@ impl Kernel {
         fill: impl FnOnce(&mut Attributes<'_>),
         each: impl FnMut(&[u8]),
     ) -> Result<(), Error> {
-        self.0
+        self.socket
             .dump(kind, header, fill, each)
             .map_err(|failure| failed(failure, tried))?
             .map_err(|refusal| refused(refusal, tried))

@@ -1,11 +1,13 @@
 //! `netmgr`: makes bridges, TAPs and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
-//! May touch rtnetlink and /dev/net/tun, with `CAP_NET_ADMIN` alone. Must never see guest memory, a frame, or a file.
+//! May touch rtnetlink, /dev/net/tun and one setting under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest memory, a frame, or
+//! any other file.
 //!
 //! Two threads: `main` speaks Cap'n Proto with peers ([`service`]), the worker speaks rtnetlink with the kernel ([`worker`], [`manager`]).
 
 mod bridge;
 mod config;
 mod error;
+mod ipv6;
 mod kernel;
 mod link;
 mod manager;
@@ -90,10 +92,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let manager = Kernel::open().and_then(Manager::recover).map_err(Failure::Kernel)?;
     warn_of_bridge_filter();
     let own = rustix::process::geteuid().as_raw();
-    let [rpc, lane] = endpoint.as_fds().map(|fd| fd.as_raw_fd());
+    let keep: Vec<RawFd> = endpoint.as_fds().iter().map(AsRawFd::as_raw_fd).chain(manager.fds()).collect();
 
     // Phase 2: narrow.
-    let confined = sandbox::confine(arguments.confinement, &[rpc, lane, manager.fd()])?;
+    let confined = sandbox::confine(arguments.confinement, &keep)?;
     let (worker, inbox) = worker::queue();
     confined.spawn("worker", &sandbox::worker(), move || inbox.run(manager))?;
     confined.enter(&sandbox::rpc())?;

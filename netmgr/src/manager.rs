@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
+    os::fd::{OwnedFd, RawFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -147,12 +147,12 @@ impl Manager {
         Ok(manager)
     }
 
-    /// The descriptor that the sandbox has to keep.
-    pub fn fd(&self) -> i32 {
-        self.kernel.fd()
+    /// The descriptors that the sandbox has to keep.
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> {
+        self.kernel.fds()
     }
 
-    /// Defines a network, or changes one.
+    /// Defines a network, or changes one. Ports that are there keep the MTU they were made with.
     pub fn define(&mut self, config: Config) -> Result<NetworkId, Error> {
         if !self.networks.contains_key(&config.name) && self.networks.len() >= MAX_NETWORKS {
             return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });

@@ -14,18 +14,20 @@ pub const INTERFACE_NAME_MAX: usize = 15;
 pub const BRIDGE_MARK: &str = "volt-vmm network";
 const PORT_MARK: &str = "volt-vmm port ";
 
-/// Checks a network's name: 1 to 15 bytes of `[A-Za-z0-9_.-]`, not starting with a dot or a dash.
+/// Checks a network's name: 1 to 15 bytes of `[A-Za-z0-9_.-]`, not starting with a dot or a dash; and not `all` or `default`, which the kernel
+/// keeps for settings that concern every interface.
 pub fn check_network(name: &str) -> Result<(), Error> {
     let fits = (1..=INTERFACE_NAME_MAX).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
-        && !name.starts_with(['.', '-']);
+        && !name.starts_with(['.', '-'])
+        && !matches!(name, "all" | "default");
     if fits {
         Ok(())
     } else {
         Err(Error::argument(
             "network name",
             name,
-            "it must be 1 to 15 bytes of [A-Za-z0-9_.-] and not start with a dot or a dash",
+            "it must be 1 to 15 bytes of [A-Za-z0-9_.-] not start with a dot or a dash, and not be all or default",
         ))
     }
 }
@@ -169,7 +171,7 @@ mod tests {
         for good in ["v", "volt0", "Net_1.lan-x", "exactly15bytes_"] {
             check_network(good).unwrap();
         }
-        for bad in ["", ".hidden", "-dash", "sixteen_bytes_xx", "a b", "a/b", "ünl", "a:b", "a\0"] {
+        for bad in ["", "all", "default", ".hidden", "-dash", "sixteen_bytes_xx", "a b", "a/b", "ünl", "a:b", "a\0"] {
             assert!(check_network(bad).unwrap_err().to_string().contains("1 to 15 bytes"), "{bad:?}");
         }
     }

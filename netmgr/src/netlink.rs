@@ -412,4 +412,33 @@ mod tests {
             .unwrap();
         assert!(names.iter().any(|name| name == "lo"), "{names:?}");
     }
+
+    #[test]
+    fn exchange_without_an_answer_ends_by_its_deadline() {
+        let mut socket = Socket::open().unwrap();
+        sockopt::set_socket_timeout(&socket.fd, sockopt::Timeout::Recv, Some(Duration::from_millis(20))).unwrap();
+        assert!(matches!(socket.receive(1, |_, _| Ok(true)), Err(Failure::Deadline)));
+    }
+
+    #[test]
+    fn answer_that_another_process_forged_is_not_heard() {
+        let mut socket = Socket::open().unwrap();
+        sockopt::set_socket_timeout(&socket.fd, sockopt::Timeout::Recv, Some(Duration::from_millis(20))).unwrap();
+        let own: net::netlink::SocketAddrNetlink = net::getsockname(&socket.fd).unwrap().try_into().unwrap();
+        let mut forged = Batch::default();
+        forged.add(libc::NLMSG_ERROR as u16, 0, &[0; 20], |_| ());
+        let liar = Socket::open().unwrap();
+        let sent = net::sendto(
+            &liar.fd,
+            &forged.bytes,
+            SendFlags::empty(),
+            &net::netlink::SocketAddrNetlink::new(own.pid(), 0),
+        );
+        if sent == Err(rustix::io::Errno::PERM) {
+            println!("skipped: only root may send to another process's netlink socket");
+            return;
+        }
+        sent.unwrap();
+        assert!(matches!(socket.receive(1, |_, _| Ok(true)), Err(Failure::Deadline)));
+    }
 }

@@ -4,14 +4,15 @@ use std::{os::fd::RawFd, path::Path};
 
 use confine::{Capability, Confined, Error, Filter, Limit, Policy, Rule, Sandbox, base};
 
-use crate::tap;
+use crate::{ipv6, tap};
 
-/// Phase 2 for the process: these descriptors, `CAP_NET_ADMIN`, and /dev/net/tun if it is there.
+/// Phase 2 for the process: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv6 settings if
+/// they are there.
 pub fn confine(policy: Policy, keep: &[RawFd]) -> Result<Confined, Error> {
     let mut sandbox =
         Sandbox::new("netmgr", policy).keep_capability(Capability::CAP_NET_ADMIN).limit(Limit::AddressSpace, 1 << 30);
     // One a port, one a waiting token, two a connection.
-    sandbox = sandbox.limit(Limit::OpenFiles, 65_536).limit(Limit::FileSize, 0);
+    sandbox = sandbox.limit(Limit::OpenFiles, 65_536);
     for fd in keep {
         sandbox = sandbox.keep_fd(*fd);
     }
@@ -23,6 +24,10 @@ pub fn confine(policy: Policy, keep: &[RawFd]) -> Result<Confined, Error> {
             tap::DEVICE
         ),
     }
+    let settings = Path::new(ipv6::FOLDER);
+    if settings.exists() {
+        sandbox = sandbox.allow_dir_rw(settings);
+    }
     sandbox.confine()
 }
 
@@ -32,7 +37,8 @@ pub fn rpc() -> Filter {
     Filter::new("rpc").with(&base::tokio()).with(&base::listener()).allow(&[libc::SYS_ppoll])
 }
 
-/// The thread that talks to the kernel: its netlink socket, /dev/net/tun (by Landlock, no other file opens), and two requests to it.
+/// The thread that talks to the kernel: its netlink socket, /dev/net/tun with two requests to it, and IPv6 settings
+/// (by Landlock, no other file opens).
 pub fn worker() -> Filter {
     Filter::new("worker")
         .with(&base::exit())
@@ -40,11 +46,11 @@ pub fn worker() -> Filter {
             libc::SYS_sendto,   // requests to rtnetlink
             libc::SYS_recvfrom, // and its answers
             libc::SYS_close,    // a TAP that goes
-            libc::SYS_write,    // to wake the RPC thread (eventfd)
+            libc::SYS_write,    // to wake the RPC thread (eventfd), and an IPv6 setting
         ])
         // std, where it was built for debugging, looks whether a descriptor is open before it closes it.
         .allow_if(libc::SYS_fcntl, vec![Rule::eq(1, libc::F_GETFD as u32)])
-        .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits())])
+        .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits()), Rule::eq(2, ipv6::OPEN.bits())])
         .allow_if(libc::SYS_ioctl, tap::REQUESTS.map(|request| Rule::eq(1, request as u32)).to_vec())
 }
 

@@ -21,6 +21,9 @@ fn default_network_becomes_a_bridge_with_address_mark_mtu_and_no_stp() {
             assert_eq!(bridge["mtu"], 1500);
             assert!(has_flag(&bridge, "UP"));
             let info = client.info(&network).await.unwrap();
+            // The host's IPv6 stays out: a guest's router advertisement would be a way to the host.
+            assert_eq!(ipv6_disabled("volt0"), "1");
+            assert_eq!(addresses(&bridge), ["10.42.0.1/24"]);
             assert_eq!(
                 (info.name.as_str(), info.gateway.as_str(), info.prefix, info.mtu),
                 ("volt0", "10.42.0.1", 24, 1500)
@@ -29,6 +32,12 @@ fn default_network_becomes_a_bridge_with_address_mark_mtu_and_no_stp() {
             assert!(info.ports.is_empty());
         });
     });
+}
+
+fn ipv6_disabled(name: &str) -> String {
+    // Of the thread's network namespace.
+    let value = std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"));
+    value.map_or_else(|_| "1".into(), |value| value.trim().into())
 }
 
 #[test]

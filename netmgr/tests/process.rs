@@ -76,12 +76,18 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
             threads += 1;
         }
         assert_eq!(threads, 2);
-        // Nothing is open but sockets, the runtime's own descriptors and the three standard ones.
+        // Nothing is open but sockets, the runtime's own descriptors, a folder as a place only, and the three standard ones.
         for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
             let fd = fd.unwrap();
             let to = fs::read_link(fd.path()).unwrap().display().to_string();
             let number: i32 = fd.file_name().to_str().unwrap().parse().unwrap();
-            assert!(number <= 2 || to.starts_with("socket:") || to.starts_with("anon_inode:"), "{number}: {to}");
+            assert!(
+                number <= 2
+                    || to.starts_with("socket:")
+                    || to.starts_with("anon_inode:")
+                    || to == "/proc/sys/net/ipv6/conf",
+                "{number}: {to}"
+            );
         }
     });
 }
@@ -235,5 +241,35 @@ fn second_netmgr_on_the_same_socket_is_refused() {
         assert_eq!(output.status.code(), Some(1));
         assert!(said.contains("another program does"), "{said}");
         block_on(async { Client::new(&netmgr).await.define_default().await });
+    });
+}
+
+#[test]
+fn netmgr_that_is_killed_at_any_moment_leaves_no_tap_and_a_bridge_that_the_next_one_adopts() {
+    in_own_network(|| {
+        for moment in 0..20 {
+            let mut netmgr = Netmgr::start();
+            block_on(async {
+                let client = Client::new(&netmgr).await;
+                let work = async {
+                    let network = client.define("volt0", "10.42.0.1", 24, 0).await?;
+                    let factory = client.factory(&network, 9).await?;
+                    let _a = client.tap(&factory, "vm-a").await?;
+                    let _b = client.tap(&factory, "vm-a-longer-name").await?;
+                    std::future::pending::<Result<(), ipc::Fault>>().await
+                };
+                let _ = tokio::time::timeout(Duration::from_micros(moment * 400), work).await;
+                netmgr.kill();
+            });
+            let left = interfaces();
+            assert!(left.is_empty() || left == ["volt0"], "{left:?}");
+            let netmgr = Netmgr::start();
+            block_on(async {
+                let client = Client::new(&netmgr).await;
+                client.define_default().await;
+                client.remove("volt0").await.unwrap();
+            });
+            assert!(interfaces().is_empty());
+        }
     });
 }
