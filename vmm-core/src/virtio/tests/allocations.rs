@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use super::super::regs::{reg, status};
-use super::bench::{Bench, VERSION_1, spec};
+use super::bench::{Bench, STALL, VERSION_1, spec};
 use super::peer::{Backend, Deed};
 
 struct Counting;
@@ -71,7 +71,7 @@ fn vcpu_starting_writing_and_resetting_a_device_allocates_nothing() {
 
 #[test]
 fn vcpu_of_a_device_that_fails_allocates_nothing() {
-    for (refused, stall) in [(5, Duration::ZERO), (11, Duration::ZERO), (0, Duration::from_secs(2))] {
+    for (refused, stall) in [(5, Duration::ZERO), (11, Duration::ZERO), (0, STALL)] {
         let script = move |seen: &super::peer::Seen| if seen.request == refused { Deed::Nack(1) } else { Deed::Behave };
         let (socket, _peer) = Backend::default().serve(script);
         let bench = Bench::hurried(spec(2, socket)).ready();

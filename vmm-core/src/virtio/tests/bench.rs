@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::events::Events;
@@ -20,9 +20,11 @@ use super::super::{DeviceSpec, Error, MmioDevice, RamRegion};
 pub const VERSION_1: u64 = 1 << 32;
 pub const RAM: u64 = 1 << 20;
 /// What attackers have here for the handshake and for each operation.
-pub const SHORT: Duration = Duration::from_millis(300);
+pub const SHORT: Duration = Duration::from_secs(1);
 /// Within this each attack has to be over, on a machine that does much else.
-pub const OVER: Duration = Duration::from_secs(4);
+pub const OVER: Duration = Duration::from_secs(10);
+/// Longer than a vCPU waits for a device's thread here.
+pub const STALL: Duration = Duration::from_secs(4);
 
 /// Joined eventfds, as a test sees them.
 #[derive(Default)]
@@ -68,8 +70,9 @@ pub fn regions() -> Vec<RamRegion> {
 }
 
 pub fn memfd() -> Arc<OwnedFd> {
-    let memfd = memfd_create("test-ram", MemfdFlags::CLOEXEC).unwrap();
+    let memfd = memfd_create("test-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
     ftruncate(&memfd, RAM).unwrap();
+    fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL).unwrap();
     Arc::new(memfd)
 }
 

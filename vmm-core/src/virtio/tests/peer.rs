@@ -36,7 +36,7 @@ pub enum Deed {
     Raw(Vec<u8>),
     /// With a good answer and a descriptor beside it.
     ExtraFd,
-    /// With a good answer, one byte each 60 ms.
+    /// With a good answer, one byte each 100 ms.
     Drip,
     /// With this number where zero means success.
     Nack(u64),
@@ -98,7 +98,7 @@ impl Backend {
                     Ok(())
                 }
                 Deed::Drip => good.iter().try_for_each(|byte| {
-                    sleep(Duration::from_millis(60));
+                    sleep(Duration::from_millis(100));
                     socket.write_all(&[*byte])
                 }),
             };
