@@ -86,6 +86,10 @@ impl Ended {
         self.check(text, |output| String::from_utf8_lossy(&output.stderr).contains(text))
     }
 
+    pub fn says_not(&self, text: &str) -> &Ended {
+        self.check(&format!("nothing of {text}"), |output| !String::from_utf8_lossy(&output.stderr).contains(text))
+    }
+
     pub fn says_nothing(&self) -> &Ended {
         self.check("no output", |output| output.stderr.is_empty())
     }

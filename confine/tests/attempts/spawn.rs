@@ -82,8 +82,7 @@ fn no_fd_is_inherited_that_was_not_given() {
 
 #[test]
 fn standard_input_and_output_are_null_and_stderr_is_the_callers_or_the_given_one() {
-    let streams = r#"both=$(readlink /proc/$$/fd/0 /proc/$$/fd/1); printf '%s
-' "$both" >&2"#;
+    let streams = "both=$(readlink /proc/$$/fd/0 /proc/$$/fd/1); echo \"$both\" >&2";
     attempt(move || {
         assert!(shell(streams).spawn().unwrap().wait().unwrap().success());
     })
