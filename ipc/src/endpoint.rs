@@ -7,10 +7,11 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{FileType, Mode, OFlags},
+    fs::{FileType, FlockOperation, Mode, OFlags},
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
@@ -22,6 +23,10 @@ const BACKLOG: i32 = 128;
 /// Bytes that a Unix socket's path may have (sun_path less its NUL).
 const LONGEST_PATH: usize = 107;
 
+/// How long others may take to replace a dead socket in the same folder; each takes well below a millisecond.
+const LOCK_DEADLINE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+
 /// The path of the fd lane beside the vat on `path`.
 pub fn lane_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
@@ -32,9 +37,10 @@ pub fn lane_path(path: &Path) -> PathBuf {
 /// Two listening sockets. What `bind` made is removed when this is dropped, unless `into_fds` took the sockets out.
 #[derive(Debug)]
 pub struct Endpoint {
+    // First, so that the files go while the sockets still answer: nobody takes them for dead and replaces them meanwhile.
+    files: Vec<BoundFile>,
     rpc: OwnedFd,
     lane: OwnedFd,
-    files: Vec<BoundFile>,
 }
 
 impl Endpoint {
@@ -147,38 +153,73 @@ fn listen(path: &Path, mode: u32, kind: SocketType) -> Result<(OwnedFd, BoundFil
 /// Gives the socket `own` the name `path`, in place of a dead socket if need be.
 fn link(own: &Path, path: &Path) -> Result<(), Error> {
     let failed = |tried| move |e: Errno| Error::Bind { path: path.to_owned(), tried, source: e.into() };
-    let taken = || Error::AlreadyExists { path: path.to_owned() };
     match rustix::fs::link(own, path) {
         Ok(()) => return Ok(()),
         Err(Errno::EXIST) => {}
         Err(e) => return Err(failed("name the socket")(e)),
     }
-    let stat = match rustix::fs::lstat(path) {
-        Ok(stat) => stat,
-        Err(Errno::NOENT) => return rustix::fs::link(own, path).map_err(|_| taken()),
-        Err(e) => return Err(failed("look at what is there")(e)),
-    };
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
-        return Err(Error::NotASocket { path: path.to_owned() });
+    if is_dead_socket(path)? {
+        // Only whoever holds the lock removes a dead socket, so that nobody removes a live one that has just taken its place.
+        let _lock = Lock::take(path)?;
+        if is_dead_socket(path)? {
+            rustix::fs::unlink(path).map_err(failed("remove the old socket"))?;
+        }
     }
-    if is_served(path).map_err(failed("see whether somebody serves"))? {
-        return Err(taken());
-    }
-    // Dead. Between the look and the removal another program may have put its own socket there: move first, then look again.
-    let mut aside = OsString::from(own);
-    aside.push("o");
-    let aside = PathBuf::from(aside);
-    rustix::fs::rename(path, &aside).map_err(failed("move the old socket away"))?;
-    if identity(&aside).ok() != Some((stat.st_dev, stat.st_ino)) {
-        let _ = rustix::fs::link(&aside, path);
-        let _ = rustix::fs::unlink(&aside);
-        return Err(taken());
-    }
-    rustix::fs::unlink(&aside).map_err(failed("remove the old socket"))?;
     match rustix::fs::link(own, path) {
         Ok(()) => Ok(()),
-        Err(Errno::EXIST) => Err(taken()),
+        Err(Errno::EXIST) => Err(Error::AlreadyExists { path: path.to_owned() }),
         Err(e) => Err(failed("name the socket")(e)),
+    }
+}
+
+/// Whether `path` is a socket that nobody serves (rather than gone by now); an error if it is anything that has to stay.
+fn is_dead_socket(path: &Path) -> Result<bool, Error> {
+    let failed = |tried| move |e: Errno| Error::Bind { path: path.to_owned(), tried, source: e.into() };
+    match rustix::fs::lstat(path) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
+            Err(Error::NotASocket { path: path.to_owned() })
+        }
+        Ok(_) if is_served(path).map_err(failed("see whether somebody serves"))? => {
+            Err(Error::AlreadyExists { path: path.to_owned() })
+        }
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(failed("look at what is there")(e)),
+    }
+}
+
+/// A lock file beside a socket, held while a dead one is replaced; removed when dropped.
+struct Lock {
+    path: PathBuf,
+    _file: OwnedFd,
+}
+
+impl Lock {
+    fn take(socket: &Path) -> Result<Lock, Error> {
+        let failed = |e: Errno| Error::Bind { path: socket.to_owned(), tried: "lock its folder", source: e.into() };
+        let path = socket.with_file_name(".lock");
+        let give_up = Instant::now() + LOCK_DEADLINE;
+        loop {
+            let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+            let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let stat = rustix::fs::fstat(&file).map_err(failed)?;
+                    // The holder before may have removed the file while this one waited for it.
+                    if identity(&path).ok() == Some((stat.st_dev, stat.st_ino)) {
+                        return Ok(Lock { path, _file: file });
+                    }
+                }
+                Err(Errno::WOULDBLOCK) if Instant::now() < give_up => std::thread::sleep(LOCK_RETRY),
+                Err(e) => return Err(failed(e)),
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = rustix::fs::unlink(&self.path);
     }
 }
 

@@ -8,12 +8,10 @@ use std::{
     time::Duration,
 };
 
+use crate::{Error, Fault, Limits, meter::Meter, metered::Metered, stream::Socket};
 use capnp::{ErrorKind, capability::Client};
 use capnp_rpc::{Disconnector, RpcSystem, rpc_twoparty_capnp::Side};
 use futures::FutureExt;
-use tokio::net::UnixStream;
-
-use crate::{Error, Fault, Limits, meter::Meter, metered::Metered};
 
 /// How long the last messages of a connection that ends may take to be written.
 const LINGER: Duration = Duration::from_secs(1);
@@ -23,14 +21,13 @@ pub(crate) struct Link {
     rpc: Option<RpcSystem<Side>>,
     disconnector: Option<Disconnector<Side>>,
     meter: Rc<Meter>,
-    socket: Rc<UnixStream>,
+    socket: Rc<Socket>,
 }
 
 impl Link {
     /// A connection over `socket` (connected, non-blocking). `ours` is what the peer may ask for.
     pub(crate) fn new(socket: OwnedFd, side: Side, limits: Limits, ours: Option<Client>) -> Result<Link, Error> {
-        let socket =
-            UnixStream::from_std(socket.into()).map_err(|source| Error::Socket { tried: "watch a socket", source })?;
+        let socket = Socket::new(socket).map_err(|source| Error::Socket { tried: "watch a socket", source })?;
         let (socket, meter) = (Rc::new(socket), Meter::new(limits));
         let rpc = RpcSystem::new(Box::new(Metered::new(socket.clone(), side, meter.clone())), ours);
         let disconnector = rpc.get_disconnector();
@@ -86,7 +83,7 @@ impl Drop for Link {
             drop(rpc);
         }));
         // Whoever still holds a capability of the peer's keeps the socket open, but not the connection.
-        let _ = rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Both);
+        let _ = self.socket.shutdown(rustix::net::Shutdown::Both);
         self.meter.close();
     }
 }

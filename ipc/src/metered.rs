@@ -3,6 +3,10 @@
 
 use std::rc::Rc;
 
+use crate::{
+    meter::{Meter, Received, Sent},
+    stream::{self, Incoming, Socket},
+};
 use capnp::{Error, any_pointer, capability::Promise, message};
 use capnp_rpc::{
     Connection, IncomingMessage, OutgoingMessage, VatNetwork,
@@ -10,22 +14,16 @@ use capnp_rpc::{
     rpc_twoparty_capnp::Side,
     twoparty,
 };
-use tokio::net::UnixStream;
-
-use crate::{
-    meter::{Meter, Received, Sent},
-    stream::{self, Incoming},
-};
 
 /// The network of one connection.
 pub(crate) struct Metered {
     inner: twoparty::VatNetwork<Incoming>,
     meter: Rc<Meter>,
-    socket: Rc<UnixStream>,
+    socket: Rc<Socket>,
 }
 
 impl Metered {
-    pub(crate) fn new(socket: Rc<UnixStream>, side: Side, meter: Rc<Meter>) -> Metered {
+    pub(crate) fn new(socket: Rc<Socket>, side: Side, meter: Rc<Meter>) -> Metered {
         let (incoming, outgoing) = stream::split(&socket, &meter);
         let mut options = message::ReaderOptions::new();
         options.traversal_limit_in_words(Some(meter.limits.message_words));
@@ -56,7 +54,7 @@ impl VatNetwork<Side> for Metered {
 struct Link {
     inner: Box<dyn Connection<Side>>,
     meter: Rc<Meter>,
-    socket: Rc<UnixStream>,
+    socket: Rc<Socket>,
 }
 
 impl Connection<Side> for Link {
@@ -89,7 +87,7 @@ impl Connection<Side> for Link {
                 may = meter.may_call(words) => may?,
                 reason = meter.failed() => return Err(reason),
                 // A peer that has gone wants none of its calls. Without this its capabilities would outlive it.
-                () = stream::hung_up(&socket) => return Ok(None),
+                () = socket.hung_up() => return Ok(None),
             }
             let serial = meter.received(&received, words)?;
             Ok(Some(Box::new(In { inner: message, meter, id, serial }) as Box<dyn IncomingMessage>))

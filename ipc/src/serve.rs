@@ -45,6 +45,8 @@ pub async fn serve(
     let (rpc, lane_listener, files) = endpoint.into_parts();
     let rpc = Listener::new(rpc, &limits)?;
     let lanes = Listener::new(lane_listener, &limits)?;
+    // Declared last, dropped first: the files go while the sockets still answer.
+    let files = files;
     let serve_rpc = rpc.accept(|socket, peer, place| {
         let mut limits = limits.clone();
         // These two are the listener's.

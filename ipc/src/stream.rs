@@ -2,34 +2,95 @@
 //! written message reported to the connection's [`Meter`]. Sees bytes only.
 
 use std::{
+    cell::RefCell,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
 };
 
 use futures::io::{AsyncRead, AsyncWrite, BufReader, BufWriter};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::UnixStream,
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags, Shutdown},
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::meter::Meter;
 
 /// Bytes of each buffer: most messages in one system call.
 const BUFFER: usize = 8192;
 
-/// One side of a connection's socket.
-struct Half(Rc<UnixStream>);
+/// A connected, non-blocking SOCK_STREAM socket.
+pub(crate) struct Socket {
+    fd: AsyncFd<OwnedFd>,
+    /// A duplicate that is watched for room to write, while there is none: were the socket itself watched for that, each
+    /// message that the peer reads would wake this process.
+    full: RefCell<Option<AsyncFd<OwnedFd>>>,
+}
+
+impl Socket {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Socket> {
+        Ok(Socket { fd: watch(fd, Interest::READABLE)?, full: RefCell::default() })
+    }
+
+    pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        Ok(rustix::net::shutdown(&self.fd, how)?)
+    }
+
+    fn duplicate(&self, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+        watch(self.fd.get_ref().try_clone()?, interest)
+    }
+
+    /// Returns when the peer has closed its side, without reading what it sent before.
+    pub(crate) async fn hung_up(&self) {
+        // A registration of its own: waiting here must not use up the readiness that the reader waits for.
+        let Ok(watched) = self.duplicate(Interest::READABLE) else {
+            // No descriptor to spare: the peer's end is then seen only when reading goes on.
+            return std::future::pending().await;
+        };
+        while let Ok(mut guard) = watched.readable().await {
+            if guard.ready().is_read_closed() {
+                return;
+            }
+            guard.clear_ready();
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Has the runtime watch a non-blocking descriptor (a socket, a pidfd, a signalfd); to be called on a [`crate::run`].
+pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: `register` asks that the descriptor stays the one that was registered for as long as the `AsyncFd` lives. The
+    // `AsyncFd` owns it, an `OwnedFd` has one number for life, and nothing in this crate takes it back out.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// One direction of a connection's socket.
+struct Half(Rc<Socket>);
 
 impl AsyncRead for Half {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read(buf) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
+            let mut ready = ready!(self.0.fd.poll_read_ready(cx))?;
+            match rustix::net::recv(&*self.0, &mut *buf, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(e) => return Poll::Ready(Err(e.into())),
+                Ok((read, _)) => {
+                    // A short read emptied the socket, and epoll tells when it fills again (edge-triggered): to note that
+                    // now saves the system call that would find it empty. The end of the stream is not forgotten by it.
+                    if read < buf.len() {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(Ok(read));
+                }
             }
         }
     }
@@ -37,12 +98,21 @@ impl AsyncRead for Half {
 
 impl AsyncWrite for Half {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut full = self.0.full.borrow_mut();
         loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write(buf) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
+            match rustix::net::send(&*self.0, buf, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => {}
+                Err(Errno::INTR) => continue,
+                result => {
+                    *full = None;
+                    return Poll::Ready(result.map_err(io::Error::from));
+                }
             }
+            let watched = match full.take() {
+                Some(watched) => full.insert(watched),
+                None => full.insert(self.0.duplicate(Interest::WRITABLE)?),
+            };
+            ready!(watched.poll_write_ready(cx))?.clear_ready();
         }
     }
 
@@ -51,8 +121,7 @@ impl AsyncWrite for Half {
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Write)?;
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.0.shutdown(Shutdown::Write))
     }
 }
 
@@ -105,31 +174,8 @@ impl AsyncWrite for Outgoing {
 }
 
 /// Both directions of `socket`.
-pub(crate) fn split(socket: &Rc<UnixStream>, meter: &Rc<Meter>) -> (Incoming, Outgoing) {
+pub(crate) fn split(socket: &Rc<Socket>, meter: &Rc<Meter>) -> (Incoming, Outgoing) {
     let incoming = BufReader::with_capacity(BUFFER, Half(socket.clone()));
     let outgoing = BufWriter::with_capacity(BUFFER, Half(socket.clone()));
     (Incoming { inner: incoming, meter: meter.clone() }, Outgoing { inner: outgoing, meter: meter.clone() })
-}
-
-/// Has the runtime watch a descriptor: a non-blocking socket, or another that can be polled, such as a pidfd.
-pub fn watch(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: `register` asks that the descriptor stays the one that was registered for as long as the `AsyncFd` lives. The
-    // `AsyncFd` owns it, an `OwnedFd` has one number for life, and nothing in this crate takes it back out.
-    Ok(unsafe { AsyncFd::register_with_interest(socket, interest) }?)
-}
-
-/// Returns when the peer has closed its side, without reading what it sent before.
-pub(crate) async fn hung_up(socket: &UnixStream) {
-    // A registration of its own, on a duplicate: waiting here must not use up the readiness that the reader waits for.
-    let watched = socket.as_fd().try_clone_to_owned().and_then(|fd| watch(fd, Interest::READABLE));
-    let Ok(watched) = watched else {
-        // No descriptor to spare: the peer's end is then seen only when reading goes on.
-        return std::future::pending().await;
-    };
-    while let Ok(mut guard) = watched.readable().await {
-        if guard.ready().is_read_closed() {
-            return;
-        }
-        guard.clear_ready();
-    }
 }

@@ -127,7 +127,7 @@ fn work_that_panics_fails_its_own_caller_and_the_next_runs() {
     run(async {
         let actor = Actor::spawn(7, 4);
         let fault =
-            actor.ask(async |_: &mut i32| panic!("a test asked for this panic")).await.map(|()| ()).unwrap_err();
+            actor.ask(async |_: &mut i32| panic!("a test asked for this panic")).await.map(drop::<()>).unwrap_err();
         assert_eq!(fault.code, Code::Internal);
         actor.tell(async |_: &mut i32| panic!("a test asked for this panic"));
         assert_eq!(actor.ask(async |n: &mut i32| *n).await, Ok(7));
