@@ -123,7 +123,7 @@ pub(crate) fn next_message(socket: &UnixStream) -> Result<bool, Error> {
             [_, _, _, _, _, _, _, _, a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
         };
         if seen == HEADER {
-            let whole = HEADER as u64 + u64::from(body.min(MAX_BODY));
+            let whole = if body > MAX_BODY { 0 } else { HEADER as u64 + u64::from(body) };
             let there = rustix::io::ioctl_fionread(socket).map_err(system("look at the frontend's socket"))?;
             if there >= whole {
                 break;

@@ -158,7 +158,7 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
     }
     if let Some(control) = control {
         let stats = Arc::clone(&stats);
-        confined.spawn("control", &filters::control(), move || watch_control::<D>(control, stats))?;
+        confined.spawn("control", &filters::control(), move || or_end::<D, _>(|| control::serve(control, stats)))?;
     }
     let filter = filters::protocol(frontend.is_listening()).with(&device.protocol_filter());
     let narrow = confined.enter(&filter)?;
@@ -193,20 +193,17 @@ fn converse<D: Device>(_narrow: Narrow, frontend: Frontend, stats: &Stats, handl
     handler.lock().unwrap_or_else(PoisonError::into_inner).shut_down().and(outcome)
 }
 
-/// The control link's end is the process's orderly end.
-fn watch_control<D: Device>(link: OwnedFd, stats: Arc<Stats>) {
-    or_end::<D, std::convert::Infallible>(|| {
-        control::serve(link, stats)?;
-        std::process::exit(0)
-    });
-}
-
-/// Runs a thread's body; if it fails, or panics, the process ends.
+/// Runs a thread's body. The process ends with it: orderly if it returns at all, else with a line.
 fn or_end<D: Device, T>(body: impl FnOnce() -> Result<T, BoxError>) {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => report(D::PROGRAM, &*error),
-        Err(_) => {} // the panic's own message is the line
-    }
-    std::process::exit(1)
+    let status = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+        Ok(Ok(_)) => 0,
+        Ok(Err(error)) => {
+            report(D::PROGRAM, &*error);
+            1
+        }
+        Err(_) => 1, // the panic's own message is the line
+    };
+    // Not `exit`, whose handlers are for the main thread and need system calls that a worker does not have.
+    // SAFETY: takes no pointers, and does not return.
+    unsafe { libc::_exit(status) }
 }

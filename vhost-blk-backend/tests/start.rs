@@ -1,0 +1,308 @@
+//! How the program starts, what it refuses, and how it ends.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../device/tests/common/mod.rs"]
+mod common;
+mod disk;
+
+use common::*;
+use disk::*;
+use rustix::fs::SealFlags;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+
+#[test]
+fn capabilities_are_printed_as_the_conventions_want_them() {
+    let output = Command::new(PROGRAM).arg("--print-capabilities").output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(output.stdout, b"{\"type\":\"block\",\"features\":[\"read-only\",\"blk-file\"]}\n");
+}
+
+fn socket() -> OwnedFd {
+    pair().1
+}
+
+#[test]
+fn an_image_of_odd_size_is_named_with_the_remedy() {
+    for (size, words) in [(511, "multiple of 512"), (513, "multiple of 512"), (0, "empty")] {
+        let image = image(size);
+        let path = image.path().to_str().unwrap();
+        refused(&["--fd={}", "--blk-file", path], vec![socket()], &[path, words, "truncate --size"]);
+    }
+}
+
+#[test]
+fn a_missing_image_and_one_that_is_no_disk_are_refused() {
+    refused(&["--fd={}", "--blk-file", "/nonexistent/disk"], vec![socket()], &["/nonexistent/disk", "exists"]);
+    refused(&["--fd={}", "--blk-file", "/dev/null"], vec![socket()], &["/dev/null", "neither"]);
+    refused(&["--fd={}"], vec![socket()], &["--blk-fd N or --blk-file PATH"]);
+    let image = image(512);
+    refused(&["--blk-file", image.path().to_str().unwrap()], vec![], &["--fd N or --socket-path PATH"]);
+}
+
+#[test]
+fn a_disk_that_is_open_for_the_wrong_thing_is_refused() {
+    let image = image(4096);
+    let open = |options: &mut OpenOptions| OwnedFd::from(options.open(image.path()).unwrap());
+    let args = ["--fd={}", "--blk-fd={}"];
+    let reader = open(OpenOptions::new().read(true));
+    refused(&args, vec![socket(), reader], &["for reading only", "--read-only"]);
+    let writer = open(OpenOptions::new().write(true));
+    refused(&args, vec![socket(), writer], &["for writing only"]);
+    let appender = open(OpenOptions::new().read(true).append(true));
+    refused(&args, vec![socket(), appender], &["O_APPEND"]);
+}
+
+#[test]
+fn descriptors_that_are_not_there_are_named() {
+    let image = image(512);
+    let path = image.path().to_str().unwrap();
+    refused(&["--fd", "77", "--blk-file", path], vec![], &["--fd=77"]);
+    refused(&["--fd", "1", "--blk-file", path], vec![], &["--fd=1", "standard streams"]);
+    refused(&["--fd={}", "--blk-fd", "78"], vec![socket()], &["--blk-fd=78"]);
+    let file = OwnedFd::from(image.reopen().unwrap());
+    refused(&["--fd={}", "--blk-file", path], vec![file], &["AF_UNIX"]);
+    refused(&["--fd={}", "--control-fd", "79", "--blk-file", path], vec![socket()], &["--control-fd=79"]);
+}
+
+#[test]
+fn two_machines_cannot_write_to_one_image_and_two_can_read_it() {
+    let image = image(4096);
+    let path = image.path().to_str().unwrap();
+    let (writer, _queue) = boot(&image, &[], FLUSH);
+    refused(&["--fd={}", "--blk-file", path], vec![socket()], &[path, "in use"]);
+    refused(&["--fd={}", "--read-only", "--blk-file", path], vec![socket()], &[path, "in use"]);
+    writer.hang_up();
+    let (one, _queue) = boot(&image, &["--read-only"], FLUSH);
+    let (two, _queue) = boot(&image, &["--read-only"], FLUSH);
+    refused(&["--fd={}", "--blk-file", path], vec![socket()], &[path, "in use"]);
+    one.hang_up();
+    two.hang_up();
+    boot(&image, &[], FLUSH).0.hang_up();
+}
+
+#[test]
+fn a_disk_given_as_descriptor_is_served() {
+    let image = image(4096);
+    let disk = OpenOptions::new().read(true).write(true).open(image.path()).unwrap();
+    let (ours, theirs) = pair();
+    let backend = start(PROGRAM, &["--fd={}", "--blk-fd={}"], vec![theirs, disk.into()]);
+    let mut machine = Machine::connect(backend, ours, 1);
+    let mut queues = machine.begin(FLUSH, 1, 16);
+    assert_eq!(request(&machine.ram, &mut queues[0], T_OUT, 0, &[out(DATA, 512)]), OK);
+    machine.hang_up();
+}
+
+#[test]
+fn a_listening_backend_serves_one_frontend_and_ends() {
+    let image = image(4096);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.sock");
+    let args = ["--socket-path", path.to_str().unwrap(), "--blk-file", image.path().to_str().unwrap()];
+    for _ in 0..2 {
+        // The second time over the socket that the first left behind.
+        let mut backend = start(PROGRAM, &args, vec![]);
+        let begun = std::time::Instant::now();
+        let ours = loop {
+            match std::os::unix::net::UnixStream::connect(&path) {
+                Ok(stream) => break stream,
+                Err(_) if begun.elapsed() < PATIENCE => std::thread::sleep(std::time::Duration::from_millis(5)),
+                Err(error) => panic!("{error}: {}", backend.said()),
+            }
+        };
+        let mut machine = Machine::connect(backend, ours, 1);
+        let mut queues = machine.begin(FLUSH, 1, 16);
+        assert_eq!(request(&machine.ram, &mut queues[0], T_OUT, 0, &[out(DATA, 512)]), OK);
+        machine.hang_up();
+    }
+}
+
+#[test]
+fn a_socket_that_somebody_listens_on_is_left_alone() {
+    let image = image(4096);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.sock");
+    let _alive = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let args = ["--socket-path", path.to_str().unwrap(), "--blk-file", image.path().to_str().unwrap()];
+    refused(&args, vec![], &["disk.sock", "listen"]);
+}
+
+/// A frontend that has not given its memory yet.
+fn fresh() -> (tempfile::NamedTempFile, Machine) {
+    let image = image(4096);
+    let machine = connect(&image, &[]);
+    machine.frontend.set_features(VERSION_1 | PROTOCOL).unwrap();
+    (image, machine)
+}
+
+#[test]
+fn memory_whose_file_is_one_page_short_is_refused_and_the_right_size_is_taken() {
+    let (_image, mut machine) = fresh();
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    machine.ram = Ram::with(4 * MIB, 4 * MIB, seals);
+    machine.frontend.set_mem_table(&[machine.ram.region()]).unwrap();
+    machine.ram = Ram::with(4 * MIB, 4 * MIB - 4096, seals);
+    assert!(machine.frontend.set_mem_table(&[machine.ram.region()]).is_err());
+    machine.backend.fails_saying(&["4190208", "4194304", "SIGBUS"]);
+}
+
+#[test]
+fn memory_behind_an_offset_past_the_end_of_its_file_is_refused() {
+    let (_image, mut machine) = fresh();
+    let mut region = machine.ram.region();
+    region.mmap_offset = 4096;
+    assert!(machine.frontend.set_mem_table(&[region]).is_err());
+    machine.backend.fails_saying(&["region 0"]);
+}
+
+#[test]
+fn memory_that_can_shrink_is_refused_with_the_remedy() {
+    let (_image, mut machine) = fresh();
+    machine.ram = Ram::with(4 * MIB, 4 * MIB, SealFlags::GROW);
+    assert!(machine.frontend.set_mem_table(&[machine.ram.region()]).is_err());
+    machine.backend.fails_saying(&["F_SEAL_SHRINK", "memory-backend-memfd"]);
+
+    let (_image, mut machine) = fresh();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![0; 1 << 20]).unwrap();
+    let mut region = machine.ram.region();
+    region.memory_size = MIB;
+    region.mmap_handle = std::os::fd::AsRawFd::as_raw_fd(&file);
+    assert!(machine.frontend.set_mem_table(&[region]).is_err());
+    machine.backend.fails_saying(&["F_SEAL_SHRINK"]);
+}
+
+#[test]
+fn eight_regions_are_taken_and_nine_or_overlapping_ones_refused() {
+    let (_image, mut machine) = fresh();
+    let region = |machine: &Machine, n: u64| {
+        let mut region = machine.ram.region();
+        region.memory_size = MIB;
+        region.guest_phys_addr = n * MIB;
+        region.userspace_addr = USER + n * MIB;
+        region.mmap_offset = n * MIB;
+        region
+    };
+    let table = |machine: &Machine, count: u64| (0..count).rev().map(|n| region(machine, n)).collect::<Vec<_>>();
+    machine.frontend.set_mem_table(&table(&machine, 8)).unwrap();
+    assert!(machine.frontend.set_mem_table(&table(&machine, 9)).is_err());
+    machine.backend.fails_saying(&["9 regions"]);
+
+    for field in [0, 1] {
+        let (_image, mut machine) = fresh();
+        let (one, mut two) = (region(&machine, 0), region(&machine, 1));
+        match field {
+            0 => two.guest_phys_addr = MIB - 1,
+            _ => two.userspace_addr = USER + MIB - 1,
+        }
+        assert!(machine.frontend.set_mem_table(&[one, two]).is_err());
+        machine.backend.fails_saying(&["overlap"]);
+    }
+}
+
+#[test]
+fn ring_sizes_that_are_no_power_of_two_up_to_1024_are_refused() {
+    let (_image, machine) = fresh();
+    for size in [1, 2, 1024] {
+        machine.frontend.set_vring_num(0, size).unwrap();
+    }
+    for size in [0, 3, 1023, 2048] {
+        let (_image, mut machine) = fresh();
+        assert!(machine.frontend.set_vring_num(0, size).is_err());
+        machine.backend.fails_saying(&["ring 0", "power of two"]);
+    }
+}
+
+#[test]
+fn rings_outside_the_memory_are_refused() {
+    let end = 64 * MIB;
+    // The last place where the used ring of 128 entries fits, and the first where it does not.
+    let (_image, machine) = fresh();
+    let mut machine = machine;
+    machine.frontend.set_mem_table(&[machine.ram.region()]).unwrap();
+    let used = end - (6 + 8 * 128);
+    let start = |machine: &mut Machine, used: u64| {
+        let queue = Queue { used, ..Queue::new(0, 128, 0) };
+        machine.frontend.set_vring_num(0, 128).unwrap();
+        machine.frontend.set_vring_addr(0, &queue.config()).unwrap();
+        machine.frontend.set_vring_kick(0, &queue.kick).unwrap();
+        machine.frontend.set_vring_enable(0, true)
+    };
+    start(&mut machine, used & !3).unwrap();
+    machine.hang_up();
+    let (_image, mut machine) = fresh();
+    machine.frontend.set_mem_table(&[machine.ram.region()]).unwrap();
+    assert!(start(&mut machine, (used & !3) + 4).is_err());
+    machine.backend.fails_saying(&["used ring", "memory"]);
+}
+
+#[test]
+fn features_that_were_not_offered_and_rings_that_are_not_there_are_refused() {
+    let (_image, mut machine) = fresh();
+    assert!(machine.frontend.set_features(VERSION_1 | PROTOCOL | 1 << 34).is_err());
+    machine.backend.fails_saying(&["0x400000000"]);
+    let (_image, mut machine) = fresh();
+    assert!(machine.frontend.set_vring_num(1, 128).is_err());
+    machine.backend.fails_saying(&["ring 1", "no such ring"]);
+    // A legacy driver's ring is not started.
+    let image = image(4096);
+    let mut machine = connect(&image, &[]);
+    machine.frontend.set_features(PROTOCOL).unwrap();
+    machine.frontend.set_mem_table(&[machine.ram.region()]).unwrap();
+    let queue = Queue::new(0, 128, 0);
+    machine.frontend.set_vring_num(0, 128).unwrap();
+    machine.frontend.set_vring_addr(0, &queue.config()).unwrap();
+    machine.frontend.set_vring_kick(0, &queue.kick).unwrap();
+    assert!(machine.frontend.set_vring_enable(0, true).is_err());
+    machine.backend.fails_saying(&["VIRTIO_F_VERSION_1"]);
+}
+
+#[test]
+fn a_running_ring_is_not_reconfigured() {
+    let image = image(4096);
+    let (mut machine, _queue) = boot(&image, &[], FLUSH);
+    assert!(machine.frontend.set_vring_num(0, 64).is_err());
+    machine.backend.fails_saying(&["ring 0", "running"]);
+    let (mut machine, _queue) = boot(&image, &[], FLUSH);
+    assert!(machine.frontend.set_features(VERSION_1 | PROTOCOL).is_err());
+    machine.backend.fails_saying(&["features"]);
+}
+
+#[test]
+fn a_message_that_never_ends_and_one_that_is_no_message_end_the_backend() {
+    let image = image(4096);
+    let path = image.path().to_str().unwrap();
+    let begin = |bytes: &[u8]| {
+        let (mut ours, theirs) = pair();
+        ours.write_all(bytes).unwrap();
+        (ours, start(PROGRAM, &["--fd={}", "--blk-file", path], vec![theirs]))
+    };
+    let (_ours, mut backend) = begin(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]); // a byte of the header is missing
+    backend.fails_saying(&["unfinished", "5 s"]);
+    let (_ours, mut backend) = begin(&[2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 1, 2, 3]); // five of the body
+    backend.fails_saying(&["unfinished", "5 s"]);
+    let (_ours, mut backend) = begin(&[0xff; 12]);
+    backend.fails_saying(&["not understood"]);
+    // A hang-up within a message is a hang-up.
+    let (ours, mut backend) = begin(&[1, 0, 0]);
+    ours.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_ne!(backend.end().0.code(), None);
+}
+
+#[test]
+fn a_kick_that_is_no_eventfd_ends_the_backend_rather_than_keeping_it_busy() {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    use vmm_sys_util::eventfd::EventFd;
+    let image = image(4096);
+    let (mut machine, _queue) = boot(&image, &[], FLUSH);
+    let empty = tempfile::tempfile().unwrap();
+    // SAFETY: the number is that of the file, which is given up here.
+    let kick = unsafe { EventFd::from_raw_fd(empty.into_raw_fd()) };
+    // Whether the answer comes before the end is up to the two threads.
+    let _ = machine.frontend.set_vring_kick(0, &kick);
+    machine.backend.fails_saying(&["kick"]);
+}
