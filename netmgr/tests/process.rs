@@ -137,12 +137,18 @@ fn inherit(command: &mut Command, fds: [(i32, &OwnedFd); 2]) {
     }
 }
 
+/// Copies the program by another process: a descriptor of this one that is open for writing could be in a child of another test, and the
+/// kernel would not run the copy.
+fn copy_program(to: &std::path::Path) {
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_netmgr")).arg(to).status().unwrap().success());
+}
+
 #[test]
 fn without_the_right_it_does_not_start_and_names_it() {
     in_own_network(|| {
         let dir = tempfile::tempdir().unwrap();
         let copy = dir.path().join("netmgr");
-        fs::copy(env!("CARGO_BIN_EXE_netmgr"), &copy).unwrap();
+        copy_program(&copy);
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let mut command = Command::new(&copy);
         command.arg("--socket").arg(dir.path().join("s")).uid(NOBODY).gid(NOBODY);
@@ -179,7 +185,7 @@ fn without_the_tun_device_networks_work_and_a_port_names_the_remedy() {
     in_own_network(|| {
         // An empty root: the program is static.
         let root = tempfile::tempdir().unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_netmgr"), root.path().join("netmgr")).unwrap();
+        copy_program(&root.path().join("netmgr"));
         let mut command = Command::new("/netmgr");
         command.args(["--socket", "/s"]).stdin(Stdio::null()).stderr(Stdio::piped());
         let into = std::ffi::CString::new(root.path().to_str().unwrap()).unwrap();
