@@ -1,0 +1,3 @@
+//! kernel-store
+
+pub mod image;
