@@ -4,7 +4,7 @@ use std::{os::fd::AsFd, time::Duration};
 
 use crate::Error;
 
-/// What one peer may cost a vat. The defaults bound a connection to about 10 MiB.
+/// What one peer may cost a vat. The defaults bound what this crate and capnp-rpc keep for a connection to about 20 MiB.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// The largest message that is read, and how much of one may be traversed, in words of 8 bytes. A larger one ends the connection.
@@ -21,9 +21,9 @@ pub struct Limits {
     pub capabilities: u32,
     /// Capabilities in one message; a message with more ends the connection.
     pub capabilities_per_message: u32,
-    /// Calls that a peer may cancel over the life of one connection: capnp-rpc 0.27 keeps a small entry for each. One more ends the connection.
+    /// Calls that a peer may cancel over the life of one connection: capnp-rpc 0.27 keeps about 400 bytes for each. One more ends the connection.
     pub cancelled_calls: u32,
-    /// How long a peer may leave its socket unread while answers wait. Then the connection ends.
+    /// How long a peer may leave its socket unread while a call of it waits for that. Then the connection ends.
     pub stall: Duration,
     /// Connections of a vat in all. More wait in the kernel's queue until one ends.
     pub connections: usize,
@@ -41,7 +41,7 @@ impl Default for Limits {
             held_words: 524_288,
             capabilities: 4096,
             capabilities_per_message: 64,
-            cancelled_calls: 65_536,
+            cancelled_calls: 16_384,
             stall: Duration::from_secs(30),
             connections: 256,
             connections_per_user: 64,

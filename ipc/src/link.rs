@@ -50,7 +50,7 @@ impl Link {
         let mut outcome = tokio::select! {
             biased;
             outcome = &mut rpc => Some(outcome),
-            () = self.meter.ending() => None,
+            () = self.meter.ending(LINGER) => None,
             () = stop => None,
         };
         if outcome.is_none() {

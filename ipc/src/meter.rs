@@ -5,6 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     rc::Rc,
+    time::Duration,
 };
 
 use capnp::Error;
@@ -92,6 +93,7 @@ pub(crate) struct Meter {
     read: Cell<usize>,
     changed: Notify,
     reason: RefCell<Option<Error>>,
+    unwritable: Notify,
     failed: Notify,
     ending: Notify,
     closed: Cell<bool>,
@@ -110,6 +112,7 @@ impl Meter {
             read: Cell::default(),
             changed: Notify::new(),
             reason: RefCell::default(),
+            unwritable: Notify::new(),
             failed: Notify::new(),
             ending: Notify::new(),
             closed: Cell::new(false),
@@ -256,6 +259,11 @@ impl Meter {
         self.changed.notify_one();
     }
 
+    /// Nothing more can be written. What the peer said last may still be there to read, and may say why.
+    pub(crate) fn unwritable(&self) {
+        self.unwritable.notify_one();
+    }
+
     /// Has the next read of a message fail, so that capnp-rpc tells the peer the reason and disconnects. The first reason given stays.
     fn fail(&self, reason: Error) {
         self.reason.borrow_mut().get_or_insert(reason);
@@ -274,9 +282,12 @@ impl Meter {
         self.ending.notify_one();
     }
 
-    /// Returns when the connection should end.
-    pub(crate) async fn ending(&self) {
-        self.ending.notified().await;
+    /// Returns when the connection should end: when that was asked for, or `linger` after nothing more could be written.
+    pub(crate) async fn ending(&self, linger: Duration) {
+        tokio::select! {
+            () = self.ending.notified() => {}
+            () = async { self.unwritable.notified().await; tokio::time::sleep(linger).await } => {}
+        }
     }
 
     pub(crate) fn reason(&self) -> Option<Error> {
@@ -294,6 +305,106 @@ impl Meter {
         let closing = self.closing.notified();
         if !self.closed.get() {
             closing.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use proptest::prelude::*;
+
+    fn meter() -> Rc<Meter> {
+        Meter::new(Limits { calls_in_flight: 2, call_words: 100, ..Limits::default() })
+    }
+
+    fn call(meter: &Meter, id: u32, words: usize) -> u64 {
+        meter.received(&Received::Call { id }, words).unwrap()
+    }
+
+    fn may_call(meter: &Meter, words: usize) -> bool {
+        meter.may_call(words).now_or_never().is_some()
+    }
+
+    #[test]
+    fn a_cancelled_call_counts_for_as_long_as_its_parameters_are_in_memory() {
+        let meter = meter();
+        // The first waits for something; the second is pipelined on it. Then the peer needs the second no more, but capnp-rpc
+        // keeps it queued.
+        call(&meter, 0, 10);
+        let serial = call(&meter, 1, 10);
+        assert!(!may_call(&meter, 10));
+        meter.received(&Received::Finish { id: 1, release: true }, 4).unwrap();
+        assert!(!may_call(&meter, 10));
+        meter.unloaded(1, serial);
+        assert!(may_call(&meter, 10));
+    }
+
+    #[test]
+    fn parameters_that_are_freed_early_do_not_end_a_call() {
+        let meter = meter();
+        for id in 0..2 {
+            let serial = call(&meter, id, 10);
+            meter.unloaded(id, serial);
+        }
+        assert!(!may_call(&meter, 10));
+        meter.sent(&Sent::Return { id: 0, capabilities: 0, last: true }, 10);
+        assert!(may_call(&meter, 10));
+    }
+
+    #[test]
+    fn an_entry_of_the_same_number_is_not_touched_by_the_one_before() {
+        let meter = meter();
+        let old = call(&meter, 0, 10);
+        meter.sent(&Sent::Return { id: 0, capabilities: 0, last: true }, 10);
+        call(&meter, 0, 10);
+        meter.received(&Received::Finish { id: 0, release: false }, 4).unwrap();
+        call(&meter, 1, 10);
+        meter.unloaded(0, old);
+        assert!(!may_call(&meter, 10));
+    }
+
+    #[test]
+    fn call_words_up_to_the_budget_may_run_and_one_more_waits() {
+        let meter = meter();
+        call(&meter, 0, 60);
+        assert!(may_call(&meter, 40));
+        assert!(!may_call(&meter, 41));
+        meter.sent(&Sent::Return { id: 0, capabilities: 0, last: false }, 10);
+        assert!(may_call(&meter, 1000));
+    }
+
+    #[test]
+    fn a_number_that_is_in_use_is_refused() {
+        let meter = meter();
+        call(&meter, 7, 1);
+        assert!(meter.received(&Received::Call { id: 7 }, 1).is_err());
+    }
+
+    proptest! {
+        /// However a peer orders its messages, the book balances: once all its calls have ended, nothing is left on it.
+        #[test]
+        fn the_book_balances_whatever_the_order(steps in prop::collection::vec((0..4_u32, 0..6_u8), 0..200)) {
+            let meter = Meter::new(Limits::default());
+            let mut serials = HashMap::new();
+            for (id, step) in steps {
+                match step {
+                    0 | 1 => if let Ok(serial) = meter.received(&Received::Call { id }, 10) {
+                        serials.entry(id).or_insert_with(Vec::new).push(serial);
+                    },
+                    2 => meter.sent(&Sent::Return { id, capabilities: 1, last: false }, 10),
+                    3 => meter.sent(&Sent::Return { id, capabilities: 0, last: true }, 10),
+                    4 => drop(meter.received(&Received::Finish { id, release: true }, 4)),
+                    _ => if let Some(serial) = serials.get_mut(&id).and_then(Vec::pop) { meter.unloaded(id, serial) },
+                }
+            }
+            for id in 0..4 {
+                let _ = meter.received(&Received::Finish { id, release: true }, 4);
+                serials.remove(&id).into_iter().flatten().for_each(|serial| meter.unloaded(id, serial));
+            }
+            let book = meter.book.borrow();
+            prop_assert_eq!((book.calls.len(), book.in_flight, book.call_words), (0, 0, 0));
         }
     }
 }

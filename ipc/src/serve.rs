@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use capnp::capability::Client;
@@ -34,7 +34,7 @@ const REST: Duration = Duration::from_millis(100);
 ///
 /// With `idle`, returns once no connection has been open for that long, and removes the sockets that [`Endpoint::bind`] made.
 /// A peer for which `bootstrap` gives a fault (or panics) is told so and its connection ends. Dropping the future ends every
-/// connection. One line on stderr says when a connection ended for any other reason than that its peer left.
+/// connection. A line on stderr says when a connection ended for any other reason than that its peer left, one a second at most.
 pub async fn serve(
     endpoint: Endpoint,
     lane: Lane,
@@ -47,10 +47,9 @@ pub async fn serve(
     let lanes = Listener::new(lane_listener, &limits)?;
     // Declared last, dropped first: the files go while the sockets still answer.
     let files = files;
-    let serve_rpc = rpc.accept(|socket, peer, place| {
-        let mut limits = limits.clone();
-        // These two are the listener's.
-        (limits.connections, limits.connections_per_user) = (0, 0);
+    let log = Rc::new(Log::default());
+    let serve_rpc = rpc.accept(refuse, |socket, peer, place| {
+        let (limits, log) = (limits.clone(), log.clone());
         let offered = catch_unwind(AssertUnwindSafe(|| bootstrap(peer))).unwrap_or_else(|_| {
             Err(Fault::new(Code::Internal, "connect", "the service's entry point panicked", "Report this as a defect"))
         });
@@ -64,19 +63,22 @@ pub async fn serve(
                 }
             };
             if let Err(e) = ended {
-                eprintln!("Connection of user {}, process {}: {e}", peer.uid, peer.pid);
+                log.line(&format!("Connection of user {}, process {}: {e}", peer.uid, peer.pid));
             }
         }
     });
-    let serve_lanes = lanes.accept(|socket, peer, place| {
-        let lane = lane.clone();
-        async move {
-            let _place = place;
-            if let Ok(socket) = LaneSocket::new(socket) {
-                socket.serve(lane, peer).await;
+    let serve_lanes = lanes.accept(
+        |_, _| (),
+        |socket, peer, place| {
+            let lane = lane.clone();
+            async move {
+                let _place = place;
+                if let Ok(socket) = LaneSocket::new(socket) {
+                    socket.serve(lane, peer).await;
+                }
             }
-        }
-    });
+        },
+    );
     let result = tokio::select! {
         result = serve_rpc => result,
         result = serve_lanes => result,
@@ -106,6 +108,27 @@ pub async fn serve_lane_link(socket: OwnedFd, lane: Lane) -> Result<(), Error> {
 
 async fn serve_socket(socket: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
     Link::new(socket, Side::Server, limits, Some(bootstrap))?.drive(std::future::pending()).await
+}
+
+/// Lines on stderr that peers can cause: one a second, so that none fills a disk.
+#[derive(Default)]
+struct Log {
+    last: Cell<Option<Instant>>,
+    skipped: Cell<u64>,
+}
+
+impl Log {
+    fn line(&self, text: &str) {
+        if self.last.get().is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+            self.skipped.set(self.skipped.get().saturating_add(1));
+            return;
+        }
+        self.last.set(Some(Instant::now()));
+        match self.skipped.take() {
+            0 => eprintln!("{text}"),
+            skipped => eprintln!("{text} (and {skipped} more such lines before)"),
+        }
+    }
 }
 
 /// Who is connected.
@@ -169,9 +192,10 @@ impl Listener {
         })
     }
 
-    /// Spawns `connection(..)` for each connection. Returns when the socket fails for good.
+    /// Spawns `connection(..)` for each connection, or refuses it. Returns when the socket fails for good.
     async fn accept<F: Future<Output = ()> + 'static>(
         &self,
+        refuse: impl Fn(&OwnedFd, &Fault),
         connection: impl Fn(OwnedFd, Peer, Place) -> F,
     ) -> Result<(), Error> {
         // Dropping the set drops every connection.

@@ -147,8 +147,8 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        if let Err(e) = &result {
-            self.meter.end(capnp::Error::disconnected(format!("failed to write: {e}")));
+        if result.is_err() {
+            self.meter.unwritable();
         }
         result
     }

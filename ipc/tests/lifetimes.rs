@@ -262,3 +262,18 @@ fn what_runs_on_the_runtime_is_dropped_with_it() {
     .unwrap();
     assert_eq!(std::rc::Rc::strong_count(&service), 1);
 }
+
+#[test]
+fn a_peer_that_closes_only_its_receiving_side_is_released_too() {
+    run(async {
+        let service = Service::new();
+        let (socket, task) = serve_pair(&service, Limits::default());
+        socket.shutdown(std::net::Shutdown::Read).unwrap();
+        let connection = Connection::from_fd(socket.into()).unwrap();
+        let store = connection.bootstrap();
+        let _hanging = get(&store, "hang");
+        let _answered = get(&store, "k");
+        eventually(|| service.probe.stores.get() == 0 && service.probe.hanging.get() == 0).await;
+        let _ = tokio::time::timeout(SOON, task).await.unwrap();
+    });
+}
