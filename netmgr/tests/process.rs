@@ -40,14 +40,19 @@ fn only_root_and_its_own_user_are_given_the_host() {
         let stranger = std::thread::spawn(move || {
             // SAFETY: changes the user of this thread alone (the C library's wrapper would change all), and nothing in memory.
             assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) }, 0);
+            // Never a host; mostly told why: a refusal that crosses with a call is seen as the connection's end.
             block_on(async {
-                let connection = ipc::Connection::connect(&socket).await.unwrap();
-                let client = Client { host: connection.bootstrap(), connection };
-                client.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap()
+                let mut told = 0;
+                for _ in 0..20 {
+                    let connection = ipc::Connection::connect(&socket).await.unwrap();
+                    let client = Client { host: connection.bootstrap(), connection };
+                    let fault = client.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap();
+                    told += u32::from(fault.code == Code::PermissionDenied && fault.why.contains("user 65534"));
+                }
+                told
             })
         });
-        let fault = stranger.join().unwrap();
-        assert_eq!(fault.code, Code::PermissionDenied, "{fault}");
+        assert!(stranger.join().unwrap() > 0);
         assert!(interfaces().is_empty());
         block_on(async { Client::new(&netmgr).await.define_default().await });
     });
