@@ -1,6 +1,6 @@
 //! The results port: one line a result, in the grammar of `xtask`'s `lab` module.
 
-use std::{fs::File, io::Write, os::fd::FromRawFd};
+use std::{fs::File, io::Write, os::fd::FromRawFd, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -25,7 +25,11 @@ impl Report {
     pub fn check(&mut self, name: &str, outcome: Result<()>) -> Result<()> {
         match outcome {
             Ok(()) => self.line(&format!("ok {name}")),
-            Err(why) => self.line(&format!("not ok {name}: {why:#}")),
+            Err(why) => {
+                self.line(&format!("not ok {name}: {why:#}"))?;
+                explain();
+                Ok(())
+            }
         }
     }
 
@@ -48,6 +52,18 @@ impl Report {
         let text = text.replace(['\n', '\r'], " ");
         println!("lab-driver: {text}");
         writeln!(self.0, "{text}").context("Cannot write to the results port")
+    }
+}
+
+/// Puts what the services and the kernel said last into the lab's log: a program that a filter killed says nothing itself.
+fn explain() {
+    let services = std::fs::read_to_string("/var/lib/volt-vmm/services.log").unwrap_or_default();
+    let dmesg = Command::new("dmesg").output().map(|out| out.stdout).unwrap_or_default();
+    for (source, text) in [("services.log", services.as_str()), ("dmesg", &String::from_utf8_lossy(&dmesg))] {
+        let lines: Vec<&str> = text.lines().collect();
+        for line in lines.get(lines.len().saturating_sub(12)..).unwrap_or(&[]) {
+            println!("{source}: {line}");
+        }
     }
 }
 
