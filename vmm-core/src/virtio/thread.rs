@@ -3,6 +3,7 @@
 //! KVM_IOEVENTFD and KVM_IRQFD; sees neither guest RAM nor the registers' lock for longer than an update takes.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -88,19 +89,20 @@ impl DeviceThread {
     pub fn filter() -> confine::Filter {
         use confine::{Rule, base};
         let request = |number| Rule::eq(1, number);
+        let eventfd = || vec![Rule::eq64(2, 8)];
         confine::Filter::new("virtio-device")
             .with(&base::exit())
-            .with(&base::allocator())
             .allow(&[
                 libc::SYS_sendmsg,
                 libc::SYS_recvmsg,
                 libc::SYS_ppoll,
-                libc::SYS_read,  // Eventfds.
-                libc::SYS_write, // Eventfds, and the last words on stderr.
                 libc::SYS_eventfd2,
                 libc::SYS_close,
                 libc::SYS_clock_gettime,
             ])
+            // As many bytes as an eventfd takes.
+            .allow_if(libc::SYS_read, eventfd())
+            .allow_if(libc::SYS_write, eventfd())
             // std checks that a descriptor it closes is open, in builds with debug assertions.
             .allow_if(libc::SYS_fcntl, vec![request(libc::F_GETFD as u32)])
             .allow_if(libc::SYS_ioctl, vec![request(KVM_IOEVENTFD), request(KVM_IRQFD)])
@@ -109,9 +111,12 @@ impl DeviceThread {
     /// Shakes hands with the backend, then serves the device until the backend fails or the process ends.
     /// `failed` is told why the device does not work any more, once; the VM should end then.
     pub fn run(mut self, failed: impl FnOnce(String) + Send) {
-        let why = match self.serve() {
-            Ok(()) => String::from("The device was given up"),
-            Err(error) => chain(&error),
+        // Nothing here is used after a panic but what says so.
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let why = match served {
+            Ok(Ok(())) => String::from("The device was given up"),
+            Ok(Err(error)) => chain(&error),
+            Err(_) => String::from("Its thread panicked, which is a bug in this program; please report the line above"),
         };
         let why = self.shared.fail(format!("Virtio device {}: {why}", self.wishes.virtio_id));
         failed(why);

@@ -263,6 +263,18 @@ fn device_thread_that_does_not_run_in_time_holds_no_vcpu() {
 }
 
 #[test]
+fn panic_of_the_device_thread_is_reported_and_holds_no_vcpu() {
+    let (socket, _peer) = Backend::default().serve(|_| Deed::Behave);
+    let mut bench = Bench::new(spec(2, socket)).ready();
+    bench.wiring.joined().panics = true;
+    let start = Instant::now();
+    bench.drive(VERSION_1, 1);
+    assert!(start.elapsed() < SHORT);
+    assert!(bench.failure().contains("panicked"));
+    assert_eq!(bench.status(), 15 | status::NEEDS_RESET);
+}
+
+#[test]
 fn broken_device_takes_any_access_without_waiting() {
     let (socket, _peer) = Backend::default().serve(at(5, |_| Deed::Close));
     let mut bench = Bench::hurried(spec(2, socket)).ready();

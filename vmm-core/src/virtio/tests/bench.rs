@@ -34,6 +34,8 @@ pub struct Joined {
     pub parted: usize,
     /// How long the kernel takes to join a kick.
     pub stall: Duration,
+    /// It panics instead.
+    pub panics: bool,
 }
 
 #[derive(Clone, Default)]
@@ -47,7 +49,11 @@ impl Wiring {
 
 impl Events for Wiring {
     fn join_kick(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
-        std::thread::sleep(self.joined().stall);
+        let joined = self.joined();
+        let (stall, panics) = (joined.stall, joined.panics);
+        drop(joined);
+        assert!(!panics, "as the test wants it");
+        std::thread::sleep(stall);
         self.joined().kicks.push((queue, kick.try_clone()?));
         Ok(())
     }

@@ -256,7 +256,7 @@ fn visible(regs: &Registers) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_accesses_in_any_order_keep_the_promises(accesses in prop::collection::vec(access(), 1..80)) {
