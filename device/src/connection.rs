@@ -3,7 +3,7 @@
 //! The vhost crate blocks without limit inside a message. So nothing is given to it before the message is there whole,
 //! and room for an answer is there too; both have a deadline. Between messages a frontend may be silent for ever.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -106,36 +106,78 @@ pub fn inherited(flag: &'static str, fd: i32, wanted: &'static str) -> Result<Ow
     rustix::io::fcntl_dupfd_cloexec(borrowed, 3).map_err(|errno| refused(errno.into()))
 }
 
-/// Waits for the next message, whole, and for room for its answer. `false` if the frontend has hung up instead.
-pub(crate) fn next_message(socket: &UnixStream) -> Result<bool, Error> {
+/// Waits for the next message, whole, and for room for its answer. Its request code; none if the frontend has hung up.
+pub(crate) fn next_message(socket: &UnixStream) -> Result<Option<u32>, Error> {
     let system = |what| move |errno: rustix::io::Errno| Error::System { what, source: errno.into() };
     wait(socket, PollFlags::IN, None).map_err(system("wait for the frontend"))?;
     let begun = Instant::now();
-    loop {
+    let request = loop {
         let mut header = [0; HEADER];
         let seen = match rustix::net::recv(socket, &mut header[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => return Ok(false),
+            Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             Ok((seen, _)) => seen,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
             Err(errno) => return Err(system("read from the frontend")(errno)),
         };
-        let body = match header {
-            [_, _, _, _, _, _, _, _, a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
-        };
+        let [a, b, c, d, _, _, _, _, size @ ..] = header;
+        let body = u32::from_ne_bytes(size);
         if seen == HEADER {
             let whole = if body > MAX_BODY { 0 } else { HEADER as u64 + u64::from(body) };
             let there = rustix::io::ioctl_fionread(socket).map_err(system("look at the frontend's socket"))?;
             if there >= whole {
-                break;
+                break u32::from_ne_bytes([a, b, c, d]);
             }
+        }
+        if has_hung_up(socket) {
+            return Ok(None);
         }
         if begun.elapsed() > DEADLINE {
             return Err(Error::Stalled("message", DEADLINE.as_secs()));
         }
         std::thread::sleep(STEP);
-    }
+    };
     let room = wait(socket, PollFlags::OUT, Some(DEADLINE)).map_err(system("wait for the frontend"))?;
-    if room { Ok(true) } else { Err(Error::Stalled("answer", DEADLINE.as_secs())) }
+    if room { Ok(Some(request)) } else { Err(Error::Stalled("answer", DEADLINE.as_secs())) }
+}
+
+fn has_hung_up(socket: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut polled, Some(&now)).is_ok()
+        && polled.iter().any(|entry| entry.revents().contains(PollFlags::HUP))
+}
+
+/// SET_VRING_ENABLE's number.
+pub(crate) const SET_VRING_ENABLE: u32 = 18;
+
+/// A SET_VRING_ENABLE message.
+pub(crate) struct Enable {
+    pub ring: u32,
+    pub enable: bool,
+    needs_reply: bool,
+}
+
+/// Reads a SET_VRING_ENABLE message past the vhost crate: see [`crate::protocol::Handler::takes_early_enable`].
+pub(crate) fn read_enable(mut socket: &UnixStream) -> Result<Enable, Error> {
+    let mut message = [0; HEADER + 8];
+    socket.read_exact(&mut message).map_err(|source| Error::System { what: "read from the frontend", source })?;
+    let (words, _) = message.as_chunks();
+    match words.iter().map(|word| u32::from_ne_bytes(*word)).collect::<Vec<_>>()[..] {
+        // Version 1, no reply, perhaps NEED_REPLY.
+        [SET_VRING_ENABLE, flags @ (1 | 9), 8, ring, enable @ (0 | 1)] => {
+            Ok(Enable { ring, enable: enable == 1, needs_reply: flags == 9 })
+        }
+        _ => Err(Error::Protocol(vhost::vhost_user::Error::InvalidMessage)),
+    }
+}
+
+/// Answers it, if that was agreed on.
+pub(crate) fn answer_enable(mut socket: &UnixStream, enable: &Enable, reply_ack: bool) -> Result<(), Error> {
+    if !enable.needs_reply || !reply_ack {
+        return Ok(());
+    }
+    let reply = [SET_VRING_ENABLE, 5, 8, 0, 0].map(u32::to_ne_bytes).concat();
+    socket.write_all(&reply).map_err(|source| Error::System { what: "answer the frontend", source })
 }
 
 fn wait(socket: &UnixStream, flags: PollFlags, limit: Option<Duration>) -> rustix::io::Result<bool> {

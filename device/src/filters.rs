@@ -36,6 +36,7 @@ pub(crate) fn protocol(listening: bool) -> Filter {
             libc::SYS_recvfrom, // to see how much of a message is there
             libc::SYS_recvmsg,
             libc::SYS_sendmsg,
+            libc::SYS_read,  // a message that the vhost crate does not take
             libc::SYS_write, // eventfds of the workers
             libc::SYS_fstat, // the size of the guest's memory
             libc::SYS_close,

@@ -36,10 +36,11 @@ mod segments;
 mod stats;
 mod worker;
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use confine::{Filter, Limit, Narrow, Sandbox};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
@@ -176,21 +177,37 @@ fn converse<D: Device>(_narrow: Narrow, frontend: Frontend, stats: &Stats, handl
     let mut requests = BackendReqHandler::from_stream(socket, Arc::clone(&handler));
     let outcome = loop {
         match connection::next_message(&peek) {
-            Ok(true) => {}
-            Ok(false) => break Ok(()),
+            Ok(Some(connection::SET_VRING_ENABLE)) if lock(&handler).takes_early_enable() => {
+                match enable_early(&peek, &mut lock(&handler)) {
+                    Ok(()) => continue,
+                    Err(error) => break Err(error),
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         }
         match requests.handle_request() {
             Ok(()) => {}
             Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => break Ok(()),
             Err(error) => {
-                let failure = handler.lock().unwrap_or_else(PoisonError::into_inner).failure.take();
+                let failure = lock(&handler).failure.take();
                 break Err(failure.unwrap_or(Error::Protocol(error)));
             }
         }
     };
     // What is under way reaches the disk or the wire before the process ends.
-    handler.lock().unwrap_or_else(PoisonError::into_inner).shut_down().and(outcome)
+    lock(&handler).shut_down().and(outcome)
+}
+
+fn lock<D: Device>(handler: &Mutex<Handler<D>>) -> MutexGuard<'_, Handler<D>> {
+    handler.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn enable_early<D: Device>(socket: &UnixStream, handler: &mut Handler<D>) -> Result<(), Error> {
+    let message = connection::read_enable(socket)?;
+    handler.enable(message.ring, message.enable)?;
+    connection::answer_enable(socket, &message, handler.has_reply_ack())
 }
 
 /// Runs a thread's body. The process ends with it: orderly if it returns at all, else with a line.

@@ -57,6 +57,7 @@ pub(crate) struct Handler<D: Device> {
     device: D,
     stats: Arc<Stats>,
     features: u64,
+    protocol_features: u64,
     memory: Option<Arc<Memory>>,
     vrings: Vec<Vring>,
     workers: Vec<Arc<Mailbox>>,
@@ -67,7 +68,7 @@ pub(crate) struct Handler<D: Device> {
 impl<D: Device> Handler<D> {
     pub fn new(device: D, stats: Arc<Stats>, workers: Vec<Arc<Mailbox>>) -> Handler<D> {
         let vrings = stats.rings.iter().map(|_| Vring::default()).collect();
-        Handler { device, stats, features: 0, memory: None, vrings, workers, failure: None }
+        Handler { device, stats, features: 0, protocol_features: 0, memory: None, vrings, workers, failure: None }
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring, Error> {
@@ -153,6 +154,22 @@ impl<D: Device> Handler<D> {
 
     fn indices(&self) -> std::ops::Range<u32> {
         0..u32::try_from(self.vrings.len()).unwrap_or(0)
+    }
+
+    /// Enables or disables a ring.
+    pub fn enable(&mut self, index: u32, enable: bool) -> Result<(), Error> {
+        self.change(index, |vring| vring.enabled = enable)
+    }
+
+    /// Whether SET_VRING_ENABLE comes from a frontend that has negotiated protocol features, but not SET_FEATURES yet.
+    /// QEMU enables a network device's rings at this point, and the vhost crate (0.18) takes it for an error.
+    pub fn takes_early_enable(&self) -> bool {
+        self.protocol_features != 0 && self.features == 0
+    }
+
+    /// Whether answers to requests without one of their own were agreed on.
+    pub fn has_reply_ack(&self) -> bool {
+        self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
     /// Stops everything: the frontend has gone.
@@ -253,6 +270,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Handler<D> {
 
     fn set_protocol_features(&mut self, features: u64) -> VhostResult<()> {
         let beyond = features & !self.get_protocol_features()?.bits();
+        self.protocol_features = features;
         let result = if beyond == 0 { Ok(()) } else { Err(Error::Features(beyond)) };
         self.report(result)
     }
@@ -331,7 +349,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Handler<D> {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> VhostResult<()> {
-        let result = self.change(index, |vring| vring.enabled = enable);
+        let result = self.enable(index, enable);
         self.report(result)
     }
 
