@@ -116,8 +116,8 @@ fn endpoint(arguments: &Arguments) -> Result<Endpoint, Error> {
             let (rpc, lane) = Endpoint::bind(path, 0o600)?.into_fds();
             Ok(Endpoint::from_fds(rpc, lane)?)
         }
-        (None, Some(rpc), Some(lane)) => Ok(Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)?),
-        _ => Err(Error::Arguments("Say where to listen: either --socket, or --listen-fd and --lane-fd")),
+        (None, Some(rpc), Some(lane)) if rpc != lane => Ok(Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)?),
+        _ => Err(Error::Arguments("Say where to listen: either --socket, or --listen-fd and --lane-fd with two different descriptors")),
     }
 }
 
@@ -127,7 +127,7 @@ fn inherited(fd: RawFd) -> Result<OwnedFd, Error> {
         return Err(Error::Arguments("--listen-fd and --lane-fd take the numbers of inherited descriptors above 2"));
     }
     // SAFETY: the number is open and above stderr's; this process has opened nothing that outlives a call yet, so nobody else owns it,
-    // and clap gives each of the two numbers once (the same number twice fails the second one's check of its socket type).
+    // and the two numbers that are taken this way differ.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -1,2 +1,153 @@
-//! kernel-store
-fn main() {}
+//! The program `kernel-store`: arguments, then confinement, then service. Phase 1 opens and locks the state directory and binds or checks
+//! the sockets; what the directory holds, and the first byte of a client, are read in phase 2.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::Parser;
+use confine::{Policy, Sandbox};
+use ipc::{Endpoint, Lane};
+use kernel_store::error::Error;
+use kernel_store::service::Service;
+use kernel_store::store::{Limits, Store};
+use kernel_store::worker::{Mailbox, worker};
+use kernel_store::{filters, rpc};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+/// Unpacks, checks and keeps guest kernels, and serves them over Cap'n Proto
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Directory of the store; made, for this user only, if it is not there
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// Inherited listening socket (SOCK_STREAM) for RPC
+    #[arg(long, value_name = "N", requires = "lane_fd", conflicts_with = "socket")]
+    listen_fd: Option<RawFd>,
+    /// Inherited listening socket (SOCK_SEQPACKET) for file descriptors
+    #[arg(long, value_name = "N", requires = "listen_fd")]
+    lane_fd: Option<RawFd>,
+    /// Listen on this path, and beside it on the path with .fds appended
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// End once no connection has been open for that long; never, if absent
+    #[arg(long, value_name = "SECONDS")]
+    idle_exit: Option<u64>,
+    /// Most bytes that all kernels together may take
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
+    max_bytes: u64,
+    /// What to do where the kernel lacks a layer of confinement: strict (refuse to start) or best-effort (say so)
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::BestEffort)]
+    confinement: Policy,
+}
+
+fn main() -> ExitCode {
+    match serve(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kernel-store: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: Arguments) -> Result<(), Error> {
+    let endpoint = endpoint(&arguments)?;
+    let dir = state_dir(&arguments.state_dir)?;
+    let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
+    let sandbox =
+        keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
+    let path = arguments.state_dir.canonicalize().map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
+    let confined = sandbox.keep_fd(dir.as_raw_fd()).allow_dir_rw(&path).confine()?;
+
+    let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
+    let (disk, disk_mailbox) = worker();
+    let (unpacker, unpack_mailbox) = worker::<()>();
+    let (ready, started) = mpsc::channel();
+    let disk_thread =
+        confined.spawn("disk", &filters::disk(), move || keep_files(dir, limits, disk_mailbox, &ready))?;
+    // Not joined at the end: it may be stuck in a read of a client's file.
+    let _unpack_thread = confined.spawn("unpack", &filters::unpack(), move || unpack_mailbox.serve(()))?;
+    let _narrow = confined.enter(&filters::control())?;
+    started
+        .recv()
+        .unwrap_or(Err(Error::Arguments("The disk thread ended before it began; report this as a defect")))?;
+
+    let idle = arguments.idle_exit.map(Duration::from_secs);
+    ipc::run(async move {
+        let service = Rc::new(Service::new(disk, unpacker));
+        let lane = Lane::new();
+        let offered = lane.clone();
+        ipc::serve(endpoint, lane, ipc::Limits::default(), idle, move |peer| rpc::bootstrap(&service, &offered, peer))
+            .await
+    })
+    .map_err(Error::Runtime)??;
+    // With its last handle the thread ends; what it is writing is written first.
+    let _ = disk_thread.join();
+    Ok(())
+}
+
+/// The disk thread's life.
+fn keep_files(dir: OwnedFd, limits: Limits, mailbox: Mailbox<Store>, ready: &mpsc::Sender<Result<(), Error>>) {
+    match Store::open(dir, limits) {
+        Ok(store) => {
+            let _ = ready.send(Ok(()));
+            mailbox.serve(store);
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+    }
+}
+
+/// The state directory, made if need be, and locked.
+fn state_dir(path: &Path) -> Result<OwnedFd, Error> {
+    let failed = |error| Error::StateDir(path.into(), error);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let dir = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| failed(e.into()))?;
+    // A predecessor that was just killed may still be on its way out.
+    for _ in 0..40 {
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(dir),
+            Err(rustix::io::Errno::AGAIN) => std::thread::sleep(Duration::from_millis(50)),
+            Err(e) => return Err(failed(e.into())),
+        }
+    }
+    Err(Error::InUse(path.into()))
+}
+
+fn endpoint(arguments: &Arguments) -> Result<Endpoint, Error> {
+    match (&arguments.socket, arguments.listen_fd, arguments.lane_fd) {
+        (Some(path), None, None) => {
+            // Confined, this process could not remove the sockets' files: they stay, refuse, and are replaced at the next start.
+            let (rpc, lane) = Endpoint::bind(path, 0o600)?.into_fds();
+            Ok(Endpoint::from_fds(rpc, lane)?)
+        }
+        (None, Some(rpc), Some(lane)) if rpc != lane => Ok(Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)?),
+        _ => Err(Error::Arguments(
+            "Say where to listen: either --socket, or --listen-fd and --lane-fd with two different descriptors",
+        )),
+    }
+}
+
+fn inherited(fd: RawFd) -> Result<OwnedFd, Error> {
+    // SAFETY: F_GETFD takes no pointers and fails on a number that is not an open fd.
+    if fd <= 2 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(Error::Arguments("--listen-fd and --lane-fd take the numbers of inherited descriptors above 2"));
+    }
+    // SAFETY: the number is open and above stderr's; this process has opened nothing that outlives a call yet, so nobody else owns it,
+    // and the two numbers that are taken this way differ.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// An error and its causes, once each.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -41,6 +41,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
+        if let Ok(Some(status)) = self.process.try_wait() {
+            eprintln!("ipamd had ended by itself: {status}");
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

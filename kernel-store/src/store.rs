@@ -1,0 +1,486 @@
+//! The store on the disk: kernels by the digest of their content, and an index. Touches the files of one directory, and the descriptors it is
+//! given to look at; sees no client.
+//!
+//! ```text
+//! index              what there is (index.rs); replaced as a whole
+//! index.new          the next one, while it is written
+//! kernels/DIGEST     an unpacked ELF
+//! kernels/new        the next one, while it is written
+//! ```
+//!
+//! A kernel is in the store once the index that names it is on the disk; a file that no index names is swept away at the next start.
+//! What is read back is hashed before it is handed out. The directory is locked (flock) by the process that serves it.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ipc::{Code, Fault};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use sha2::Digest as _;
+
+use crate::digest::Digest;
+use crate::error::Error;
+use crate::image::{Facts, MAX_INPUT, MAX_OUTPUT, elf};
+use crate::index::{Entry, Index, NAME_RULE, Unresolved, is_name};
+use crate::memfd::{Draft, SealedMemfd};
+
+/// Far above what an index of the most kernels and names takes.
+const MAX_INDEX: u64 = 16 << 20;
+const CHUNK: usize = 1 << 20;
+/// linux/magic.h
+const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
+const CREATE: OFlags =
+    OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::TRUNC).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// What is bounded.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Kernels; what `list` carries in one message.
+    pub kernels: usize,
+    /// Names.
+    pub names: usize,
+    /// Bytes of all kernels together.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { kernels: 1024, names: 4096, bytes: 16 << 30 }
+    }
+}
+
+/// One kernel of the store; what it says stays true after it is removed from there.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Its entry in the index, when it was asked for.
+    pub entry: Entry,
+    /// The name to show.
+    pub name: String,
+    file: Arc<File>,
+}
+
+/// A kernel that was unpacked and is to be kept.
+pub struct Unpacked {
+    /// It, from the draft's beginning.
+    pub draft: Draft,
+    /// Its size.
+    pub len: usize,
+    /// Its digest.
+    pub digest: Digest,
+    /// What it says of itself.
+    pub facts: Facts,
+    /// The digest of the image it came from.
+    pub source: Digest,
+}
+
+/// The open store.
+pub struct Store {
+    dir: OwnedFd,
+    kernels: OwnedFd,
+    index: Index,
+    limits: Limits,
+    /// Open files of kernels that somebody holds.
+    files: HashMap<Digest, Weak<File>>,
+    /// What was found damaged, and is written again when it is imported again.
+    damaged: HashSet<Digest>,
+}
+
+type Answer<T> = Result<T, Fault>;
+
+impl Store {
+    /// Takes over a state directory that is locked already, and sweeps away what a crash left.
+    ///
+    /// # Errors
+    /// [`Error::Index`], [`Error::File`].
+    pub fn open(dir: OwnedFd, limits: Limits) -> Result<Store, Error> {
+        let file = |tried| move |source: Errno| Error::File { tried, source: source.into() };
+        match rustix::fs::mkdirat(&dir, "kernels", Mode::RWXU) {
+            Ok(()) => rustix::fs::fsync(&dir).map_err(file("make the directory of kernels"))?,
+            Err(Errno::EXIST) => {}
+            Err(e) => return Err(file("make the directory of kernels")(e)),
+        }
+        let kernels = rustix::fs::openat(&dir, "kernels", READ | OFlags::DIRECTORY, Mode::empty());
+        let kernels = kernels.map_err(file("open the directory of kernels"))?;
+        let index = match rustix::fs::openat(&dir, "index", READ, Mode::empty()) {
+            Ok(fd) => read_index(File::from(fd))?,
+            Err(Errno::NOENT) => Index::default(),
+            Err(e) => return Err(file("open the index")(e)),
+        };
+        let store = Store { dir, kernels, index, limits, files: HashMap::new(), damaged: HashSet::new() };
+        store.sweep().map_err(file("sweep the directory of kernels"))?;
+        Ok(store)
+    }
+
+    /// Removes files of ours that the index does not name. What has another kind of name is not ours.
+    fn sweep(&self) -> rustix::io::Result<()> {
+        let mut left = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.kernels)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let orphan = name.parse().is_ok_and(|digest| self.index.get(&digest).is_none());
+            if orphan || name == "new" {
+                left.push(name.to_owned());
+            }
+        }
+        left.iter().try_for_each(|name| rustix::fs::unlinkat(&self.kernels, name.as_str(), AtFlags::empty()))
+    }
+
+    /// Looks at an image that somebody handed in, before anything reads it: its size.
+    ///
+    /// # Errors
+    /// `invalidArgument` if it is no regular file, or lies where a read might never return; `badImage` if it is empty or too large.
+    pub fn look_at(image: BorrowedFd) -> Answer<usize> {
+        const TRIED: &str = "import a kernel";
+        let failed = |e: Errno| io_fault(TRIED, "look at the image", &e.into());
+        let stat = rustix::fs::fstat(image).map_err(failed)?;
+        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(Fault::new(
+                Code::InvalidArgument,
+                TRIED,
+                "the descriptor is not of a regular file",
+                "Open the image itself, for reading",
+            ));
+        }
+        let readable = rustix::fs::fcntl_getfl(image).map_err(failed)?.intersection(OFlags::RWMODE | OFlags::PATH);
+        if readable.intersects(OFlags::WRONLY | OFlags::PATH) {
+            return Err(Fault::new(
+                Code::InvalidArgument,
+                TRIED,
+                "the descriptor is not open for reading",
+                "Open the image for reading",
+            ));
+        }
+        // Whoever serves a FUSE file system could leave the thread that reads from it waiting for ever.
+        if rustix::fs::fstatfs(image).map_err(failed)?.f_type as u64 == FUSE_SUPER_MAGIC {
+            let remedy = "Copy the image to another file system, or into a memfd";
+            return Err(Fault::new(
+                Code::InvalidArgument,
+                TRIED,
+                "the image lies on a file system that a user's process serves (FUSE)",
+                remedy,
+            ));
+        }
+        match usize::try_from(stat.st_size) {
+            Ok(0) => {
+                Err(Fault::new(Code::BadImage, TRIED, "the image is empty", "Copy it again from where it came from"))
+            }
+            Ok(size) if size as u64 <= MAX_INPUT => Ok(size),
+            _ => {
+                let why = format!("the image has {} bytes, and {MAX_INPUT} are the most", stat.st_size);
+                Err(Fault::new(
+                    Code::BadImage,
+                    TRIED,
+                    why,
+                    "Use a kernel without debug information (a stripped vmlinux, or the bzImage)",
+                ))
+            }
+        }
+    }
+
+    /// Room to unpack or load a kernel into.
+    ///
+    /// # Errors
+    /// `exhausted` if there is no memory.
+    pub fn draft(len: usize) -> Answer<Draft> {
+        Draft::new(len).map_err(|e| {
+            Fault::new(
+                Code::Exhausted,
+                "make room for a kernel",
+                format!("the kernel gave no memory ({e})"),
+                "Try again when more memory is free",
+            )
+        })
+    }
+
+    /// The kernel that an image with this digest is known to unpack to, under a name if one is given.
+    ///
+    /// # Errors
+    /// As [`Store::keep`].
+    pub fn known(&mut self, source: &Digest, name: &str) -> Answer<Option<Kernel>> {
+        let Some(digest) = self.index.by_source(source).map(|entry| entry.digest) else { return Ok(None) };
+        if self.damaged.contains(&digest) || self.file(&digest).is_err() {
+            return Ok(None);
+        }
+        self.name(&digest, name)?;
+        self.kernel(&digest).map(Some)
+    }
+
+    /// Keeps an unpacked kernel, under a name if one is given, and seals it for handing out.
+    ///
+    /// # Errors
+    /// `exhausted` if the disk or the store is full, `internal` if the disk fails.
+    pub fn keep(&mut self, unpacked: Unpacked, name: &str) -> Answer<(Kernel, SealedMemfd)> {
+        const TRIED: &str = "keep a kernel";
+        let Unpacked { draft, len, digest, facts, source } = unpacked;
+        let content = draft.get(..len).unwrap_or_default();
+        let there = self.index.get(&digest).is_some() && !self.damaged.contains(&digest) && self.file(&digest).is_ok();
+        let mut next = self.index.clone();
+        if next.get(&digest).is_none() {
+            self.check_room(len as u64)?;
+            let imported = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let imported = i64::try_from(imported).unwrap_or(i64::MAX);
+            next.entries.push(Entry {
+                digest,
+                size: len as u64,
+                facts,
+                imported,
+                name: String::new(),
+                sources: Vec::new(),
+            });
+        }
+        next.add_source(&digest, source);
+        self.check_name(&next, name)?;
+        next.give_name(&digest, name);
+        if !there {
+            self.files.remove(&digest);
+            self.write_kernel(&digest, content).map_err(|e| io_fault(TRIED, "write it", &e))?;
+        }
+        if let Err(fault) = self.commit(next) {
+            if self.index.get(&digest).is_none() {
+                let _ = rustix::fs::unlinkat(&self.kernels, digest.to_string(), AtFlags::empty());
+            }
+            return Err(fault);
+        }
+        self.damaged.remove(&digest);
+        let kernel = self.kernel(&digest)?;
+        let sealed = draft.seal(len as u64).map_err(|e| io_fault(TRIED, "seal it", &e))?;
+        Ok((kernel, sealed))
+    }
+
+    /// Reads a kernel back, and checks that it is what it was.
+    ///
+    /// # Errors
+    /// `badImage` if it is not; `internal` if the disk fails; `exhausted` if there is no memory.
+    pub fn load(&mut self, kernel: &Kernel) -> Answer<SealedMemfd> {
+        const TRIED: &str = "open a kernel";
+        let Entry { digest, size, facts, .. } = &kernel.entry;
+        let failed = |what: &'static str| move |e: io::Error| io_fault(TRIED, what, &e);
+        let len = kernel.file.metadata().map_err(failed("look at its file"))?.len();
+        let sound = if len == *size && len > 0 && len <= MAX_OUTPUT as u64 {
+            let mut draft = Store::draft(usize::try_from(len).unwrap_or(0))?;
+            let is = read_and_hash(&kernel.file, &mut draft).map_err(failed("read its file"))?;
+            // The digest says that these are the bytes that were checked; the facts that go with them are in another file.
+            let checked = (is == *digest).then(|| elf::check(&draft).ok()).flatten();
+            let same = checked.is_some_and(|is| Facts { version: facts.version.clone(), ..is } == *facts);
+            same.then_some(draft)
+        } else {
+            None
+        };
+        let Some(draft) = sound else {
+            if self.index.get(digest).is_some() {
+                self.damaged.insert(*digest);
+            }
+            let why = format!("the store's file kernels/{digest} is damaged");
+            return Err(Fault::new(
+                Code::BadImage,
+                TRIED,
+                why,
+                "Import its image again, which mends it, and see whether the disk is healthy",
+            ));
+        };
+        draft.seal(len).map_err(failed("seal it"))
+    }
+
+    /// The kernel that a reference means.
+    ///
+    /// # Errors
+    /// `notFound`, `invalidArgument`; `badImage` if its file is gone.
+    pub fn get(&mut self, reference: &str) -> Answer<Kernel> {
+        let digest = self.resolve("get a kernel", reference)?;
+        self.kernel(&digest)
+    }
+
+    /// Every kernel with the name to show, the latest first.
+    pub fn list(&self) -> Vec<(Entry, String)> {
+        self.index.entries.iter().rev().map(|entry| (entry.clone(), self.index.name_of(entry).to_owned())).collect()
+    }
+
+    /// Forgets a kernel: its digest. Those who hold it can still open it.
+    ///
+    /// # Errors
+    /// `notFound`, `invalidArgument`, and those of the disk.
+    pub fn remove(&mut self, reference: &str) -> Answer<Digest> {
+        let digest = self.resolve("remove a kernel", reference)?;
+        let mut next = self.index.clone();
+        next.remove(&digest);
+        self.commit(next)?;
+        self.damaged.remove(&digest);
+        self.files.remove(&digest);
+        // Should this fail, the next start does it.
+        let _ = rustix::fs::unlinkat(&self.kernels, digest.to_string(), AtFlags::empty());
+        Ok(digest)
+    }
+
+    fn resolve(&self, tried: &str, reference: &str) -> Answer<Digest> {
+        let shown: String = reference.chars().take(80).collect();
+        match self.index.resolve(reference) {
+            Ok(entry) => Ok(entry.digest),
+            Err(Unresolved::NotFound) => {
+                let remedy = "Import it, or use a name or digest that the list shows";
+                Err(Fault::new(
+                    Code::NotFound,
+                    format!("{tried} by {shown:?}"),
+                    "there is none with that name or digest",
+                    remedy,
+                ))
+            }
+            Err(Unresolved::Ambiguous) => Err(Fault::new(
+                Code::InvalidArgument,
+                format!("{tried} by {shown:?}"),
+                "several digests begin so",
+                "Give more digits",
+            )),
+        }
+    }
+
+    fn kernel(&mut self, digest: &Digest) -> Answer<Kernel> {
+        let file = self.file(digest)?;
+        let gone = || Fault::new(Code::Internal, "get a kernel", "its entry is gone", "Report this as a defect");
+        let entry = self.index.get(digest).ok_or_else(gone)?;
+        Ok(Kernel { name: self.index.name_of(entry).to_owned(), entry: entry.clone(), file })
+    }
+
+    /// The open file of a kernel, shared by all who hold it.
+    fn file(&mut self, digest: &Digest) -> Answer<Arc<File>> {
+        if let Some(file) = self.files.get(digest).and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        self.files.retain(|_, file| file.strong_count() > 0);
+        let opened = rustix::fs::openat(&self.kernels, digest.to_string(), READ, Mode::empty());
+        let file = Arc::new(File::from(opened.map_err(|e| match e {
+            Errno::NOENT => {
+                let why = format!("the store's file kernels/{digest} is gone");
+                Fault::new(Code::BadImage, "get a kernel", why, "Import its image again, which mends it")
+            }
+            e => io_fault("get a kernel", "open its file", &e.into()),
+        })?));
+        self.files.insert(*digest, Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    fn name(&mut self, digest: &Digest, name: &str) -> Answer<()> {
+        let shown = self.index.get(digest).is_some_and(|entry| entry.name == name);
+        if name.is_empty() || (shown && self.index.names.get(name) == Some(digest)) {
+            return Ok(());
+        }
+        let mut next = self.index.clone();
+        self.check_name(&next, name)?;
+        next.give_name(digest, name);
+        self.commit(next)
+    }
+
+    fn check_name(&self, index: &Index, name: &str) -> Answer<()> {
+        const TRIED: &str = "name a kernel";
+        if name.is_empty() {
+            return Ok(());
+        }
+        if !is_name(name) {
+            return Err(Fault::new(Code::InvalidArgument, TRIED, NAME_RULE, "Choose such a name, or none"));
+        }
+        if index.names.len() >= self.limits.names && !index.names.contains_key(name) {
+            return Err(Fault::new(
+                Code::Exhausted,
+                TRIED,
+                format!("there are {} names already", index.names.len()),
+                "Remove some kernels",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_room(&self, more: u64) -> Answer<()> {
+        let Limits { kernels, bytes, .. } = self.limits;
+        let full = |why| {
+            Err(Fault::new(
+                Code::Exhausted,
+                "keep a kernel",
+                why,
+                "Remove kernels that are no longer used, or raise --max-bytes",
+            ))
+        };
+        if self.index.entries.len() >= kernels {
+            return full(format!("the store has {kernels} kernels, which is the limit"));
+        }
+        let used: u64 = self.index.entries.iter().map(|entry| entry.size).sum();
+        if used.saturating_add(more) > bytes {
+            return full(format!("it needs {more} bytes, and the store has {used} of {bytes} in use"));
+        }
+        Ok(())
+    }
+
+    fn write_kernel(&self, digest: &Digest, content: &[u8]) -> io::Result<()> {
+        replace(&self.kernels, "new", &digest.to_string(), content)
+    }
+
+    /// Puts the next index on the disk and takes it for ours.
+    fn commit(&mut self, next: Index) -> Answer<()> {
+        if next != self.index {
+            let text = next.to_text();
+            replace(&self.dir, "index.new", "index", text.as_bytes())
+                .map_err(|e| io_fault("keep the index of kernels", "write it", &e))?;
+            self.index = next;
+        }
+        Ok(())
+    }
+}
+
+fn read_index(file: File) -> Result<Index, Error> {
+    let mut text = Vec::new();
+    file.take(MAX_INDEX).read_to_end(&mut text).map_err(|source| Error::File { tried: "read the index", source })?;
+    let text = String::from_utf8(text).map_err(|_| Error::Index("it is not text".into()))?;
+    Index::from_text(&text).map_err(Error::Index)
+}
+
+/// Makes `name` hold `content`, all of it or as before, also after a power failure: a file of another name, synced, then renamed.
+fn replace(dir: &OwnedFd, temporary: &str, name: &str, content: &[u8]) -> io::Result<()> {
+    let write = || {
+        let mut file = File::from(rustix::fs::openat(dir, temporary, CREATE, Mode::RUSR | Mode::WUSR)?);
+        file.write_all(content)?;
+        file.sync_all()
+    };
+    let written = write().and_then(|()| Ok(rustix::fs::renameat(dir, temporary, dir, name)?));
+    if written.is_err() {
+        // Nothing to do about it if this fails too; the next start sweeps.
+        let _ = rustix::fs::unlinkat(dir, temporary, AtFlags::empty());
+    }
+    written.and_then(|()| Ok(rustix::fs::fsync(dir.as_fd())?))
+}
+
+/// Fills `into` from the file's beginning, hashing while the bytes are in the cache.
+fn read_and_hash(file: &File, into: &mut [u8]) -> io::Result<Digest> {
+    let mut hasher = sha2::Sha256::new();
+    let mut offset = 0u64;
+    for chunk in into.chunks_mut(CHUNK) {
+        file.read_exact_at(chunk, offset)?;
+        hasher.update(&*chunk);
+        offset = offset.saturating_add(chunk.len() as u64);
+    }
+    Ok(Digest::from(hasher))
+}
+
+/// What a failure of the disk means to a caller.
+fn io_fault(tried: &str, what: &str, error: &io::Error) -> Fault {
+    let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG]
+        .iter()
+        .any(|errno| Some(errno.raw_os_error()) == error.raw_os_error());
+    let crowded = [Errno::MFILE, Errno::NFILE, Errno::NOMEM]
+        .iter()
+        .any(|errno| Some(errno.raw_os_error()) == error.raw_os_error());
+    let (code, remedy) = match (full, crowded) {
+        (true, _) => (Code::Exhausted, "Free some space on the file system of the state directory, or remove kernels"),
+        (_, true) => (Code::Exhausted, "Try again when fewer kernels are in use"),
+        _ => (Code::Internal, "See that the state directory is writable and its disk healthy"),
+    };
+    Fault::new(code, tried, format!("cannot {what} ({error})"), remedy)
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;
