@@ -66,6 +66,29 @@ fn fds_arrive_at_their_numbers_even_where_these_collide_with_the_callers() {
 }
 
 #[test]
+fn fds_arrive_at_their_numbers_where_the_callers_own_copies_would_lie_there() {
+    attempt(|| {
+        let pipes = [40, 50, 60].map(|number| {
+            let (from, to) = io::pipe().unwrap();
+            (at(number, from.into()), at(number + 1, to.into()))
+        });
+        // SAFETY: closes what the harness may have left there; nothing owns it. All targets are free in the caller.
+        unsafe { libc::close_range(3, 39, 0) };
+        let mut spawn = shell("echo a >&3; echo b >&4; echo c >&5; echo heard >&2; echo lost");
+        let from = pipes.map(|(from, to)| {
+            spawn.fd(to);
+            from
+        });
+        assert!(spawn.spawn().unwrap().wait().unwrap().success());
+        for (from, text) in from.into_iter().zip(["a\n", "b\n", "c\n"]) {
+            assert_eq!(io::read_to_string(File::from(from)).unwrap(), text);
+        }
+    })
+    .passes()
+    .says("heard");
+}
+
+#[test]
 fn no_fd_is_inherited_that_was_not_given() {
     attempt(|| {
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
