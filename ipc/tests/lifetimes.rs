@@ -5,11 +5,13 @@ mod common;
 use std::{
     io::Write,
     os::unix::net::UnixStream,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
 use common::*;
 use ipc::{Code, Connection, Error, Limits, Peer};
+use schema::kernel_store_capnp::{kernel, kernel_store};
 
 #[test]
 fn dropping_the_last_reference_drops_the_server_object() {
@@ -116,6 +118,43 @@ fn a_call_that_passed_its_deadline_is_cancelled_at_the_service() {
         assert_eq!(fault.code, Code::Unavailable);
         assert_eq!(service.probe.most_hanging.get(), 1);
         eventually(|| service.probe.hanging.get() == 0).await;
+    });
+}
+
+/// A client's own object, which panics when the service calls it.
+struct Panics;
+
+impl kernel::Server for Panics {
+    async fn info(self: Rc<Self>, _: kernel::InfoParams, _: kernel::InfoResults) -> capnp::Result<()> {
+        panic!("a test asked for this panic")
+    }
+}
+
+#[test]
+fn a_panic_on_the_own_side_ends_that_connection_and_every_wait_on_it() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, Limits::default());
+        let (other, other_store) = connect_pair(&service, Limits::default());
+        let waiting = connection.call("wait", SOON * 100, get(&store, "hang"));
+        let panicking = async {
+            eventually(|| service.probe.hanging.get() == 1).await;
+            let ours: kernel::Client = capnp_rpc::new_client(Panics);
+            let mut request = store.client.new_call::<capnp::any_pointer::Owned, kernel_store::list_results::Owned>(
+                <kernel_store::Client as capnp::traits::HasTypeId>::TYPE_ID,
+                2,
+                None,
+            );
+            request.get().set_as_capability(ours.client.hook);
+            connection.call("call back", SOON * 100, request.send()).await.map(drop)
+        };
+        let start = Instant::now();
+        let (waited, panicked) = tokio::join!(waiting, panicking);
+        assert_eq!(waited.map(drop).unwrap_err().code, Code::Unavailable);
+        assert_eq!(panicked.unwrap_err().code, Code::Unavailable);
+        assert!(start.elapsed() < SOON);
+        get_kernel(&other, &other_store, "k").await.unwrap();
+        eventually(|| service.probe.stores.get() == 1 && service.probe.hanging.get() == 0).await;
     });
 }
 

@@ -129,6 +129,13 @@ impl kernel_store::Server for Store {
         Ok(())
     }
 
+    /// Calls `info` of the kernel that it is given in place of its parameters.
+    async fn list(self: Rc<Self>, params: kernel_store::ListParams, _: kernel_store::ListResults) -> capnp::Result<()> {
+        let theirs: kernel::Client = params.hook.get()?.get_as_capability()?;
+        theirs.info_request().send().promise.await?;
+        Ok(())
+    }
+
     async fn remove(
         self: Rc<Self>,
         params: kernel_store::RemoveParams,
