@@ -3,7 +3,7 @@
 //! The vhost crate blocks without limit inside a message. So nothing is given to it before the message is there whole,
 //! and room for an answer is there too; both have a deadline. Between messages a frontend may be silent for ever.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -158,9 +158,11 @@ pub(crate) struct Enable {
 }
 
 /// Reads a SET_VRING_ENABLE message past the vhost crate: see [`crate::protocol::Handler::takes_early_enable`].
-pub(crate) fn read_enable(mut socket: &UnixStream) -> Result<Enable, Error> {
+pub(crate) fn read_enable(socket: &UnixStream) -> Result<Enable, Error> {
     let mut message = [0; HEADER + 8];
-    socket.read_exact(&mut message).map_err(|source| Error::System { what: "read from the frontend", source })?;
+    // It is there whole, or it is no such message.
+    rustix::net::recv(socket, &mut message[..], RecvFlags::DONTWAIT)
+        .map_err(|errno| Error::System { what: "read from the frontend", source: errno.into() })?;
     let (words, _) = message.as_chunks();
     match words.iter().map(|word| u32::from_ne_bytes(*word)).collect::<Vec<_>>()[..] {
         // Version 1, no reply, perhaps NEED_REPLY.
@@ -172,12 +174,15 @@ pub(crate) fn read_enable(mut socket: &UnixStream) -> Result<Enable, Error> {
 }
 
 /// Answers it, if that was agreed on.
-pub(crate) fn answer_enable(mut socket: &UnixStream, enable: &Enable, reply_ack: bool) -> Result<(), Error> {
+pub(crate) fn answer_enable(socket: &UnixStream, enable: &Enable, reply_ack: bool) -> Result<(), Error> {
     if !enable.needs_reply || !reply_ack {
         return Ok(());
     }
     let reply = [SET_VRING_ENABLE, 5, 8, 0, 0].map(u32::to_ne_bytes).concat();
-    socket.write_all(&reply).map_err(|source| Error::System { what: "answer the frontend", source })
+    // There is room for it, so it goes at once.
+    rustix::io::write(socket, &reply)
+        .map(|_| ())
+        .map_err(|errno| Error::System { what: "answer the frontend", source: errno.into() })
 }
 
 fn wait(socket: &UnixStream, flags: PollFlags, limit: Option<Duration>) -> rustix::io::Result<bool> {

@@ -34,6 +34,8 @@ mod protocol;
 pub mod ring;
 mod segments;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod worker;
 
 use std::os::fd::{AsRawFd, BorrowedFd};

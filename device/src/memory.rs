@@ -164,3 +164,52 @@ fn map_file(index: usize, file: File, offset: u64, len: u64) -> Result<MmapRegio
     )
     .map_err(|error| system("mmap")(io::Error::other(error)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::memfd;
+
+    fn entry(guest: u64, len: u64, user: u64, offset: u64) -> VhostUserMemoryRegion {
+        VhostUserMemoryRegion::new(guest, len, user, offset)
+    }
+
+    #[test]
+    fn an_address_is_translated_up_to_the_last_byte_of_its_region() {
+        let file = memfd(0x4000);
+        let table = [entry(0x10_0000, 0x2000, 0x7000_0000, 0x2000), entry(0, 0x1000, 0x5000_0000, 0)];
+        let memory = Memory::map(&table, vec![file.try_clone().unwrap(), file]).unwrap();
+        assert_eq!(memory.translate(0x7000_0000, 0x2000), Some(GuestAddress(0x10_0000)));
+        assert_eq!(memory.translate(0x7000_1fff, 1), Some(GuestAddress(0x10_1fff)));
+        assert_eq!(memory.translate(0x7000_1fff, 2), None);
+        assert_eq!(memory.translate(0x7000_2000, 0), None);
+        assert_eq!(memory.translate(0x6fff_ffff, 1), None);
+        assert_eq!(memory.translate(0x5000_0ffc, 4), Some(GuestAddress(0xffc)));
+        assert_eq!(memory.translate(0x5000_0000, u64::MAX), None);
+    }
+
+    #[test]
+    fn a_region_shows_its_file_at_the_offset_given() {
+        use std::os::unix::fs::FileExt;
+        use vm_memory::Bytes;
+        let file = memfd(0x2000);
+        file.write_all_at(b"here", 0x1000).unwrap();
+        let memory = Memory::map(&[entry(0x5000, 0x1000, 0, 0x1000)], vec![file]).unwrap();
+        let mut bytes = [0; 4];
+        memory.guest().read_slice(&mut bytes, GuestAddress(0x5000)).unwrap();
+        assert_eq!(&bytes, b"here");
+    }
+
+    #[test]
+    fn tables_that_wrap_around_or_lack_files_are_refused() {
+        let map = |entry| Memory::map(&[entry], vec![memfd(0x1000)]);
+        assert!(matches!(map(entry(u64::MAX - 0xfff, 0x1000, 0, 0)), Err(MemoryError::Range(0))));
+        assert!(matches!(map(entry(0, 0x1000, u64::MAX - 0xffe, 0)), Err(MemoryError::Range(0))));
+        assert!(matches!(map(entry(0, 0x1000, 0, u64::MAX)), Err(MemoryError::Range(0))));
+        assert!(matches!(map(entry(0, 0, 0, 0)), Err(MemoryError::Range(0))));
+        assert!(map(entry(u64::MAX - 0x1000, 0x1000, 0, 0)).is_ok());
+        assert!(matches!(Memory::map(&[], vec![]), Err(MemoryError::Count { .. })));
+        let two = [entry(0, 0x1000, 0, 0), entry(0x1000, 0x1000, 0x1000, 0)];
+        assert!(matches!(Memory::map(&two, vec![memfd(0x1000)]), Err(MemoryError::Count { .. })));
+    }
+}

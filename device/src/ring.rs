@@ -325,3 +325,146 @@ impl Drop for Ring {
         self.setup.stats.started.store(false, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::EventfdFlags;
+
+    const DESC: u64 = 0x1000;
+    const AVAIL: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+
+    fn event() -> Arc<OwnedFd> {
+        Arc::new(rustix::event::eventfd(0, EventfdFlags::NONBLOCK).unwrap())
+    }
+
+    fn is_signalled(event: &OwnedFd) -> bool {
+        rustix::io::read(event, &mut [0u8; 8]).is_ok()
+    }
+
+    /// A ring of four, at a given index.
+    fn ring(memory: &Arc<Memory>, event_idx: bool, base: u16) -> Ring {
+        store(memory, USED + 2, base);
+        store(memory, AVAIL + 2, base);
+        let setup = Setup {
+            memory: Arc::clone(memory),
+            features: if event_idx { 1 << VIRTIO_RING_F_EVENT_IDX } else { 0 },
+            size: 4,
+            descriptors: GuestAddress(DESC),
+            available: GuestAddress(AVAIL),
+            used: GuestAddress(USED),
+            base,
+            kick: event(),
+            call: Some(event()),
+            error: Some(event()),
+            stats: Arc::default(),
+        };
+        Ring::new(setup).unwrap()
+    }
+
+    fn store(memory: &Memory, at: u64, value: u16) {
+        memory.guest().store(value, GuestAddress(at), Ordering::SeqCst).unwrap();
+    }
+
+    fn load(memory: &Memory, at: u64) -> u16 {
+        memory.guest().load(GuestAddress(at), Ordering::SeqCst).unwrap()
+    }
+
+    fn used(memory: &Memory, slot: u64) -> (u32, u32) {
+        let entry: u64 = memory.guest().read_obj(GuestAddress(USED + 4 + 8 * slot)).unwrap();
+        (entry as u32, (entry >> 32) as u32)
+    }
+
+    #[test]
+    fn chains_that_belong_together_are_published_over_the_wrap_of_the_index() {
+        let memory = Arc::new(crate::testing::memory());
+        let mut ring = ring(&memory, false, 0xfffe);
+        ring.complete_all(&[(3, 10), (1, 20), (2, 30)], 60, true);
+        assert_eq!(load(&memory, USED + 2), 1);
+        assert_eq!([used(&memory, 2), used(&memory, 3), used(&memory, 0)], [(3, 10), (1, 20), (2, 30)]);
+        assert_eq!(ring.stats().chains.load(Ordering::Relaxed), 3);
+        assert_eq!(ring.stats().bytes.load(Ordering::Relaxed), 60);
+    }
+
+    #[test]
+    fn a_head_outside_the_table_publishes_none_of_its_company() {
+        let memory = Arc::new(crate::testing::memory());
+        let mut ring = ring(&memory, false, 0);
+        ring.complete_all(&[(3, 10), (4, 20)], 0, true);
+        assert_eq!(load(&memory, USED + 2), 0);
+        assert!(ring.kick().is_none());
+        assert!(is_signalled(ring.setup.error.as_ref().unwrap()));
+        // Broken for good: nothing is popped, published or notified.
+        store(&memory, AVAIL + 2, 1);
+        assert_eq!(ring.pop(&mut Chain::new(&memory)), Popped::Empty);
+        ring.complete(1, 0, 0, true);
+        ring.notify().unwrap();
+        assert_eq!(load(&memory, USED + 2), 0);
+    }
+
+    #[test]
+    fn the_driver_is_called_when_its_event_index_lies_among_what_is_new() {
+        let memory = Arc::new(crate::testing::memory());
+        for base in [0u16, 0xfffe] {
+            let mut ring = ring(&memory, true, base);
+            let call = Arc::clone(ring.setup.call.as_ref().unwrap());
+            let mut step = |event: u16, completions: u16| {
+                store(&memory, AVAIL + 4 + 8, base.wrapping_add(event));
+                for _ in 0..completions {
+                    ring.complete(0, 0, 0, true);
+                }
+                ring.notify().unwrap();
+                is_signalled(&call)
+            };
+            assert!(step(0, 1)); // 0 to 1: passes the event
+            assert!(!step(0, 1)); // 1 to 2: it lies behind
+            assert!(!step(3, 1)); // 2 to 3: it lies ahead
+            assert!(step(4, 2)); // 3 to 5: passes it
+            assert!(!step(4, 0)); // nothing is new
+        }
+    }
+
+    #[test]
+    fn without_event_index_the_available_ring_s_flag_suppresses_calls() {
+        let memory = Arc::new(crate::testing::memory());
+        let mut ring = ring(&memory, false, 0);
+        let call = Arc::clone(ring.setup.call.as_ref().unwrap());
+        for (flag, expected) in [(0, true), (1, false), (0, true)] {
+            store(&memory, AVAIL, flag);
+            ring.complete(0, 0, 0, true);
+            ring.notify().unwrap();
+            assert_eq!(is_signalled(&call), expected);
+        }
+    }
+
+    #[test]
+    fn chains_that_are_put_back_are_popped_again() {
+        let memory = Arc::new(crate::testing::memory());
+        let mut ring = ring(&memory, false, 0xffff);
+        for slot in 0..4u64 {
+            store(&memory, AVAIL + 4 + 2 * slot, slot as u16);
+        }
+        // A one-byte writable descriptor each.
+        for index in 0..4u64 {
+            let (address, rest) = (0x8000 + index, 1u64 | 2 << 32);
+            memory.guest().write_obj(address, GuestAddress(DESC + 16 * index)).unwrap();
+            memory.guest().write_obj(rest, GuestAddress(DESC + 16 * index + 8)).unwrap();
+        }
+        store(&memory, AVAIL + 2, 2); // three of them
+        let mut chain = Chain::new(&memory);
+        let mut heads = |ring: &mut Ring| {
+            let mut heads = Vec::new();
+            while ring.pop(&mut chain) == Popped::Chain {
+                assert_eq!((chain.readable.len(), chain.writable.len()), (0, 1));
+                heads.push(chain.head());
+            }
+            heads
+        };
+        assert_eq!(heads(&mut ring), [3, 0, 1]);
+        ring.unpop(2);
+        assert_eq!(ring.base(), 0);
+        assert_eq!(heads(&mut ring), [0, 1]);
+        assert_eq!(ring.base(), 2);
+    }
+}

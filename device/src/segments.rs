@@ -203,3 +203,94 @@ impl<'m> IoVecs<'m> {
 fn result(returned: isize) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::memory;
+    use std::io::{Seek, Write};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+    /// Ten bytes in pieces of 3, 4 and 3, apart from each other.
+    fn pieces(memory: &crate::memory::Memory) -> Segments<'_> {
+        let mut segments = Segments::default();
+        for (at, len) in [(0x100, 3), (0x200, 4), (0x300, 3)] {
+            segments.push(memory.guest().get_slice(GuestAddress(at), len).unwrap());
+        }
+        segments
+    }
+
+    #[test]
+    fn bytes_are_copied_over_the_seams_and_not_past_the_end() {
+        let memory = memory();
+        let segments = pieces(&memory);
+        assert_eq!((segments.len(), segments.count()), (10, 3));
+        assert_eq!(segments.write(0, b"0123456789ab"), 10);
+        let mut all = [0; 16];
+        assert_eq!(segments.read(0, &mut all), 10);
+        assert_eq!(&all[..11], b"0123456789\0");
+        assert_eq!(segments.write(2, b"XYZ"), 3);
+        let mut part = [0; 4];
+        assert_eq!(segments.read(1, &mut part), 4);
+        assert_eq!(&part, b"1XYZ");
+        assert_eq!(segments.read(9, &mut part), 1);
+        assert_eq!(segments.read(10, &mut part), 0);
+        assert_eq!(segments.read(u64::MAX, &mut part), 0);
+    }
+
+    #[test]
+    fn a_file_is_read_into_the_middle_of_the_pieces_only() {
+        let memory = memory();
+        let segments = pieces(&memory);
+        segments.write(0, b"..........");
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"abcdefgh").unwrap();
+        let mut list = IoVecs::new();
+        list.push(&segments, 2, 6);
+        list.read_all_at(&file, 1).unwrap();
+        let mut all = [0; 10];
+        segments.read(0, &mut all);
+        assert_eq!(&all, b"..bcdefg..");
+        // The file ends before the list does.
+        let mut list = IoVecs::new();
+        list.push(&segments, 0, 10);
+        let error = list.read_all_at(&file, 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn private_memory_takes_what_goes_past_the_guest_s() {
+        let memory = memory();
+        let segments = pieces(&memory);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789abc").unwrap();
+        file.rewind().unwrap();
+        let mut spill = [0; 8];
+        let mut list = IoVecs::new();
+        list.push(&segments, 0, 10);
+        list.push_private(&mut spill);
+        assert_eq!(list.readv(&file).unwrap(), 13);
+        assert_eq!(&spill, b"abc\0\0\0\0\0");
+        let mut last = [0; 3];
+        memory.guest().read_slice(&mut last, GuestAddress(0x300)).unwrap();
+        assert_eq!(&last, b"789");
+    }
+
+    #[test]
+    fn a_list_moves_on_by_what_was_done_within_and_over_its_parts() {
+        let memory = memory();
+        let segments = pieces(&memory);
+        segments.write(0, b"0123456789");
+        for skip in 0..=10 {
+            let mut list = IoVecs::new();
+            list.push(&segments, 0, 10);
+            list.advance(skip);
+            assert_eq!(list.is_empty(), skip == 10);
+            let file = tempfile::tempfile().unwrap();
+            list.write_all_at(&file, 0).unwrap();
+            let mut bytes = [0; 10];
+            let rest = std::os::unix::fs::FileExt::read_at(&file, &mut bytes, 0).unwrap();
+            assert_eq!(bytes[..rest], b"0123456789"[skip..]);
+        }
+    }
+}

@@ -35,6 +35,9 @@ pub trait Worker: Send + 'static {
         None
     }
 
+    /// A ring was stopped: what was kept for its driver is of no use any more.
+    fn stopped(&mut self, _ring: usize) {}
+
     /// Serves the rings: a bounded amount of work, after which it is called again. A ring that is stopped or disabled is
     /// `None`. Called when a ring was kicked or started, or the source is ready.
     ///
@@ -111,7 +114,7 @@ impl Mailbox {
     }
 
     /// The worker's side: does what is asked.
-    fn obey(&self, rings: &mut [Option<Ring>]) -> Result<(), BoxError> {
+    fn obey(&self, worker: &mut impl Worker, rings: &mut [Option<Ring>]) -> Result<(), BoxError> {
         event::consume(&self.event)?;
         let mut slot = self.lock();
         let Some(request) = slot.request.take() else {
@@ -123,6 +126,7 @@ impl Mailbox {
                 None => Err("internal: no such ring"),
             }),
             Request::Stop(index) => {
+                worker.stopped(index);
                 Answer::Stopped(rings.get_mut(index).and_then(Option::take).map(|ring| ring.base()))
             }
         };
@@ -153,7 +157,7 @@ pub(crate) fn serve<W: Worker>(mut worker: W, mailbox: &Mailbox) -> Result<std::
 
         let mut ready = polled.iter().map(|entry| entry.revents);
         if ready.next().is_some_and(|revents| revents != 0) {
-            mailbox.obey(&mut rings)?;
+            mailbox.obey(&mut worker, &mut rings)?;
             // Rings may be others now; what else is ready will be so again.
             more = true;
             continue;

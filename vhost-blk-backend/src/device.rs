@@ -79,8 +79,8 @@ impl Device for Block {
     }
 
     fn sandbox(&self, sandbox: Sandbox) -> Sandbox {
-        // The image cannot grow, whatever goes wrong here.
-        sandbox.limit(Limit::FileSize, self.image.sectors * SECTOR)
+        // Writing stops there with a signal: the image's end, or what the last line on stderr may need.
+        sandbox.limit(Limit::FileSize, (self.image.sectors * SECTOR).max(1 << 30))
     }
 
     fn worker_filter(&self) -> Filter {
@@ -128,5 +128,25 @@ impl Worker for Queue {
         }
         ring.notify()?;
         Ok(Progress::More)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Disk;
+
+    fn block(read_only: bool) -> Block {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let disk = Disk::new("test".to_owned(), file, read_only).unwrap();
+        Block::new(Config { disk, serial: [0; 20], queues: 1 })
+    }
+
+    #[test]
+    fn a_read_only_disk_has_no_system_call_that_writes() {
+        let calls = |block: &Block| block.worker_filter().syscalls().collect::<Vec<_>>();
+        assert_eq!(calls(&block(true)), [libc::SYS_preadv]);
+        assert_eq!(calls(&block(false)), [libc::SYS_fdatasync, libc::SYS_preadv, libc::SYS_pwritev]);
     }
 }

@@ -102,7 +102,7 @@ impl Disk {
         if size == 0 {
             return Err(DiskError::Empty(name));
         }
-        if size % SECTOR != 0 {
+        if !size.is_multiple_of(SECTOR) {
             return Err(DiskError::OddSize { name, size });
         }
         lock(&file, read_only).map_err(|source| match source.raw_os_error() {

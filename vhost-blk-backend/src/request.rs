@@ -112,8 +112,9 @@ impl Image {
 
     /// Where on the disk `len` bytes from `sector` on lie, if they are whole sectors of it.
     fn offset(&self, sector: u64, len: u64) -> Result<u64, Refusal> {
-        let fits =
-            len % SECTOR == 0 && sector.checked_add(len / SECTOR).is_some_and(|end| end <= self.sectors) && len != 0;
+        let fits = len.is_multiple_of(SECTOR)
+            && sector.checked_add(len / SECTOR).is_some_and(|end| end <= self.sectors)
+            && len != 0;
         // No overflow: the disk's size in bytes is a u64.
         if fits { Ok(sector * SECTOR) } else { Err(Refusal::Error) }
     }

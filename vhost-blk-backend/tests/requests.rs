@@ -182,3 +182,18 @@ fn calls_are_suppressed_until_the_event_index_the_driver_asked_for() {
     assert!(signalled(&queue.call));
     machine.hang_up();
 }
+
+#[test]
+fn a_new_memory_table_is_taken_over_by_a_running_ring() {
+    let image = image(1 << 20);
+    let (machine, mut queue) = boot(&image, &[], FLUSH);
+    assert_eq!(request(&machine.ram, &mut queue, T_OUT, 0, &[out(DATA, 512)]), OK);
+    // Another file with the same content at the same addresses.
+    let other = Ram::new(machine.ram.size);
+    other.write(0, &machine.ram.read(0, machine.ram.size as usize));
+    machine.frontend.set_mem_table(&[other.region()]).unwrap();
+    other.write(DATA, &[0x77; 512]);
+    assert_eq!(request(&other, &mut queue, T_OUT, 3, &[out(DATA, 512)]), OK);
+    assert_eq!(std::fs::read(image.path()).unwrap()[3 * 512..4 * 512], [0x77; 512]);
+    machine.hang_up();
+}

@@ -279,18 +279,45 @@ fn a_message_that_never_ends_and_one_that_is_no_message_end_the_backend() {
     let begin = |bytes: &[u8]| {
         let (mut ours, theirs) = pair();
         ours.write_all(bytes).unwrap();
-        (ours, start(PROGRAM, &["--fd={}", "--blk-file", path], vec![theirs]))
+        (ours, start(PROGRAM, &["--fd={}", "--read-only", "--blk-file", path], vec![theirs]))
     };
-    let (_ours, mut backend) = begin(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]); // a byte of the header is missing
-    backend.fails_saying(&["unfinished", "5 s"]);
-    let (_ours, mut backend) = begin(&[2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 1, 2, 3]); // five of the body
-    backend.fails_saying(&["unfinished", "5 s"]);
-    let (_ours, mut backend) = begin(&[0xff; 12]);
-    backend.fails_saying(&["not understood"]);
+    // A byte of the header is missing; five of the body are.
+    let (_one, mut short_header) = begin(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    let (_two, mut short_body) = begin(&[2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 1, 2, 3]);
+    let (_three, mut nonsense) = begin(&[0xff; 12]);
+    nonsense.fails_saying(&["not understood"]);
+    short_header.fails_saying(&["unfinished", "5 s"]);
+    short_body.fails_saying(&["unfinished", "5 s"]);
     // A hang-up within a message is a hang-up.
     let (ours, mut backend) = begin(&[1, 0, 0]);
     ours.shutdown(std::net::Shutdown::Both).unwrap();
-    assert_ne!(backend.end().0.code(), None);
+    assert_eq!(backend.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_ring_may_be_enabled_before_the_features_are_set() {
+    use std::io::Read;
+    let image = image(4096);
+    let mut machine = connect(&image, &[]);
+    let mut enable = [18u32, 9, 8, 0, 1].map(u32::to_ne_bytes).concat();
+    machine.socket.write_all(&enable).unwrap();
+    let mut answer = [0; 20];
+    machine.socket.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..], [18u32, 5, 8, 0, 0].map(u32::to_ne_bytes).concat());
+    machine.frontend.set_features(VERSION_1 | PROTOCOL).unwrap();
+    machine.frontend.set_mem_table(&[machine.ram.region()]).unwrap();
+    let mut queue = Queue::new(0, 128, 0);
+    machine.frontend.set_vring_num(0, 128).unwrap();
+    machine.frontend.set_vring_addr(0, &queue.config()).unwrap();
+    machine.frontend.set_vring_call(0, &queue.call).unwrap();
+    machine.frontend.set_vring_kick(0, &queue.kick).unwrap();
+    assert_eq!(request(&machine.ram, &mut queue, T_IN, 0, &[into(DATA, 512)]), OK);
+    machine.hang_up();
+
+    let mut machine = connect(&image, &[]);
+    enable[16] = 2;
+    machine.socket.write_all(&enable).unwrap();
+    machine.backend.fails_saying(&["not understood"]);
 }
 
 #[test]

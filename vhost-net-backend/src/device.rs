@@ -108,6 +108,12 @@ impl Worker for QueuePair {
         (events != 0).then(|| (self.tap.fd().as_fd(), events))
     }
 
+    fn stopped(&mut self, ring: usize) {
+        if ring == 0 {
+            self.receiver.forget();
+        }
+    }
+
     fn run(&mut self, rings: &mut [Option<Ring>]) -> Result<Progress, BoxError> {
         let [receive, transmit] = rings else {
             return Ok(Progress::Idle);

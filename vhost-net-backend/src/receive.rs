@@ -72,6 +72,11 @@ impl Receiver {
         self.wants_frames
     }
 
+    /// Drops the frame that waits: the driver it came for is gone.
+    pub fn forget(&mut self) {
+        self.held = None;
+    }
+
     /// Receives what the TAP has, as long as the guest has room.
     pub fn run(&mut self, ring: Option<&mut Ring>) -> Result<Progress, BoxError> {
         self.wants_frames = false;

@@ -139,7 +139,7 @@ pub struct Machine {
     pub frontend: Frontend,
     pub ram: Ram,
     pub offered: u64,
-    socket: UnixStream,
+    pub socket: UnixStream,
 }
 
 /// A socket pair: the test's end has a deadline put on it by a watchdog that ends the connection.

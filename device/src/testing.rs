@@ -1,0 +1,21 @@
+//! What this crate's unit tests share.
+
+use std::fs::File;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+
+use crate::memory::Memory;
+
+/// A memfd that cannot shrink.
+pub(crate) fn memfd(size: u64) -> File {
+    let file = File::from(rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap());
+    file.set_len(size).unwrap();
+    rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+    file
+}
+
+/// 1 MiB of guest memory at address 0.
+pub(crate) fn memory() -> Memory {
+    Memory::map(&[VhostUserMemoryRegion::new(0, 1 << 20, 0, 0)], vec![memfd(1 << 20)]).unwrap()
+}
