@@ -9,10 +9,11 @@
 //! * *One connection cannot hurt another.* Each has its own RPC system, its own task and its own [`Limits`]; a panic in one ends that one.
 //! * *File descriptors travel beside the RPC*, on the [`Lane`], by tokens (`schema/fd_lane.capnp`).
 //!
-//! Limits: capnp-rpc is level 1 and `!Send`: one thread, [`run`]. It has no membranes, so revocation is up to the server objects. A peer can
-//! make capnp-rpc panic in *its own* connection (by answering a pipelined call with something that is no capability): do not
-//! pipeline on answers of peers you do not trust. capnp-rpc 0.27 never answers a call that was cancelled, and both sides keep a
-//! small entry for it until the connection ends: poll with calls that return rather than with calls that are cut off.
+//! Limits: capnp-rpc is level 1 and `!Send`: one thread, [`run`]. It has no membranes, so revocation is up to the server objects.
+//! Asking the *pipeline* of a call that was answered for a capability panics if the answer has none there: with a peer you do
+//! not trust, take capabilities from the answer. A promise that resolves to another promise ends the connection. capnp-rpc 0.27
+//! never answers a call that was cancelled, and both sides keep a small entry for it until the connection ends: poll with
+//! calls that return rather than with calls that are cut off.
 
 mod actor;
 mod connection;

@@ -13,7 +13,7 @@ pub struct Limits {
     pub calls_in_flight: u32,
     /// Words of parameters that the running calls of one connection may have in memory together; the next call waits. One call always may run.
     pub call_words: usize,
-    /// Words of answers that a peer has not read from its socket; the next call waits until it has.
+    /// Words of messages that a peer has not read from its socket; its next message that asks for something waits until it has.
     pub unread_words: usize,
     /// Words of results that a peer holds on to by not finishing its calls (each costs 128 words on top). One more ends the connection.
     pub held_words: usize,
@@ -23,7 +23,7 @@ pub struct Limits {
     pub capabilities_per_message: u32,
     /// Calls that a peer may cancel over the life of one connection: capnp-rpc 0.27 keeps about 400 bytes for each. One more ends the connection.
     pub cancelled_calls: u32,
-    /// How long a peer may leave its socket unread while a call of it waits for that. Then the connection ends.
+    /// How long a peer may leave its socket unread while a message of it waits for that. Then the connection ends.
     pub stall: Duration,
     /// Connections of a vat in all. More wait in the kernel's queue until one ends.
     pub connections: usize,

@@ -24,7 +24,9 @@ pub(crate) enum Received {
     Finish { id: u32, release: bool },
     /// The peer dropped references.
     Release { count: u32 },
-    /// Anything else.
+    /// An answer to a question of ours. Always taken: whatever follows from it is bounded by what we asked.
+    Return,
+    /// Anything else; it may make capnp-rpc answer.
     Other,
 }
 
@@ -139,16 +141,22 @@ impl Meter {
         self.changed.notify_one();
     }
 
-    /// Waits until a call of `words` may begin. Fails when the peer leaves its answers unread for too long.
-    pub(crate) async fn may_call(&self, words: usize) -> Result<(), Error> {
+    /// Waits until a message of `words` may be taken. Fails when the peer leaves its answers unread for too long.
+    pub(crate) async fn may_take(&self, message: &Received, words: usize) -> Result<(), Error> {
+        let is_call = match message {
+            Received::Call { .. } => true,
+            Received::Other => false,
+            Received::Finish { .. } | Received::Release { .. } | Received::Return => return Ok(()),
+        };
         let mut blocked_at: Option<(usize, Instant)> = None;
         loop {
             let changed = self.changed.notified();
             let unread = {
                 let book = self.book.borrow();
                 let unread = book.unread_words > self.limits.unread_words;
-                let busy = book.in_flight >= self.limits.calls_in_flight
+                let full = book.in_flight >= self.limits.calls_in_flight
                     || (book.in_flight > 0 && book.call_words.saturating_add(words) > self.limits.call_words);
+                let busy = is_call && full;
                 if !unread && !busy {
                     return Ok(());
                 }
@@ -211,7 +219,7 @@ impl Meter {
                 }
             }
             Received::Release { count } => book.capabilities = book.capabilities.saturating_sub(count),
-            Received::Other => {}
+            Received::Return | Received::Other => {}
         }
         drop(book);
         self.changed.notify_one();
@@ -324,7 +332,7 @@ mod tests {
     }
 
     fn may_call(meter: &Meter, words: usize) -> bool {
-        meter.may_call(words).now_or_never().is_some()
+        meter.may_take(&Received::Call { id: 99 }, words).now_or_never().is_some()
     }
 
     #[test]
@@ -373,6 +381,22 @@ mod tests {
         assert!(!may_call(&meter, 41));
         meter.sent(&Sent::Return { id: 0, capabilities: 0, last: false }, 10);
         assert!(may_call(&meter, 1000));
+    }
+
+    #[test]
+    fn while_answers_are_unread_only_what_makes_none_is_taken() {
+        crate::run(async {
+            let meter = Meter::new(Limits { unread_words: 200, ..Limits::default() });
+            let takes = |message: &Received| meter.may_take(message, 4).now_or_never().is_some();
+            let all = [Received::Call { id: 9 }, Received::Other, Received::Return, Received::Release { count: 1 }];
+            meter.sent(&Sent::Other { capabilities: 0 }, 200 - OVERHEAD);
+            assert!(all.iter().all(takes));
+            meter.sent(&Sent::Other { capabilities: 0 }, 1);
+            assert_eq!(all.each_ref().map(takes), [false, false, true, true]);
+            meter.message_written();
+            assert!(all.iter().all(takes));
+        })
+        .unwrap();
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! capnp-rpc's two-party network with the [`Meter`] between: each message is booked as it passes, and a call past the limits
+//! capnp-rpc's two-party network with the [`Meter`] between: each message is booked as it passes, and a message past the limits
 //! is held, with everything behind it left in the socket. Looks at the RPC envelope (`rpc.capnp`), never at a payload.
 
 use std::rc::Rc;
@@ -78,18 +78,15 @@ impl Connection<Side> for Link {
             let Some(message) = next else { return Ok(None) };
             let words = meter.message_words();
             let received = look_at_received(message.as_ref(), meter.limits.capabilities_per_message)?;
-            let Received::Call { id } = received else {
-                meter.received(&received, words)?;
-                return Ok(Some(message));
-            };
             tokio::select! {
                 biased;
-                may = meter.may_call(words) => may?,
+                may = meter.may_take(&received, words) => may?,
                 reason = meter.failed() => return Err(reason),
                 // A peer that has gone wants none of its calls. Without this its capabilities would outlive it.
                 () = socket.hung_up() => return Ok(None),
             }
             let serial = meter.received(&received, words)?;
+            let Received::Call { id } = received else { return Ok(Some(message)) };
             Ok(Some(Box::new(In { inner: message, meter, id, serial }) as Box<dyn IncomingMessage>))
         })
     }
@@ -166,6 +163,17 @@ fn look_at_received(message: &dyn IncomingMessage, most_capabilities: u32) -> ca
         Ok(rpc::Return(answer)) => {
             if let return_::Results(results) = answer?.which()? {
                 check(results?)?;
+            }
+            Received::Return
+        }
+        Ok(rpc::Resolve(resolve)) => {
+            // capnp-rpc keeps a promise that is resolved to itself, by whatever detour, for ever, and with it the connection's
+            // state. Only what is settled can be no detour.
+            if let resolve::Cap(capability) = resolve?.which()? {
+                match capability?.which()? {
+                    cap_descriptor::SenderHosted(_) | cap_descriptor::ReceiverHosted(_) | cap_descriptor::None(()) => {}
+                    _ => return Err(Error::unimplemented("a promise is resolved to another promise".into())),
+                }
             }
             Received::Other
         }

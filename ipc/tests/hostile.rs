@@ -63,7 +63,7 @@ fn descriptor(random: &mut Random, mut descriptor: cap_descriptor::Builder<'_>) 
 
 /// One well-formed message that makes sense now and then.
 fn any_message(random: &mut Random) -> Vec<u8> {
-    message(|mut message| match random.below(13) {
+    message(|message| match random.below(13) {
         0..5 => {
             let mut call = message.init_call();
             call.set_question_id(random.below(6));
@@ -217,6 +217,33 @@ fn a_client_survives_whatever_its_service_says() {
             let (answer, ()) = tokio::join!(connection.call("get", SOON * 100, get(&store, "k")), talk);
             let _ = answer.map(drop);
             tokio::time::timeout(SOON, connection.closed()).await.expect("the connection outlives its service");
+        }
+    });
+}
+
+#[test]
+fn a_promise_may_resolve_to_what_is_settled_and_one_that_resolves_to_a_promise_ends_the_connection() {
+    run(async {
+        let service = Service::new();
+        let resolve = |fill: fn(cap_descriptor::Builder<'_>)| {
+            message(|message| {
+                let mut resolve = message.init_resolve();
+                resolve.set_promise_id(7);
+                fill(resolve.init_cap());
+            })
+        };
+        let settled: [fn(cap_descriptor::Builder<'_>); 2] =
+            [|mut to| to.set_sender_hosted(1), |mut to| to.set_receiver_hosted(0)];
+        let promises: [fn(cap_descriptor::Builder<'_>); 2] =
+            [|mut to| to.set_sender_promise(7), |to| to.init_receiver_answer().set_question_id(0)];
+        for (to, ends) in settled.map(|to| (to, false)).into_iter().chain(promises.map(|to| (to, true))) {
+            let (mut socket, task) = serve_pair(&service, Limits::default());
+            socket.write_all(&message(|message| message.init_bootstrap().set_question_id(0))).unwrap();
+            socket.write_all(&resolve(to)).unwrap();
+            settle().await;
+            assert_eq!(task.is_finished(), ends);
+            drop(socket);
+            eventually(|| service.probe.stores.get() == 0).await;
         }
     });
 }
