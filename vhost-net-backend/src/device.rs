@@ -1,10 +1,9 @@
 //! The device: features, configuration space, and the worker of its queue pair.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use confine::{Filter, Rule};
 use device::{BoxError, Device, Progress, Ring, Worker};
-use std::os::fd::AsRawFd;
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
@@ -75,7 +74,7 @@ impl Device for Net {
     }
 
     fn worker_filter(&self) -> Filter {
-        Filter::new("tap").allow(&[libc::SYS_readv, libc::SYS_writev])
+        worker_filter()
     }
 
     fn workers(&mut self) -> Vec<QueuePair> {
@@ -85,6 +84,10 @@ impl Device for Net {
             transmitter: Transmitter::new(self.tap.clone()),
         }]
     }
+}
+
+fn worker_filter() -> Filter {
+    Filter::new("tap").allow(&[libc::SYS_readv, libc::SYS_writev])
 }
 
 /// The worker of one queue pair: ring 0 receives, ring 1 transmits (5.1.2).
@@ -122,5 +125,15 @@ impl Worker for QueuePair {
         let received = self.receiver.run(receive.as_mut())?;
         let more = sent == Progress::More || received == Progress::More;
         Ok(if more { Progress::More } else { Progress::Idle })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_worker_reads_and_writes_its_tap_and_asks_for_nothing_else() {
+        // With the ten that every worker has: twelve.
+        let filter = super::worker_filter();
+        assert_eq!(filter.syscalls().collect::<Vec<_>>(), [libc::SYS_readv, libc::SYS_writev]);
     }
 }
