@@ -390,7 +390,8 @@ proptest! {
             prop_assert_eq!(differs, None);
             let mut again: Vec<LeaseId> = bench.ledger.due.iter().map(|(_, lease)| *lease).collect();
             let mut due = due;
-            (due.sort(), again.sort());
+            due.sort();
+            again.sort();
             prop_assert_eq!(due, again);
         }
     }

@@ -117,7 +117,9 @@ fn endpoint(arguments: &Arguments) -> Result<Endpoint, Error> {
             Ok(Endpoint::from_fds(rpc, lane)?)
         }
         (None, Some(rpc), Some(lane)) if rpc != lane => Ok(Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)?),
-        _ => Err(Error::Arguments("Say where to listen: either --socket, or --listen-fd and --lane-fd with two different descriptors")),
+        _ => Err(Error::Arguments(
+            "Say where to listen: either --socket, or --listen-fd and --lane-fd with two different descriptors",
+        )),
     }
 }
 

@@ -56,6 +56,7 @@ fn what_was_acknowledged_survives_being_killed_and_nothing_is_doubled() {
             let work = tokio::task::spawn_local(async move { allocate_until_it_dies(&socket, round).await });
             tokio::time::sleep(Duration::from_millis(150 + 70 * round as u64)).await;
             service.process.kill().unwrap();
+            service.process.wait().unwrap();
             acknowledged = work.await.unwrap();
         });
         total += acknowledged.len();

@@ -10,7 +10,12 @@ pub fn control() -> Filter {
 
 /// The thread that unpacks: memory, and reading at an offset.
 pub fn unpack() -> Filter {
-    Filter::new("kernel-store-unpack").with(&base::exit()).with(&wake()).allow(&[libc::SYS_pread64, libc::SYS_close])
+    Filter::new("kernel-store-unpack")
+        .with(&base::exit())
+        .with(&wake())
+        .allow(&[libc::SYS_pread64, libc::SYS_close])
+        // std's own check in debug builds, before it closes a descriptor.
+        .allow_if(libc::SYS_fcntl, vec![Rule::eq(1, libc::F_GETFD as u32)])
 }
 
 /// The thread that has the files. Landlock says which.

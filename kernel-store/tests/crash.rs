@@ -33,6 +33,7 @@ fn what_was_acknowledged_survives_being_killed_in_the_middle_of_imports() {
             });
             tokio::time::sleep(Duration::from_millis(60 + 90 * u64::from(round))).await;
             service.process.kill().unwrap();
+            service.process.wait().unwrap();
             acknowledged = work.await.unwrap();
         });
         total += acknowledged.len();

@@ -1,6 +1,7 @@
 //! A real `ipamd` in a temporary directory, and the calls of a client.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -41,7 +42,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        if let Ok(Some(status)) = self.process.try_wait() {
+        if let Ok(Some(status)) = self.process.try_wait()
+            && status.signal() != Some(libc::SIGKILL)
+        {
             eprintln!("ipamd had ended by itself: {status}");
         }
         let _ = self.process.kill();

@@ -4,6 +4,7 @@
 pub mod images;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -45,7 +46,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        if let Ok(Some(status)) = self.process.try_wait() {
+        if let Ok(Some(status)) = self.process.try_wait()
+            && status.signal() != Some(libc::SIGKILL)
+        {
             eprintln!("kernel-store had ended by itself: {status}");
         }
         let _ = self.process.kill();
@@ -54,7 +57,9 @@ impl Drop for Service {
 }
 
 pub fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kernel-store"));
+    // Another build of the program, to measure it.
+    let program = std::env::var_os("VOLT_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_kernel-store").into());
+    let mut command = Command::new(program);
     command.arg("--state-dir").arg(dir.join("state")).arg("--socket").arg(dir.join("ks.sock"));
     command.stdin(Stdio::null());
     command
