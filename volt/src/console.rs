@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::filters;
 use confine::{Confined, Filter, base};
 use ipc::{Code, Fault};
 use rustix::event::{PollFd, PollFlags};
@@ -40,12 +41,10 @@ impl Console {
         };
         let (ours, core_end) = UnixStream::pair().map_err(|e| fault(e.to_string()))?;
         let copy_in = ours.try_clone().map_err(|e| fault(e.to_string()))?;
-        let filter = Filter::new("console").with(&base::exit()).with(&base::allocator()).allow(&[
+        let filter = Filter::new("console").with(&base::exit()).with(&filters::poll()).allow(&[
             libc::SYS_read,
             libc::SYS_write,
             libc::SYS_close,
-            libc::SYS_poll,
-            libc::SYS_ppoll,
         ]);
         let output = confined
             .spawn("console-out", &filter, move || copy(ours.as_fd(), rustix::stdio::stdout()))

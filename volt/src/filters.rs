@@ -12,23 +12,27 @@ pub fn client() -> Filter {
 /// Landlock (no path but Volt's programs) and the want of capabilities: sockets of any kind but pairs, other processes'
 /// memory, namespaces, mounts, modules, keys, bpf, io_uring, userfaultfd, perf.
 pub fn supervisor() -> Filter {
-    Filter::new("supervisor").with(&base::tokio()).with(&base::listener()).with(&start()).with(&programs()).allow(&[
-        libc::SYS_socketpair, // the links of a VM
-        libc::SYS_fcntl,      // duplicates of what a VM's programs share
-        libc::SYS_ioctl,      // the terminal's modes
-        libc::SYS_clock_nanosleep,
-        libc::SYS_unlink, // the control socket
-        libc::SYS_statx,
-        libc::SYS_pread64,
-    ])
+    Filter::new("supervisor")
+        .with(&base::tokio())
+        .with(&base::listener())
+        .with(&start())
+        .with(&programs())
+        .with(&unlink())
+        .with(&older())
+        .allow(&[
+            libc::SYS_socketpair, // the links of a VM
+            libc::SYS_fcntl,      // duplicates of what a VM's programs share
+            libc::SYS_ioctl,      // the terminal's modes
+            libc::SYS_clock_nanosleep,
+            libc::SYS_pread64,
+        ])
 }
 
 /// Starting, watching and reaping a program.
 fn start() -> Filter {
-    Filter::new("start").allow(&[
+    Filter::new("start").with(&poll()).allow(&[
         libc::SYS_clone,
         libc::SYS_clone3,
-        libc::SYS_vfork,
         libc::SYS_execve,
         libc::SYS_pidfd_open,
         libc::SYS_pidfd_send_signal,
@@ -38,27 +42,20 @@ fn start() -> Filter {
         libc::SYS_setsid,
         libc::SYS_getppid,
         libc::SYS_dup3,
-        libc::SYS_dup2,
         libc::SYS_close_range,
         libc::SYS_pipe2,
         libc::SYS_openat, // /dev/null, where Landlock allows it
-        libc::SYS_poll,
-        libc::SYS_ppoll,
     ])
 }
 
 /// What vmm-core and the device backends use before their own phase 2, beyond the rest.
 fn programs() -> Filter {
     Filter::new("programs").allow(&[
-        libc::SYS_arch_prctl,
         libc::SYS_set_tid_address,
         libc::SYS_set_robust_list,
         libc::SYS_rseq,
         libc::SYS_prlimit64,
-        libc::SYS_getrlimit,
-        libc::SYS_setrlimit,
         libc::SYS_readlinkat,
-        libc::SYS_readlink,
         libc::SYS_sched_getaffinity,
         libc::SYS_getpid,
         libc::SYS_tgkill,
@@ -97,5 +94,41 @@ fn programs() -> Filter {
         libc::SYS_timerfd_create,
         libc::SYS_timerfd_settime,
         libc::SYS_dup,
+    ])
+}
+
+/// Removing a file by its path.
+pub fn unlink() -> Filter {
+    Filter::new("unlink").allow(&[
+        libc::SYS_statx,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_unlink,
+        #[cfg(not(target_arch = "x86_64"))]
+        libc::SYS_unlinkat,
+    ])
+}
+
+/// Waiting for descriptors.
+pub fn poll() -> Filter {
+    Filter::new("poll").allow(&[
+        libc::SYS_ppoll,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+    ])
+}
+
+/// The older calls of x86-64 that C libraries still use there.
+fn older() -> Filter {
+    Filter::new("older").allow(&[
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_vfork,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_dup2,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_readlink,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_arch_prctl,
     ])
 }

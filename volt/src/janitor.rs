@@ -14,6 +14,8 @@ use std::{
 use confine::{Filter, Policy, Sandbox, base};
 use ipc::{Code, Fault};
 
+use crate::filters;
+
 /// A file that this process, or the one it was forked from, has made: which name, and which inode.
 #[derive(Debug, Clone)]
 pub struct Own {
@@ -83,12 +85,8 @@ fn run(wait: &OwnedFd, path: &Path, own: &[Own], policy: Policy) -> Result<(), c
     }
     let dir = path.parent().unwrap_or(Path::new("/"));
     let confined = Sandbox::new("volt-janitor", policy).keep_fd(wait.as_raw_fd()).allow_dir_rw(dir).confine()?;
-    let filter = Filter::new("janitor").with(&base::exit()).allow(&[
-        libc::SYS_read,
-        libc::SYS_close,
-        libc::SYS_statx,
-        libc::SYS_unlink,
-    ]);
+    let filter =
+        Filter::new("janitor").with(&base::exit()).with(&filters::unlink()).allow(&[libc::SYS_read, libc::SYS_close]);
     let _narrow = confined.enter(&filter)?;
     let mut byte = [0u8; 1];
     while let Err(rustix::io::Errno::INTR) = rustix::io::read(wait.as_fd(), &mut byte) {}

@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::{
     cli::KeepArgs,
+    filters,
     janitor::Own,
     paths::Paths,
     services::{Service, lock},
@@ -84,18 +85,12 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
     }
     let confined = sandbox.confine().map_err(fault)?;
-    let filter = Filter::new("keeper").with(&base::exit()).with(&base::allocator()).allow(&[
-        libc::SYS_poll,
-        libc::SYS_ppoll,
+    let filter = Filter::new("keeper").with(&base::exit()).with(&filters::poll()).with(&filters::unlink()).allow(&[
         libc::SYS_wait4,
         libc::SYS_close,
-        libc::SYS_openat,
+        libc::SYS_openat, // the lock on the runtime directory
         libc::SYS_flock,
-        libc::SYS_nanosleep,
         libc::SYS_clock_nanosleep,
-        libc::SYS_statx,
-        libc::SYS_unlink,
-        libc::SYS_write,
     ]);
     let _narrow = confined.enter(&filter).map_err(fault)?;
 
