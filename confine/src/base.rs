@@ -8,7 +8,7 @@ use crate::filter::{Filter, Rule};
 ///
 /// Includes [`allocator`], as both a panic and a thread's end allocate and free.
 pub fn exit() -> Filter {
-    Filter::new("exit")
+    let filter = Filter::new("exit")
         .with(&allocator())
         .allow(&[
             libc::SYS_futex,           // mutexes, channels, join, the gate
@@ -23,7 +23,11 @@ pub fn exit() -> Filter {
             libc::SYS_exit_group,
         ])
         // A panic's message, and nothing else that `write` could reach.
-        .allow_if(libc::SYS_write, vec![Rule::eq(0, 2)])
+        .allow_if(libc::SYS_write, vec![Rule::eq(0, 2)]);
+    // Debug builds of std check that a descriptor is open before they close it.
+    #[cfg(debug_assertions)]
+    let filter = filter.allow_if(libc::SYS_fcntl, vec![Rule::eq(1, libc::F_GETFD as u32)]);
+    filter
 }
 
 /// To allocate and free memory, also in threads (arenas are reserved PROT_NONE, then made writable). Never executable.
