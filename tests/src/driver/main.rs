@@ -15,6 +15,7 @@ use volt_tests::volt::Volt;
 fn main() {
     let scenario = std::env::args().nth(1).unwrap_or_default();
     let outcome = Report::open().and_then(|mut report| {
+        report.up()?;
         run(&scenario, &mut report)?;
         report.end()
     });

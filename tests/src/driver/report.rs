@@ -21,6 +21,11 @@ impl Report {
         Ok(Report(port))
     }
 
+    /// The first line: this far, nothing of Volt has run.
+    pub fn up(&mut self) -> Result<()> {
+        self.line("up")
+    }
+
     /// Records a check by its outcome.
     pub fn check(&mut self, name: &str, outcome: Result<()>) -> Result<()> {
         match outcome {

@@ -206,3 +206,32 @@ pub fn output(command: &mut Command) -> Result<String> {
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Kernel;
+
+    #[test]
+    fn modules_come_once_and_after_what_they_need() {
+        let dir = tempfile::tempdir().unwrap();
+        // As depmod writes it: what is needed first stands last.
+        let dep = "kernel/a/kvm-amd.ko: kernel/a/kvm.ko kernel/b/irqbypass.ko\nkernel/a/kvm.ko: kernel/b/irqbypass.ko\n\
+                   kernel/b/irqbypass.ko:\n";
+        std::fs::write(dir.path().join("modules.dep"), dep).unwrap();
+        for name in ["a/kvm-amd.ko", "a/kvm.ko", "b/irqbypass.ko"] {
+            let path = dir.path().join("kernel").join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, name).unwrap();
+        }
+        let kernel = Kernel {
+            series: "6.1",
+            bzimage: Default::default(),
+            elf: Default::default(),
+            modules: dir.path().to_owned(),
+        };
+        let modules = kernel.modules(&["kvm_amd", "kvm", "built_in"]).unwrap();
+        let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["irqbypass.ko", "kvm.ko", "kvm-amd.ko"]);
+        assert_eq!(modules[0].1, b"b/irqbypass.ko");
+    }
+}

@@ -49,3 +49,47 @@ fn unpack_lz4_legacy(mut blocks: &[u8], size: usize) -> Result<Vec<u8>> {
     }
     Ok(unpacked)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bzImage of one setup sector and this payload, whose last four bytes say that it unpacks to `size` bytes.
+    fn bzimage(packed: &[u8], size: usize) -> Vec<u8> {
+        let mut image = vec![0; 1024];
+        image[0x1f1] = 1;
+        image[0x24c..0x250].copy_from_slice(&(packed.len() as u32 + 4).to_le_bytes());
+        image.extend(packed);
+        image.extend((size as u32).to_le_bytes());
+        image
+    }
+
+    fn lz4(blocks: &[&[u8]]) -> Vec<u8> {
+        let mut packed = vec![0x02, 0x21, 0x4c, 0x18];
+        for block in blocks {
+            let block = lz4_flex::block::compress(block);
+            packed.extend((block.len() as u32).to_le_bytes());
+            packed.extend(block);
+        }
+        packed
+    }
+
+    #[test]
+    fn lz4_payload_of_several_blocks_unpacks() {
+        let image = bzimage(&lz4(&[b"\x7fELF one ", b"two"]), 12);
+        assert_eq!(elf(&image).unwrap(), b"\x7fELF one two");
+    }
+
+    #[test]
+    fn image_that_is_cut_short_or_no_elf_is_refused() {
+        let packed = lz4(&[b"\x7fELF one"]);
+        let whole = bzimage(&packed, 8);
+        assert!(elf(&whole).is_ok());
+        for length in [0, 0x1f2, 0x24e, whole.len() - 1] {
+            assert!(elf(&whole[..length]).is_err(), "{length}");
+        }
+        assert!(elf(&bzimage(&packed, 9)).is_err());
+        assert!(elf(&bzimage(&lz4(&[b"no ELF"]), 6)).is_err());
+        assert!(elf(&bzimage(b"plain text", 10)).is_err());
+    }
+}

@@ -130,7 +130,7 @@ fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
                 Event::NotOk(name, why) => tally.fail(&format!("{on}: {name}"), &why),
                 Event::Skipped(name, why) => tally.skip(&format!("{on}: {name}"), &why),
                 Event::Say(text) => println!("{on}: {text}"),
-                Event::Figure(..) | Event::End => {}
+                Event::Figure(..) | Event::Up | Event::End => {}
             }
         });
         let run = run.and_then(|()| {
