@@ -197,3 +197,13 @@ fn a_new_memory_table_is_taken_over_by_a_running_ring() {
     assert_eq!(std::fs::read(image.path()).unwrap()[3 * 512..4 * 512], [0x77; 512]);
     machine.hang_up();
 }
+
+#[test]
+fn an_image_that_was_truncated_under_the_backend_gives_read_errors_and_nothing_worse() {
+    let image = image(8192);
+    let (machine, mut queue) = boot(&image, &[], FLUSH);
+    image.as_file().set_len(1024).unwrap();
+    assert_eq!(request(&machine.ram, &mut queue, T_IN, 1, &[into(DATA, 1024)]), IOERR);
+    assert_eq!(request(&machine.ram, &mut queue, T_IN, 1, &[into(DATA, 512)]), OK);
+    machine.hang_up();
+}

@@ -333,3 +333,16 @@ fn a_kick_that_is_no_eventfd_ends_the_backend_rather_than_keeping_it_busy() {
     let _ = machine.frontend.set_vring_kick(0, &kick);
     machine.backend.fails_saying(&["kick"]);
 }
+
+#[test]
+fn sixteen_queues_are_served_and_none_or_seventeen_refused() {
+    let image = image(4096);
+    let path = image.path().to_str().unwrap();
+    for count in ["0", "17"] {
+        refused(&["--fd={}", "--queues", count, "--blk-file", path], vec![socket()], &["--queues", "1 to 16"]);
+    }
+    let mut machine = connect(&image, &["--queues", "16"]);
+    let mut queues = machine.begin(FLUSH | MQ, 14, 16); // as many as the test's memory map has room for
+    assert_eq!(request(&machine.ram, &mut queues[13], T_IN, 0, &[into(DATA, 512)]), OK);
+    machine.hang_up();
+}
