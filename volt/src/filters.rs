@@ -52,6 +52,7 @@ fn start() -> Filter {
 fn programs() -> Filter {
     Filter::new("programs").allow(&[
         libc::SYS_set_tid_address,
+        libc::SYS_rt_sigaction,
         libc::SYS_set_robust_list,
         libc::SYS_rseq,
         libc::SYS_prlimit64,
@@ -88,6 +89,10 @@ fn programs() -> Filter {
         libc::SYS_getgid,
         libc::SYS_getegid,
         libc::SYS_getdents64,
+        libc::SYS_getpeername,
+        libc::SYS_getsockname,
+        libc::SYS_getsockopt,
+        libc::SYS_setsockopt,
         libc::SYS_mlock,
         libc::SYS_sysinfo,
         libc::SYS_uname,

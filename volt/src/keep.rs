@@ -80,6 +80,7 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
     let fault = |e: confine::Error| {
         Fault::new(Code::Unavailable, "confine the keeper", e.to_string(), "See volt --help on --confinement")
     };
+    drop(log);
     let mut sandbox = Sandbox::new("volt-keep", policy).allow_dir_rw(&paths.runtime);
     for k in &kept {
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
