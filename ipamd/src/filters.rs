@@ -39,3 +39,22 @@ pub fn database() -> Filter {
         .allow_if(libc::SYS_write, vec![Rule::eq64(2, 8)])
         .allow_if(libc::SYS_fcntl, fcntl.map(|command| Rule::eq(1, command as u32)).to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn no_thread_has_more_than_forty_syscalls() {
+        for filter in [super::main(), super::database()] {
+            assert!(filter.syscalls().count() <= 40, "{}: {}", filter.role(), filter.syscalls().count());
+        }
+    }
+
+    #[test]
+    fn the_thread_with_sockets_opens_no_file_and_the_one_with_files_makes_no_socket() {
+        let has = |filter: &confine::Filter, syscall| filter.syscalls().any(|allowed| allowed == syscall);
+        assert!(!has(&super::main(), libc::SYS_openat) && has(&super::database(), libc::SYS_openat));
+        for socket in [libc::SYS_accept4, libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_socket, libc::SYS_connect] {
+            assert!(!has(&super::database(), socket));
+        }
+    }
+}

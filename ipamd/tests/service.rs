@@ -265,3 +265,22 @@ fn a_full_disk_fails_what_does_not_fit_and_keeps_what_was_acknowledged() {
         assert_eq!(client.info(&held[0]).await.unwrap().workload, "vm-0");
     });
 }
+
+#[test]
+fn every_thread_is_confined() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        service.connect().await;
+    });
+    let tasks: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", service.process.id())).unwrap().collect();
+    assert_eq!(tasks.len(), 2);
+    for task in tasks {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap();
+        assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1", "2"));
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(field(set), "0000000000000000", "{set}");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Parser;
-use confine::{Policy, Sandbox};
+use confine::{Limit, Policy, Sandbox};
 use ipc::{Endpoint, Lane};
 use kernel_store::error::Error;
 use kernel_store::service::Service;
@@ -63,7 +63,7 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     let sandbox =
         keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
     let path = arguments.state_dir.canonicalize().map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
-    let confined = sandbox.keep_fd(dir.as_raw_fd()).allow_dir_rw(&path).confine()?;
+    let confined = sandbox.keep_fd(dir.as_raw_fd()).allow_dir_rw(&path).limit(Limit::OpenFiles, 4096).confine()?;
 
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
     let (disk, disk_mailbox) = worker();

@@ -323,3 +323,22 @@ fn the_handed_out_file_cannot_be_changed_by_any_holder() {
         assert_eq!(content(&two), common::images::kernel(1));
     });
 }
+
+#[test]
+fn every_thread_is_confined() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        service.connect().await;
+    });
+    let tasks: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", service.process.id())).unwrap().collect();
+    assert_eq!(tasks.len(), 3);
+    for task in tasks {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap();
+        assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1", "2"));
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(field(set), "0000000000000000", "{set}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Tests of the rules, on a database in a temporary directory and a clock that the test moves.
 
 use super::*;
+use crate::store::Reserved;
 use crate::database::tests::NewLedger;
 use proptest::prelude::*;
 

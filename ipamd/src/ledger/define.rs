@@ -1,0 +1,147 @@
+//! Defining a pool, and changing one that is in use.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use ipc::Code;
+
+use super::{Answer, Ledger, PAGE, Pool, all_of, unknown};
+use crate::config::PoolConfig;
+use crate::fault::{database, fault};
+use crate::store::{Binding, PoolId, Reserved};
+
+impl Ledger {
+    /// Defines a pool, or changes it.
+    ///
+    /// # Errors
+    /// As `Ipam.definePool` in the schema.
+    pub fn define(&mut self, text: &str) -> Answer<PoolId> {
+        const TRIED: &str = "define a pool";
+        let config = PoolConfig::parse(text).map_err(|e| {
+            fault(Code::InvalidArgument, TRIED, format!("{} = {}: {}", e.key, e.value, e.why), e.remedy)
+        })?;
+        let text = config.to_json();
+        let tried = format!("define the pool of network {}", config.network);
+        let existing = self.by_network.get(&config.network).copied();
+        if existing.and_then(|id| self.pools.get(&id)).is_some_and(|pool| pool.text == text) {
+            return existing.ok_or_else(|| unknown(&tried));
+        }
+        let others = || self.pools.iter().filter(|(id, _)| Some(**id) != existing).map(|(_, pool)| pool);
+        if let Some(other) = others().find(|pool| pool.config.subnet.overlaps(&config.subnet)) {
+            let why = format!(
+                "subnet = {} overlaps {} of network {}",
+                config.subnet, other.config.subnet, other.config.network
+            );
+            return Err(fault(Code::Conflict, tried, why, "Choose a subnet that no other network has"));
+        }
+        let used: usize = others().map(|pool| pool.text.len()).sum();
+        if existing.is_none() && self.pools.len() >= self.limits.pools {
+            return Err(fault(
+                Code::Exhausted,
+                tried,
+                format!("there are {} pools already", self.pools.len()),
+                "Use one of them",
+            ));
+        }
+        if used.saturating_add(text.len()) > self.limits.config_bytes {
+            let why =
+                format!("the configurations of all pools would be longer than {} bytes", self.limits.config_bytes);
+            return Err(fault(
+                Code::Exhausted,
+                tried,
+                why,
+                "Keep fewer reservations in them, and make the others with reserve",
+            ));
+        }
+        let id = match existing {
+            Some(id) => {
+                self.refit(id, &config, &tried)?;
+                self.store.change_pool(id, &text).map_err(database(&tried))?;
+                id
+            }
+            None => self.store.add_pool(&config.network, &text).map_err(database(&tried))?,
+        };
+        for (workload, address) in &config.reservations {
+            match self.store.by_address(id, *address).map_err(database(&tried))? {
+                None => {
+                    let row = Binding {
+                        pool: id,
+                        address: *address,
+                        workload: workload.clone(),
+                        lease: None,
+                        reserved: Reserved::ByConfig,
+                    };
+                    self.store.insert(&row).map_err(database(&tried))?;
+                }
+                Some(row) if row.reserved == Reserved::No => {
+                    self.store.update(&Binding { reserved: Reserved::ByConfig, ..row }).map_err(database(&tried))?;
+                }
+                Some(_) => {}
+            }
+        }
+        let (mut free, mut bindings) = (all_of(&config), 0u64);
+        let mut after = None;
+        loop {
+            let rows = self.store.page(id, after, PAGE).map_err(database(&tried))?;
+            let Some(last) = rows.last() else { break };
+            after = Some(last.address);
+            for row in rows {
+                bindings = bindings.saturating_add(1);
+                free.take(row.address.to_bits());
+            }
+        }
+        self.by_network.insert(config.network.clone(), id);
+        self.pools.insert(id, Pool { config, text, free, bindings });
+        Ok(id)
+    }
+
+    /// Sees whether what a pool has fits a new configuration, and ends the reservations that only the old one had.
+    fn refit(&self, id: PoolId, config: &PoolConfig, tried: &str) -> Answer<()> {
+        let owners: HashMap<&Ipv4Addr, &String> =
+            config.reservations.iter().map(|(workload, address)| (address, workload)).collect();
+        let mut after = None;
+        loop {
+            let rows = self.store.page(id, after, PAGE).map_err(database(tried))?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = Some(last.address);
+            for row in rows {
+                let Binding { address, workload, .. } = &row;
+                let conflict = |why: String, remedy: &str| Err(fault(Code::Conflict, tried, why, remedy));
+                let wanted = config.reservations.get(workload);
+                let keeps = wanted == Some(address);
+                // A reservation by the old text, and no lease on it.
+                if row.reserved == Reserved::ByConfig && row.lease.is_none() {
+                    if !keeps {
+                        self.store.delete(id, *address).map_err(database(tried))?;
+                    }
+                    continue;
+                }
+                if let Some(other) = owners.get(address).filter(|other| **other != workload) {
+                    return conflict(
+                        format!("reservations.{other} = {address}: {workload} has that address"),
+                        "Reserve another one, or end that lease or reservation first (a lease lives on for 30 s after its holder)",
+                    );
+                }
+                let durable = matches!(row.reserved, Reserved::Durable(_));
+                if durable && let Some(wanted) = wanted.filter(|wanted| *wanted != address) {
+                    return conflict(
+                        format!("reservations.{workload} = {wanted}: {address} is reserved for that workload"),
+                        "Name the same address, or cancel that reservation first",
+                    );
+                }
+                let fits = config.subnet.has_host(*address) && *address != config.gateway;
+                let belongs = fits && (keeps || durable || config.in_range(*address));
+                if (row.lease.is_some() && !belongs) || (durable && !fits) {
+                    let what = if row.lease.is_some() { "leased" } else { "reserved" };
+                    return conflict(
+                        format!("{address}, {what} for {workload}, would fall outside"),
+                        "End that lease or reservation first (a lease lives on for 30 s after its holder), or widen the pool",
+                    );
+                }
+                if row.reserved == Reserved::ByConfig && !keeps {
+                    self.store.update(&Binding { reserved: Reserved::No, ..row }).map_err(database(tried))?;
+                }
+            }
+        }
+    }
+}
