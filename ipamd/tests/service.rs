@@ -229,13 +229,7 @@ fn start_on_a_small_disk(dir: &std::path::Path) -> Option<Service> {
     let socket = dir.join("ipamd.sock");
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_ipamd")]).arg(&state).arg(&socket);
-    let process = command.spawn().unwrap();
-    let begun = Instant::now();
-    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-        assert!(begun.elapsed() < DEADLINE, "ipamd does not listen");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Some(Service { process, socket })
+    Some(Service::of(command.spawn().unwrap(), socket))
 }
 
 #[test]

@@ -173,6 +173,7 @@ fn other_clients_are_served_while_an_image_is_unpacked() {
         let other = service.connect().await;
         let kernel = other.import(&kernel(1), "k").await.unwrap();
         let importing = tokio::task::spawn_local(async move { busy.import(&slow, "").await.err() });
+        let whole = Instant::now();
         tokio::time::sleep(Duration::from_millis(100)).await;
         let mut slowest = Duration::ZERO;
         let mut rounds = 0;
@@ -187,7 +188,8 @@ fn other_clients_are_served_while_an_image_is_unpacked() {
         let fault = importing.await.unwrap().unwrap();
         assert!(fault.to_string().contains("no ELF file"), "{fault}");
         assert!(rounds > 3, "the import was over too soon to prove anything");
-        assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+        // Whoever had to wait for the import would have waited for nearly all of it.
+        assert!(slowest < whole.elapsed() / 2, "{slowest:?} of {:?}", whole.elapsed());
     });
 }
 

@@ -1,8 +1,8 @@
 //! Tests of the rules, on a database in a temporary directory and a clock that the test moves.
 
 use super::*;
-use crate::store::Reserved;
 use crate::database::tests::NewLedger;
+use crate::store::Reserved;
 use proptest::prelude::*;
 
 const CONFIG: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","pool":{"start":"10.42.0.2","end":"10.42.0.6"},"reservations":{"vm-web":"10.42.0.3","vm-db":"10.42.0.20"}}"#;

@@ -26,12 +26,22 @@ impl Service {
 
     pub fn start_with(dir: &Path, more: &[&str]) -> Service {
         let socket = dir.join("ipamd.sock");
-        let process = command(dir).args(more).spawn().unwrap();
+        Service::of(command(dir).args(more).spawn().unwrap(), socket)
+    }
+
+    /// Waits until a process that was started answers: its sockets are there before its database is open.
+    pub fn of(process: Child, socket: PathBuf) -> Service {
         let begun = Instant::now();
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            assert!(begun.elapsed() < DEADLINE, "ipamd does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        run(async {
+            loop {
+                let answer = async { Client::connect(&socket).await?.try_networks().await };
+                if answer.await.is_ok() {
+                    break;
+                }
+                assert!(begun.elapsed() < DEADLINE, "ipamd does not answer");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
         Service { process, socket }
     }
 
@@ -100,9 +110,12 @@ impl Client {
     }
 
     pub async fn networks(&self) -> Vec<String> {
-        let answer = self.connection.call("list", DEADLINE, self.ipam.list_request().send()).await.unwrap();
-        let pools = answer.get().unwrap().get_pools().unwrap();
-        pools.iter().map(|pool| pool.get_network().unwrap().to_string().unwrap()).collect()
+        self.try_networks().await.unwrap()
+    }
+
+    pub async fn try_networks(&self) -> Result<Vec<String>, Fault> {
+        let answer = self.connection.call("list", DEADLINE, self.ipam.list_request().send()).await?;
+        Ok(answer.get()?.get_pools()?.iter().map(|pool| pool.get_network().unwrap().to_string().unwrap()).collect())
     }
 
     pub async fn allocator(&self, pool: &pool::Client, most: u32) -> Result<allocator::Client, Fault> {

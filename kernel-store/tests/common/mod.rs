@@ -29,13 +29,19 @@ impl Service {
         Service::of(command(dir).args(more).spawn().unwrap(), dir.join("ks.sock"))
     }
 
-    /// Waits until a process that was started listens.
+    /// Waits until a process that was started answers: its sockets are there before its store is open.
     pub fn of(process: Child, socket: PathBuf) -> Service {
         let begun = Instant::now();
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            assert!(begun.elapsed() < DEADLINE, "kernel-store does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        run(async {
+            loop {
+                let answer = async { Client::connect(&socket).await?.try_list().await };
+                if answer.await.is_ok() {
+                    break;
+                }
+                assert!(begun.elapsed() < DEADLINE, "kernel-store does not answer");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
         Service { process, socket }
     }
 
@@ -121,8 +127,12 @@ impl Client {
     }
 
     pub async fn list(&self) -> Vec<Info> {
-        let answer = self.connection.call("list", DEADLINE, self.store.list_request().send()).await.unwrap();
-        answer.get().unwrap().get_kernels().unwrap().iter().map(read).collect()
+        self.try_list().await.unwrap()
+    }
+
+    pub async fn try_list(&self) -> Result<Vec<Info>, Fault> {
+        let answer = self.connection.call("list", DEADLINE, self.store.list_request().send()).await?;
+        Ok(answer.get()?.get_kernels()?.iter().map(read).collect())
     }
 
     pub async fn info(&self, kernel: &kernel::Client) -> Result<Info, Fault> {
