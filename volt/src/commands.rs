@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::{self, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     process::ExitCode,
@@ -9,6 +10,7 @@ use std::{
 };
 
 use confine::{Policy, Sandbox};
+use futures::future::join_all;
 use ipc::{Code, Connection, Fault};
 use schema::{
     kernel_store_capnp::{kernel_info, kernel_store},
@@ -17,7 +19,7 @@ use schema::{
 
 use crate::{
     cli::{Command, KernelCommand, NetworkCommand, StopArgs},
-    config::check_name,
+    config::{check_file, check_name},
     filters, keep,
     paths::Paths,
     resources,
@@ -35,8 +37,7 @@ pub fn main(policy: Policy, command: &Command) -> Result<ExitCode, Fault> {
         Command::Stop(args) => stop(&paths, policy, args),
         Command::Network(NetworkCommand::Define { file }) => define_network(&paths, policy, file),
         Command::Network(NetworkCommand::List) => ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
-            print_rows(&["NETWORK", "SUBNET", "FREE"], &resources::list_pools(first(&links)?).await?);
-            Ok(())
+            print_rows(&["NETWORK", "SUBNET", "FREE"], &resources::list_pools(first(&links)?).await?)
         }),
         Command::Kernel(command) => kernel(&paths, policy, command),
         Command::Run(_) | Command::Keep(_) => Ok(ExitCode::SUCCESS),
@@ -62,17 +63,16 @@ fn list(paths: &Paths, policy: Policy) -> Result<ExitCode, Fault> {
         let _ = found.probe(&paths.vm(&name));
     }
     confined(policy, found, &[], async |links| {
+        let answers = links.iter().map(|link| {
+            let request = link.bootstrap::<vm::Client>().info_request();
+            link.call("ask a VM about itself", CALL_DEADLINE, request.send())
+        });
         let mut rows = Vec::new();
-        for link in links {
-            let vm: vm::Client = link.bootstrap();
-            let Ok(answer) = link.call("ask a VM about itself", CALL_DEADLINE, vm.info_request().send()).await else {
-                continue;
-            };
+        for answer in join_all(answers).await.into_iter().flatten() {
             rows.push(vm_row(answer.get()?.get_info()?)?);
         }
         rows.sort();
-        print_rows(&["NAME", "STATE", "CPUS", "MEMORY"], &rows);
-        Ok(())
+        print_rows(&["NAME", "STATE", "CPUS", "MEMORY"], &rows)
     })
 }
 
@@ -111,6 +111,7 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<ExitCode
     let tried = format!("define the network in {}", file.display());
     let fault =
         |why: String| Fault::new(Code::InvalidArgument, &tried, why, "Name a JSON file such as the README shows");
+    check_file("the network's configuration", file)?;
     let size = fs::metadata(file).map_err(|e| fault(e.to_string()))?.len();
     if size > MAX_CONFIG {
         return Err(fault(format!("it holds {size} bytes, more than {MAX_CONFIG}")));
@@ -131,6 +132,7 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<Exit
     match command {
         KernelCommand::Import { file, name } => {
             let tried = format!("import the kernel {}", file.display());
+            check_file("the kernel's image", file)?;
             let image: OwnedFd = File::open(file)
                 .map_err(|e| {
                     Fault::new(Code::InvalidArgument, &tried, e.to_string(), "Name a kernel image that you may read")
@@ -140,8 +142,7 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<Exit
                 let link = first(&links)?;
                 let kernel = resources::import(link, &tried, image.as_fd(), name).await?;
                 let answer = link.call(&tried, CALL_DEADLINE, kernel.info_request().send()).await?;
-                println!("{}", kernel_row(answer.get()?.get_info()?)?.join("  "));
-                Ok(())
+                print(&format!("{}\n", kernel_row(answer.get()?.get_info()?)?.join("  ")))
             })
         }
         KernelCommand::List => ask(paths, policy, wanted, &[], async |links| {
@@ -149,8 +150,7 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<Exit
             let request = link.bootstrap::<kernel_store::Client>().list_request();
             let answer = link.call("list the kernels", CALL_DEADLINE, request.send()).await?;
             let rows = answer.get()?.get_kernels()?.iter().map(kernel_row).collect::<Result<Vec<_>, _>>()?;
-            print_rows(&["DIGEST", "ALIAS", "MIB", "VERSION"], &rows);
-            Ok(())
+            print_rows(&["DIGEST", "ALIAS", "MIB", "VERSION"], &rows)
         }),
         KernelCommand::Remove { kernel } => ask(paths, policy, wanted, &[], async |links| {
             let link = first(&links)?;
@@ -181,7 +181,7 @@ fn ask(
     work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
 ) -> Result<ExitCode, Fault> {
     let found = services::ensure(paths, wanted, |missing| keep::start(paths, policy, missing))?;
-    confined(policy, found, keep, work)
+    confined(policy, found, keep, work).map_err(|fault| services::with_log(paths, fault))
 }
 
 fn confined(
@@ -218,17 +218,26 @@ fn no_link() -> Fault {
 }
 
 /// Prints a table whose columns are as wide as they need to be.
-fn print_rows<const N: usize>(header: &[&str; N], rows: &[[String; N]]) {
+fn print_rows<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> Result<(), Fault> {
     let width = |n: usize| {
         rows.iter().filter_map(|r| r.get(n)).map(String::len).chain(header.get(n).map(|h| h.len())).max().unwrap_or(0)
     };
     let line = |cells: Vec<&str>| {
         let cells: Vec<String> =
             cells.iter().enumerate().map(|(n, cell)| format!("{cell:<w$}", w = width(n))).collect();
-        println!("{}", cells.join("  ").trim_end());
+        format!("{}\n", cells.join("  ").trim_end())
     };
-    line(header.to_vec());
-    for row in rows {
-        line(row.iter().map(String::as_str).collect());
+    let rows = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
+    print(&std::iter::once(line(header.to_vec())).chain(rows).collect::<String>())
+}
+
+/// Writes to standard output. That its reader has had enough (`| head`) is no error.
+fn print(text: &str) -> Result<(), Fault> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Fault::new(Code::Unavailable, "write to standard output", e.to_string(), "See where it leads to"))
+        }
+        _ => Ok(()),
     }
 }

@@ -23,8 +23,10 @@ const MAX_MEMORY: u64 = 1 << 40;
 const MAX_VCPUS: u16 = 64;
 /// The most disks, and the most network cards, of one VM: together they fit the core's interrupt lines.
 const MAX_DEVICES: usize = 8;
-/// Linux' COMMAND_LINE_SIZE less its terminator and room for the `ip=` words (x86-64).
-const MAX_CMDLINE: usize = 1536;
+/// Linux' COMMAND_LINE_SIZE less its terminator (x86-64), in bytes.
+const MAX_CMDLINE: usize = 2047;
+/// Room for the `ip=` word of one card: three addresses, a name of 59, a device, and what stands between them, in bytes.
+pub const IP_WORD: usize = 128;
 /// The largest configuration file, in bytes.
 const MAX_FILE: u64 = 64 << 10;
 /// Bytes of a sector: a raw image is a whole number of them.
@@ -163,17 +165,18 @@ impl VmConfig {
                 "Choose a size in that range, such as 256M",
             ));
         }
-        if self.cmdline.len() > MAX_CMDLINE || self.cmdline.bytes().any(|b| b < b' ' || b == 0x7f) {
-            return Err(invalid(
-                "--cmdline",
-                format!("it holds a control character, or more than {MAX_CMDLINE} bytes"),
-                "Shorten it; words are separated by spaces",
-            ));
-        }
         for (flag, count) in [("--disk", self.disks.len()), ("--net", self.nets.len())] {
             if count > MAX_DEVICES {
                 return Err(invalid(flag, format!("{count} are given, {MAX_DEVICES} is the most"), "Give fewer"));
             }
+        }
+        let most = MAX_CMDLINE.saturating_sub(IP_WORD.saturating_mul(self.nets.len()));
+        if self.cmdline.len() > most || self.cmdline.bytes().any(|b| b < b' ' || b == 0x7f) {
+            return Err(invalid(
+                "--cmdline",
+                format!("it holds a control character, or more than {most} bytes"),
+                "Shorten it; words are separated by spaces",
+            ));
         }
         if let KernelRef::File(path) = &self.kernel {
             check_file("--kernel", path)?;
@@ -255,7 +258,8 @@ fn parse_size(text: &str) -> Result<u64, Fault> {
         })
 }
 
-fn check_file(flag: &str, path: &Path) -> Result<(), Fault> {
+/// Whether that is a file, before it is opened: to open a FIFO would wait for whoever writes to it.
+pub fn check_file(flag: &str, path: &Path) -> Result<(), Fault> {
     let fault = |why: String| {
         Fault::new(
             Code::InvalidArgument,
@@ -358,6 +362,48 @@ mod tests {
             let mut args = args(dir.path());
             args.cpus = Some(cpus);
             assert_eq!(VmConfig::new(&args).is_ok(), good, "{cpus}");
+        }
+    }
+
+    #[test]
+    fn command_line_leaves_room_for_the_words_of_each_card() {
+        let dir = tempfile::tempdir().unwrap();
+        for (nets, most) in [(0, 2047), (1, 1919), (8, 1023)] {
+            let mut args = args(dir.path());
+            args.nets = (0..nets).map(|n| format!("volt{n}")).collect();
+            args.cmdline = Some("x".repeat(most));
+            VmConfig::new(&args).unwrap();
+            args.cmdline = Some("x".repeat(most + 1));
+            assert!(VmConfig::new(&args).unwrap_err().to_string().contains(&format!("{most} bytes")));
+        }
+        rejects(|a, _| a.cmdline = Some("a\nb".into()), "control character");
+    }
+
+    #[test]
+    fn eight_cards_and_disks_are_taken_and_nine_or_the_same_twice_refused() {
+        rejects(|a, _| a.nets = (0..9).map(|n| format!("volt{n}")).collect(), "8 is the most");
+        rejects(|a, _| a.disks = vec!["/nowhere/disk".into(); 9], "8 is the most");
+        rejects(|a, _| a.nets = vec!["volt0".into(), "volt1".into(), "volt0".into()], "volt0 is given twice");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_without_being_opened() {
+        for flag in [
+            |a: &mut RunArgs, path: String| a.kernel = Some(path),
+            |a: &mut RunArgs, path: String| a.initrd = Some(path.into()),
+            |a: &mut RunArgs, path: String| a.disks = vec![path],
+            |a: &mut RunArgs, path: String| a.config = Some(path.into()),
+        ] {
+            rejects(|a, _| flag(a, "/dev/null".into()), "/dev/null");
+            rejects(|a, dir| flag(a, dir.display().to_string()), "not a regular file");
+            rejects(
+                |a, dir| {
+                    let fifo = dir.join("fifo");
+                    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+                    flag(a, fifo.display().to_string());
+                },
+                "not a regular file",
+            );
         }
     }
 

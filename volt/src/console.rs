@@ -14,11 +14,14 @@ use std::{
 use crate::filters;
 use confine::{Confined, Filter, base};
 use ipc::{Code, Fault};
-use rustix::event::{PollFd, PollFlags};
-use rustix::termios::{LocalModes, OptionalActions, Termios};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 
 /// How long the last of the guest's output may take to reach whoever reads ours.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// How long until a job in the background looks again whether the terminal is its own.
+const BACKGROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 /// The supervisor's end of the console.
 pub struct Console {
@@ -82,8 +85,8 @@ impl Drop for Console {
     }
 }
 
-/// Lets the guest see each key as it is typed and do the echo; Ctrl-C and Ctrl-\ stay ours. Only in the
-/// foreground: changing the terminal from the background would stop this process.
+/// Lets the guest see each key as it is typed and do the echo, Ctrl-Z among them; Ctrl-C and Ctrl-\ stay ours. Not in
+/// the background, where the terminal is somebody else's.
 fn raw_terminal() -> Option<Termios> {
     let stdin = rustix::stdio::stdin();
     if !std::io::stdin().is_terminal() || rustix::termios::tcgetpgrp(stdin).ok()? != rustix::process::getpgrp() {
@@ -92,6 +95,8 @@ fn raw_terminal() -> Option<Termios> {
     let old = rustix::termios::tcgetattr(stdin).ok()?;
     let mut new = old.clone();
     new.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+    // _POSIX_VDISABLE
+    new.special_codes[SpecialCodeIndex::VSUSP] = 0;
     rustix::termios::tcsetattr(stdin, OptionalActions::Now, &new).ok()?;
     Some(old)
 }
@@ -106,6 +111,11 @@ fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
             Err(rustix::io::Errno::INTR) => continue,
             Err(rustix::io::Errno::AGAIN) => {
                 wait(from, PollFlags::IN);
+                continue;
+            }
+            // The terminal is another job's now: SIGTTIN is blocked, so that this does not stop the VM.
+            Err(rustix::io::Errno::IO) => {
+                let _ = rustix::event::poll(&mut [], Some(&BACKGROUND));
                 continue;
             }
             Err(_) => return,

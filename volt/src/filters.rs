@@ -113,6 +113,11 @@ pub fn unlink() -> Filter {
     ])
 }
 
+/// Waiting for a lock.
+pub fn lock() -> Filter {
+    Filter::new("lock").allow(&[libc::SYS_flock, libc::SYS_clock_nanosleep])
+}
+
 /// Waiting for descriptors.
 pub fn poll() -> Filter {
     Filter::new("poll").allow(&[

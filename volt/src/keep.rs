@@ -18,13 +18,14 @@ use crate::{
     filters,
     janitor::Own,
     paths::Paths,
-    services::{Service, lock},
+    say,
+    services::{Service, lock, open_dir},
 };
 
 /// Seconds that a service waits for another connection after the last one.
 const IDLE_EXIT: &str = "30";
 
-/// Starts a keeper for `endpoints`, which listen already.
+/// Starts a keeper for `endpoints`, which listen already. Under the lock.
 pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>) -> Result<(), Fault> {
     let fault = |why: String| {
         Fault::new(
@@ -37,20 +38,25 @@ pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>)
     let log = open_log(paths)?;
     let mut spawn = Spawn::new(&paths.program("volt"));
     spawn.arg("--confinement").arg(policy.to_string()).arg("keep");
+    let mut sockets = Vec::new();
     for (service, endpoint) in endpoints {
+        sockets.extend(Own::both(&paths.service(service.name())));
         let (rpc, lane) = endpoint.into_fds();
         let (rpc, lane) = (spawn.fd(rpc), spawn.fd(lane));
         spawn.arg("--service").arg(format!("{}:{rpc}:{lane}", service.name()));
     }
     spawn.arg("--runtime-dir").arg(&paths.runtime).arg("--state-dir").arg(&paths.state);
     spawn.stderr(log);
-    spawn.spawn().map_err(|e| fault(e.to_string()))?.detach();
-    Ok(())
+    let started = spawn.spawn().map(Child::detach);
+    if started.is_err() {
+        sockets.iter().for_each(Own::remove);
+    }
+    started.map_err(|e| fault(e.to_string()))
 }
 
 /// The services' log: they outlive the terminal that they were started from.
 fn open_log(paths: &Paths) -> Result<OwnedFd, Fault> {
-    let path = paths.state.join("services.log");
+    let path = paths.log();
     File::options().append(true).create(true).open(&path).map(OwnedFd::from).map_err(|e| {
         Fault::new(
             Code::Unavailable,
@@ -70,11 +76,32 @@ struct Kept {
 
 /// The keeper's own `main`.
 pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
-    let paths = &Paths::given(args.runtime_dir.clone(), args.state_dir.clone())?;
+    let paths = Paths::given(args.runtime_dir.clone(), args.state_dir.clone())?;
+    // The folder that volt was started from can be unmounted while services run.
+    let _ = std::env::set_current_dir("/");
+    let services = args.services.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let sockets: Vec<Own> =
+        services.iter().flat_map(|(service, ..)| Own::both(&paths.service(service.name()))).collect();
+    let result = keep(&paths, policy, services);
+    if result.is_err() {
+        remove(&paths, &sockets);
+    }
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Removes sockets under the lock, so that a successor's are not mistaken for these. Where it cannot be had they stay:
+/// whoever binds next replaces a dead socket.
+fn remove(paths: &Paths, sockets: &[Own]) {
+    match open_dir(&paths.runtime).and_then(|dir| lock(dir, &paths.runtime)) {
+        Ok(_lock) => sockets.iter().for_each(Own::remove),
+        Err(fault) => say(fault),
+    }
+}
+
+fn keep(paths: &Paths, policy: Policy, services: Vec<(Service, OwnedFd, OwnedFd)>) -> Result<(), Fault> {
     let log = open_log(paths)?;
     let mut kept = Vec::new();
-    for text in &args.services {
-        let (service, rpc, lane) = parse(text)?;
+    for (service, rpc, lane) in services {
         kept.push(launch(paths, policy, service, rpc, lane, &log)?);
     }
     let fault = |e: confine::Error| {
@@ -86,12 +113,11 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
     }
     let confined = sandbox.confine().map_err(fault)?;
-    let filter = Filter::new("keeper").with(&base::exit()).with(&filters::poll()).with(&filters::unlink()).allow(&[
+    let filter = Filter::new("keeper").with(&base::exit()).with(&filters::poll()).with(&filters::unlink());
+    let filter = filter.with(&filters::lock()).allow(&[
         libc::SYS_wait4,
         libc::SYS_close,
-        libc::SYS_openat, // the lock on the runtime directory
-        libc::SYS_flock,
-        libc::SYS_clock_nanosleep,
+        libc::SYS_openat, // the runtime directory, to lock it
     ]);
     let _narrow = confined.enter(&filter).map_err(fault)?;
 
@@ -109,18 +135,16 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
                 if let Ok(status) = k.child.wait()
                     && !status.success()
                 {
-                    eprintln!("volt: {} ended with {status}", k.name);
+                    say(format_args!("{} ended with {status}", k.name));
                 }
-                // Under the lock, so that a successor's sockets are not mistaken for these.
-                let _lock = lock(&paths.runtime)?;
-                k.sockets.iter().for_each(Own::remove);
+                remove(paths, &k.sockets);
             } else {
                 rest.push(k);
             }
         }
         kept = rest;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn parse(text: &str) -> Result<(Service, OwnedFd, OwnedFd), Fault> {

@@ -144,9 +144,11 @@ impl Machine {
             Ok(_) => Ok(machine),
             Err(fault) => {
                 // A process that said why on its own standard error is the better witness: name it.
-                let ended = machine.first_ended().await;
-                Err(match ended {
-                    Some(ended) => Fault::new(fault.code, fault.tried, format!("{}; {ended}", fault.why), fault.remedy),
+                Err(match machine.first_ended().await {
+                    Some(ended) => {
+                        let tried = format!("start the VM {}", parts.name);
+                        Fault::new(fault.code, tried, format!("{ended}: {}", fault.why), "See what it said above")
+                    }
                     None => fault,
                 })
             }

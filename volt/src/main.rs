@@ -17,7 +17,7 @@ mod resources;
 mod run;
 mod services;
 
-use std::process::ExitCode;
+use std::{fmt::Display, io::Write, process::ExitCode};
 
 use clap::Parser;
 
@@ -33,8 +33,13 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(fault) => {
-            eprintln!("volt: {fault}");
+            say(fault);
             ExitCode::FAILURE
         }
     }
+}
+
+/// A line for people, on standard error. That nobody reads it any more (`2>&1 | head`) is no reason to end.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "volt: {line}");
 }

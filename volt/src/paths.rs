@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     os::unix::fs::{DirBuilderExt, MetadataExt},
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 use ipc::{Code, Fault};
@@ -51,7 +51,13 @@ impl Paths {
             (_, Some(home)) => home.join("volt-vmm"),
             _ => var("HOME").ok_or_else(|| none("HOME"))?.join(".local/state/volt-vmm"),
         };
-        Paths::given(runtime, state)
+        // Absolute, for the services, which do not stay in the folder that they were started from.
+        let absolute = |dir: PathBuf| {
+            let tried = format!("use the directory {}", dir.display());
+            let remedy = "Name an absolute path";
+            path::absolute(dir).map_err(|e| Fault::new(Code::Unavailable, tried, e.to_string(), remedy))
+        };
+        Paths::given(absolute(runtime)?, absolute(state)?)
     }
 
     /// The directories that another `volt` has found and made.
@@ -76,6 +82,11 @@ impl Paths {
     /// Control socket of a VM.
     pub fn vm(&self, name: &str) -> PathBuf {
         self.vms().join(format!("{name}.sock"))
+    }
+
+    /// What the services say.
+    pub fn log(&self) -> PathBuf {
+        self.state.join("services.log")
     }
 
     /// One of Volt's programs.

@@ -17,6 +17,7 @@ use schema::{
 use crate::{
     machine::CardPart,
     run::KernelSource,
+    say,
     services::{CALL_DEADLINE, IMPORT_DEADLINE},
 };
 
@@ -43,15 +44,21 @@ impl Services {
     }
 }
 
-/// One network card: the address and the port are ours until released.
+/// One network card: the address and the port are ours until released. Half of one, where the other half was refused.
 pub struct Card {
     pub network: String,
-    pub address: String,
-    pub gateway: String,
-    prefix: u8,
-    lease: lease::Client,
+    pub address: Option<Address>,
+    lease: Option<lease::Client>,
     port: Option<port::Client>,
     pub part: Option<CardPart>,
+}
+
+/// What a guest is told about its card.
+pub struct Address {
+    pub address: String,
+    pub gateway: String,
+    /// Length of the network's prefix, in bits.
+    pub prefix: u8,
 }
 
 /// Fetches the sealed kernel.
@@ -101,17 +108,11 @@ pub async fn cards(
         let leased = allocate(ipamd, &pool, name, workload);
         let attached = attach(netmgr, &network, name, workload);
         let (leased, attached) = futures::join!(leased, attached);
-        let mut card = leased?;
-        let (port, part) = match attached {
-            Ok(attached) => attached,
-            Err(fault) => {
-                cards.push(card);
-                return Err(fault);
-            }
-        };
-        card.port = Some(port);
-        card.part = Some(part);
+        let mut card = Card { network: name.clone(), address: None, lease: None, port: None, part: None };
+        let leased = leased.map(|(lease, address)| (card.lease, card.address) = (Some(lease), Some(address)));
+        let attached = attached.map(|(port, part)| (card.port, card.part) = (Some(port), Some(part)));
         cards.push(card);
+        leased.and(attached)?;
     }
     Ok(())
 }
@@ -184,7 +185,12 @@ pub async fn define_bridge(
     Ok(answer.get()?.get_network()?)
 }
 
-async fn allocate(ipamd: &Connection, pool: &pool::Client, network: &str, workload: &str) -> Result<Card, Fault> {
+async fn allocate(
+    ipamd: &Connection,
+    pool: &pool::Client,
+    network: &str,
+    workload: &str,
+) -> Result<(lease::Client, Address), Fault> {
     let mut request = pool.allocator_request();
     request.get().set_max_leases(1);
     let allocator = request.send().pipeline.get_allocator();
@@ -195,15 +201,8 @@ async fn allocate(ipamd: &Connection, pool: &pool::Client, network: &str, worklo
     let lease = answer.get()?.get_lease()?;
     let answer = ipamd.call(&tried, CALL_DEADLINE, lease.info_request().send()).await?;
     let info = answer.get()?.get_info()?;
-    Ok(Card {
-        network: network.into(),
-        address: text(info.get_address()?)?,
-        gateway: text(info.get_gateway()?)?,
-        prefix: info.get_prefix_length(),
-        lease,
-        port: None,
-        part: None,
-    })
+    let (address, gateway) = (text(info.get_address()?)?, text(info.get_gateway()?)?);
+    Ok((lease, Address { address, gateway, prefix: info.get_prefix_length() }))
 }
 
 async fn attach(
@@ -242,31 +241,28 @@ async fn attach(
 pub async fn release(links: Option<&(Connection, Connection)>, cards: Vec<Card>) {
     let Some((netmgr, ipamd)) = links else { return };
     let released = cards.iter().map(|card| async move {
-        let lease = ipamd.call("release the address", CALL_DEADLINE, card.lease.release_request().send());
+        let lease = async {
+            let Some(lease) = &card.lease else { return Ok(()) };
+            ipamd.call("release the address", CALL_DEADLINE, lease.release_request().send()).await.map(drop)
+        };
         let port = async {
-            match &card.port {
-                Some(port) => {
-                    netmgr.call("release the port", CALL_DEADLINE, port.release_request().send()).await.map(drop)
-                }
-                None => Ok(()),
-            }
+            let Some(port) = &card.port else { return Ok(()) };
+            netmgr.call("release the port", CALL_DEADLINE, port.release_request().send()).await.map(drop)
         };
         let (lease, port) = futures::join!(lease, port);
-        for fault in [lease.err(), port.err()].into_iter().flatten() {
-            eprintln!("volt: {fault}");
-        }
+        [lease, port].into_iter().filter_map(Result::err).for_each(say);
     });
     join_all(released).await;
 }
 
 /// The kernel's `ip=` parameter (Documentation/admin-guide/nfs/nfsroot.rst) for the n-th card. Only the first one gets a
 /// default route. The device stays unnamed where there is one card: what it is called is the guest's own affair.
-pub fn ip_parameter(cards: &[Card], n: usize, hostname: &str) -> Option<String> {
-    let card = cards.get(n)?;
-    let mask = u32::MAX.checked_shl(32u32.saturating_sub(card.prefix.into())).unwrap_or(0);
-    let gateway = if n == 0 { card.gateway.as_str() } else { "" };
-    let device = if cards.len() > 1 { format!("eth{n}") } else { String::new() };
-    Some(format!("ip={}::{gateway}:{}:{hostname}:{device}:off", card.address, Ipv4Addr::from(mask)))
+pub fn ip_parameter(addresses: &[&Address], n: usize, hostname: &str) -> Option<String> {
+    let Address { address, gateway, prefix } = addresses.get(n)?;
+    let mask = u32::MAX.checked_shl(32u32.saturating_sub((*prefix).into())).unwrap_or(0);
+    let gateway = if n == 0 { gateway.as_str() } else { "" };
+    let device = if addresses.len() > 1 { format!("eth{n}") } else { String::new() };
+    Some(format!("ip={address}::{gateway}:{}:{hostname}:{device}:off", Ipv4Addr::from(mask)))
 }
 
 fn text(reader: capnp::text::Reader<'_>) -> Result<String, Fault> {
@@ -284,4 +280,43 @@ pub async fn list_pools(ipamd: &Connection) -> Result<Vec<[String; 3]>, Fault> {
             .map(|p| async move { Ok([text(p.get_network()?)?, text(p.get_subnet()?)?, p.get_free().to_string()]) }),
     )
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(address: &str, gateway: &str, prefix: u8) -> Address {
+        Address { address: address.into(), gateway: gateway.into(), prefix }
+    }
+
+    #[test]
+    fn only_card_gets_the_default_route_and_no_device_name() {
+        let card = address("10.42.0.7", "10.42.0.1", 24);
+        let word = "ip=10.42.0.7::10.42.0.1:255.255.255.0:web::off";
+        assert_eq!(ip_parameter(&[&card], 0, "web").unwrap(), word);
+        assert_eq!(ip_parameter(&[&card], 1, "web"), None);
+    }
+
+    #[test]
+    fn second_card_is_named_and_has_no_gateway() {
+        let cards = [&address("10.0.0.2", "10.0.0.1", 8), &address("10.1.0.2", "10.1.0.1", 30)];
+        assert_eq!(ip_parameter(&cards, 0, "a").unwrap(), "ip=10.0.0.2::10.0.0.1:255.0.0.0:a:eth0:off");
+        assert_eq!(ip_parameter(&cards, 1, "a").unwrap(), "ip=10.1.0.2:::255.255.255.252:a:eth1:off");
+    }
+
+    #[test]
+    fn prefix_of_any_length_becomes_a_mask() {
+        for (prefix, mask) in [(0, "0.0.0.0"), (1, "128.0.0.0"), (32, "255.255.255.255"), (255, "255.255.255.255")] {
+            let word = ip_parameter(&[&address("10.0.0.2", "", prefix)], 0, "a").unwrap();
+            assert_eq!(word, format!("ip=10.0.0.2:::{mask}:a::off"), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn longest_word_fits_the_room_that_the_command_line_leaves() {
+        let longest = "255.255.255.255";
+        let cards = [&address(longest, longest, 32), &address(longest, longest, 32)];
+        assert!(ip_parameter(&cards, 0, &"n".repeat(59)).unwrap().len() < crate::config::IP_WORD);
+    }
 }

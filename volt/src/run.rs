@@ -23,10 +23,13 @@ use crate::{
     config::{KernelRef, VmConfig},
     console::Console,
     control::{Control, Exit},
-    filters, janitor, keep,
+    filters,
+    janitor::{self, Own},
+    keep,
     machine::{DiskPart, Machine, Parts},
     paths::Paths,
     resources::{self, Card, Services},
+    say,
     services::{self, Found, Service},
 };
 
@@ -52,6 +55,8 @@ pub enum KernelSource {
 /// Whom the supervisor listens to.
 struct Links {
     endpoint: Endpoint,
+    /// Its files.
+    own: Vec<Own>,
     found: Found,
     signals: OwnedFd,
     console: Console,
@@ -62,16 +67,17 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<ExitCode, Fault> {
     let config = VmConfig::new(args)?;
     let paths = Paths::prepare()?;
     let opened = open(&config)?;
-    let (endpoint, alive) = claim(&paths, &config.name, policy)?;
+    // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
+    let signals = block_signals()?;
+    let (endpoint, own, alive) = claim(&paths, &config.name, policy)?;
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
     let found = services::ensure(&paths, wanted, |missing| keep::start(&paths, policy, missing))?;
 
-    let signals = block_signals()?;
     let [rpc, lane] = endpoint.as_fds();
     let confined = confine(&paths, policy, &opened, &found, &[rpc, lane, alive.as_fd(), signals.as_fd()])?;
     let console = Console::start(&confined)?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
-    let result = ipc::run(supervise(&paths, policy, &config, opened, Links { endpoint, found, signals, console }));
+    let result = ipc::run(supervise(&paths, policy, &config, opened, Links { endpoint, own, found, signals, console }));
     drop(alive);
     result.map_err(|e| {
         Fault::new(Code::Unavailable, "start the supervisor", e.to_string(), "Raise this user's limit of open files")
@@ -116,20 +122,23 @@ fn open_kvm() -> Result<OwnedFd, Fault> {
 }
 
 /// Claims the VM's name: its control socket exists as long as this process.
-fn claim(paths: &Paths, name: &str, policy: Policy) -> Result<(Endpoint, OwnedFd), Fault> {
+fn claim(paths: &Paths, name: &str, policy: Policy) -> Result<(Endpoint, Vec<Own>, OwnedFd), Fault> {
     let path = paths.vm(name);
-    let _lock = services::lock(&paths.runtime)?;
+    let lock = services::lock(services::open_dir(&paths.runtime)?, &paths.runtime)?;
+    janitor::sweep(&paths.vms());
     let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| {
         let (code, remedy) = match e {
             ipc::Error::AlreadyExists { .. } => {
                 (Code::AlreadyExists, format!("Choose another name, or end that VM: volt stop {name}"))
             }
-            _ => (Code::Unavailable, "See whether the runtime directory is writable".into()),
+            _ => (Code::Unavailable, "Or name another runtime directory in VOLT_RUNTIME_DIR".into()),
         };
         Fault::new(code, format!("run a VM called {name}"), e.to_string(), remedy)
     })?;
-    let alive = janitor::start(&path, policy)?;
-    Ok((endpoint, alive))
+    let own = Own::both(&path);
+    drop(lock);
+    let alive = janitor::start(paths, &own, policy)?;
+    Ok((endpoint, own, alive))
 }
 
 fn confine(
@@ -177,7 +186,7 @@ async fn supervise(
     opened: Opened,
     links: Links,
 ) -> Result<ExitCode, Fault> {
-    let Links { endpoint, found, signals, console } = links;
+    let Links { endpoint, own, found, signals, console } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     stop_on_signals(signals, control.clone())?;
     let services = Services::new(found.connect()?)?;
@@ -190,14 +199,17 @@ async fn supervise(
     let result = match unless_stopped(&control, prepare(policy, config, opened, &services, &mut cards)).await {
         Ok(Some(parts)) => boot_and_watch(paths, &parts, config.no_reboot, &control, &console).await,
         Ok(None) => Ok(Exit::stopped("it was stopped before it started")),
-        Err(fault) => Err(fault),
+        Err(fault) => Err(services::with_log(paths, fault)),
     };
-    console.finish();
     resources::release(services.network.as_ref(), cards).await;
-    let exit = result?;
-    control.set_ended(exit.clone());
-    // Whoever waits for the end over the control socket hears of it before the socket goes.
+    console.finish();
+    // Whoever hears of the end over the control socket may use the name again.
+    own.iter().for_each(Own::remove);
+    let internal = |fault: &Fault| Exit { reason: Reason::InternalError, detail: fault.to_string() };
+    control.set_ended(result.as_ref().map_or_else(internal, Exit::clone));
+    // They hear of it before the connections go.
     tokio::time::sleep(Duration::from_millis(1)).await;
+    let exit = result?;
     if !matches!(exit.reason, Reason::Poweroff | Reason::Reset | Reason::Stopped) {
         let tried = format!("run the VM {}", config.name);
         return Err(Fault::new(
@@ -210,20 +222,29 @@ async fn supervise(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Takes the signals that end a program as something to read, from here on and in every thread.
+/// Takes the signals that end a program as something to read, from here on and in every thread; but for those that
+/// whoever started us wants ignored (`nohup`). Those that stop a job for using its terminal in the background do not.
 fn block_signals() -> Result<OwnedFd, Fault> {
     let fault = || {
         let why = std::io::Error::last_os_error().to_string();
         Fault::new(Code::Unavailable, "watch for signals", why, "Raise this user's limit of open files")
     };
-    // SAFETY: the set is initialised by sigemptyset, and outlives the calls that read it.
+    // SAFETY: the sets are initialised by sigemptyset or from one that is, a zeroed sigaction is a valid one, and all
+    // outlive the calls that read or fill them.
     let fd = unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&raw mut set);
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
-            libc::sigaddset(&raw mut set, signal);
+            let mut action = std::mem::zeroed::<libc::sigaction>();
+            libc::sigaction(signal, std::ptr::null(), &raw mut action);
+            if action.sa_sigaction != libc::SIG_IGN {
+                libc::sigaddset(&raw mut set, signal);
+            }
         }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        let mut blocked = set;
+        libc::sigaddset(&raw mut blocked, libc::SIGTTIN);
+        libc::sigaddset(&raw mut blocked, libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut());
         libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
     };
     if fd < 0 {
@@ -283,9 +304,10 @@ async fn prepare(
     let (kernel, attached) = futures::join!(resources::kernel(&services.kernels, opened.kernel), attach);
     attached?;
     let mut cmdline = config.cmdline.clone();
+    let addresses: Vec<_> = cards.iter().filter_map(|card| card.address.as_ref()).collect();
     for (n, card) in cards.iter().enumerate() {
-        eprintln!("volt: {} has {} on {}", config.name, card.address, card.network);
-        if let Some(word) = resources::ip_parameter(cards, n, &config.name) {
+        if let (Some(own), Some(word)) = (addresses.get(n), resources::ip_parameter(&addresses, n, &config.name)) {
+            say(format_args!("{} has {} on {}", config.name, own.address, card.network));
             cmdline.push(' ');
             cmdline.push_str(&word);
         }

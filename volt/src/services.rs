@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::net::UnixStream,
@@ -15,10 +15,12 @@ use std::{
     time::Duration,
 };
 
+use capnp_rpc::rpc_capnp;
 use ipc::{Code, Connection, Endpoint, Fault};
 use rustix::{
+    event::{PollFd, PollFlags, Timespec},
     fs::FlockOperation,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt::Timeout},
     thread::CapabilitySet,
 };
 
@@ -76,11 +78,11 @@ impl Service {
 pub struct Found(Vec<(OwnedFd, OwnedFd)>);
 
 impl Found {
-    /// Connects to a vat's socket and, where there is one, its fd lane.
+    /// Connects to a vat's socket and its fd lane.
     pub fn probe(&mut self, path: &Path) -> io::Result<()> {
-        let rpc = UnixStream::connect(path)?;
-        let lane = connect_lane(&ipc::lane_path(path))?;
-        self.0.push((rpc.into(), lane));
+        let rpc = connect(path, SocketType::STREAM)?;
+        let lane = connect(&ipc::lane_path(path), SocketType::SEQPACKET)?;
+        self.0.push((rpc, lane));
         Ok(())
     }
 
@@ -95,10 +97,35 @@ impl Found {
     }
 }
 
-fn connect_lane(path: &Path) -> io::Result<OwnedFd> {
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+fn connect(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    // Where the queue is full, connecting waits for a place as sending does.
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(CALL_DEADLINE))?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
+}
+
+/// A question that a service answers: whether it still takes connections, or only lies in the queue of one that ends.
+struct Knock(OwnedFd);
+
+impl Knock {
+    fn send(path: &Path) -> io::Result<Knock> {
+        let socket = UnixStream::from(connect(path, SocketType::STREAM)?);
+        let mut message = capnp::message::Builder::new_default();
+        message.init_root::<rpc_capnp::message::Builder<'_>>().init_bootstrap().set_question_id(0);
+        (&socket).write_all(&capnp::serialize::write_message_to_words(&message))?;
+        Ok(Knock(socket.into()))
+    }
+
+    /// Waits for the answer to lie there, and leaves it unread. A service takes connections in their order, so one that
+    /// answers has taken those that were made before, and stays as long as they do.
+    fn answered(&self) -> io::Result<bool> {
+        let limit = Timespec { tv_sec: CALL_DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
+        if rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(rustix::io::ioctl_fionread(&self.0)? > 0)
+    }
 }
 
 /// Connects to `wanted`, in that order, and has `start` start those that nobody serves.
@@ -107,16 +134,16 @@ pub fn ensure(
     wanted: &[Service],
     start: impl FnOnce(Vec<(Service, Endpoint)>) -> Result<(), Fault>,
 ) -> Result<Found, Fault> {
-    if let Some(found) = probe(paths, wanted) {
+    if let Some(found) = probe(paths, wanted)? {
         return Ok(found);
     }
-    let _lock = lock(&paths.runtime)?;
+    let _lock = lock(open_dir(&paths.runtime)?, &paths.runtime)?;
     let mut missing = Vec::new();
     for service in wanted {
         // Somebody else may have started it while we waited for the lock.
-        let path = paths.service(service.name());
-        if UnixStream::connect(&path).is_err() {
+        if probe(paths, &[*service])?.is_none() {
             service.check_rights()?;
+            let path = paths.service(service.name());
             let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| {
                 let remedy = "Remove what is there, or name another directory in VOLT_RUNTIME_DIR";
                 Fault::new(Code::Unavailable, format!("serve {}", path.display()), e.to_string(), remedy)
@@ -127,26 +154,60 @@ pub fn ensure(
     if !missing.is_empty() {
         start(missing)?;
     }
-    probe(paths, wanted).ok_or_else(|| {
-        Fault::new(
-            Code::Unavailable,
-            format!("reach the services in {}", paths.runtime.display()),
-            "one that was just started ended at once",
-            format!("See why in {}", paths.state.join("services.log").display()),
-        )
+    let mut found = Found::default();
+    for service in wanted {
+        let path = paths.service(service.name());
+        found.probe(&path).map_err(|e| {
+            let fault = Fault::new(Code::Unavailable, format!("connect to {}", path.display()), e.to_string(), "");
+            with_log(paths, fault)
+        })?;
+    }
+    Ok(found)
+}
+
+/// Connects to all that is `wanted` if all of it is served. One that ends just now for want of work counts as gone.
+fn probe(paths: &Paths, wanted: &[Service]) -> Result<Option<Found>, Fault> {
+    let mut found = Found::default();
+    let connected = wanted.iter().map(|service| {
+        let path = paths.service(service.name());
+        found.probe(&path)?;
+        Knock::send(&path)
+    });
+    let Ok(knocks) = connected.collect::<Result<Vec<_>, _>>() else { return Ok(None) };
+    for (service, knock) in wanted.iter().zip(knocks) {
+        match knock.answered() {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(e) => {
+                let tried = format!("reach {}", service.name());
+                let remedy = format!("See whether it is stopped (fuser {})", paths.service(service.name()).display());
+                return Err(Fault::new(Code::Unavailable, tried, e.to_string(), remedy));
+            }
+        }
+    }
+    Ok(Some(found))
+}
+
+/// What a service said before it ended is in its log, not in its answer.
+pub fn with_log(paths: &Paths, mut fault: Fault) -> Fault {
+    if fault.code == Code::Unavailable {
+        let log = format!("See also {}", paths.log().display());
+        fault.remedy = if fault.remedy.is_empty() { log } else { format!("{}. {log}", fault.remedy) };
+    }
+    fault
+}
+
+/// A directory, to be locked.
+pub fn open_dir(dir: &Path) -> Result<OwnedFd, Fault> {
+    File::open(dir).map(OwnedFd::from).map_err(|e| {
+        let remedy = "Make it readable for this user";
+        Fault::new(Code::Unavailable, format!("open {}", dir.display()), e.to_string(), remedy)
     })
 }
 
-fn probe(paths: &Paths, wanted: &[Service]) -> Option<Found> {
-    let mut found = Found::default();
-    for service in wanted {
-        found.probe(&paths.service(service.name())).ok()?;
-    }
-    Some(found)
-}
-
-/// The lock that decides who starts or clears away services: on the runtime directory itself, so that it leaves no file.
-pub fn lock(runtime: &Path) -> Result<OwnedFd, Fault> {
+/// Takes the lock that decides who starts or clears away services and VMs' sockets: on the runtime directory itself,
+/// so that it leaves no file. Given back when the descriptor is closed.
+pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Fault> {
     let fault = |why: String| {
         Fault::new(
             Code::Unavailable,
@@ -155,7 +216,6 @@ pub fn lock(runtime: &Path) -> Result<OwnedFd, Fault> {
             "See which volt process holds it: fuser -v on that directory",
         )
     };
-    let dir = OwnedFd::from(File::open(runtime).map_err(|e| fault(e.to_string()))?);
     // Held for as long as three sockets take to bind, so a short wait is enough; not for ever if a holder is stopped.
     for _ in 0..500 {
         match rustix::fs::flock(dir.as_fd(), FlockOperation::NonBlockingLockExclusive) {
