@@ -1,19 +1,30 @@
 //! Bridges: made, adopted, brought to a configuration, removed. Touches only bridges that netmgr made.
 
+use std::net::Ipv4Addr;
+
+use rtnetlink::{
+    AddressMessageBuilder, LinkUnspec,
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
+    packet_route::{
+        RouteNetlinkMessage,
+        address::AddressMessage,
+        link::{BridgeStpState, InfoBridge, InfoData, InfoKind},
+    },
+};
+
 use crate::{
     config::{Address, Config},
     error::Error,
-    kernel::{Kernel, Steps, Whom, header, odd},
-    link::{BR_STP_STATE, Link},
+    kernel::{Kernel, Steps, Whom, odd},
+    link::Link,
     names::{self, Mac},
-    netlink::Attributes,
 };
 
 /// Makes the bridge of a network, or brings the one that is there to `config`; gives its interface index.
 /// A bridge that is made here and cannot be brought to `config` is taken away again.
 pub fn define(kernel: &mut Kernel, config: &Config) -> Result<u32, Error> {
     let foreign = || Error::ForeignInterface { name: config.name.clone() };
-    let there = kernel.link(Whom::Name(&config.name))?;
+    let there = kernel.link(LinkUnspec::new_with_name(&config.name))?;
     if there.as_ref().is_some_and(|link| !link.is_our_bridge(&config.name)) {
         return Err(foreign());
     }
@@ -53,76 +64,52 @@ pub fn existing(kernel: &mut Kernel) -> Result<Vec<(u32, Config)>, Error> {
 /// Makes a bridge, down and without mark; `None` if the name is taken.
 fn make(kernel: &mut Kernel, name: &str) -> Result<Option<Link>, Error> {
     let mut steps = Steps::default();
-    let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-    steps.add(format!("make bridge {name}"), libc::RTM_NEWLINK, create, &header(Whom::Index(0), 0), |attributes| {
-        // The address is fixed for the gateway's sake, and tells that the bridge is ours until the mark is set.
-        attributes
-            .text(libc::IFLA_IFNAME, name)
-            .bytes(libc::IFLA_ADDRESS, &Mac::of_bridge(name).0)
-            .nested(libc::IFLA_LINKINFO, no_stp);
-    });
-    let answers = match kernel.run(steps.get(Whom::Name(name))) {
+    // The address is fixed for the gateway's sake, and tells that the bridge is ours until the mark is set.
+    let bridge = no_stp().name(name).address(Mac::of_bridge(name).0.to_vec());
+    let message = RouteNetlinkMessage::NewLink(bridge.build());
+    steps.add(format!("make bridge {name}"), NLM_F_CREATE | NLM_F_EXCL, message);
+    let links = match kernel.run(steps.get(LinkUnspec::new_with_name(name))) {
         Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => return Ok(None),
-        answers => answers?,
+        links => links?,
     };
-    let link = answers.into_iter().flatten().next().and_then(|body| Link::read(&body)).ok_or(odd("make a bridge"))?;
+    let link = links.into_iter().next().ok_or(odd("make a bridge"))?;
     Ok(link.is_our_bridge(name).then_some(link))
 }
 
-fn no_stp(info: &mut Attributes<'_>) {
-    info.text(libc::IFLA_INFO_KIND, "bridge").nested(libc::IFLA_INFO_DATA, |data| {
-        data.u32(BR_STP_STATE, 0);
-    });
+fn no_stp() -> Whom {
+    let off = InfoData::Bridge(vec![InfoBridge::StpState(BridgeStpState::Disabled)]);
+    Whom::new_with_info_kind(InfoKind::Bridge).set_info_data(off)
 }
 
 fn configure(kernel: &mut Kernel, link: &Link, config: &Config) -> Result<u32, Error> {
     let name = &config.name;
-    let bridge = Whom::Index(link.index);
+    let bridge = || LinkUnspec::new_with_index(link.index);
     let has: Vec<Address> =
         kernel.addresses()?.into_iter().filter(|(of, _)| *of == link.index).map(|(_, address)| address).collect();
     // While a new one is still down.
     kernel.ipv6_off(name);
     let mut steps = Steps::default();
-    steps.set(format!("mark bridge {name}, and set its MTU to {}", config.mtu), bridge, 0, |attributes| {
-        // Set apart from creation: an MTU that is given there is lost when the first port comes.
-        attributes.text(libc::IFLA_IFALIAS, names::BRIDGE_MARK).u32(libc::IFLA_MTU, config.mtu);
-        if link.mac != Some(Mac::of_bridge(name)) {
-            attributes.bytes(libc::IFLA_ADDRESS, &Mac::of_bridge(name).0);
-        }
-    });
+    // Set apart from creation: an MTU that is given there is lost when the first port comes.
+    let mut marked = bridge().alias(names::BRIDGE_MARK).mtu(config.mtu);
+    if link.mac != Some(Mac::of_bridge(name)) {
+        marked = marked.address(Mac::of_bridge(name).0.to_vec());
+    }
+    steps.set(format!("mark bridge {name}, and set its MTU to {}", config.mtu), marked);
     if link.stp {
-        steps.add(
-            format!("switch off the spanning tree protocol of {name}"),
-            libc::RTM_NEWLINK,
-            0,
-            &header(bridge, 0),
-            |attributes| {
-                attributes.nested(libc::IFLA_LINKINFO, no_stp);
-            },
-        );
+        let message = RouteNetlinkMessage::NewLink(no_stp().index(link.index).build());
+        steps.add(format!("switch off the spanning tree protocol of {name}"), 0, message);
     }
     // First those that go: a subnet's first address takes the others with it.
-    for address in has.iter().filter(|address| Some(**address) != config.address) {
-        change_address(&mut steps, format!("take {address} off {name}"), libc::RTM_DELADDR, 0, link.index, *address);
+    for gone in has.iter().filter(|address| Some(**address) != config.address) {
+        let message = RouteNetlinkMessage::DelAddress(address(link.index, *gone));
+        steps.add(format!("take {gone} off {name}"), 0, message);
     }
-    if let Some(address) = config.address.filter(|address| !has.contains(address)) {
-        change_address(
-            &mut steps,
-            format!("give {address} to {name}"),
-            libc::RTM_NEWADDR,
-            libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
-            link.index,
-            address,
-        );
+    if let Some(new) = config.address.filter(|address| !has.contains(address)) {
+        let message = RouteNetlinkMessage::NewAddress(address(link.index, new));
+        steps.add(format!("give {new} to {name}"), NLM_F_CREATE | NLM_F_REPLACE, message);
     }
-    steps.set(format!("bring {name} up"), bridge, libc::IFF_UP, |_| ()).get(bridge);
-    let answers = kernel.run(&mut steps)?;
-    let now = answers
-        .into_iter()
-        .flatten()
-        .next_back()
-        .and_then(|body| Link::read(&body))
-        .ok_or(odd("configure a bridge"))?;
+    steps.set(format!("bring {name} up"), bridge().up()).get(bridge());
+    let now = kernel.run(&mut steps)?.pop().ok_or(odd("configure a bridge"))?;
     if now.is_our_bridge(name) && now.up && now.mtu == config.mtu {
         Ok(now.index)
     } else {
@@ -133,22 +120,12 @@ fn configure(kernel: &mut Kernel, link: &Link, config: &Config) -> Result<u32, E
     }
 }
 
-fn change_address(steps: &mut Steps, tried: String, kind: u16, flags: i32, index: u32, address: Address) {
-    // struct ifaddrmsg: family, prefix length, flags, scope (0: universe), interface index.
-    let mut header = [libc::AF_INET as u8, address.prefix, 0, 0, 0, 0, 0, 0];
-    for (to, from) in header.iter_mut().skip(4).zip(index.to_ne_bytes()) {
-        *to = from;
-    }
-    steps.add(tried, kind, flags, &header, |attributes| {
-        attributes.bytes(libc::IFA_LOCAL, &address.ip.octets()).bytes(libc::IFA_ADDRESS, &address.ip.octets());
-        attributes.bytes(libc::IFA_BROADCAST, &address.broadcast().octets());
-    });
+fn address(index: u32, address: Address) -> AddressMessage {
+    AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address.ip, address.prefix).build()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use rustix::thread::UnshareFlags;
 
     use super::*;
@@ -171,7 +148,9 @@ mod tests {
             assert_eq!(kernel.links(None).unwrap().len(), 1, "lo");
             let index = define(&mut kernel, &good).unwrap();
             define(&mut kernel, &bad).unwrap_err();
-            assert!(kernel.link(Whom::Index(index)).unwrap().is_some_and(|link| link.is_our_bridge("volt0")));
+            assert!(
+                kernel.link(LinkUnspec::new_with_index(index)).unwrap().is_some_and(|link| link.is_our_bridge("volt0"))
+            );
             assert_eq!(define(&mut kernel, &good).unwrap(), index);
             assert_eq!(kernel.addresses().unwrap(), [(index, good.address.unwrap())]);
             remove(&mut kernel, "volt0", index).unwrap();

@@ -3,13 +3,27 @@
 
 use std::{io, os::fd::RawFd};
 
+use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec,
+    packet_core::NLM_F_DUMP,
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        address::AddressMessage,
+        link::{LinkAttribute, LinkExtentMask},
+        route::{RouteAttribute, RouteHeader, RouteMessage},
+    },
+};
+
 use crate::{
     config::Address,
     error::Error,
     ipv6::{self, Switch},
-    link::{Link, Route, read_address},
-    netlink::{Attributes, Batch, DEADLINE, Failure, Refusal, Socket},
+    link::{Link, Said},
+    netlink::{self, DEADLINE, Failure, Refusal, Request, Socket},
 };
+
+/// An interface, and what is asked of it or to be changed.
+pub type Whom = LinkMessageBuilder<LinkUnspec>;
 
 /// The kernel, by way of one socket, and one setting that has none.
 pub struct Kernel {
@@ -17,58 +31,30 @@ pub struct Kernel {
     ipv6: Switch,
 }
 
-/// Whom a request is about.
-#[derive(Clone, Copy)]
-pub enum Whom<'a> {
-    /// The interface with that index.
-    Index(u32),
-    /// The interface of that name.
-    Name(&'a str),
-}
-
 /// Steps that go to the kernel as one datagram: it takes them one after the other before it returns, even if the process is
 /// killed meanwhile. It goes on after a step that failed, so each has to be harmless where an earlier one failed.
 #[derive(Default)]
 pub struct Steps {
-    batch: Batch,
+    requests: Vec<Request>,
     tried: Vec<(String, bool)>,
 }
 
 impl Steps {
-    /// Adds a request. `tried` completes "the kernel refused to ...".
-    pub fn add(
-        &mut self,
-        tried: impl Into<String>,
-        kind: u16,
-        flags: i32,
-        header: &[u8],
-        fill: impl FnOnce(&mut Attributes<'_>),
-    ) -> &mut Steps {
-        self.batch.add(kind, flags, header, fill);
+    /// Adds a request with `NLM_F_*` flags. `tried` completes "the kernel refused to ...".
+    pub fn add(&mut self, tried: impl Into<String>, flags: u16, message: RouteNetlinkMessage) -> &mut Steps {
+        self.requests.push(netlink::request(message, flags));
         self.tried.push((tried.into(), true));
         self
     }
 
-    /// Adds a change to an interface (`RTM_SETLINK`); `flags` are `IFF_*` to switch on.
-    pub fn set(
-        &mut self,
-        tried: impl Into<String>,
-        whom: Whom<'_>,
-        flags: i32,
-        fill: impl FnOnce(&mut Attributes<'_>),
-    ) -> &mut Steps {
-        self.add(tried, libc::RTM_SETLINK, 0, &header(whom, flags), |attributes| {
-            whom.fill(attributes);
-            fill(attributes);
-        })
+    /// Adds a change to an interface.
+    pub fn set(&mut self, tried: impl Into<String>, whom: Whom) -> &mut Steps {
+        self.add(tried, 0, RouteNetlinkMessage::SetLink(whom.build()))
     }
 
-    /// Adds a question for an interface; its answer is the body of a `RTM_NEWLINK`.
-    pub fn get(&mut self, whom: Whom<'_>) -> &mut Steps {
-        self.add("look at an interface", libc::RTM_GETLINK, 0, &header(whom, 0), |attributes| {
-            whom.fill(attributes);
-            attributes.u32(libc::IFLA_EXT_MASK, libc::RTEXT_FILTER_SKIP_STATS as u32);
-        })
+    /// Adds a question for an interface.
+    pub fn get(&mut self, whom: Whom) -> &mut Steps {
+        self.add("look at an interface", 0, RouteNetlinkMessage::GetLink(brief(whom).build()))
     }
 
     /// Lets the step that was added last fail without consequence.
@@ -80,25 +66,9 @@ impl Steps {
     }
 }
 
-impl Whom<'_> {
-    /// The attribute that names an interface; an index is in the header.
-    pub fn fill(self, attributes: &mut Attributes<'_>) {
-        if let Whom::Name(name) = self {
-            attributes.text(libc::IFLA_IFNAME, name);
-        }
-    }
-}
-
-/// `struct ifinfomsg`: family and type unspecified, index, flags and the mask of those to change.
-pub fn header(whom: Whom<'_>, flags: i32) -> [u8; 16] {
-    let index = if let Whom::Index(index) = whom { index } else { 0 };
-    let mut header = [0; 16];
-    for (to, from) in
-        header.iter_mut().skip(4).zip([index, flags as u32, flags as u32].iter().flat_map(|field| field.to_ne_bytes()))
-    {
-        *to = from;
-    }
-    header
+/// Asks for no statistics.
+fn brief(whom: Whom) -> Whom {
+    whom.append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
 }
 
 impl Kernel {
@@ -124,33 +94,33 @@ impl Kernel {
         }
     }
 
-    /// Takes all steps, and gives their answers; the first failure of a needed one is the error.
-    pub fn run(&mut self, steps: &mut Steps) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let Steps { batch, tried } = std::mem::take(steps);
+    /// Takes all steps, and gives the interfaces that the kernel describes; the first failure of a needed one is the error.
+    pub fn run(&mut self, steps: &mut Steps) -> Result<Vec<Link>, Error> {
+        let mut links = Vec::new();
+        self.exchange(steps, |said| {
+            if let Said::Link(link) = said {
+                links.push(*link);
+            }
+        })?;
+        Ok(links)
+    }
+
+    fn exchange(&mut self, steps: &mut Steps, each: impl FnMut(Said)) -> Result<(), Error> {
+        let Steps { requests, tried } = std::mem::take(steps);
         let answers = self
             .socket
-            .exchange(batch)
+            .exchange(requests, each)
             .map_err(|failure| failed(failure, tried.first().map_or("", |(tried, _)| tried)))?;
-        answers
-            .into_iter()
-            .zip(tried)
-            .map(|(answer, (tried, needed))| match answer {
-                Ok(message) => Ok(message),
-                Err(_) if !needed => Ok(None),
-                Err(refusal) => Err(refused(refusal, &tried)),
-            })
-            .collect()
+        answers.into_iter().zip(tried).try_for_each(|(answer, (tried, needed))| match answer {
+            Err(refusal) if needed => Err(refused(refusal, &tried)),
+            _ => Ok(()),
+        })
     }
 
     /// The interface, if there is one. A name finds alternative names as well.
-    pub fn link(&mut self, whom: Whom<'_>) -> Result<Option<Link>, Error> {
+    pub fn link(&mut self, whom: Whom) -> Result<Option<Link>, Error> {
         match self.run(Steps::default().get(whom)) {
-            Ok(answers) => answers
-                .into_iter()
-                .flatten()
-                .next()
-                .map(|body| Link::read(&body).ok_or(odd("look at an interface")))
-                .transpose(),
+            Ok(mut links) => links.pop().ok_or(odd("look at an interface")).map(Some),
             Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
@@ -158,29 +128,24 @@ impl Kernel {
 
     /// All interfaces, or those that are ports of the bridge with that index.
     pub fn links(&mut self, of: Option<u32>) -> Result<Vec<Link>, Error> {
-        let mut links = Vec::new();
-        let fill = |attributes: &mut Attributes<'_>| {
-            attributes.u32(libc::IFLA_EXT_MASK, libc::RTEXT_FILTER_SKIP_STATS as u32);
-            if let Some(bridge) = of {
-                attributes.u32(libc::IFLA_MASTER, bridge);
-            }
-        };
-        self.dump("list the interfaces", libc::RTM_GETLINK, &[0; 16], fill, |body| {
-            links.extend(Link::read(body).filter(|link| of.is_none_or(|bridge| link.master == bridge)));
-        })?;
+        let whom = brief(of.map_or_else(Whom::new, |bridge| Whom::new().controller(bridge)));
+        let dump = RouteNetlinkMessage::GetLink(whom.build());
+        let mut links = self.run(Steps::default().add("list the interfaces", NLM_F_DUMP, dump))?;
+        links.retain(|link| of.is_none_or(|bridge| link.master == bridge));
         Ok(links)
     }
 
     /// All IPv4 addresses, each with the index of its interface.
     pub fn addresses(&mut self) -> Result<Vec<(u32, Address)>, Error> {
         let mut found = Vec::new();
-        self.dump(
-            "list the addresses",
-            libc::RTM_GETADDR,
-            &[libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0],
-            |_| (),
-            |body| found.extend(read_address(body)),
-        )?;
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let dump = RouteNetlinkMessage::GetAddress(message);
+        self.exchange(Steps::default().add("list the addresses", NLM_F_DUMP, dump), |said| {
+            if let Said::Address(index, address) = said {
+                found.push((index, address));
+            }
+        })?;
         Ok(found)
     }
 
@@ -192,14 +157,17 @@ impl Kernel {
             .into_iter()
             .find(|(index, address)| Some(*index) != except && address.prefix != 0 && address.overlaps(subnet));
         if found.is_none() {
-            let mut header = [0; 12];
-            header[0] = libc::AF_INET as u8;
-            let table = |attributes: &mut Attributes<'_>| {
-                attributes.u32(libc::RTA_TABLE, u32::from(libc::RT_TABLE_MAIN));
-            };
-            let outcome = self.dump("list the routes", libc::RTM_GETROUTE, &header, table, |body| {
-                let route = Route::read(body).filter(|route| Some(route.through) != except && route.holds(subnet));
-                found = found.or(route.map(|route| (route.through, route.to)));
+            let mut message = RouteMessage::default();
+            message.header.address_family = AddressFamily::Inet;
+            message.attributes.push(RouteAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
+            let dump = RouteNetlinkMessage::GetRoute(message);
+            let outcome = self.exchange(Steps::default().add("list the routes", NLM_F_DUMP, dump), |said| {
+                if let Said::Route(route) = said
+                    && Some(route.through) != except
+                    && route.holds(subnet)
+                {
+                    found = found.or(Some((route.through, route.to)));
+                }
             });
             match outcome {
                 // A namespace in which no route has ever been has no main table.
@@ -208,43 +176,24 @@ impl Kernel {
             }
         }
         let Some((index, held)) = found else { return Ok(None) };
-        let holder = if index == 0 { None } else { self.link(Whom::Index(index))? };
+        let holder = if index == 0 { None } else { self.link(LinkUnspec::new_with_index(index))? };
         Ok(Some((held, holder.map_or_else(|| "a route".to_owned(), |link| format!("interface {}", link.name)))))
     }
 
     /// Deletes an interface for which `ours` holds and sees to it that it is gone; leaves any other one alone.
     pub fn delete(&mut self, index: u32, ours: impl Fn(&Link) -> bool) -> Result<(), Error> {
-        if !self.link(Whom::Index(index))?.as_ref().is_some_and(&ours) {
+        if !self.link(LinkUnspec::new_with_index(index))?.as_ref().is_some_and(&ours) {
             return Ok(());
         }
-        match self.run(Steps::default().add(
-            "delete an interface",
-            libc::RTM_DELLINK,
-            0,
-            &header(Whom::Index(index), 0),
-            |_| (),
-        )) {
+        let message = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build());
+        match self.run(Steps::default().add("delete an interface", 0, message)) {
             Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {}
             other => _ = other?,
         }
-        if self.link(Whom::Index(index))?.as_ref().is_some_and(ours) {
+        if self.link(LinkUnspec::new_with_index(index))?.as_ref().is_some_and(ours) {
             return Err(Error::Answer { tried: "delete an interface".into(), why: "it is still there" });
         }
         Ok(())
-    }
-
-    fn dump(
-        &mut self,
-        tried: &str,
-        kind: u16,
-        header: &[u8],
-        fill: impl FnOnce(&mut Attributes<'_>),
-        each: impl FnMut(&[u8]),
-    ) -> Result<(), Error> {
-        self.socket
-            .dump(kind, header, fill, each)
-            .map_err(|failure| failed(failure, tried))?
-            .map_err(|refusal| refused(refusal, tried))
     }
 }
 

@@ -1,17 +1,69 @@
 //! What the kernel says of interfaces, addresses and routes, as values. Pure; touches nothing.
+//!
+//! Attributes are read one by one: one that the `rtnetlink` crate does not understand (a newer kernel's, a name that is not
+//! UTF-8) is passed over, where the crate's own parser would give up the whole message.
 
-use std::net::Ipv4Addr;
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use rtnetlink::{
+    packet_core::{
+        DecodeError, Emitable, NetlinkDeserializable, NetlinkHeader, NlaBuffer, NlasIterator, Parseable,
+        ParseableParametrized,
+    },
+    packet_route::{
+        AddressFamily,
+        address::{AddressAttribute, AddressHeader},
+        link::{BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkHeader, LinkInfo},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteLwEnCapType},
+    },
+};
 
 use crate::{
     config::Address,
     names::{self, Mac},
-    netlink::{attributes, text, u32_at},
 };
 
-/// `IFLA_BR_STP_STATE` (linux/if_link.h).
-pub const BR_STP_STATE: u16 = 5;
+/// What a message of the kernel says.
+#[derive(Debug)]
+pub enum Said {
+    /// `RTM_NEWLINK`.
+    Link(Box<Link>),
+    /// `RTM_NEWADDR`: an IPv4 address, and the index of its interface.
+    Address(u32, Address),
+    /// `RTM_NEWROUTE`, of the main table, IPv4.
+    Route(Route),
+    /// Nothing that netmgr asks for, or cut off.
+    Other,
+}
 
-/// An interface, as the kernel describes it (`RTM_NEWLINK`).
+impl NetlinkDeserializable for Said {
+    type Error = Infallible;
+
+    fn deserialize(header: &NetlinkHeader, body: &[u8]) -> Result<Said, Infallible> {
+        let said = match header.message_type {
+            libc::RTM_NEWLINK => Link::read(body).map(|link| Said::Link(Box::new(link))),
+            libc::RTM_NEWADDR => read_address(body).map(|(index, address)| Said::Address(index, address)),
+            libc::RTM_NEWROUTE => Route::read(body).map(Said::Route),
+            _ => None,
+        };
+        Ok(said.unwrap_or(Said::Other))
+    }
+}
+
+/// The attributes behind a header that `parse` understands.
+fn attributes<'a, A>(
+    body: &'a [u8],
+    header: &impl Emitable,
+    parse: impl Fn(&NlaBuffer<&'a [u8]>) -> Result<A, DecodeError>,
+) -> impl Iterator<Item = A> {
+    let attributes = body.get(header.buffer_len()..).unwrap_or_default();
+    NlasIterator::new(attributes).filter_map(move |attribute| parse(&attribute.ok()?).ok())
+}
+
+/// An interface, as the kernel describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// Interface index; never 0.
@@ -20,8 +72,8 @@ pub struct Link {
     pub name: String,
     /// Its alias; empty for none.
     pub alias: String,
-    /// `bridge`, `tun`, ...; empty for hardware.
-    pub kind: String,
+    /// Bridge, tun, ...; none for hardware.
+    pub kind: Option<InfoKind>,
     /// `IFF_UP`.
     pub up: bool,
     /// Bytes.
@@ -35,33 +87,25 @@ pub struct Link {
 }
 
 impl Link {
-    /// Reads the body of a `RTM_NEWLINK`: `struct ifinfomsg` and attributes.
-    pub fn read(body: &[u8]) -> Option<Link> {
-        let mut link = Link {
-            index: u32_at(body, 4).filter(|index| *index != 0)?,
-            up: u32_at(body, 8)? & libc::IFF_UP as u32 != 0,
-            ..Link::default()
-        };
-        for (kind, value) in attributes(body.get(16..)?) {
-            match kind {
-                libc::IFLA_IFNAME => link.name = text(value).to_owned(),
-                libc::IFLA_IFALIAS => link.alias = text(value).to_owned(),
-                libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
-                libc::IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
-                libc::IFLA_MASTER => link.master = u32_at(value, 0)?,
-                libc::IFLA_LINKINFO => {
-                    for (kind, value) in attributes(value) {
-                        match kind {
-                            libc::IFLA_INFO_KIND => link.kind = text(value).to_owned(),
-                            libc::IFLA_INFO_DATA => {
-                                link.stp = attributes(value)
-                                    .any(|(kind, value)| kind == BR_STP_STATE && u32_at(value, 0) != Some(0))
-                            }
-                            _ => {}
-                        }
+    fn read(body: &[u8]) -> Option<Link> {
+        let header = LinkHeader::parse(body).ok().filter(|header| header.index != 0)?;
+        let mut link = Link { index: header.index, up: header.flags.contains(LinkFlags::Up), ..Link::default() };
+        for attribute in attributes(body, &header, |one| LinkAttribute::parse_with_param(one, header.interface_family))
+        {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(address) => link.mac = address.try_into().ok().map(Mac),
+                LinkAttribute::Controller(master) => link.master = master,
+                LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| match info {
+                    LinkInfo::Kind(kind) => link.kind = Some(kind),
+                    LinkInfo::Data(InfoData::Bridge(data)) => {
+                        let on = |one: &InfoBridge| matches!(one, InfoBridge::StpState(state) if *state != BridgeStpState::Disabled);
+                        link.stp = data.iter().any(on);
                     }
-                    link.stp &= link.kind == "bridge";
-                }
+                    _ => {}
+                }),
                 _ => {}
             }
         }
@@ -71,27 +115,30 @@ impl Link {
     /// Whether it is a bridge that netmgr made for the network of that name. A bridge without any alias but with the MAC address
     /// that netmgr gives at creation is one whose maker was killed before it could set the mark, as the kernel takes no alias at creation.
     pub fn is_our_bridge(&self, network: &str) -> bool {
-        self.kind == "bridge"
+        self.kind == Some(InfoKind::Bridge)
             && self.name == network
             && (self.alias == names::BRIDGE_MARK || self.alias.is_empty() && self.mac == Some(Mac::of_bridge(network)))
     }
 }
 
-/// An IPv4 address on an interface (`RTM_NEWADDR`): the interface's index, and the address. `struct ifaddrmsg` and attributes.
-pub fn read_address(body: &[u8]) -> Option<(u32, Address)> {
-    let prefix = *body.get(1).filter(|prefix| **prefix <= 32)?;
-    if *body.first()? != libc::AF_INET as u8 {
+fn read_address(body: &[u8]) -> Option<(u32, Address)> {
+    let header = AddressHeader::parse(body).ok()?;
+    if header.family != AddressFamily::Inet || header.prefix_len > 32 {
         return None;
     }
-    let find = |wanted: u16| {
-        attributes(body.get(8..).unwrap_or_default()).find(|(kind, _)| *kind == wanted).and_then(|(_, value)| ip(value))
-    };
     // On a point-to-point interface IFA_ADDRESS is the other end's.
-    let ip = find(libc::IFA_LOCAL).or_else(|| find(libc::IFA_ADDRESS))?;
-    Some((u32_at(body, 4)?, Address { ip, prefix }))
+    let (mut local, mut address) = (None, None);
+    for attribute in attributes(body, &header, AddressAttribute::parse) {
+        match attribute {
+            AddressAttribute::Local(IpAddr::V4(ip)) => local = Some(ip),
+            AddressAttribute::Address(IpAddr::V4(ip)) => address = Some(ip),
+            _ => {}
+        }
+    }
+    Some((header.index, Address { ip: local.or(address)?, prefix: header.prefix_len }))
 }
 
-/// An IPv4 route of the main table (`RTM_NEWROUTE`).
+/// An IPv4 route of the main table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// What it leads to.
@@ -103,18 +150,21 @@ pub struct Route {
 }
 
 impl Route {
-    /// Reads `struct rtmsg` and attributes.
-    pub fn read(body: &[u8]) -> Option<Route> {
-        let (family, prefix, table) = (*body.first()?, *body.get(1)?, *body.get(4)?);
-        if family != libc::AF_INET as u8 || prefix > 32 || u32::from(table) != u32::from(libc::RT_TABLE_MAIN) {
+    fn read(body: &[u8]) -> Option<Route> {
+        let header = RouteHeader::parse(body).ok()?;
+        let (family, prefix) = (header.address_family, header.destination_prefix_length);
+        if family != AddressFamily::Inet || prefix > 32 || header.table != RouteHeader::RT_TABLE_MAIN {
             return None;
         }
         let mut route = Route { to: Address { ip: Ipv4Addr::UNSPECIFIED, prefix }, through: 0, direct: true };
-        for (kind, value) in attributes(body.get(12..)?) {
-            match kind {
-                libc::RTA_DST => route.to.ip = ip(value)?,
-                libc::RTA_OIF => route.through = u32_at(value, 0)?,
-                libc::RTA_GATEWAY | libc::RTA_VIA | libc::RTA_MULTIPATH => route.direct = false,
+        let context = (family, header.kind, RouteLwEnCapType::None);
+        for attribute in attributes(body, &header, |one| RouteAttribute::parse_with_param(one, context)) {
+            match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(ip)) => route.to.ip = ip,
+                RouteAttribute::Oif(index) => route.through = index,
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                    route.direct = false;
+                }
                 _ => {}
             }
         }
@@ -128,13 +178,17 @@ impl Route {
     }
 }
 
-fn ip(value: &[u8]) -> Option<Ipv4Addr> {
-    <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from)
-}
-
 #[cfg(test)]
 mod tests {
+    use rtnetlink::{LinkBridge, LinkMessageBuilder, packet_route::link::LinkMessage};
+
     use super::*;
+
+    fn body(message: &LinkMessage) -> Vec<u8> {
+        let mut body = vec![0; message.buffer_len()];
+        message.emit(&mut body);
+        body
+    }
 
     fn at(ip: [u8; 4], prefix: u8) -> Address {
         Address { ip: ip.into(), prefix }
@@ -142,14 +196,18 @@ mod tests {
 
     #[test]
     fn bridge_is_ours_by_mark_or_while_half_made_by_its_mac() {
-        let marked =
-            Link { name: "volt0".into(), kind: "bridge".into(), alias: names::BRIDGE_MARK.into(), ..Link::default() };
+        let marked = Link {
+            name: "volt0".into(),
+            kind: Some(InfoKind::Bridge),
+            alias: names::BRIDGE_MARK.into(),
+            ..Link::default()
+        };
         assert!(marked.is_our_bridge("volt0"));
         let half = Link { alias: String::new(), mac: Some(Mac::of_bridge("volt0")), ..marked.clone() };
         assert!(half.is_our_bridge("volt0"));
         for foreign in [
             Link { alias: String::new(), ..marked.clone() },
-            Link { kind: "dummy".into(), ..marked.clone() },
+            Link { kind: Some(InfoKind::Dummy), ..marked.clone() },
             Link { alias: "uplink".into(), ..half.clone() },
             Link { mac: Some(Mac::of_bridge("volt1")), ..half },
             // Found by an alternative name.
@@ -195,5 +253,39 @@ mod tests {
         assert_eq!(Link::read(&link[..16]), None);
         assert_eq!(Link::read(&[0; 32]), None);
         assert_eq!(read_address(&[libc::AF_INET as u8, 33, 0, 0, 1, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn link_is_read_field_by_field() {
+        let bridge = |stp| {
+            let builder = LinkMessageBuilder::<LinkBridge>::new("volt0").index(7).up().mtu(1400).controller(9);
+            let builder = builder.address(vec![2, 0, 0, 0, 0, 1]).alias(names::BRIDGE_MARK);
+            body(&builder.append_info_data(InfoBridge::StpState(stp)).build())
+        };
+        let expected = Link {
+            index: 7,
+            name: "volt0".into(),
+            alias: names::BRIDGE_MARK.into(),
+            kind: Some(InfoKind::Bridge),
+            up: true,
+            mtu: 1400,
+            mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+            master: 9,
+            stp: false,
+        };
+        assert_eq!(Link::read(&bridge(BridgeStpState::Disabled)).unwrap(), expected);
+        let on = Link { stp: true, ..expected };
+        assert_eq!(Link::read(&bridge(BridgeStpState::KernelStp)).unwrap(), on);
+    }
+
+    #[test]
+    fn attribute_that_is_not_understood_is_passed_over_and_the_others_are_read() {
+        let mut link = body(&LinkMessageBuilder::<LinkBridge>::new("volt0").index(7).build());
+        // An alias that is not UTF-8, an MTU of one byte, and one whose length lies.
+        link.extend([5, 0, libc::IFLA_IFALIAS as u8, 0, 0xff, 0, 0, 0]);
+        link.extend([5, 0, libc::IFLA_MTU as u8, 0, 1, 0, 0, 0]);
+        link.extend([255, 255, libc::IFLA_MASTER as u8, 0, 1, 0, 0, 0]);
+        let expected = Link { index: 7, name: "volt0".into(), kind: Some(InfoKind::Bridge), ..Link::default() };
+        assert_eq!(Link::read(&link).unwrap(), expected);
     }
 }

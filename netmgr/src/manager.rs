@@ -14,11 +14,13 @@ use std::{
     },
 };
 
+use rtnetlink::LinkUnspec;
+
 use crate::{
     bridge,
     config::Config,
     error::Error,
-    kernel::{Kernel, Whom},
+    kernel::Kernel,
     names::{self, Mac},
     port::{self, Made, Wanted},
 };
@@ -254,7 +256,7 @@ impl Manager {
         }
         forget_ended(&mut self.kernel, &mut network.earlier);
         if let Some((index, ..)) = network.earlier.iter().find(|(_, earlier, _)| earlier == workload) {
-            let link = self.kernel.link(Whom::Index(*index))?;
+            let link = self.kernel.link(LinkUnspec::new_with_index(*index))?;
             return Err(Error::PortInUse {
                 interface: link.map_or_else(|| names::tap(workload).name, |link| link.name),
             });
@@ -279,7 +281,7 @@ impl Manager {
         let (tap, index) = match made {
             Made::Port(tap, index) => (Arc::new(tap), index),
             Made::NameTaken => {
-                let link = self.kernel.link(Whom::Name(&name.name))?;
+                let link = self.kernel.link(LinkUnspec::new_with_name(&name.name))?;
                 let earlier = link.filter(|link| names::read_port_mark(&link.alias).is_some());
                 return Err(earlier.map_or(Error::ForeignInterface { name: name.name }, |link| Error::PortInUse {
                     interface: link.name,
@@ -343,7 +345,7 @@ fn find<'a>(networks: &'a mut BTreeMap<String, Network>, id: &NetworkId) -> Resu
 
 /// Forgets the ports of an earlier netmgr that are no longer there.
 fn forget_ended(kernel: &mut Kernel, earlier: &mut Vec<(u32, String, Mac)>) {
-    earlier.retain(|(index, workload, mac)| match kernel.link(Whom::Index(*index)) {
+    earlier.retain(|(index, workload, mac)| match kernel.link(LinkUnspec::new_with_index(*index)) {
         Ok(link) => link.is_some_and(|link| link.alias == names::port_mark(workload, *mac)),
         Err(_) => true,
     });

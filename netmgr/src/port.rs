@@ -2,21 +2,21 @@
 
 use std::os::fd::OwnedFd;
 
+use rtnetlink::{
+    LinkUnspec,
+    packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, Prop},
+    },
+};
+
 use crate::{
     error::Error,
-    kernel::{Kernel, Steps, Whom, header, odd},
-    link::Link,
+    kernel::{Kernel, Steps, odd},
     names::{self, Mac, TapName},
     tap,
 };
-
-/// Address generation mode "none" for IPv6 (linux/if_link.h): IFLA_INET6_ADDR_GEN_MODE and IN6_ADDR_GEN_MODE_NONE.
-const INET6_ADDR_GEN_MODE: (u16, u8) = (8, 1);
-/// linux/rtnetlink.h.
-const RTM_NEWLINKPROP: u16 = 108;
-/// IFLA_PROP_LIST and IFLA_ALT_IFNAME (linux/if_link.h).
-const PROP_LIST: u16 = 52;
-const ALT_IFNAME: u16 = 53;
 
 /// A port to be made.
 pub struct Wanted<'a> {
@@ -61,54 +61,31 @@ pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Resul
             return Err(Error::Kernel { tried: format!("make TAP {name}"), source, detail: String::new() });
         }
     };
-    let whom = Whom::Name(name);
+    let whom = || LinkUnspec::new_with_name(name);
     let mark = names::port_mark(workload, wanted.mac);
     let mut steps = Steps::default();
     // The host's IPv6 has no business on a bridge's port: no link-local address, and no solicitations that the guest would see.
     // A kernel without IPv6 refuses, and that is as good.
-    steps.set("keep IPv6 off a TAP", whom, 0, |attributes| {
-        attributes.nested(libc::IFLA_AF_SPEC, |families| {
-            families.nested(libc::AF_INET6 as u16, |inet6| {
-                inet6.bytes(INET6_ADDR_GEN_MODE.0, &[INET6_ADDR_GEN_MODE.1]);
-            });
-        });
-    });
-    steps.or_not();
+    let no_ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    let no_ipv6 = whom().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]));
+    steps.set("keep IPv6 off a TAP", no_ipv6).or_not();
     // Before the bridge, whose own MTU the kernel may fit to that of a port that comes.
     steps.set(
         format!("mark TAP {name}, and set its MAC address and its MTU of {}", wanted.mtu),
-        whom,
-        0,
-        |attributes| {
-            attributes
-                .text(libc::IFLA_IFALIAS, &mark)
-                .bytes(libc::IFLA_ADDRESS, &wanted.mac.host_side().0)
-                .u32(libc::IFLA_MTU, wanted.mtu);
-        },
+        whom().alias(&mark).address(wanted.mac.host_side().0.to_vec()).mtu(wanted.mtu),
     );
     if let Some(full) = full {
-        let append = libc::NLM_F_CREATE | libc::NLM_F_EXCL | libc::NLM_F_APPEND;
+        let names = LinkAttribute::PropList(vec![Prop::AltIfName(full.clone())]);
         steps.add(
             format!("give TAP {name} the alternative name {full}"),
-            RTM_NEWLINKPROP,
-            append,
-            &header(whom, 0),
-            |attributes| {
-                whom.fill(attributes);
-                attributes.nested(PROP_LIST, |properties| {
-                    properties.text(ALT_IFNAME, full);
-                });
-            },
+            NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND,
+            RouteNetlinkMessage::NewLinkProp(whom().append_extra_attribute(names).build()),
         );
     }
-    steps.set(format!("put TAP {name} on bridge {network} and bring it up"), whom, libc::IFF_UP, |attributes| {
-        attributes.u32(libc::IFLA_MASTER, bridge);
-    });
-    let answers = kernel
-        .run(steps.get(whom).get(Whom::Index(bridge)))
-        .map_err(|error| refine(kernel, error, wanted, full.as_deref()))?;
-    let mut links = answers.into_iter().flatten().map(|body| Link::read(&body));
-    let (Some(Some(port)), Some(Some(master))) = (links.next(), links.next()) else { return Err(odd("make a port")) };
+    steps.set(format!("put TAP {name} on bridge {network} and bring it up"), whom().controller(bridge).up());
+    steps.get(whom()).get(LinkUnspec::new_with_index(bridge));
+    let mut links = kernel.run(&mut steps).map_err(|error| refine(kernel, error, wanted, full.as_deref()))?.into_iter();
+    let (Some(port), Some(master)) = (links.next(), links.next()) else { return Err(odd("make a port")) };
     if !master.is_our_bridge(network) {
         return Err(Error::BridgeGone(network.to_owned()));
     }
@@ -129,24 +106,17 @@ pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Resul
 /// Takes a port's interface off the host and sees to it that it is gone, whoever still has its TAP open.
 pub fn detach(kernel: &mut Kernel, index: u32, workload: &str, mac: Mac) -> Result<(), Error> {
     let mark = names::port_mark(workload, mac);
-    kernel.delete(index, |link| link.kind == "tun" && link.alias == mark)
+    kernel.delete(index, |link| link.kind == Some(InfoKind::Tun) && link.alias == mark)
 }
 
 /// Puts a port that is there on another bridge, unless its interface is gone.
 pub fn reattach(kernel: &mut Kernel, index: u32, workload: &str, mac: Mac, bridge: u32) -> Result<(), Error> {
     let mark = names::port_mark(workload, mac);
-    if kernel.link(Whom::Index(index))?.is_none_or(|link| link.alias != mark) {
+    if kernel.link(LinkUnspec::new_with_index(index))?.is_none_or(|link| link.alias != mark) {
         return Ok(());
     }
-    let mut steps = Steps::default();
-    kernel.run(steps.set(
-        format!("put the port of {workload} on its bridge again"),
-        Whom::Index(index),
-        0,
-        |attributes| {
-            attributes.u32(libc::IFLA_MASTER, bridge);
-        },
-    ))?;
+    let back = LinkUnspec::new_with_index(index).controller(bridge);
+    kernel.run(Steps::default().set(format!("put the port of {workload} on its bridge again"), back))?;
     Ok(())
 }
 
@@ -156,7 +126,7 @@ fn refine(kernel: &mut Kernel, error: Error, wanted: &Wanted<'_>, full: Option<&
     match (source.raw_os_error(), full) {
         (Some(libc::EXFULL), _) => Error::Full { what: "ports on the bridge", limit: 1023 },
         (Some(libc::EEXIST), Some(full)) if tried.ends_with(full) => Error::ForeignInterface { name: full.to_owned() },
-        _ => match kernel.link(Whom::Index(wanted.bridge)) {
+        _ => match kernel.link(LinkUnspec::new_with_index(wanted.bridge)) {
             Ok(bridge) if !bridge.as_ref().is_some_and(|bridge| bridge.is_our_bridge(wanted.network)) => {
                 Error::BridgeGone(wanted.network.to_owned())
             }
