@@ -11,7 +11,7 @@ struct NetworkConfig {
   prefixLength @2 :UInt8;
   # Of the subnet, 8 to 30 for IPv4.
   mtu @3 :UInt32;
-  # Bytes, 1280 to 65535; 0 for the kernel's default.
+  # Bytes, 1280 to 65521 (the most that a TAP takes); 0 for the kernel's default.
 }
 
 interface Network {
