@@ -81,7 +81,8 @@ pub fn tokio() -> Filter {
     filter
 }
 
-/// To accept connections on sockets that already listen. Beside [`tokio`].
+/// To accept connections on sockets that already listen, and to see whether one waits. Beside [`tokio`].
 pub fn listener() -> Filter {
-    Filter::new("listener").allow(&[libc::SYS_accept4])
+    // ppoll: whether a connection waits when a service's idle time is over.
+    Filter::new("listener").allow(&[libc::SYS_accept4, libc::SYS_ppoll])
 }

@@ -33,8 +33,7 @@ pub fn confine(policy: Policy, keep: &[RawFd]) -> Result<Confined, Error> {
 
 /// The thread that peers talk to: sockets that are there, and those that it accepts. It cannot open a file or make a socket.
 pub fn rpc() -> Filter {
-    // ppoll: whether a connection waits when the idle time is over.
-    Filter::new("rpc").with(&base::tokio()).with(&base::listener()).allow(&[libc::SYS_ppoll])
+    Filter::new("rpc").with(&base::tokio()).with(&base::listener())
 }
 
 /// The thread that talks to the kernel: its netlink socket, /dev/net/tun with two requests to it, and IPv6 settings
