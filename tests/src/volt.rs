@@ -43,9 +43,9 @@ impl Volt {
 
     /// The arguments of `volt run` that boot `vm`.
     pub fn boot(&self, vm: &Vm<'_>) -> Command {
-        let mut command = self.command(&["run", "--name", vm.name, "--net", "volt0", "--memory", "256M"]);
-        command.args(["--cpus", &vm.cpus.to_string()]);
+        let mut command = self.command(&["run"]);
         command.arg("--kernel").arg(vm.kernel).arg("--initrd").arg(vm.initrd).arg("--disk").arg(vm.disk);
+        command.args(["--net", "volt0", "--cpus", &vm.cpus.to_string(), "--memory", "256M", "--name", vm.name]);
         if let Some(cmdline) = vm.cmdline {
             command.args(["--cmdline", cmdline]);
         }
