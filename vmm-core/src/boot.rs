@@ -9,7 +9,12 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
 const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
 const E820_ACPI: u32 = 3;
+
+/// What a guest runs that resets through the processor's start address: in real mode, `mov al, 0xfe; out 0x64, al; hlt`, the
+/// i8042's reset. Without it such a guest would run whatever its memory holds, for ever.
+const RESET_CODE: [u8; 5] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
 
 /// GDT: null, unused, 64-bit code (selector 0x10, `__BOOT_CS`), data (0x18, `__BOOT_DS`).
 pub const GDT: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
@@ -56,6 +61,7 @@ pub fn write(ram: &Ram, cmdline: &str, initrd: Option<Initrd>) -> Result<(), Err
     ram.write("The zero page", BOOT_PARAMS, &zero_page(ram.size(), initrd))?;
     ram.write("The page tables", layout::PML4, &page_tables())?;
     let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+    ram.write("The reset vector", layout::RESET_VECTOR, &RESET_CODE)?;
     ram.write("The GDT", layout::GDT, &gdt)
 }
 
@@ -97,6 +103,7 @@ fn e820(ram_size: u64) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, LOW_END, E820_RAM),
         (ACPI, ACPI_END - ACPI, E820_ACPI),
+        (ACPI_END, HIGH_START - ACPI_END, E820_RESERVED),
         (HIGH_START, low.saturating_sub(HIGH_START), E820_RAM),
     ];
     if ram_size > low {
@@ -150,8 +157,8 @@ mod tests {
         assert_eq!(page[0x218..0x21c], 0x3fff_0000u32.to_le_bytes());
         assert_eq!(page[0x21c..0x220], 0x1234u32.to_le_bytes());
         assert_eq!(page[0x228..0x22c], 0x2_0000u32.to_le_bytes());
-        assert_eq!(page[0x1e8], 3);
-        assert_eq!(page[0x2d0 + 40..0x2d0 + 48], HIGH_START.to_le_bytes());
+        assert_eq!(page[0x1e8], 4);
+        assert_eq!(page[0x2d0 + 60..0x2d0 + 68], HIGH_START.to_le_bytes());
     }
 
     #[test]

@@ -24,8 +24,10 @@ pub const CMDLINE_SIZE: usize = 2048;
 pub const LOW_END: u64 = 0x9_fc00;
 /// ACPI tables, RSDP first.
 pub const ACPI: u64 = 0xe_0000;
-/// End of the room for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+/// End of the room for ACPI tables, and of what the memory map reserves for them.
+pub const ACPI_END: u64 = 0xf_f000;
+/// Where a PC's processor starts, F000:FFF0. A stock Linux without EFI jumps there to reset a machine with hardware-reduced ACPI.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Lowest address a kernel segment may occupy.
 pub const HIGH_START: u64 = 0x10_0000;
 
