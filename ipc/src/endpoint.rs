@@ -53,8 +53,12 @@ impl Endpoint {
         if lane_path.as_os_str().len() > LONGEST_PATH {
             return Err(Error::PathTooLong { path: path.to_owned() });
         }
+        // The lane first: whoever finds the RPC socket finds the lane as well.
+        let (lane, lane_file) = listen(&lane_path, mode, SocketType::SEQPACKET).map_err(|error| match error {
+            Error::AlreadyExists { .. } => Error::AlreadyExists { path: path.to_owned() },
+            error => error,
+        })?;
         let (rpc, rpc_file) = listen(path, mode, SocketType::STREAM)?;
-        let (lane, lane_file) = listen(&lane_path, mode, SocketType::SEQPACKET)?;
         Ok(Endpoint { rpc, lane, files: vec![rpc_file, lane_file] })
     }
 
