@@ -1,7 +1,7 @@
 //! What the kernel says of interfaces, addresses and routes, as values. Pure; touches nothing.
 //!
-//! Attributes are read one by one: one that the `rtnetlink` crate does not understand (a newer kernel's, a name that is not
-//! UTF-8) is passed over, where the crate's own parser would give up the whole message.
+//! Attributes are parsed one by one, and only those that are looked at: where the `rtnetlink` crate does not understand one (a
+//! newer kernel's, a name that is not UTF-8), its own parser would give up the whole message.
 
 use std::{
     convert::Infallible,
@@ -25,6 +25,12 @@ use crate::{
     config::Address,
     names::{self, Mac},
 };
+
+/// What is looked at of an interface, of some sixty attributes.
+const LINK: [u16; 6] =
+    [libc::IFLA_IFNAME, libc::IFLA_IFALIAS, libc::IFLA_MTU, libc::IFLA_ADDRESS, libc::IFLA_MASTER, libc::IFLA_LINKINFO];
+/// What is looked at of a route.
+const ROUTE: [u16; 5] = [libc::RTA_DST, libc::RTA_OIF, libc::RTA_GATEWAY, libc::RTA_VIA, libc::RTA_MULTIPATH];
 
 /// What a message of the kernel says.
 #[derive(Debug)]
@@ -53,14 +59,18 @@ impl NetlinkDeserializable for Said {
     }
 }
 
-/// The attributes behind a header that `parse` understands.
+/// The attributes of the wanted kinds behind a header, as far as `parse` understands them.
 fn attributes<'a, A>(
     body: &'a [u8],
     header: &impl Emitable,
+    wanted: &[u16],
     parse: impl Fn(&NlaBuffer<&'a [u8]>) -> Result<A, DecodeError>,
 ) -> impl Iterator<Item = A> {
     let attributes = body.get(header.buffer_len()..).unwrap_or_default();
-    NlasIterator::new(attributes).filter_map(move |attribute| parse(&attribute.ok()?).ok())
+    NlasIterator::new(attributes).filter_map(move |attribute| {
+        let attribute = attribute.ok().filter(|attribute| wanted.contains(&attribute.kind()))?;
+        parse(&attribute).ok()
+    })
 }
 
 /// An interface, as the kernel describes it.
@@ -90,7 +100,8 @@ impl Link {
     fn read(body: &[u8]) -> Option<Link> {
         let header = LinkHeader::parse(body).ok().filter(|header| header.index != 0)?;
         let mut link = Link { index: header.index, up: header.flags.contains(LinkFlags::Up), ..Link::default() };
-        for attribute in attributes(body, &header, |one| LinkAttribute::parse_with_param(one, header.interface_family))
+        for attribute in
+            attributes(body, &header, &LINK, |one| LinkAttribute::parse_with_param(one, header.interface_family))
         {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
@@ -128,7 +139,7 @@ fn read_address(body: &[u8]) -> Option<(u32, Address)> {
     }
     // On a point-to-point interface IFA_ADDRESS is the other end's.
     let (mut local, mut address) = (None, None);
-    for attribute in attributes(body, &header, AddressAttribute::parse) {
+    for attribute in attributes(body, &header, &[libc::IFA_LOCAL, libc::IFA_ADDRESS], AddressAttribute::parse) {
         match attribute {
             AddressAttribute::Local(IpAddr::V4(ip)) => local = Some(ip),
             AddressAttribute::Address(IpAddr::V4(ip)) => address = Some(ip),
@@ -158,7 +169,7 @@ impl Route {
         }
         let mut route = Route { to: Address { ip: Ipv4Addr::UNSPECIFIED, prefix }, through: 0, direct: true };
         let context = (family, header.kind, RouteLwEnCapType::None);
-        for attribute in attributes(body, &header, |one| RouteAttribute::parse_with_param(one, context)) {
+        for attribute in attributes(body, &header, &ROUTE, |one| RouteAttribute::parse_with_param(one, context)) {
             match attribute {
                 RouteAttribute::Destination(RouteAddress::Inet(ip)) => route.to.ip = ip,
                 RouteAttribute::Oif(index) => route.through = index,
