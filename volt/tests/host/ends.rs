@@ -1,0 +1,99 @@
+//! Ends that nobody asked for: whatever is killed, and whenever, the rest of the VM goes with it and is given back.
+
+use std::time::Duration;
+
+use crate::{
+    host::{Host, Running, kill, until},
+    kernel::{POWEROFF, SPIN, print},
+};
+
+#[test]
+fn killed_supervisor_leaves_no_process_interface_socket_or_lease() {
+    let Some(host) = Host::new("killed_supervisor_leaves_no_process_interface_socket_or_lease") else { return };
+    let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
+    vm.says("up");
+    assert_eq!(host.free("volt0"), 252);
+    vm.signal(libc::SIGKILL);
+    vm.end();
+    host.clean();
+    until("the lease is back", || match host.free("volt0") {
+        253 => Ok(()),
+        free => Err(free.to_string()),
+    });
+}
+
+#[test]
+fn supervisor_that_is_ended_at_any_moment_of_its_start_leaves_nothing() {
+    let Some(host) = Host::new("supervisor_that_is_ended_at_any_moment_of_its_start_leaves_nothing") else { return };
+    let kernel = host.kernel("spin", &[SPIN]);
+    for moment in 0..40u64 {
+        let signal = if moment % 2 == 0 { libc::SIGKILL } else { libc::SIGTERM };
+        let vm = Running::start(&mut host.full("web", &kernel));
+        std::thread::sleep(Duration::from_millis(moment * 3));
+        vm.signal(signal);
+        if signal == libc::SIGTERM {
+            std::thread::sleep(Duration::from_millis(50));
+            vm.signal(signal);
+        }
+        vm.end();
+        host.clean();
+    }
+    until("the leases are back", || match host.free("volt0") {
+        253 => Ok(()),
+        free => Err(free.to_string()),
+    });
+    host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
+}
+
+#[test]
+fn process_of_a_vm_that_dies_is_named_and_the_run_fails() {
+    let Some(host) = Host::new("process_of_a_vm_that_dies_is_named_and_the_run_fails") else { return };
+    let kernel = host.kernel("spin", &[&print("up"), SPIN]);
+    for program in ["vmm-core", "vhost-blk-backend", "vhost-net-backend"] {
+        let vm = Running::start(&mut host.full("web", &kernel));
+        vm.says("up");
+        kill(host.processes(program)[0], libc::SIGKILL);
+        vm.end().refused(&["run the VM web", program, "signal: 9"]);
+        host.clean();
+    }
+    assert_eq!(host.free("volt0"), 253);
+}
+
+#[test]
+fn supervisor_clears_up_without_its_janitor_and_the_next_one_after_both() {
+    let Some(host) = Host::new("supervisor_clears_up_without_its_janitor_and_the_next_one_after_both") else { return };
+    let kernel = host.kernel("spin", &[&print("up"), SPIN]);
+    for signals in [&[libc::SIGINT, libc::SIGINT][..], &[libc::SIGKILL]] {
+        let vm = Running::start(&mut host.plain("web", &kernel));
+        vm.says("up");
+        let janitor = host.processes("volt").into_iter().find(|pid| *pid != vm.pid()).unwrap();
+        kill(janitor, libc::SIGKILL);
+        for signal in signals {
+            vm.signal(*signal);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        vm.end();
+        if signals.len() == 1 {
+            assert_eq!(host.sockets("run/vms").len(), 2);
+            std::fs::write(host.path("run/vms/.1.0"), "").unwrap();
+            host.run(&mut host.plain("other", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
+        }
+        host.clean();
+    }
+}
+
+#[test]
+fn services_that_die_take_no_vm_with_them_and_are_started_again() {
+    let Some(host) = Host::new("services_that_die_take_no_vm_with_them_and_are_started_again") else { return };
+    let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
+    vm.says("up");
+    for program in ["volt keep", "netmgr", "ipamd", "kernel-store"] {
+        kill(host.processes(program)[0], libc::SIGKILL);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    host.run(&mut host.full("other", &host.kernel("off", &[POWEROFF, SPIN]))).refused(&["in use by another process"]);
+    host.run(host.plain("other", &host.kernel("off", &[POWEROFF, SPIN])).args(["--net", "volt0"])).ok();
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    host.clean();
+}

@@ -1,0 +1,269 @@
+//! One installation of Volt for one test, what runs in it, and what is left of it.
+
+use std::{
+    fs,
+    io::Read,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use crate::kernel;
+
+/// How long anything may take: a debug build on a machine with other work.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The programs that a run needs.
+const PROGRAMS: [&str; 6] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"];
+
+pub struct Host {
+    dir: tempfile::TempDir,
+    /// Names this test's network namespace, which everything that it starts is in.
+    namespace: PathBuf,
+}
+
+impl Host {
+    /// A host of the calling thread's own, or `None` after it was said why there cannot be one.
+    pub fn new(test: &str) -> Option<Host> {
+        let programs = Path::new(env!("CARGO_BIN_EXE_volt")).parent().unwrap();
+        let missing = PROGRAMS.iter().find(|name| !programs.join(name).exists());
+        let why = if let Some(name) = missing {
+            format!("there is no {name} beside volt: cargo build --workspace --bins")
+        } else if let Err(e) = fs::File::options().read(true).write(true).open("/dev/kvm") {
+            format!("/dev/kvm cannot be opened: {e}")
+        // SAFETY: takes no pointer; gives this thread, and what it starts, an empty network.
+        } else if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            format!("it needs a network namespace of its own: {}", std::io::Error::last_os_error())
+        } else {
+            let host = Host {
+                dir: tempfile::tempdir().unwrap(),
+                namespace: fs::read_link("/proc/thread-self/ns/net").unwrap(),
+            };
+            host.file("disk", &[0; 64 << 10]);
+            return Some(host);
+        };
+        println!("skipped: {test}: {why}");
+        None
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn file(&self, name: &str, content: &[u8]) -> String {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path.display().to_string()
+    }
+
+    /// The path of a kernel with that code.
+    pub fn kernel(&self, name: &str, code: &[&[u8]]) -> String {
+        self.file(name, &kernel::elf(&code.concat(), 0))
+    }
+
+    pub fn volt(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_volt"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("VOLT_RUNTIME_DIR", self.path("run")).env("VOLT_STATE_DIR", self.path("state"));
+        command
+    }
+
+    /// `volt run` of a VM without devices.
+    pub fn plain(&self, name: &str, kernel: &str) -> Command {
+        self.volt(&["run", "--name", name, "--memory", "64M", "--kernel", kernel])
+    }
+
+    /// `volt run` of a VM with a disk and a card.
+    pub fn full(&self, name: &str, kernel: &str) -> Command {
+        let mut command = self.plain(name, kernel);
+        command.args(["--net", "volt0", "--disk"]).arg(self.path("disk"));
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, command: &mut Command) -> Ended {
+        Running::start(command).end()
+    }
+
+    /// How many addresses of a network are free.
+    pub fn free(&self, network: &str) -> u32 {
+        let listed = self.run(&mut self.volt(&["network", "list"]));
+        let row = listed.out.lines().find(|line| line.starts_with(network)).expect(&listed.err);
+        row.split_whitespace().last().unwrap().parse().unwrap()
+    }
+
+    /// The processes of this test that run `program`.
+    pub fn processes(&self, program: &str) -> Vec<i32> {
+        self.all().into_iter().filter(|(_, name)| name == program).map(|(pid, _)| pid).collect()
+    }
+
+    /// All processes of this test: their numbers, and `volt keep` in place of `volt` for a keeper.
+    fn all(&self) -> Vec<(i32, String)> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            // A zombie has neither.
+            let (Ok(namespace), Ok(exe)) =
+                (fs::read_link(entry.path().join("ns/net")), fs::read_link(entry.path().join("exe")))
+            else {
+                continue;
+            };
+            if namespace != self.namespace {
+                continue;
+            }
+            let keeper =
+                fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.windows(6).any(|w| w == b"\0keep\0"));
+            let name = exe.file_name().unwrap().to_string_lossy().into_owned();
+            found.push((pid, if keeper { format!("{name} keep") } else { name }));
+        }
+        found
+    }
+
+    /// Waits until nothing is left of any VM: process, TAP, socket.
+    pub fn clean(&self) {
+        let services = ["volt keep", "netmgr", "ipamd", "kernel-store"];
+        until("nothing of a VM is left", || {
+            let mut left: Vec<String> = self.all().into_iter().map(|(_, name)| name).collect();
+            left.retain(|name| !services.contains(&name.as_str()));
+            let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+            left.extend(table.lines().filter(|line| line.trim().starts_with("tap-")).map(str::to_owned));
+            left.extend(self.sockets("run/vms"));
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        });
+    }
+
+    /// The files in a folder.
+    pub fn sockets(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(folder)).into_iter().flatten().flatten();
+        let mut names: Vec<_> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| name != "vms");
+        names
+    }
+
+    /// Waits until the VM of that name runs.
+    pub fn runs(&self, name: &str) {
+        until("the VM runs", || {
+            let listed = self.run(&mut self.volt(&["list"]));
+            let row = listed.out.lines().find(|line| line.split_whitespace().next() == Some(name));
+            if row.is_some_and(|row| row.contains("running")) { Ok(()) } else { Err(format!("{listed:?}")) }
+        });
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("services.log: {}", fs::read_to_string(self.path("state/services.log")).unwrap_or_default());
+        }
+        for (pid, _) in self.all() {
+            kill(pid, libc::SIGKILL);
+        }
+    }
+}
+
+/// Waits until `check` holds.
+pub fn until(what: &str, mut check: impl FnMut() -> Result<(), String>) {
+    let limit = Instant::now() + PATIENCE;
+    while let Err(why) = check() {
+        assert!(Instant::now() < limit, "Waited in vain until {what}: {why}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Signals a process that this test started.
+pub fn kill(pid: i32, signal: i32) {
+    // SAFETY: takes no pointer.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// How a command ended, and what it said.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: ExitStatus,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ended {
+    pub fn ok(self) -> Ended {
+        assert!(self.status.success(), "{self:?}");
+        self
+    }
+
+    /// It was refused with code 1, and the message has all of `words`.
+    pub fn refused(&self, words: &[&str]) {
+        assert_eq!(self.status.code(), Some(1), "{self:?}");
+        for word in words {
+            assert!(self.err.contains(word), "{word:?} is not in {:?}", self.err);
+        }
+    }
+}
+
+type Shared = Arc<Mutex<Vec<u8>>>;
+
+/// A command that runs, and what it has said so far.
+pub struct Running {
+    pub child: Child,
+    out: (Shared, Option<std::thread::JoinHandle<()>>),
+    err: (Shared, Option<std::thread::JoinHandle<()>>),
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Running {
+        // Whatever becomes of the test, a group of its own keeps the signals apart.
+        let mut child = command.process_group(0).spawn().unwrap();
+        let (out, err) = (gather(child.stdout.take()), gather(child.stderr.take()));
+        Running { child, out, err }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub fn signal(&self, signal: i32) {
+        kill(self.pid(), signal);
+    }
+
+    /// Waits until it has written `text` to standard output.
+    pub fn says(&self, text: &str) {
+        until(text, || {
+            let said = String::from_utf8_lossy(&self.out.0.lock().unwrap()).into_owned();
+            if said.contains(text) { Ok(()) } else { Err(said) }
+        });
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Ended {
+        let limit = Instant::now() + PATIENCE;
+        let status = loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() > limit => {
+                    let _ = self.child.kill();
+                    panic!("It still runs. {:?}", String::from_utf8_lossy(&self.err.0.lock().unwrap()));
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let text = |(shared, thread): (Shared, Option<std::thread::JoinHandle<()>>)| {
+            thread.into_iter().for_each(|thread| thread.join().unwrap());
+            String::from_utf8_lossy(&shared.lock().unwrap()).into_owned()
+        };
+        Ended { status, out: text(self.out), err: text(self.err) }
+    }
+}
+
+fn gather(from: Option<impl Read + Send + 'static>) -> (Shared, Option<std::thread::JoinHandle<()>>) {
+    let shared = Shared::default();
+    let thread = from.map(|mut from| {
+        let shared = shared.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = from.read(&mut buffer) {
+                shared.lock().unwrap().extend_from_slice(&buffer[..n]);
+            }
+        })
+    });
+    (shared, thread)
+}

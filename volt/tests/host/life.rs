@@ -1,0 +1,115 @@
+//! A VM's life from its start to an end that somebody wanted.
+
+use std::{
+    io::Write,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    host::{Host, Running},
+    kernel::{POWEROFF, RESET, SPIN, echo, print},
+};
+
+#[test]
+fn guest_that_powers_off_ends_the_run_with_its_console_shown_and_nothing_left() {
+    let Some(host) = Host::new("guest_that_powers_off_ends_the_run_with_its_console_shown_and_nothing_left") else {
+        return;
+    };
+    let kernel = host.kernel("off", &[&print("Volt\n"), POWEROFF, SPIN]);
+    let ended = host.run(&mut host.full("web", &kernel)).ok();
+    assert_eq!(ended.out, "Volt\n");
+    assert!(ended.err.contains("web has 10.42.0.2 on volt0"), "{ended:?}");
+    host.clean();
+    assert_eq!(host.free("volt0"), 253);
+}
+
+#[test]
+fn guest_that_resets_boots_again_with_the_same_console() {
+    let Some(host) = Host::new("guest_that_resets_boots_again_with_the_same_console") else { return };
+    let kernel = host.kernel("counter", &[&print("boot "), &echo(), RESET, SPIN]);
+    let mut vm = Running::start(host.full("web", &kernel).stdin(Stdio::piped()));
+    let mut keys = vm.child.stdin.take().unwrap();
+    for (key, shown) in [("1", "boot "), ("2", "boot 1boot "), (".", "boot 1boot 2boot ")] {
+        vm.says(shown);
+        keys.write_all(key.as_bytes()).unwrap();
+    }
+    assert_eq!(vm.end().ok().out, "boot 1boot 2boot .");
+    host.clean();
+}
+
+#[test]
+fn guest_that_resets_ends_the_run_where_no_reboot_is_asked_for() {
+    let Some(host) = Host::new("guest_that_resets_ends_the_run_where_no_reboot_is_asked_for") else { return };
+    let kernel = host.kernel("reset", &[&print("Volt"), RESET, SPIN]);
+    assert_eq!(host.run(host.plain("web", &kernel).arg("--no-reboot")).ok().out, "Volt");
+}
+
+#[test]
+fn second_signal_ends_a_guest_that_ignores_the_power_button_in_order() {
+    let Some(host) = Host::new("second_signal_ends_a_guest_that_ignores_the_power_button_in_order") else { return };
+    let kernel = host.kernel("spin", &[&print("up"), SPIN]);
+    let vms: Vec<_> = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT]
+        .map(|signal| (signal, Running::start(&mut host.plain(&format!("web-{signal}"), &kernel))))
+        .into();
+    let begin = Instant::now();
+    for (_, vm) in &vms {
+        vm.says("up");
+    }
+    for _ in 0..2 {
+        vms.iter().for_each(|(signal, vm)| vm.signal(*signal));
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    for (_, vm) in vms {
+        vm.end().ok();
+    }
+    // Short of the grace time of one signal would prove more, but a busy machine takes its time.
+    println!("four VMs took {:?}", begin.elapsed());
+    host.clean();
+}
+
+#[test]
+fn one_signal_gives_the_guest_its_grace_time() {
+    let Some(host) = Host::new("one_signal_gives_the_guest_its_grace_time") else { return };
+    let vm = Running::start(&mut host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])));
+    vm.says("up");
+    let begin = Instant::now();
+    vm.signal(libc::SIGTERM);
+    vm.end().ok();
+    assert!(begin.elapsed() >= Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn hang_up_that_nohup_ignores_changes_nothing() {
+    let Some(host) = Host::new("hang_up_that_nohup_ignores_changes_nothing") else { return };
+    let kernel = host.kernel("echo", &[&print("up"), &echo(), SPIN]);
+    let mut command = std::process::Command::new("nohup");
+    let volt = host.plain("web", &kernel);
+    command.arg(volt.get_program()).args(volt.get_args()).envs(volt.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    let mut vm = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    vm.says("up");
+    for _ in 0..2 {
+        vm.signal(libc::SIGHUP);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    vm.child.stdin.take().unwrap().write_all(b".").unwrap();
+    assert_eq!(vm.end().ok().out, "up.");
+}
+
+#[test]
+fn stopped_vm_is_listed_until_then_and_its_name_is_free_at_once() {
+    let Some(host) = Host::new("stopped_vm_is_listed_until_then_and_its_name_is_free_at_once") else { return };
+    let kernel = host.kernel("spin", &[SPIN]);
+    for _ in 0..5 {
+        let vm = Running::start(&mut host.full("web", &kernel));
+        host.runs("web");
+        host.run(&mut host.full("web", &kernel)).refused(&["alreadyExists", "volt stop web"]);
+        host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+        let off = host.kernel("off", &[POWEROFF, SPIN]);
+        host.run(&mut host.full("web", &off)).ok();
+        vm.end().ok();
+    }
+    host.run(&mut host.volt(&["stop", "web"])).refused(&["notFound", "volt list"]);
+    assert_eq!(host.run(&mut host.volt(&["list"])).ok().out, "NAME  STATE  CPUS  MEMORY\n");
+    host.clean();
+}

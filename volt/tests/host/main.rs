@@ -1,0 +1,11 @@
+//! The real programs, run as people run them: `volt` with its services, a core and backends, and guests of a few
+//! instructions. Each test has a network namespace and directories of its own; whatever runs in that namespace at its
+//! end is killed. Needs root, /dev/kvm and the programs of the other packages (`cargo build --workspace --bins`).
+
+mod console;
+mod ends;
+mod host;
+mod kernel;
+mod life;
+mod refusals;
+mod services;
