@@ -30,8 +30,8 @@ const MAX_GRACE: u32 = 600_000;
 const WIND_UP: Duration = Duration::from_secs(1);
 /// How long the process stays to tell why the VM ended, if nobody has asked yet.
 const UNTOLD: Duration = Duration::from_secs(5);
-/// How long it stays when somebody has, for the answer to get out.
-const TOLD: Duration = Duration::from_millis(20);
+/// How long it stays when somebody has, for the answer to get out, and for others to ask.
+const TOLD: Duration = Duration::from_millis(100);
 /// Between two looks at something that has no wake-up.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -62,15 +62,12 @@ pub fn filter() -> Filter {
     Filter::new("control")
         .with(&confine::base::tokio())
         .allow(&[libc::SYS_getpid]) // of pthread_kill
-        // ipc looks at what kind of socket it was given.
-        .allow_if(libc::SYS_getsockopt, vec![Rule::eq(1, libc::SOL_SOCKET as u32)])
         .allow_if(libc::SYS_tgkill, vec![Rule::eq(2, kick_signal() as u32)])
 }
 
 /// Serves the link until the VM has ended and its end was told, or until the link ends. Says why the VM ended.
 pub fn run(_: Narrow, control: Control) -> Result<Exit, Error> {
-    let exit = ipc::run(serve(control)).map_err(Error::host("run the control thread"))?;
-    exit
+    ipc::run(serve(control)).map_err(Error::host("run the control thread"))?
 }
 
 async fn serve(control: Control) -> Result<Exit, Error> {
@@ -254,8 +251,8 @@ impl vm::Server for Server {
             }
             State::Ended(_) => {}
         }
+        // Whoever stopped it may yet ask how it ended: only `wait` tells that.
         self.until_over().await;
-        self.told.notify_one();
         Ok(())
     }
 

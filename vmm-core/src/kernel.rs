@@ -31,6 +31,9 @@ pub fn load(image: OwnedFd, ram: &Ram) -> Result<Loaded, Error> {
     check_seals(&image)?;
     let image = File::from(image);
     let plan = Plan::read(&image, ram.low().min(IDENTITY_MAPPED))?;
+    if let Some(start) = plan.segments.iter().map(|segment| segment.gpa).min() {
+        ram.prepare(start, plan.loaded.end);
+    }
     for segment in plan.segments.iter().filter(|segment| segment.file_size > 0) {
         ram.copy("The kernel", segment.gpa, image.as_fd(), segment.offset, segment.file_size)?;
     }

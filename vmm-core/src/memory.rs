@@ -5,18 +5,62 @@ use crate::error::Error;
 use crate::layout::{PAGE, RAM_HIGH_START, RAM_LOW_LIMIT};
 use crate::virtio::RamRegion;
 use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::ptr::NonNull;
+
+const HUGE_PAGE: u64 = 2 << 20;
+/// Bytes behind the kernel that it fills while it boots.
+const AFTER_KERNEL: u64 = 20 << 20;
+/// Bytes at the top that it fills, beside page structures.
+const AT_TOP: u64 = 4 << 20;
+/// Bytes at the top that are prepared at most.
+const MOST_AT_TOP: u64 = 32 << 20;
 
 /// The guest's RAM.
 pub struct Ram {
     file: File,
     size: u64,
-    base: NonNull<u8>,
+    mapping: Mapping,
+}
+
+/// The RAM as KVM is given it: at a huge page's boundary, between stretches of address space where nothing is.
+struct Mapping {
+    reserved: *mut c_void,
+    reserved_size: usize,
+    base: *mut c_void,
+}
+
+impl Mapping {
+    fn new(file: impl AsFd, size: u64) -> Result<Mapping, Errno> {
+        let size = usize::try_from(size).map_err(|_| Errno::OVERFLOW)?;
+        let huge = HUGE_PAGE as usize;
+        let reserved_size = size.checked_add(2 * huge).ok_or(Errno::OVERFLOW)?;
+        // SAFETY: new address space of the kernel's choice, and within it, at an address that leaves something of it on both
+        // sides, the file. That cannot shrink, so no access can fault. Rust code never dereferences either: the base is handed
+        // to KVM, as the backing of the guest's memory.
+        unsafe {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+            let reserved = mmap_anonymous(std::ptr::null_mut(), reserved_size, ProtFlags::empty(), flags)?;
+            let mapping = |base| Mapping { reserved, reserved_size, base };
+            let base = reserved.map_addr(|start| (start + 1).next_multiple_of(huge));
+            let whole = mapping(base); // Unmaps it if the next step fails.
+            let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+            mmap(base, size, ProtFlags::READ | ProtFlags::WRITE, flags, file, 0)?;
+            Ok(whole)
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: what `new` mapped, all of it; `host_address` promises no longer life than this.
+        let _ = unsafe { munmap(self.reserved, self.reserved_size) };
+    }
 }
 
 /// The RAM below the hole for devices, and what does not fit there above it.
@@ -32,21 +76,14 @@ pub fn regions(size: u64) -> Vec<RamRegion> {
 impl Ram {
     /// Makes, seals and maps `size` bytes, whole pages.
     pub fn new(size: u64) -> Result<Ram, Error> {
-        let wrong = |step| move |errno: rustix::io::Errno| Error::Memory { step, size, source: errno.into() };
+        let wrong = |step| move |errno: Errno| Error::Memory { step, size, source: errno.into() };
         let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(wrong("create"))?;
         rustix::fs::ftruncate(&fd, size).map_err(wrong("set aside"))?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(wrong("seal"))?;
-        let length = usize::try_from(size).map_err(|_| wrong("map")(rustix::io::Errno::OVERFLOW))?;
-        // SAFETY: a new shared mapping at an address of the kernel's choice. The file cannot shrink below it, so no access can
-        // fault. Rust code never dereferences it: it is handed to KVM, as the backing of the guest's memory.
-        let base = unsafe {
-            let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-            rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, flags, &fd, 0)
-        };
-        let base = NonNull::new(base.map_err(wrong("map"))?.cast()).ok_or(wrong("map")(rustix::io::Errno::NOMEM))?;
-        Ok(Ram { file: File::from(fd), size, base })
+        let mapping = Mapping::new(&fd, size).map_err(wrong("map"))?;
+        Ok(Ram { file: File::from(fd), size, mapping })
     }
 
     /// Bytes in all.
@@ -71,7 +108,7 @@ impl Ram {
 
     /// Host address of a region, for KVM's memory slots. Valid while this value lives.
     pub fn host_address(&self, region: &RamRegion) -> u64 {
-        self.base.as_ptr() as u64 + region.offset
+        self.mapping.base.addr() as u64 + region.offset
     }
 
     /// Fails unless `size` bytes at `gpa` are low RAM.
@@ -83,6 +120,32 @@ impl Ram {
                 Err(Error::Fit { what, why })
             }
         }
+    }
+
+    /// Gets huge pages for a range of RAM, given by its place in the memfd, that the guest will soon fill: it then takes a
+    /// hundredth of the page faults there. Where the kernel has none to give (before Linux 6.1, or memory is in pieces), small
+    /// ones do.
+    fn use_huge_pages(&self, start: u64, end: u64) {
+        let (start, end) = (start - start % HUGE_PAGE, end.next_multiple_of(HUGE_PAGE));
+        let end = end.min(self.size - self.size % HUGE_PAGE);
+        // SAFETY: both kinds of advice leave the content as it is, and the range is within the mapping.
+        let advise = |from: u64, size: u64, advice| unsafe {
+            libc::madvise(self.mapping.base.byte_add(from as usize), size as usize, advice) == 0
+        };
+        // Linux collapses only what has a page table, which one page each sees to.
+        let tables = (start..end).step_by(HUGE_PAGE as usize).all(|huge| advise(huge, PAGE, libc::MADV_POPULATE_WRITE));
+        if tables && start < end {
+            let _ = advise(start, end - start, libc::MADV_COLLAPSE);
+        }
+    }
+
+    /// Prepares the places that a Linux kernel fills first: its own image and what follows it, and the top of RAM, where it puts
+    /// one page structure of 64 bytes for each of its pages, and its large tables.
+    pub fn prepare(&self, kernel_start: u64, kernel_end: u64) {
+        let image = kernel_start..(kernel_end + AFTER_KERNEL).min(self.low());
+        let top = self.size - (self.size / 64 + AT_TOP).min(MOST_AT_TOP).min(self.size);
+        self.use_huge_pages(image.start, image.end);
+        self.use_huge_pages(top.max(image.end.next_multiple_of(HUGE_PAGE)), self.size);
     }
 
     /// Writes bytes into low RAM.
@@ -111,18 +174,11 @@ impl Ram {
             match rustix::fs::sendfile(self.file.as_fd(), from, Some(&mut offset), chunk) {
                 Ok(0) => return Err(failed(io::Error::from(io::ErrorKind::UnexpectedEof))),
                 Ok(copied) => left = left.saturating_sub(copied as u64),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno.into())),
             }
         }
         Ok(())
-    }
-}
-
-impl Drop for Ram {
-    fn drop(&mut self) {
-        // SAFETY: this is the mapping that `new` made, and `host_address` promises no longer life than this.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.size as usize) };
     }
 }
 
@@ -153,6 +209,23 @@ mod tests {
         assert!(ram.file.set_len(0).is_err());
         assert!(ram.file.set_len(2 << 20).is_err());
         assert!(rustix::fs::fcntl_add_seals(&ram.file, SealFlags::WRITE).is_err());
+    }
+
+    #[test]
+    fn preparing_for_a_kernel_changes_no_byte_whatever_its_place() {
+        for size in [4 * HUGE_PAGE, 16 * HUGE_PAGE + PAGE, 128 * HUGE_PAGE] {
+            let ram = Ram::new(size).unwrap();
+            assert_eq!(ram.host_address(&regions(size)[0]) % HUGE_PAGE, 0);
+            ram.write("test", size - 5, b"kept!").unwrap();
+            for (start, end) in
+                [(HUGE_PAGE, HUGE_PAGE + 1), (HUGE_PAGE - 1, size), (size - 1, size), (0, 3 * HUGE_PAGE)]
+            {
+                ram.prepare(start, end);
+            }
+            let mut back = [0; 5];
+            ram.file.read_exact_at(&mut back, size - 5).unwrap();
+            assert_eq!((&back, ram.file.metadata().unwrap().len()), (b"kept!", size));
+        }
     }
 
     #[test]

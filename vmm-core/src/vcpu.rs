@@ -139,3 +139,24 @@ fn port(vcpu: &mut VcpuFd, serve: impl Fn(u16, &mut [u8])) {
         unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(run).cast::<u8>().add(offset), size * count) };
     data.chunks_exact_mut(size).for_each(|access| serve(io.port, access));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vcpu_thread_is_left_with_six_system_calls() {
+        let mut left: Vec<_> = filter(7).syscalls().collect();
+        left.sort_unstable();
+        let mut expected = [
+            libc::SYS_ioctl,
+            libc::SYS_write,
+            libc::SYS_futex,
+            libc::SYS_rt_sigreturn,
+            libc::SYS_restart_syscall,
+            libc::SYS_clock_gettime,
+        ];
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+    }
+}
