@@ -156,6 +156,7 @@ fn run_with_a_truncated_kernel_names_it_and_leaves_no_service_once_idle() -> Res
         bzimage[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
         bzimage[0x202..0x206].copy_from_slice(b"HdrS");
         bzimage[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+        bzimage[0x211] = 1; // loads high
         bzimage[0x248..0x24c].copy_from_slice(&64u32.to_le_bytes());
         bzimage[0x24c..0x250].copy_from_slice(&14_000_000u32.to_le_bytes());
         let bzimage = host.file("vmlinuz", &bzimage)?;

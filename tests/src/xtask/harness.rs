@@ -1,129 +1,150 @@
-//! Runs `cargo test` and reads the plain harness's output. With `--show-output` that holds what passing tests printed,
-//! a section a test, so that `skipped: NAME: REASON` lines can be told from everything else.
+//! Runs test programs of the plain harness, one at a time, and reads what they say. With `--show-output` that holds what
+//! passing tests printed, a section a test, so that `skipped: NAME: REASON` lines can be told from everything else.
+//! What a program writes to standard error is shown if it fails.
 
 use std::{
-    io::{BufRead, BufReader},
-    process::Stdio,
+    collections::BTreeMap,
+    io::Read,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 
-use crate::{
-    test::Tally,
-    workspace::{Workspace, cargo},
-};
+use crate::test::Tally;
 
-/// Runs the tests of the whole workspace that `select` names.
-pub fn run(workspace: &Workspace, select: &[&str], tally: &mut Tally) -> Result<()> {
-    let mut command = cargo();
-    command
-        .args(["test", "--workspace", "--no-fail-fast"])
-        .args(select)
-        .args(["--", "--show-output"])
-        .current_dir(&workspace.root)
-        .stdout(Stdio::piped());
-    let mut child = command.spawn().context("Cannot run cargo")?;
-    let output = child.stdout.take().context("cargo was started with a pipe")?;
+/// How long one test program may take.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Runs `program`, called `name`, and counts its tests.
+pub fn run(name: &str, mut program: Command, tally: &mut Tally) -> Result<()> {
+    program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = program.spawn().with_context(|| format!("Cannot run {name}"))?;
+    // Whatever a test left running holds the pipes open: the program's own end counts, not theirs.
+    let output = collect(child.stdout.take());
+    let errors = collect(child.stderr.take());
+    let end = Instant::now() + DEADLINE;
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break Some(status),
+            None if Instant::now() > end => {
+                child.kill()?;
+                child.wait()?;
+                break None;
+            }
+            None => thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let output = text(&output);
     let mut reader = Reader::default();
-    for line in BufReader::new(output).split(b'\n') {
-        reader.line(&String::from_utf8_lossy(&line?), tally);
+    output.lines().for_each(|line| reader.line(line));
+    let why = match status {
+        Some(status) if status.success() => None,
+        Some(status) => Some(format!("it ended with {status}")),
+        None => Some(format!("it still ran after {} s", DEADLINE.as_secs())),
+    };
+    if reader.finish(name, why.as_deref(), tally) {
+        println!("{output}\n{}", text(&errors));
     }
-    reader.finish(child.wait()?.success(), &select.join(" "), tally);
     Ok(())
 }
 
-/// Where in the output we are.
-#[derive(Default, PartialEq)]
-enum Section {
-    #[default]
-    Results,
-    Successes,
-    Failures,
+type Collected = std::sync::Arc<std::sync::Mutex<(Vec<u8>, bool)>>;
+
+/// Reads a pipe in the background, up to its end.
+fn collect(pipe: Option<impl Read + Send + 'static>) -> Collected {
+    let collected = Collected::default();
+    let into = collected.clone();
+    thread::spawn(move || {
+        let mut buffer = [0; 65536];
+        let mut pipe = pipe;
+        while let Some(Ok(count @ 1..)) = pipe.as_mut().map(|pipe| pipe.read(&mut buffer)) {
+            if let (Ok(mut into), Some(bytes)) = (into.lock(), buffer.get(..count)) {
+                into.0.extend_from_slice(bytes);
+            }
+        }
+        if let Ok(mut into) = into.lock() {
+            into.1 = true;
+        }
+    });
+    collected
 }
 
+/// What was read, once the pipe has ended or nobody is likely to write to it any more.
+fn text(collected: &Collected) -> String {
+    for _ in 0..100 {
+        if collected.lock().is_ok_and(|collected| collected.1) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    collected.lock().map(|collected| String::from_utf8_lossy(&collected.0).into_owned()).unwrap_or_default()
+}
+
+/// How one test went.
+#[derive(PartialEq)]
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped(String),
+}
+
+/// Reads one program's output. A test may run the program again, whose lines then stand among the others: the outer
+/// ones come first (the count) or last (the outcomes), and tests are told apart by name.
 #[derive(Default)]
 struct Reader {
-    section: Section,
-    /// Tests of the current program that are "ok", until its output section says that some were skipped.
-    passed: Vec<String>,
+    expected: Option<usize>,
+    tests: BTreeMap<String, Outcome>,
+    in_successes: bool,
     /// The test whose output is being read.
     test: String,
-    /// Whether a test program has begun and has not said how it went.
-    open: bool,
-    /// Failures that were reported by test programs, or found here.
-    failures: usize,
 }
 
 impl Reader {
-    fn line(&mut self, line: &str, tally: &mut Tally) {
-        let counts =
-            line.strip_prefix("running ").is_some_and(|rest| rest.ends_with(" test") || rest.ends_with(" tests"));
-        if counts && (self.section == Section::Results || !self.open) {
-            self.close(tally);
-            self.open = true;
-            self.section = Section::Results;
-        } else if line.starts_with("test result: ") {
-            self.open = false;
-            self.close(tally);
-        } else if line == "successes:" {
-            self.section = Section::Successes;
-        } else if line == "failures:" {
-            self.section = Section::Failures;
+    fn line(&mut self, line: &str) {
+        if line == "successes:" || line == "failures:" || line.starts_with("test result: ") {
+            self.in_successes = line == "successes:";
         } else if let Some(test) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
             self.test = test.to_owned();
-            if self.section == Section::Failures {
-                println!("{line}");
+        } else if self.in_successes {
+            let Some(skipped) = line.strip_prefix("skipped: ") else { return };
+            let why = skipped.split_once(": ").map_or(skipped, |(_, why)| why);
+            if let Some(outcome) = self.tests.get_mut(&self.test) {
+                *outcome = Outcome::Skipped(why.to_owned());
             }
-        } else {
-            self.text(line, tally);
+        } else if let Some(count) = line.strip_prefix("running ").and_then(|rest| rest.split_once(" test")) {
+            self.expected = self.expected.or(count.0.parse().ok());
+        } else if let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
+            let outcome = match result {
+                "ok" => Outcome::Passed,
+                "FAILED" => Outcome::Failed,
+                other => Outcome::Skipped(other.to_owned()),
+            };
+            // The sections that follow leave "should panic" out of a test's name.
+            self.tests.insert(name.trim_end_matches(" - should panic").to_owned(), outcome);
         }
     }
 
-    fn text(&mut self, line: &str, tally: &mut Tally) {
-        match self.section {
-            Section::Results => {
-                let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) else {
-                    return;
-                };
-                match result {
-                    "ok" => self.passed.push(name.to_owned()),
-                    "FAILED" => {
-                        self.failures += 1;
-                        tally.fail(name, "see below");
-                    }
-                    _ => tally.skip(name, result),
+    /// Counts the tests; `why` says why the program failed, if it did. Returns whether anything did.
+    fn finish(self, program: &str, why: Option<&str>, tally: &mut Tally) -> bool {
+        let mut failed = false;
+        let complete = self.expected == Some(self.tests.len());
+        for (name, outcome) in self.tests {
+            match outcome {
+                Outcome::Passed => tally.pass(),
+                Outcome::Skipped(why) => tally.skip(&name, &why),
+                Outcome::Failed => {
+                    failed = true;
+                    tally.fail(&format!("{program}: {name}"), "its output is below");
                 }
             }
-            Section::Successes => {
-                let Some(skipped) = line.strip_prefix("skipped: ") else { return };
-                let (name, why) = skipped.split_once(": ").unwrap_or((&self.test, skipped));
-                let before = self.passed.len();
-                self.passed.retain(|passed| *passed != self.test);
-                // A test that gives several reasons was skipped once.
-                if self.passed.len() < before {
-                    tally.skip(name, why);
-                }
-            }
-            Section::Failures => println!("{line}"),
         }
-    }
-
-    /// Ends the account of one test program.
-    fn close(&mut self, tally: &mut Tally) {
-        if self.open {
-            self.failures += 1;
-            tally.fail("a test program", "it ended before all of its tests had; its last lines are above");
-            self.open = false;
+        if !complete || (why.is_some() && !failed) {
+            failed = true;
+            tally.fail(program, why.unwrap_or("it did not report on all of its tests"));
         }
-        self.passed.drain(..).for_each(|_| tally.pass());
-        self.section = Section::Results;
-    }
-
-    fn finish(&mut self, success: bool, select: &str, tally: &mut Tally) {
-        self.close(tally);
-        if !success && self.failures == 0 {
-            tally.fail(&format!("cargo test {select}"), "it failed before any test did; its messages are above");
-        }
+        failed
     }
 }
 
@@ -131,10 +152,10 @@ impl Reader {
 mod tests {
     use super::*;
 
-    fn count(output: &str, success: bool) -> (usize, usize, usize) {
+    fn count(output: &str, why: Option<&str>) -> (usize, usize, usize) {
         let (mut reader, mut tally) = (Reader::default(), Tally::default());
-        output.lines().for_each(|line| reader.line(line, &mut tally));
-        reader.finish(success, "", &mut tally);
+        output.lines().for_each(|line| reader.line(line));
+        reader.finish("program", why, &mut tally);
         tally.counts()
     }
 
@@ -144,27 +165,28 @@ mod tests {
 
     #[test]
     fn a_test_that_says_skipped_counts_as_skipped_once_and_not_as_passed() {
-        assert_eq!(count(GOOD, true), (2, 0, 1));
+        assert_eq!(count(GOOD, None), (2, 0, 1));
     }
 
     #[test]
     fn ignored_and_failed_tests_are_told_apart() {
         let bad = "running 3 tests\ntest a ... FAILED\ntest b ... ignored, slow\ntest c ... ok\n\nfailures:\n\n\
             ---- a stdout ----\nboom\n\nfailures:\n    a\n\ntest result: FAILED. 1 passed; 1 failed; 1 ignored\n";
-        assert_eq!(count(bad, false), (1, 1, 1));
-        assert_eq!(count(&(GOOD.to_owned() + bad), false), (3, 1, 2));
+        assert_eq!(count(bad, Some("it ended with 101")), (1, 1, 1));
     }
 
     #[test]
-    fn a_test_program_that_dies_counts_as_a_failure() {
-        let died = "running 2 tests\ntest a ... ok\n";
-        assert_eq!(count(died, false), (1, 1, 0));
-        assert_eq!(count(&(died.to_owned() + GOOD), false), (3, 1, 1));
+    fn a_test_that_runs_the_program_again_counts_once() {
+        let nested = "running 2 tests\ntest a ... ok\n\nrunning 1 test\ntest b ... ok\n\n\
+            test result: ok. 1 passed; 0 failed; 1 filtered out\n\ntest b ... ok\n\ntest result: ok. 2 passed\n";
+        assert_eq!(count(nested, None), (2, 0, 0));
     }
 
     #[test]
-    fn a_build_that_fails_counts_as_a_failure() {
-        assert_eq!(count("", false), (0, 1, 0));
-        assert_eq!(count("", true), (0, 0, 0));
+    fn a_program_that_dies_or_says_nothing_is_a_failure() {
+        assert_eq!(count("running 2 tests\ntest a ... ok\n", Some("it ended with signal 31")), (1, 1, 0));
+        assert_eq!(count("running 1 test\ntest a ... ok\n", Some("it ended with signal 31")), (1, 1, 0));
+        assert_eq!(count("", None), (0, 1, 0));
+        assert_eq!(count("running 0 tests\n\ntest result: ok. 0 passed\n", None), (0, 0, 0));
     }
 }

@@ -91,8 +91,11 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
 /// Parsers, state machines, protocols: whatever needs nothing. Everything that is in the crates' sources.
 fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     tally.record("schema/volt.request is current", schema::check(workspace));
-    harness::run(workspace, &["--lib", "--bins"], tally)?;
-    harness::run(workspace, &["--doc"], tally)
+    let programs = workspace.tests(&["--lib", "--bins"])?;
+    programs
+        .into_iter()
+        .chain(workspace.doc_tests())
+        .try_for_each(|(name, program)| harness::run(&name, program, tally))
 }
 
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
@@ -100,7 +103,8 @@ fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     debian::install(&["iproute2", "util-linux"])?;
     // Tests find the programs beside themselves.
     workspace.debug()?;
-    harness::run(workspace, &["--test", "*"], tally)
+    let programs = workspace.tests(&["--test", "*"])?;
+    programs.into_iter().try_for_each(|(name, program)| harness::run(&name, program, tally))
 }
 
 /// The whole product on the real KVM of two lab hosts.

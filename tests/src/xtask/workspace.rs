@@ -19,6 +19,7 @@ pub struct Workspace {
     pub root: PathBuf,
     #[serde(rename = "target_directory")]
     pub target: PathBuf,
+    packages: Vec<Package>,
 }
 
 impl Workspace {
@@ -45,26 +46,77 @@ impl Workspace {
 
     /// Builds the release programs with these names and returns their paths.
     pub fn release(&self, programs: &[&str]) -> Result<Vec<PathBuf>> {
-        let mut command = cargo();
-        command.args(["build", "--release", "--workspace", "--message-format=json-render-diagnostics"]);
-        for program in programs {
-            command.args(["--bin", program]);
-        }
-        let out = command.current_dir(&self.root).stderr(Stdio::inherit()).output().context("Cannot run cargo")?;
-        ensure!(out.status.success(), "cargo build --release failed");
-        let text = String::from_utf8_lossy(&out.stdout);
-        Ok(text
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
-            .filter_map(|artifact| artifact.executable)
-            .collect())
+        let mut arguments = vec!["build", "--release"];
+        arguments.extend(programs.iter().flat_map(|program| ["--bin", program]));
+        let artifacts = self.build(&arguments)?;
+        Ok(artifacts.into_iter().filter_map(|artifact| artifact.executable).collect())
     }
+
+    /// Builds the test programs that `select` names, and returns how to run each: a name for people, and a command.
+    pub fn tests(&self, select: &[&str]) -> Result<Vec<(String, Command)>> {
+        let artifacts = self.build(&[&["test", "--no-run"], select].concat())?;
+        let program = |artifact: Artifact| {
+            let dir = artifact.manifest_path.parent()?.to_owned();
+            let name = format!("{} {}", dir.file_name()?.to_string_lossy(), artifact.target.name);
+            let mut command = Command::new(artifact.executable.filter(|_| artifact.profile.test)?);
+            command.arg("--show-output").env("CARGO_MANIFEST_DIR", &dir).current_dir(dir);
+            Some((name, command))
+        };
+        Ok(artifacts.into_iter().filter_map(program).collect())
+    }
+
+    /// How to run the documentation's tests, a command a library.
+    pub fn doc_tests(&self) -> Vec<(String, Command)> {
+        let libraries = self.packages.iter().filter(|package| {
+            package.targets.iter().any(|target| target.doctest && target.kind.iter().any(|kind| kind == "lib"))
+        });
+        libraries
+            .map(|package| {
+                let mut command = cargo();
+                command.args(["test", "--doc", "--package", &package.name, "--", "--show-output"]);
+                command.current_dir(&self.root);
+                (format!("{} documentation", package.name), command)
+            })
+            .collect()
+    }
+
+    fn build(&self, arguments: &[&str]) -> Result<Vec<Artifact>> {
+        let mut command = cargo();
+        command.args(arguments).args(["--workspace", "--message-format=json-render-diagnostics"]);
+        let out = command.current_dir(&self.root).stderr(Stdio::inherit()).output().context("Cannot run cargo")?;
+        ensure!(out.status.success(), "cargo {} failed; its messages are above", arguments.join(" "));
+        let text = String::from_utf8_lossy(&out.stdout);
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+}
+
+/// A member of the workspace.
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+    #[serde(default)]
+    doctest: bool,
 }
 
 /// The one kind of cargo's messages that matters here.
 #[derive(Deserialize)]
 struct Artifact {
     executable: Option<PathBuf>,
+    manifest_path: PathBuf,
+    target: Target,
+    profile: Profile,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 /// The cargo that runs us.
