@@ -148,3 +148,79 @@ fn set_exit(mut builder: exit::Builder<'_>, exit: &Exit) {
     builder.set_reason(exit.reason);
     builder.set_detail(&exit.detail);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_runtime<T>(test: impl AsyncFnOnce(Rc<Control>) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async { test(Control::new("web", 2, 64 << 20)).await })
+    }
+
+    async fn state(client: &vm::Client) -> vm_info::State {
+        client.info_request().send().promise.await.unwrap().get().unwrap().get_info().unwrap().get_state().unwrap()
+    }
+
+    fn stop(client: &vm::Client, grace: u32) -> impl Future<Output = Result<(), Fault>> + use<> {
+        let mut request = client.stop_request();
+        request.get().set_grace_milliseconds(grace);
+        let promise = request.send().promise;
+        async { promise.await.map(drop).map_err(|e| Fault::parse(&e)) }
+    }
+
+    #[test]
+    fn shortest_grace_time_that_was_asked_for_counts() {
+        let control = Control::new("web", 1, 0);
+        let asked = control.stop_requests();
+        for (grace, counts) in [(5, 5), (9, 5), (0, 0), (3, 0)] {
+            control.request_stop(Duration::from_secs(grace));
+            assert_eq!(*asked.borrow(), Some(Duration::from_secs(counts)));
+        }
+    }
+
+    #[test]
+    fn vm_that_has_not_started_is_created_and_cannot_be_started_from_outside() {
+        in_runtime(async |control| {
+            let client = control.client();
+            assert!(state(&client).await == vm_info::State::Created);
+            let refused = client.start_request().send().promise.await.map(drop).unwrap_err();
+            assert_eq!(Fault::parse(&refused).code, Code::WrongState);
+        });
+    }
+
+    #[test]
+    fn stop_is_passed_on_at_once_and_answered_at_the_end() {
+        in_runtime(async |control| {
+            let mut stopping = Box::pin(stop(&control.client(), 600_000));
+            let early = tokio::time::timeout(Duration::from_millis(20), &mut stopping).await;
+            assert!(early.is_err());
+            assert_eq!(*control.stop_requests().borrow(), Some(Duration::from_secs(600)));
+            control.set_ended(Exit::stopped("enough"));
+            stopping.await.unwrap();
+            assert!(state(&control.client()).await == vm_info::State::Stopped);
+        });
+    }
+
+    #[test]
+    fn grace_time_beyond_ten_minutes_is_refused_and_stops_nothing() {
+        in_runtime(async |control| {
+            assert_eq!(stop(&control.client(), 600_001).await.unwrap_err().code, Code::InvalidArgument);
+            assert_eq!(*control.stop_requests().borrow(), None);
+        });
+    }
+
+    #[test]
+    fn whoever_waits_before_or_after_the_end_is_told_why() {
+        in_runtime(async |control| {
+            let before = control.client().wait_request().send().promise;
+            control.set_ended(Exit { reason: exit::Reason::DeviceFailed, detail: "disk 0".into() });
+            let after = control.client().wait_request().send().promise;
+            for answer in [before.await.unwrap(), after.await.unwrap()] {
+                let exit = answer.get().unwrap().get_exit().unwrap();
+                assert!(exit.get_reason().unwrap() == exit::Reason::DeviceFailed);
+                assert_eq!(exit.get_detail().unwrap(), "disk 0");
+            }
+        });
+    }
+}

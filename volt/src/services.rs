@@ -28,6 +28,8 @@ use crate::paths::Paths;
 
 /// How long a service may take to answer one call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How often, a hundredth of a second apart, to look whether a service that ends has closed its sockets.
+const CLOSING: u32 = 100;
 /// How long importing a kernel may take: it is unpacked, checked and written to disk.
 pub const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -140,14 +142,7 @@ pub fn ensure(
     let _lock = lock(open_dir(&paths.runtime)?, &paths.runtime)?;
     let mut missing = Vec::new();
     for service in wanted {
-        // Somebody else may have started it while we waited for the lock.
-        if probe(paths, &[*service])?.is_none() {
-            service.check_rights()?;
-            let path = paths.service(service.name());
-            let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| {
-                let remedy = "Remove what is there, or name another directory in VOLT_RUNTIME_DIR";
-                Fault::new(Code::Unavailable, format!("serve {}", path.display()), e.to_string(), remedy)
-            })?;
+        if let Some(endpoint) = bind_unless_served(paths, *service)? {
             missing.push((*service, endpoint));
         }
     }
@@ -163,6 +158,29 @@ pub fn ensure(
         })?;
     }
     Ok(found)
+}
+
+/// Listens in place of a service that is not there. Under the lock.
+fn bind_unless_served(paths: &Paths, service: Service) -> Result<Option<Endpoint>, Fault> {
+    let path = paths.service(service.name());
+    let mut tries = 0;
+    loop {
+        // Somebody else may have started it while we waited for the lock.
+        if probe(paths, &[service])?.is_some() {
+            return Ok(None);
+        }
+        service.check_rights()?;
+        match Endpoint::bind(&path, 0o600) {
+            // One that ends closes its two sockets one after the other.
+            Err(ipc::Error::AlreadyExists { .. }) if tries < CLOSING => std::thread::sleep(Duration::from_millis(10)),
+            bound => {
+                let remedy = "Remove what is there, or name another directory in VOLT_RUNTIME_DIR";
+                let tried = format!("serve {}", path.display());
+                return bound.map(Some).map_err(|e| Fault::new(Code::Unavailable, tried, e.to_string(), remedy));
+            }
+        }
+        tries += 1;
+    }
 }
 
 /// Connects to all that is `wanted` if all of it is served. One that ends just now for want of work counts as gone.
