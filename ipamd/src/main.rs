@@ -56,6 +56,7 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let state_dir = state_dir(&arguments.state_dir)?;
     let endpoint = endpoint(&arguments)?;
+    let own = rustix::process::geteuid().as_raw();
     let sandbox = endpoint
         .as_fds()
         .iter()
@@ -72,7 +73,7 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     let idle = arguments.idle_exit.map(Duration::from_secs);
     let clients = database.clone();
     ipc::run(ipc::serve(endpoint, Lane::new(), ipc::Limits::default(), idle, move |peer| {
-        rpc::bootstrap(&clients, peer)
+        rpc::bootstrap(&clients, own, peer)
     }))
     .map_err(Error::Runtime)??;
     // With its last handle the thread ends, and closes the database in good order.

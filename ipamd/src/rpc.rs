@@ -22,12 +22,12 @@ const REF_BYTES: usize = 32;
 
 type Done = Result<(), capnp::Error>;
 
-/// What a peer gets on connecting: everything, for root and the user this process runs as; nothing for others.
+/// What a peer gets on connecting: everything, for root and user `own`, as whom this process runs; nothing for others.
 ///
 /// # Errors
 /// `permissionDenied`.
-pub fn bootstrap(database: &Database, peer: Peer) -> Result<Client, Fault> {
-    if peer.uid != 0 && peer.uid != rustix::process::geteuid().as_raw() {
+pub fn bootstrap(database: &Database, own: u32, peer: Peer) -> Result<Client, Fault> {
+    if peer.uid != 0 && peer.uid != own {
         let why = format!("user {} is neither root nor the user it runs as", peer.uid);
         return Err(fault(Code::PermissionDenied, "connect to ipamd", why, "Ask the owner for a capability on a pool"));
     }

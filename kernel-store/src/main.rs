@@ -59,6 +59,7 @@ fn main() -> ExitCode {
 fn serve(arguments: Arguments) -> Result<(), Error> {
     let endpoint = endpoint(&arguments)?;
     let dir = state_dir(&arguments.state_dir)?;
+    let own = rustix::process::geteuid().as_raw();
     let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
     let sandbox =
         keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
@@ -83,8 +84,10 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
         let service = Rc::new(Service::new(disk, unpacker));
         let lane = Lane::new();
         let offered = lane.clone();
-        ipc::serve(endpoint, lane, ipc::Limits::default(), idle, move |peer| rpc::bootstrap(&service, &offered, peer))
-            .await
+        ipc::serve(endpoint, lane, ipc::Limits::default(), idle, move |peer| {
+            rpc::bootstrap(&service, &offered, own, peer)
+        })
+        .await
     })
     .map_err(Error::Runtime)??;
     // With its last handle the thread ends; what it is writing is written first.

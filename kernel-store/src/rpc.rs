@@ -13,12 +13,12 @@ use crate::store;
 
 type Done = Result<(), capnp::Error>;
 
-/// What a peer gets on connecting: the store, for root and the user this process runs as; nothing for others.
+/// What a peer gets on connecting: the store, for root and user `own`, as whom this process runs; nothing for others.
 ///
 /// # Errors
 /// `permissionDenied`.
-pub fn bootstrap(service: &Rc<Service>, lane: &Lane, peer: Peer) -> Result<Client, Fault> {
-    if peer.uid != 0 && peer.uid != rustix::process::geteuid().as_raw() {
+pub fn bootstrap(service: &Rc<Service>, lane: &Lane, own: u32, peer: Peer) -> Result<Client, Fault> {
+    if peer.uid != 0 && peer.uid != own {
         let why = format!("user {} is neither root nor the user it runs as", peer.uid);
         return Err(Fault::new(Code::PermissionDenied, "connect to kernel-store", why, "Ask the owner for a kernel"));
     }
