@@ -344,3 +344,31 @@ fn every_thread_is_confined() {
         }
     }
 }
+
+#[test]
+fn a_stranger_is_refused_and_the_service_lives_on() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: a_stranger_is_refused_and_the_service_lives_on: needs root, to become somebody else");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    for open in [dir.path(), &service.socket, &ipc::lane_path(&service.socket)] {
+        std::fs::set_permissions(open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let socket = service.socket.clone();
+    std::thread::spawn(move || {
+        // Of this thread alone: the kernel's credentials are a thread's.
+        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+        for _ in 0..3 {
+            run(async {
+                if let Ok(client) = Client::connect(&socket).await {
+                    assert!(client.try_list().await.is_err());
+                }
+            });
+        }
+    })
+    .join()
+    .unwrap();
+    run(async { drop(service.connect().await.try_list().await.unwrap()) });
+}
