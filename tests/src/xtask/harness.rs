@@ -45,7 +45,9 @@ pub fn run(name: &str, mut program: Command, tally: &mut Tally) -> Result<()> {
         None => Some(format!("it still ran after {} s", DEADLINE.as_secs())),
     };
     if reader.finish(name, why.as_deref(), tally) {
-        println!("{output}\n{}", text(&errors));
+        // Behind the outcomes come first what passing tests printed, then the failures.
+        let failures = output.find("\nfailures:\n").and_then(|at| output.get(at..));
+        println!("{}\n{}", failures.unwrap_or(&output), text(&errors));
     }
     Ok(())
 }
