@@ -4,6 +4,8 @@
 mod harness;
 
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -45,13 +47,17 @@ fn elf(code: &[u8]) -> Vec<u8> {
 
 /// Runs `test` with a core that runs `code`, or says why it cannot.
 fn with_guest(code: &[u8], vcpus: u16, test: impl AsyncFnOnce(Core)) {
+    with_devices(code, vcpus, Vec::new(), test);
+}
+
+fn with_devices(code: &[u8], vcpus: u16, devices: Vec<(String, OwnedFd)>, test: impl AsyncFnOnce(Core)) {
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         eprintln!("skipped: /dev/kvm cannot be opened");
         return;
     }
     let image = elf(code);
     ipc::run(async {
-        let spec = Spec { kernel: &image, initrd: None, cmdline: "", memory: MEMORY, vcpus, devices: Vec::new() };
+        let spec = Spec { kernel: &image, initrd: None, cmdline: "", memory: MEMORY, vcpus, devices };
         test(Core::spawn(Path::new(env!("CARGO_BIN_EXE_vmm-core")), spec)).await;
     })
     .unwrap();
@@ -216,4 +222,51 @@ fn accesses_of_every_size_to_every_port_and_address_leave_the_machine_running() 
         core.start().await.unwrap();
         ends(&mut core, Reason::Reset).await;
     });
+}
+
+#[test]
+fn device_whose_backend_is_gone_fails_the_start_and_ends_the_machine() {
+    let (socket, backend) = UnixStream::pair().unwrap();
+    drop(backend);
+    with_devices(SPIN, 1, vec![("virtio-id=2".into(), socket.into())], async |mut core| {
+        assert_eq!(core.start().await.unwrap_err().code, Code::Unavailable);
+        let (reason, detail) = core.wait().await.unwrap();
+        assert!(reason == Reason::DeviceFailed && !detail.is_empty(), "{detail}");
+        assert_eq!(core.ended(PATIENCE).unwrap().code(), Some(1));
+    });
+}
+
+#[test]
+fn mute_backend_fails_the_start_within_its_deadline() {
+    let (socket, backend) = UnixStream::pair().unwrap();
+    with_devices(SPIN, 1, vec![("virtio-id=2".into(), socket.into())], async |core| {
+        let begin = Instant::now();
+        assert_eq!(core.start().await.unwrap_err().code, Code::Unavailable);
+        assert!(begin.elapsed() < Duration::from_secs(20));
+    });
+    drop(backend);
+}
+
+#[test]
+fn kernel_that_could_still_change_is_refused_by_name() {
+    if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("skipped: /dev/kvm cannot be opened");
+        return;
+    }
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&elf(SPIN)).unwrap();
+    ipc::run(async {
+        let spec = Spec { kernel: &[], initrd: None, cmdline: "", memory: MEMORY, vcpus: 1, devices: Vec::new() };
+        let mut core = Core::spawn_with(Path::new(env!("CARGO_BIN_EXE_vmm-core")), file.into(), spec);
+        assert_eq!(core.ended(PATIENCE).unwrap().code(), Some(1));
+    })
+    .unwrap();
+}
+
+#[test]
+fn missing_argument_is_named_on_one_line() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_vmm-core")).args(["--vcpus", "1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("--memory") && text.lines().count() == 1, "{text}");
 }
