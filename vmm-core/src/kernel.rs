@@ -1,6 +1,7 @@
 //! Loads the kernel's ELF image from its sealed memfd into guest RAM. `kernel-store` has checked the image in its own sandbox;
 //! every offset and size is checked here again, because this is where a wrong one would do harm. Never uses the file's offset,
-//! which other VMs share.
+//! which other VMs share: that, and copying inside the kernel into RAM that is not mapped for it, is what the `linux-loader`
+//! crate, which seeks and reads into a mapping, cannot do.
 
 use crate::error::Error;
 use crate::layout::{HIGH_START, IDENTITY_MAPPED};

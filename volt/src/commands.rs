@@ -119,10 +119,8 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<ExitCode
     let config = fs::read_to_string(file).map_err(|e| fault(e.to_string()))?;
     ask(paths, policy, &[Service::Ipamd, Service::Netmgr], &[], async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(no_link()) };
-        let pool = resources::define_pool(ipamd, &tried, &config).await.map_err(|mut fault| {
-            fault.tried = format!("{tried}: {}", fault.tried);
-            fault
-        })?;
+        let pool =
+            resources::define_pool(ipamd, &tried, &config).await.map_err(|fault| resources::of_file(&tried, fault))?;
         resources::define_bridge(netmgr, ipamd, &pool).await.map(drop)
     })
 }

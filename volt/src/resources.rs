@@ -90,8 +90,16 @@ pub async fn import(
     let mut request = store.import_request();
     request.get().init_image().set_bytes(token.as_bytes());
     request.get().set_name(alias);
-    let answer = kernels.call(tried, IMPORT_DEADLINE, request.send()).await?;
+    let answer = kernels.call(tried, IMPORT_DEADLINE, request.send()).await.map_err(|fault| of_file(tried, fault))?;
     Ok(answer.get()?.get_kernel()?)
+}
+
+/// A service that was handed a file, or its text, cannot say which file that was: `tried` does.
+pub fn of_file(tried: &str, mut fault: Fault) -> Fault {
+    if fault.tried != tried {
+        fault.tried = format!("{tried}: {}", fault.tried);
+    }
+    fault
 }
 
 /// Attaches one card for each of `networks`. What was taken when one fails is in `cards`, to be released.
