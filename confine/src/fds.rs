@@ -1,10 +1,26 @@
-//! Closes every inherited fd that the program did not list.
+//! Inherited fds: takes those that arguments name, closes every one that the program did not list.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use crate::error::Error;
+
+/// A duplicate of the fd that was inherited under a number which an argument gave, to be owned; it is not passed on at an exec.
+/// The number itself goes when the process confines itself, as it is not what [`Sandbox::keep_fd`](crate::Sandbox::keep_fd) is told.
+///
+/// # Errors
+///
+/// Where no fd has that number, or it is one of the standard streams' (0 to 2).
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd <= 2 {
+        return Err(io::Error::other("0 to 2 are the standard streams"));
+    }
+    // SAFETY: a number above 2, borrowed for the one call that finds out whether it is open at all.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(fcntl_dupfd_cloexec(borrowed, 3)?)
+}
 
 /// Closes all fds above 2 but `kept`, which must be open and will not survive an exec.
 pub(crate) fn close_all_but(kept: &[RawFd]) -> Result<(), Error> {
@@ -36,4 +52,21 @@ fn close_range(first: u32, last: u32) -> Result<(), Error> {
         remedy: "it takes Linux 5.9 (close_range)",
         source: Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOSYS).into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn inherited_takes_what_is_open_above_the_standard_streams_and_nothing_else() {
+        let (end, other) = rustix::pipe::pipe().unwrap();
+        let taken = inherited(end.as_raw_fd()).unwrap();
+        assert!(taken.as_raw_fd() > 2 && taken.as_raw_fd() != end.as_raw_fd());
+        for number in [-1, 0, 1, 2, i32::MAX] {
+            inherited(number).unwrap_err();
+        }
+        drop(other);
+    }
 }

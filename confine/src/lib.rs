@@ -39,6 +39,7 @@ pub use caps::Capability;
 pub use child::Child;
 pub use confined::{Confined, JoinHandle, Narrow};
 pub use error::Error;
+pub use fds::inherited;
 pub use filter::{Filter, Rule, Syscall};
 pub use limits::Limit;
 pub use policy::{Layer, Policy, missing};

@@ -96,14 +96,7 @@ impl Frontend {
 /// # Errors
 /// If no such descriptor is open.
 pub fn inherited(flag: &'static str, fd: i32, wanted: &'static str) -> Result<OwnedFd, Error> {
-    let refused = |source| Error::Inherited { flag, fd, wanted, source };
-    if fd <= 2 {
-        return Err(refused(io::Error::other("0 to 2 are the standard streams")));
-    }
-    // SAFETY: borrowed for the one call that finds out whether it is open at all, and makes an own one of it. The
-    // inherited number itself is closed when the process is confined.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    rustix::io::fcntl_dupfd_cloexec(borrowed, 3).map_err(|errno| refused(errno.into()))
+    confine::inherited(fd).map_err(|source| Error::Inherited { flag, fd, wanted, source })
 }
 
 /// Waits for the next message, whole, and for room for its answer. Its request code; none if the frontend has hung up.

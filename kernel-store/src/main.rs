@@ -1,7 +1,7 @@
 //! The program `kernel-store`: arguments, then confinement, then service. Phase 1 opens and locks the state directory and binds or checks
 //! the sockets; what the directory holds, and the first byte of a client, are read in phase 2.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -140,13 +140,8 @@ fn endpoint(arguments: &Arguments) -> Result<Endpoint, Error> {
 }
 
 fn inherited(fd: RawFd) -> Result<OwnedFd, Error> {
-    // SAFETY: F_GETFD takes no pointers and fails on a number that is not an open fd.
-    if fd <= 2 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        return Err(Error::Arguments("--listen-fd and --lane-fd take the numbers of inherited descriptors above 2"));
-    }
-    // SAFETY: the number is open and above stderr's; this process has opened nothing that outlives a call yet, so nobody else owns it,
-    // and the two numbers that are taken this way differ.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    confine::inherited(fd)
+        .map_err(|_| Error::Arguments("--listen-fd and --lane-fd take the numbers of inherited descriptors above 2"))
 }
 
 /// An error and its causes, once each.

@@ -20,7 +20,7 @@ mod tap;
 mod worker;
 
 use std::{
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -128,13 +128,7 @@ fn endpoint(arguments: &Arguments) -> Result<Endpoint, Failure> {
 }
 
 fn inherited(fd: RawFd) -> Result<OwnedFd, Failure> {
-    // SAFETY: F_GETFD looks at the process's table only, and fails for a number that is no open descriptor.
-    let open = fd > 2 && unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
-    if !open {
-        return Err(Failure::Descriptor(fd));
-    }
-    // SAFETY: it is open, above the standard ones, and nothing in this process owns it: it was inherited, and is taken once.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    confine::inherited(fd).map_err(|_| Failure::Descriptor(fd))
 }
 
 /// Where this is on, iptables rules of the host see what guests on one bridge send to each other. It is the whole network namespace's, and

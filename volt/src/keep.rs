@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     process::ExitCode,
 };
 
@@ -159,21 +159,10 @@ fn parse(text: &str) -> Result<(Service, OwnedFd, OwnedFd), Fault> {
     let mut parts = text.split(':');
     let name = parts.next().unwrap_or_default();
     let service = Service::ALL.into_iter().find(|s| s.name() == name).ok_or_else(fault)?;
-    let mut fd = || parts.next().and_then(|n| n.parse::<RawFd>().ok()).and_then(take_fd).ok_or_else(fault);
+    let mut fd = || {
+        parts.next().and_then(|n| n.parse::<RawFd>().ok()).and_then(|fd| confine::inherited(fd).ok()).ok_or_else(fault)
+    };
     Ok((service, fd()?, fd()?))
-}
-
-/// Takes over an inherited descriptor, if it is one: open, and not one of the standard three.
-fn take_fd(fd: RawFd) -> Option<OwnedFd> {
-    if fd <= 2 {
-        return None;
-    }
-    // SAFETY: F_GETFD takes no pointer; on a number that is no open descriptor it fails with EBADF.
-    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        return None;
-    }
-    // SAFETY: the descriptor is open, was inherited for this argument, and nothing else in this program has it.
-    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn launch(
