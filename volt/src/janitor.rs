@@ -1,13 +1,13 @@
 //! What clears away a VM's socket when `volt run` itself was killed.
 //!
-//! A process of its own, forked before anything else runs: it holds one end of a pipe and the runtime directory's
+//! A process of its own, forked before the socket is bound: it holds one end of a pipe and the runtime directory's
 //! socket folder, and may do nothing but wait for the other end to close and unlink that name. Everything else
 //! a VM has (processes, port, lease, descriptors) is given back by the kernel closing its links.
 
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
     os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
 };
@@ -33,7 +33,7 @@ impl Own {
     /// The two sockets of the vat that was just bound at `path`.
     pub fn both(path: &Path) -> Vec<Own> {
         let own = |path: PathBuf| inode(&path).map(|inode| Own { path, inode });
-        [path.to_path_buf(), ipc::lane_path(path)].into_iter().filter_map(own).collect()
+        paths_of(path).into_iter().filter_map(own).collect()
     }
 
     /// Removes it, unless somebody else has put something of theirs there since. Under the lock, where that may happen now.
@@ -42,6 +42,11 @@ impl Own {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Where a vat's two sockets are.
+fn paths_of(path: &Path) -> [PathBuf; 2] {
+    [path.to_path_buf(), ipc::lane_path(path)]
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {
@@ -63,32 +68,77 @@ pub fn sweep(dir: &Path) {
     }
 }
 
-/// Starts the janitor for `own`, which was just bound, and returns what keeps it waiting: its end, in whatever way, is
-/// the janitor's sign. Must run while this process has one thread.
-pub fn start(paths: &Paths, own: &[Own], policy: Policy) -> Result<OwnedFd, Fault> {
-    let fault = |why: String| {
-        Fault::new(
-            Code::Unavailable,
-            format!("watch over {}", paths.vms().display()),
-            why,
-            "Raise this user's limit of processes and open files",
-        )
-    };
-    let (wait, alive) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| fault(e.to_string()))?;
-    // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
-    // child may use everything that the parent could: no lock is held by a thread that does not exist in it.
-    match unsafe { libc::fork() } {
-        -1 => Err(fault(std::io::Error::last_os_error().to_string())),
-        0 => {
-            drop(alive);
-            let status = run(&wait, paths, own, policy).map_err(say);
-            std::process::exit(i32::from(status.is_err()))
+/// The supervisor's end of its janitor. Its closing, in whatever way, is the janitor's sign.
+pub struct Janitor {
+    pipe: OwnedFd,
+    lock: OwnedFd,
+}
+
+impl Janitor {
+    /// Starts the janitor before there is anything to watch over: until it hears from [`watch`](Janitor::watch) it holds `lock` as
+    /// well, so that what a supervisor which was killed meanwhile left there can be nobody else's. Must run while this
+    /// process has one thread.
+    pub fn start(paths: &Paths, name: &str, lock: OwnedFd, policy: Policy) -> Result<Janitor, Fault> {
+        let (wait, pipe) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| not_started(paths, e))?;
+        // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
+        // child may use everything that the parent could: no lock is held by a thread that does not exist in it.
+        match unsafe { libc::fork() } {
+            -1 => Err(not_started(paths, io::Error::last_os_error())),
+            0 => {
+                drop(pipe);
+                let status = run(&wait, lock, paths, name, policy).map_err(say);
+                std::process::exit(i32::from(status.is_err()))
+            }
+            _ => Ok(Janitor { pipe, lock }),
         }
-        _ => Ok(alive),
+    }
+
+    /// Tells it what was bound, gives the lock back, and returns what keeps it waiting.
+    pub fn watch(self, paths: &Paths, own: &[Own]) -> Result<OwnedFd, Fault> {
+        let message: Vec<u8> =
+            own.iter().flat_map(|own| [own.inode.0, own.inode.1]).flat_map(u64::to_le_bytes).collect();
+        match rustix::io::write(&self.pipe, &message) {
+            Ok(MESSAGE) if message.len() == MESSAGE => {
+                drop(self.lock);
+                Ok(self.pipe)
+            }
+            Ok(_) => Err(not_started(paths, io::Error::other("its sockets have gone"))),
+            Err(e) => Err(not_started(paths, e)),
+        }
     }
 }
 
-fn run(wait: &OwnedFd, paths: &Paths, own: &[Own], policy: Policy) -> Result<(), Fault> {
+fn not_started(paths: &Paths, why: impl std::fmt::Display) -> Fault {
+    let remedy = "Raise this user's limit of processes and open files";
+    Fault::new(Code::Unavailable, format!("watch over {}", paths.vms().display()), why.to_string(), remedy)
+}
+
+/// Bytes of what the janitor is told: device and inode of the two sockets.
+const MESSAGE: usize = 32;
+
+/// What the supervisor has bound; nothing if it ended before it said so.
+fn hear(wait: &OwnedFd) -> Option<[(u64, u64); 2]> {
+    let mut message = [0u8; MESSAGE];
+    // It was written at once, and a pipe keeps that together.
+    if read(wait, &mut message) != MESSAGE {
+        return None;
+    }
+    let mut numbers = message.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+    let mut inode = || Some((numbers.next()?, numbers.next()?));
+    Some([inode()?, inode()?])
+}
+
+fn read(wait: &OwnedFd, buffer: &mut [u8]) -> usize {
+    loop {
+        match rustix::io::read(wait, &mut *buffer) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.unwrap_or(0),
+        }
+    }
+}
+
+fn run(wait: &OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, policy: Policy) -> Result<(), Fault> {
     let fault = |e: confine::Error| {
         Fault::new(Code::Unavailable, "confine the janitor", e.to_string(), "See volt --help on --confinement")
     };
@@ -103,12 +153,18 @@ fn run(wait: &OwnedFd, paths: &Paths, own: &[Own], policy: Policy) -> Result<(),
         let _ = rustix::stdio::dup2_stderr(&null);
     }
     let _ = std::env::set_current_dir("/");
+    let Some(inodes) = hear(wait) else {
+        sweep(&paths.vms());
+        return Ok(());
+    };
+    drop(claimed);
+    let own = paths_of(&paths.vm(name)).into_iter().zip(inodes).map(|(path, inode)| Own { path, inode });
+    let own: Vec<Own> = own.collect();
     let sandbox = Sandbox::new("volt-janitor", policy).keep_fd(wait.as_raw_fd()).keep_fd(runtime.as_raw_fd());
     let confined = sandbox.allow_dir_rw(&paths.vms()).confine().map_err(fault)?;
     let filter = Filter::new("janitor").with(&base::exit()).with(&filters::unlink()).with(&filters::lock());
     let _narrow = confined.enter(&filter.allow(&[libc::SYS_read, libc::SYS_close])).map_err(fault)?;
-    let mut byte = [0u8; 1];
-    while let Err(rustix::io::Errno::INTR) = rustix::io::read(wait.as_fd(), &mut byte) {}
+    read(wait, &mut [0u8; 1]);
     let _lock = lock(runtime, &paths.runtime)?;
     own.iter().for_each(Own::remove);
     Ok(())

@@ -24,7 +24,7 @@ use crate::{
     console::Console,
     control::{Control, Exit},
     filters,
-    janitor::{self, Own},
+    janitor::{self, Janitor, Own},
     keep,
     machine::{DiskPart, Machine, Parts},
     paths::Paths,
@@ -126,6 +126,7 @@ fn claim(paths: &Paths, name: &str, policy: Policy) -> Result<(Endpoint, Vec<Own
     let path = paths.vm(name);
     let lock = services::lock(services::open_dir(&paths.runtime)?, &paths.runtime)?;
     janitor::sweep(&paths.vms());
+    let janitor = Janitor::start(paths, name, lock, policy)?;
     let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| {
         let (code, remedy) = match e {
             ipc::Error::AlreadyExists { .. } => {
@@ -136,8 +137,7 @@ fn claim(paths: &Paths, name: &str, policy: Policy) -> Result<(Endpoint, Vec<Own
         Fault::new(code, format!("run a VM called {name}"), e.to_string(), remedy)
     })?;
     let own = Own::both(&path);
-    drop(lock);
-    let alive = janitor::start(paths, &own, policy)?;
+    let alive = janitor.watch(paths, &own)?;
     Ok((endpoint, own, alive))
 }
 
