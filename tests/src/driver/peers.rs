@@ -33,11 +33,12 @@ pub fn make_tap(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// QEMU's microvm, with as little else as it can be started with.
+/// QEMU's microvm, the fastest way it can be started with these devices: without the clock, Debian's kernel looks for one
+/// for more than a second; without ACPI, it does not find the devices; RAM as a memfd costs it another 0.15 s.
 pub fn microvm(guest: &Guest<'_>) -> Command {
     let mut qemu = Command::new("/usr/bin/qemu-system-x86_64");
-    qemu.args(["-M", "microvm,acpi=on,pit=off,pic=off,rtc=off,memory-backend=ram", "-accel", "kvm", "-cpu", "host"])
-        .args(["-m", "256", "-object", "memory-backend-memfd,id=ram,size=256M,share=on", "-smp", "1"])
+    qemu.args(["-M", "microvm,acpi=on,rtc=on,pit=off,pic=off", "-accel", "kvm", "-cpu", "host"])
+        .args(["-m", "256", "-smp", "1"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .arg("-kernel")
         .arg(guest.kernel)
