@@ -73,8 +73,7 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
             assert_eq!(
                 ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"].map(field),
                 ["0000000000000000", "0000000000001000", "0000000000001000", "0000000000001000", "0000000000000000"]
-                    .map(str::to_owned)
-                    .map(|set| set),
+                    .map(str::to_owned),
                 "{status}"
             );
             assert_eq!([field("NoNewPrivs:"), field("Seccomp:")], ["1", "2"]);
@@ -84,7 +83,9 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
         // Nothing is open but sockets, the runtime's own descriptors, a folder as a place only, and the three standard ones.
         for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
             let fd = fd.unwrap();
-            let to = fs::read_link(fd.path()).unwrap().display().to_string();
+            // The connection that the question came over is just being closed.
+            let Ok(to) = fs::read_link(fd.path()) else { continue };
+            let to = to.display().to_string();
             let number: i32 = fd.file_name().to_str().unwrap().parse().unwrap();
             assert!(
                 number <= 2
