@@ -1,5 +1,4 @@
 //! What the running backend still may do, and its control link.
-#![allow(clippy::unwrap_used)]
 
 #[path = "../../device/tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,4 @@
 //! The real backend against a hostile driver: whatever it writes into the rings costs it its ring at most.
-#![allow(clippy::unwrap_used)]
 
 #[path = "../../device/tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,4 @@
 //! The real backend against a scripted frontend and driver: what a well-behaved guest gets.
-#![allow(clippy::unwrap_used)]
 
 #[path = "../../device/tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,4 @@
 //! How the program starts, what it refuses, and how it ends.
-#![allow(clippy::unwrap_used)]
 
 #[path = "../../device/tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,4 @@
 //! The real backend on a real TAP: frames in both directions, with and without offloads.
-#![allow(clippy::unwrap_used)]
 
 #[path = "../../device/tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,4 @@
 //! The real backend against a hostile driver, a TAP that is taken away, and wrong arguments.
-#![allow(clippy::unwrap_used)]
 
 #[path = "../../device/tests/common/mod.rs"]
 mod common;
