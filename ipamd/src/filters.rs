@@ -5,7 +5,7 @@ use confine::{Filter, Rule, base};
 /// The main thread: clients on sockets, and no file.
 pub fn main() -> Filter {
     // poll: before it ends for idleness, `ipc` sees whether somebody waits to be accepted.
-    Filter::new("ipamd-main").with(&base::tokio()).with(&base::listener()).allow(&[libc::SYS_ppoll])
+    Filter::new("ipamd-main").with(&base::tokio()).with(&base::listener())
 }
 
 /// The database thread: SQLite's unix VFS in WAL mode with an exclusive lock, and no socket. Landlock says on which files.

@@ -5,7 +5,7 @@ use confine::{Filter, Rule, base};
 /// The control thread: clients on sockets; of descriptors that are files it only knows how to pass them on.
 pub fn control() -> Filter {
     // poll: before it ends for idleness, `ipc` sees whether somebody waits to be accepted.
-    Filter::new("kernel-store-control").with(&base::tokio()).with(&base::listener()).allow(&[libc::SYS_ppoll])
+    Filter::new("kernel-store-control").with(&base::tokio()).with(&base::listener())
 }
 
 /// The thread that unpacks: memory, and reading at an offset.
