@@ -3,14 +3,17 @@
 //! It may open what the user names, start Volt's programs and talk to its services. It never sees guest memory, and
 //! passes the guest's console on without reading it.
 
+mod cell;
 mod cli;
 mod commands;
 mod config;
 mod console;
 mod control;
 mod filters;
+mod identity;
 mod janitor;
 mod keep;
+mod launcher;
 mod machine;
 mod paths;
 mod resources;
