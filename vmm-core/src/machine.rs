@@ -84,7 +84,8 @@ impl Machine {
         acpi::write(&ram, config.vcpus, config.devices.len())?;
 
         vm.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
-        let vcpus = create_vcpus(&kvm, &vm, config.vcpus, kernel.entry, ram.end())?;
+        let mut vcpus = create_vcpus(&kvm, &vm, config.vcpus, kernel.entry, ram.end())?;
+        start_kvms_worker(&mut vcpus)?;
         let kicks = vcpus.iter().map(Kick::new).collect::<Result<_, _>>()?;
 
         let ended = eventfd()?;
@@ -195,6 +196,19 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u16, entry: u64, ram_end: u64) -> R
         registers::boot(first, entry)?;
     }
     Ok(vcpus)
+}
+
+/// KVM starts a thread of its own in this process when the first vCPU is first run (since Linux 6.13), which a limit of
+/// processes forbids later. With an immediate exit, the guest itself does not run.
+fn start_kvms_worker(vcpus: &mut [VcpuFd]) -> Result<(), Error> {
+    let Some(first) = vcpus.first_mut() else { return Ok(()) };
+    first.set_kvm_immediate_exit(1);
+    let outcome = first.run().map(|_| ());
+    first.set_kvm_immediate_exit(0);
+    match outcome {
+        Err(error) if error.errno() != libc::EINTR => Err(Error::kvm("run a vCPU for the first time")(error)),
+        _ => Ok(()),
+    }
 }
 
 /// An eventfd that raises an interrupt.
