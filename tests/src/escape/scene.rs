@@ -309,6 +309,9 @@ impl Host {
                 "supervisor".into()
             }
             "volt" if word(b"keep") => "keeper".into(),
+            "volt" if descendants(pid)?.iter().any(|pid| self.program(*pid).as_deref() == Some("vmm-core")) => {
+                "launcher".into()
+            }
             "volt" => "janitor".into(),
             _ => program,
         })
