@@ -119,12 +119,6 @@ pub(super) const ALL: &[Attempt] = &[
         let fd = s.fd("socket:")?;
         call!(h, SYS_listen, fd, 1)
     }),
-    net("send from a socket that it has to somebody else", |h, s| {
-        let address = unix(&s.world.datagram);
-        let (fd, at) = (s.fd("socket:")?, h.put(&address)?);
-        // A connected stream takes no address; where one is taken, that is an error of its own.
-        call!(h, SYS_sendto, fd, at, 0, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL, at, address.len())
-    }),
     net("configure an interface through a socket that it has", |h, s| {
         let (fd, request) = (s.fd("socket:")?, h.put(&[b"lo".as_slice(), &[0; 38]].concat())?);
         call!(h, SYS_ioctl, fd, libc::SIOCSIFFLAGS, request)

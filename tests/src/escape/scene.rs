@@ -7,7 +7,7 @@ use std::{
         linux::net::SocketAddrExt,
         unix::{
             fs::PermissionsExt,
-            net::{SocketAddr, UnixDatagram, UnixListener},
+            net::{SocketAddr, UnixListener},
         },
     },
     path::{Path, PathBuf},
@@ -57,7 +57,6 @@ pub struct World {
     pub tcp: u16,
     pub udp: u16,
     pub listener: String,
-    pub datagram: String,
     pub hidden: String,
     /// The host's namespaces, by path.
     pub network: String,
@@ -105,7 +104,7 @@ pub struct Host {
     volt: Volt,
     web: Child,
     neighbour: Child,
-    _sockets: (TcpListener, UdpSocket, UnixListener, UnixListener, UnixDatagram),
+    _sockets: (TcpListener, UdpSocket, UnixListener, UnixListener),
 }
 
 impl Host {
@@ -151,10 +150,8 @@ impl Host {
         let (tcp, udp) = (TcpListener::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
         let hidden = "volt-escape";
         let abstracted = UnixListener::bind_addr(&SocketAddr::from_abstract_name(hidden)?)?;
-        let (listener, datagram) = (UnixListener::bind(at("all/stream"))?, UnixDatagram::bind(at("all/datagram"))?);
-        for name in ["all/stream", "all/datagram"] {
-            fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o666))?;
-        }
+        let listener = UnixListener::bind(at("all/stream"))?;
+        fs::set_permissions(dir.join("all/stream"), fs::Permissions::from_mode(0o666))?;
         let own = std::process::id();
         let socket = |name: &str| volt.runtime.join(name).display().to_string();
         let world = World {
@@ -176,14 +173,13 @@ impl Host {
             tcp: tcp.local_addr()?.port(),
             udp: udp.local_addr()?.port(),
             listener: at("all/stream"),
-            datagram: at("all/datagram"),
             hidden: hidden.into(),
             network: format!("/proc/{own}/ns/net"),
             mounts: format!("/proc/{own}/ns/mnt"),
             memory: String::new(),
             shared: shared_memory()?,
         };
-        let mut host = Host { world, volt, web, neighbour, _sockets: (tcp, udp, abstracted, listener, datagram) };
+        let mut host = Host { world, volt, web, neighbour, _sockets: (tcp, udp, abstracted, listener) };
         let core = host.neighbour_core()?;
         let memory = descriptors(core)?.into_iter().find(|(_, name)| name.starts_with("/memfd:"));
         host.world.memory = format!("fd/{}", memory.context("The neighbour's core has no memory")?.0);
@@ -226,7 +222,7 @@ impl Host {
 
     /// What a target knows.
     pub fn scene(&self, target: &Target) -> Result<Scene<'_>> {
-        let named = |pid: i32| number_in(pid, target.pid);
+        let named = |pid: i32| number_in(pid, target.pid).with_context(|| format!("{pid} has ended"));
         let all = descendants(self.web.id().cast_signed())?;
         let parts = ["vmm-core", "vhost-blk-backend"];
         let is_part = |pid: &i32| self.program(*pid).is_some_and(|program| parts.contains(&program.as_str()));
@@ -367,7 +363,8 @@ fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let entry = entry?;
-        let name = fs::read_link(entry.path())?;
+        // One that was closed meanwhile is none.
+        let Ok(name) = fs::read_link(entry.path()) else { continue };
         found.push((entry.file_name().to_string_lossy().parse()?, name.display().to_string()));
     }
     found.sort();
