@@ -72,7 +72,9 @@ pub(super) const ALL: &[Attempt] = &[
     }),
     code("map shared memory executable", |h, _| {
         let id = call!(h, SYS_shmget, 0, 4096, libc::IPC_CREAT | 0o700)?;
-        call!(h, SYS_shmat, id, 0, libc::SHM_EXEC)
+        let mapped = call!(h, SYS_shmat, id, 0, libc::SHM_EXEC);
+        call!(h, SYS_shmctl, id, libc::IPC_RMID, 0)?;
+        mapped
     }),
     code("make readable memory executable by its personality", |h, _| {
         call!(h, SYS_personality, libc::READ_IMPLIES_EXEC)

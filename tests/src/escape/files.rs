@@ -26,14 +26,6 @@ pub(super) const ALL: &[Attempt] = &[
         let (path, how) = (h.text("/etc/passwd")?, h.room(24)?);
         call!(h, SYS_openat2, AT_FDCWD, path, how, 24)
     }),
-    file("read a file by the 32-bit open", |h, _| {
-        let path = h.text("/etc/passwd")?;
-        // Addresses of this size do not fit a 32-bit call: a fault shows that the kernel took it.
-        match h.call_32(5, [path, 0, 0]) {
-            Err(Held::Refused(libc::EFAULT)) => Ok(0),
-            other => other,
-        }
-    }),
     file("read a file by the x32 open", |h, _| {
         let path = h.text("/etc/passwd")?;
         h.call(0x4000_0000 | libc::SYS_open, &[path, 0])

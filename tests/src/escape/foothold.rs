@@ -92,6 +92,15 @@ fn options(layers: Layers) -> Options {
     Options { follow: true, exec: true, exit: false, suspend_seccomp, kill_with_tracer: false }
 }
 
+/// Whether this kernel lets this process have another one's seccomp filters rest.
+pub fn supported() -> io::Result<()> {
+    let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
+    let seized = Tracee::seize(child.id().cast_signed(), options(Layers::WithoutSeccomp));
+    child.kill()?;
+    child.wait()?;
+    seized.map(|_| ())
+}
+
 impl Foothold {
     /// Takes over a thread of a process.
     pub fn take(pid: i32, tid: i32) -> Result<Foothold> {

@@ -16,5 +16,6 @@ mod kernel;
 mod limits;
 mod network;
 mod processes;
+pub mod record;
 pub mod report;
 pub mod scene;

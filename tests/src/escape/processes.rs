@@ -101,11 +101,18 @@ pub(super) const ALL: &[Attempt] = &[
     process("change the neighbour's priority", |h, s| call!(h, SYS_setpriority, 0, s.neighbour, 0)),
     process("move a sibling's pages", |h, s| call!(h, SYS_migrate_pages, s.sibling, 0, 0, 0)),
     process("attach to shared memory of the host's", |h, s| call!(h, SYS_shmat, s.world.shared, 0, libc::SHM_RDONLY)),
-    process("make shared memory", |h, _| call!(h, SYS_shmget, 0, 4096, libc::IPC_CREAT | 0o600)),
-    process("make a message queue", |h, _| call!(h, SYS_msgget, 0, libc::IPC_CREAT | 0o600)),
+    process("make shared memory", |h, _| {
+        let id = call!(h, SYS_shmget, 0, 4096, libc::IPC_CREAT | 0o600)?;
+        call!(h, SYS_shmctl, id, libc::IPC_RMID, 0)
+    }),
+    process("make a message queue", |h, _| {
+        let id = call!(h, SYS_msgget, 0, libc::IPC_CREAT | 0o600)?;
+        call!(h, SYS_msgctl, id, libc::IPC_RMID, 0)
+    }),
     process("make a POSIX message queue", |h, _| {
         let name = h.text("volt-escape")?;
-        call!(h, SYS_mq_open, name, libc::O_CREAT | O_RDWR, 0o600, 0)
+        call!(h, SYS_mq_open, name, libc::O_CREAT | O_RDWR, 0o600, 0)?;
+        call!(h, SYS_mq_unlink, name)
     }),
     process("adopt a child to be", |h, _| call!(h, SYS_prctl, libc::PR_SET_CHILD_SUBREAPER, 1)),
 ];

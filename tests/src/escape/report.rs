@@ -1,6 +1,6 @@
-//! What came of the attempts.
+//! What came of the attempts, by thread.
 
-use std::{path::Path, time::Instant};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -12,9 +12,13 @@ use super::{
 
 /// What came of one attempt.
 pub struct Finding {
+    /// Who made it.
     pub target: Target,
+    /// What it met.
     pub layers: Layers,
+    /// What was tried.
     pub attempt: &'static Attempt,
+    /// `Ok` is a success of the attacker's.
     pub result: Result<u64, Held>,
 }
 
@@ -23,8 +27,7 @@ pub fn attack(programs: &Path) -> Result<Vec<Finding>> {
     let mut host = Host::start(programs)?;
     let mut findings = Vec::new();
     for target in host.targets()? {
-        let begin = Instant::now();
-        let on = || format!("{} {} (pid {}, tid {})", target.program, target.thread, target.pid, target.tid);
+        let on = || format!("{target} (pid {}, thread {})", target.pid, target.tid);
         let (scene, processes) = (host.scene(&target).with_context(on)?, host.processes(&target).with_context(on)?);
         let mut foothold = Foothold::take(target.pid, target.tid).with_context(on)?;
         for layers in [Layers::All, Layers::WithoutSeccomp] {
@@ -37,7 +40,6 @@ pub fn attack(programs: &Path) -> Result<Vec<Finding>> {
         }
         foothold.release().with_context(on)?;
         host.check().with_context(on)?;
-        println!("{} in {} ms", on(), begin.elapsed().as_millis());
     }
     host.stop()?;
     Ok(findings)

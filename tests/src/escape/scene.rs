@@ -1,7 +1,7 @@
 //! What there is to attack, and by which names an attacker would: two VMs, the services, a little of the host.
 
 use std::{
-    fs,
+    fmt, fs,
     net::{TcpListener, UdpSocket},
     os::{
         linux::net::SocketAddrExt,
@@ -48,18 +48,25 @@ pub struct World {
     pub kernels: String,
     /// One of Volt's programs.
     pub program: String,
-    /// The services' sockets, and the neighbour's.
+    /// netmgr's socket.
     pub netmgr: String,
+    /// ipamd's socket.
     pub ipamd: String,
+    /// kernel-store's socket.
     pub kernel_store: String,
+    /// The neighbour's control socket.
     pub vm: String,
-    /// The host's listeners: ports, paths, an abstract name.
+    /// A port on which the host listens.
     pub tcp: u16,
+    /// A port on which the host takes datagrams.
     pub udp: u16,
+    /// A socket of the host's that is open to all.
     pub listener: String,
+    /// The name of an abstract socket of the host's.
     pub hidden: String,
-    /// The host's namespaces, by path.
+    /// The host's network namespace.
     pub network: String,
+    /// The host's mount namespace.
     pub mounts: String,
     /// Which of the neighbour's files below `/proc/PID` is its guest's memory.
     pub memory: String,
@@ -73,10 +80,13 @@ pub struct Scene<'a> {
     pub world: &'a World,
     /// Its descriptors beyond the three standard ones, and what they are.
     pub fds: Vec<(i32, String)>,
-    /// Numbers of processes as it would name them: itself, another one of its VM, the neighbour's core, one of the host's.
+    /// The number by which it names itself.
     pub own: i32,
+    /// That of another process of the VM.
     pub sibling: i32,
+    /// That of the neighbour's core.
     pub neighbour: i32,
+    /// That of a process of the host's.
     pub stranger: i32,
 }
 
@@ -94,12 +104,22 @@ pub struct Target {
     pub program: String,
     /// The thread's name; `main` for the first.
     pub thread: String,
+    /// Its process's number.
     pub pid: i32,
+    /// Its own.
     pub tid: i32,
+}
+
+/// Its role: the program, and the thread without the number that some have.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.program, self.thread.trim_end_matches(|digit: char| digit.is_ascii_digit()))
+    }
 }
 
 /// Two VMs with all that runs for them, and what else is there. Ends with its namespaces.
 pub struct Host {
+    /// What is there.
     pub world: World,
     volt: Volt,
     web: Child,
@@ -386,14 +406,22 @@ fn descendants(pid: i32) -> Result<Vec<i32>> {
     Ok(all)
 }
 
-/// The number by which `viewer` would name a process: the one in its own pid namespace, where it has one there, or
-/// else that which the host knows.
+/// The number by which `viewer` would name a process. In a pid namespace that the process is not in, it has none: there
+/// it gets one that nobody has.
 fn number_in(pid: i32, viewer: i32) -> Result<i32> {
+    const NOBODY: i32 = (1 << 22) - 1;
     let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid"));
-    if namespace(pid)? != namespace(viewer)? {
-        return Ok(pid);
-    }
+    let (own, other) = (namespace(viewer)?, namespace(pid)?);
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("NSpid:")).context("A kernel without pid namespaces")?;
-    Ok(line.split_whitespace().last().context("A process without number")?.parse()?)
+    // From the namespace of this /proc to the process's own.
+    let mut numbers = line.split_whitespace().skip(1).map(str::parse);
+    let number = if own == namespace(std::process::id().cast_signed())? {
+        numbers.next()
+    } else if own == other {
+        numbers.last()
+    } else {
+        return Ok(NOBODY);
+    };
+    Ok(number.context("A process without number")??)
 }
