@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use volt_tests::{
     escape::{
-        foothold::Layers,
+        foothold::{self, Layers, Outcome},
         record::{self, Record},
         report::{self, Finding},
     },
@@ -90,7 +90,7 @@ const GRANTS: &[(&str, &[&str], &str)] = &[
 #[test]
 fn a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more() -> Result<()> {
     let name = "a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more";
-    namespaces::test(name, || {
+    check(name, || {
         let findings = report::attack(&programs()?)?;
         let here = Record::new(&findings);
         if let Some(path) = std::env::var_os(WRITE) {
@@ -110,11 +110,39 @@ fn a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more() -> Re
 }
 
 #[test]
+fn a_call_that_no_thread_may_make_ends_the_process_of_each() -> Result<()> {
+    check("a_call_that_no_thread_may_make_ends_the_process_of_each", || {
+        let outcomes = report::kill(&programs()?)?;
+        let alive: Vec<_> = outcomes.iter().filter(|(_, end)| *end != Outcome::Killed(libc::SIGSYS)).collect();
+        ensure!(!outcomes.is_empty() && alive.is_empty(), "Not killed by SIGSYS: {alive:?}");
+        Ok(())
+    })
+}
+
+#[test]
 fn the_readme_says_what_is_on_record() -> Result<()> {
     let known = Record::read(&fs::read_to_string(root().join("tests/blast-radius.json"))?)?;
     let readme = fs::read_to_string(root().join("README.md"))?;
     ensure!(record::insert(&readme, &known.table())? == readme, "The README differs: cargo xtask blast-radius");
     Ok(())
+}
+
+/// Makes a check in namespaces of its own, where that can be.
+fn check(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
+    let refused = if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
+        Some(format!("/dev/kvm cannot be opened: {error}"))
+    } else if let Err(error) = foothold::supported() {
+        Some(format!("seccomp cannot be suspended, which takes root and CONFIG_CHECKPOINT_RESTORE: {error}"))
+    } else {
+        None
+    };
+    match refused {
+        Some(why) if !namespaces::inside() => {
+            println!("skipped: {name}: {why}");
+            Ok(())
+        }
+        _ => namespaces::test(name, check),
+    }
 }
 
 fn is_hole(finding: &Finding) -> bool {

@@ -37,23 +37,117 @@ struct Ends {
     reached_without_seccomp: usize,
 }
 
-/// Programs in the order of the table, and what each may reach by design that no attempt counts.
-const PROGRAMS: [(&str, &str); 9] = [
+/// Programs in the order of the table, and what each has by its work, which no attempt counts.
+const PROGRAMS: [(&str, &str); 10] = [
     ("vmm-core", "its guest's memory and console"),
     ("vhost-net-backend", "its guest's memory, the frames of its TAP"),
     ("vhost-blk-backend", "its guest's memory, the content of its disk"),
-    ("launcher", "its VM's programs, which it starts"),
     ("supervisor", "its VM's disks, TAPs, console, leases and ports"),
-    ("janitor", "the VMs' control sockets, to remove them"),
+    ("launcher", "the VM's programs, which it starts"),
+    ("janitor", "its VM's socket, to remove it"),
     ("netmgr", "the host's interfaces, addresses and routes"),
     ("ipamd", "its database, hence every address"),
     ("kernel-store", "its directory, hence every kernel"),
+    ("keeper", "the services' sockets, to remove them"),
 ];
-const KEEPER: (&str, &str) = ("keeper", "the services' sockets, to remove them");
 
-fn programs() -> impl Iterator<Item = (&'static str, &'static str)> {
-    PROGRAMS.into_iter().chain([KEEPER])
-}
+/// What is told in one word where it succeeds as a whole.
+const GROUPS: [(&str, &[&str]); 14] = [
+    (
+        "look at names, sizes and modes",
+        &[
+            "name a directory",
+            "stat a file",
+            "statx a file",
+            "ask by access whether a file is there",
+            "ask by faccessat2 whether a file is there",
+            "read a symbolic link",
+            "change its directory",
+            "watch a directory",
+            "make a file handle",
+        ],
+    ),
+    (
+        "change modes, owners and times of files of its user's",
+        &["change a file's mode", "change a file's owner", "change a file's time"],
+    ),
+    (
+        "connect to Volt's sockets",
+        &[
+            "connect to netmgr",
+            "connect to ipamd",
+            "connect to kernel-store",
+            "connect to the neighbour's control socket",
+        ],
+    ),
+    (
+        "make netlink sockets",
+        &["make a generic netlink socket", "make a netfilter netlink socket", "make an audit netlink socket"],
+    ),
+    ("use vsock", &["connect by vsock", "listen on vsock"]),
+    ("name other processes by pidfd", &["get hold of a sibling by pidfd", "get hold of the neighbour by pidfd"]),
+    ("make shared memory and message queues", &["make shared memory", "make a message queue"]),
+    (
+        "control a sibling",
+        &[
+            "signal a sibling",
+            "take a descriptor of a sibling's",
+            "trace a sibling",
+            "read a sibling's memory",
+            "write a sibling's memory",
+        ],
+    ),
+    ("start processes", &["fork", "vfork", "clone a process", "clone a thread", "clone by clone3"]),
+    (
+        "make memory executable",
+        &[
+            "map memory that is writable and executable",
+            "make memory executable",
+            "make its stack executable",
+            "make memory executable by pkey_mprotect",
+            "map a file in memory executable",
+            "make its text writable",
+            "map shared memory executable",
+            "make readable memory executable by its personality",
+        ],
+    ),
+    (
+        "every other request to the VM and its vCPUs",
+        &[
+            "KVM_CREATE_VCPU",
+            "KVM_SET_USER_MEMORY_REGION",
+            "KVM_GET_DIRTY_LOG",
+            "KVM_CREATE_IRQCHIP",
+            "KVM_SET_IRQCHIP",
+            "KVM_CREATE_DEVICE",
+            "KVM_ENABLE_CAP",
+            "KVM_SET_GSI_ROUTING",
+            "KVM_SET_SREGS",
+            "KVM_SET_REGS",
+            "KVM_GET_REGS",
+            "KVM_SET_MSRS",
+            "KVM_SET_CPUID2",
+        ],
+    ),
+    (
+        "change the TAP's owner, persistence, queues, filters and address",
+        &[
+            "TUNSETOWNER",
+            "TUNSETGROUP",
+            "TUNSETPERSIST",
+            "TUNSETQUEUE",
+            "TUNSETLINK",
+            "TUNSETDEBUG",
+            "TUNSETTXFILTER",
+            "TUNATTACHFILTER",
+            "TUNSETSTEERINGEBPF",
+            "TUNSETSNDBUF",
+            "SIOCSIFHWADDR of the TAP",
+        ],
+    ),
+    ("make user namespaces", &["make a user namespace", "clone into a user namespace"]),
+    ("become root", &["become root", "become root by setresuid"]),
+];
 
 impl Record {
     /// What a run found.
@@ -123,63 +217,77 @@ impl Record {
 
     /// The table.
     pub fn table(&self) -> String {
-        let everybody: Vec<&str> = programs().map(|(program, _)| program).collect();
         let all = |attempt: &Attempt| {
-            let whose = self.without_seccomp.get(attempt.name).map(String::as_str).unwrap_or_default();
-            everybody.iter().all(|program| whose.split(' ').any(|who| who == *program))
+            let whose = words(&self.without_seccomp, attempt.name);
+            PROGRAMS.iter().all(|(program, _)| whose.contains(program))
         };
         let mut text = String::from(
-            "| taken over | can by design | attempts that succeed beside that | held by seccomp + other layers | \
-             by these alone | and would then succeed as well |\n|---|---|---|---|---|---|\n",
+            "| taken over | has anyway | and reaches | seccomp + others hold | without seccomp, others hold | but not |\n\
+             |---|---|---|---|---|---|\n",
         );
-        for (program, design) in programs() {
+        for (program, has) in PROGRAMS {
             let Some(ends) = self.ends.get(program) else { continue };
-            let reached = self.cell(&self.reached, |_, who| {
-                let (holder, thread) = who.split_once('/')?;
-                (holder == program).then(|| format!(" ({thread})"))
+            let reached = cell(|attempt| {
+                let mut threads = words(&self.reached, attempt.name);
+                threads.retain(|role| role.split('/').next() == Some(program));
+                threads.iter_mut().for_each(|role| *role = role.split('/').next_back().unwrap_or_default());
+                (!threads.is_empty()).then(|| threads.join(", "))
             });
-            let rest = self.cell(&self.without_seccomp, |attempt, who| {
-                let granted = self.reached.get(attempt.name).map(String::as_str).unwrap_or_default();
-                let granted = granted.split(' ').any(|who| who.split('/').next() == Some(program));
-                (who == program && !all(attempt) && !granted).then(String::new)
+            let rest = cell(|attempt| {
+                let granted = words(&self.reached, attempt.name);
+                let granted = granted.iter().any(|role| role.split('/').next() == Some(program));
+                let succeeds = words(&self.without_seccomp, attempt.name).contains(&program);
+                (succeeds && !granted && !all(attempt)).then(String::new)
             });
+            let of = ends.reached + ends.killed + ends.refused;
             let _ = writeln!(
                 text,
-                "| `{program}` | {design} | {reached} | {} + {} of {} | {} | {rest} |",
-                ends.killed,
-                ends.refused,
-                ends.reached + ends.killed + ends.refused,
-                ends.refused_without_seccomp,
+                "| `{program}` | {has} | {reached} | {} + {} of {of} | {} of {of} | {rest} |",
+                ends.killed, ends.refused, ends.refused_without_seccomp,
             );
         }
-        let common: Vec<&str> = attempts::all().filter(|attempt| all(attempt)).map(|attempt| attempt.name).collect();
+        let common = cell(|attempt| all(attempt).then(String::new));
         let _ = write!(
             text,
-            "\n{} attempts from each of {} threads. Without seccomp, what every one of them could do to itself or to \
-             its own namespaces: {}.\n",
-            self.attempts,
-            self.threads,
-            common.join(", ")
+            "\n{} attempts from each of {} threads; those that need a descriptor which the process does not have are not \
+             counted. Without seccomp, every one of these programs could also, to itself and in its own namespaces: \
+             {common}.\n",
+            self.attempts, self.threads,
         );
         text
     }
+}
 
-    /// Attempts by class, each with what `mark` makes of those that it says something of.
-    fn cell(&self, map: &BTreeMap<String, String>, mark: impl Fn(&Attempt, &str) -> Option<String>) -> String {
-        let of_class = |class: Class| {
-            let found: Vec<String> = attempts::all()
-                .filter(|attempt| attempt.class == class)
-                .filter_map(|attempt| {
-                    let marks: Vec<String> =
-                        map.get(attempt.name)?.split(' ').filter_map(|who| mark(attempt, who)).collect();
-                    (!marks.is_empty()).then(|| format!("{}{}", attempt.name, marks.join("")))
-                })
-                .collect();
-            (!found.is_empty()).then(|| format!("*{class}:* {}", found.join(", ")))
-        };
-        let cells: Vec<String> = Class::ALL.into_iter().filter_map(of_class).collect();
-        if cells.is_empty() { "nothing".into() } else { cells.join("; ") }
-    }
+/// Who is on record for an attempt.
+fn words<'a>(map: &'a BTreeMap<String, String>, attempt: &str) -> Vec<&'a str> {
+    map.get(attempt).map(|whose| whose.split(' ').collect()).unwrap_or_default()
+}
+
+/// Attempts by class, each with the threads that `mark` gives for it. Those of a group that have the same threads go
+/// by the group's name.
+fn cell(mark: impl Fn(&Attempt) -> Option<String>) -> String {
+    let of_class = |class: Class| {
+        let mut marked: Vec<(&str, String)> = attempts::all()
+            .filter(|attempt| attempt.class == class)
+            .filter_map(|attempt| Some((attempt.name, mark(attempt)?)))
+            .collect();
+        for (name, members) in GROUPS {
+            let first = marked.iter().position(|(attempt, _)| members.contains(attempt));
+            let Some((at, threads)) = first.and_then(|at| Some((at, marked.get(at)?.1.clone()))) else { continue };
+            let is_member = |(attempt, of): &(&str, String)| members.contains(attempt) && *of == threads;
+            if marked.iter().filter(|each| is_member(each)).count() == members.len() {
+                marked.retain(|each| !is_member(each));
+                marked.insert(at, (name, threads));
+            }
+        }
+        let found: Vec<String> = marked
+            .into_iter()
+            .map(|(name, threads)| if threads.is_empty() { name.to_owned() } else { format!("{name} ({threads})") })
+            .collect();
+        (!found.is_empty()).then(|| format!("*{class}:* {}", found.join(", ")))
+    };
+    let cells: Vec<String> = Class::ALL.into_iter().filter_map(of_class).collect();
+    if cells.is_empty() { "nothing".into() } else { cells.join("; ") }
 }
 
 /// The README with the table in the place that is marked for it.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{
     attempts::{self, Attempt},
-    foothold::{Foothold, Held, Layers},
+    foothold::{Foothold, Held, Layers, Outcome},
     scene::{Host, Target},
 };
 
@@ -43,4 +43,25 @@ pub fn attack(programs: &Path) -> Result<Vec<Finding>> {
     }
     host.stop()?;
     Ok(findings)
+}
+
+/// Has every thread itself, and not a clone of it, make a call that no thread may make. What came of it, by role.
+///
+/// Each time that ends its process, and with it the VM, which is then started again.
+pub fn kill(programs: &Path) -> Result<Vec<(String, Outcome)>> {
+    let mut host = Host::start(programs)?;
+    let mut roles: Vec<String> = host.targets()?.iter().map(ToString::to_string).collect();
+    roles.dedup();
+    let mut outcomes = Vec::new();
+    for role in roles {
+        let target = host.targets()?.into_iter().find(|target| target.to_string() == role);
+        let target = target.with_context(|| format!("No {role} runs any more"))?;
+        let foothold = Foothold::take(target.pid, target.tid).with_context(|| role.clone())?;
+        let outcome = foothold.last_call(libc::SYS_io_uring_setup, &[1, 0]).with_context(|| role.clone())?;
+        outcomes.push((role.clone(), outcome));
+        host.gone(target.pid).with_context(|| role.clone())?;
+        host.restart().with_context(|| format!("After {role} was killed"))?;
+    }
+    host.stop()?;
+    Ok(outcomes)
 }

@@ -23,6 +23,8 @@ use crate::{namespaces, volt::Volt};
 /// How long anything may take: a debug build on a machine with other work.
 const PATIENCE: Duration = Duration::from_secs(60);
 const DISK: u64 = 64 << 10;
+/// Where all its files are.
+const DIR: &str = "/tmp/volt-tests";
 
 /// The names of what is there.
 pub struct World {
@@ -130,7 +132,7 @@ pub struct Host {
 impl Host {
     /// Starts it all, in namespaces that the caller has made for it.
     pub fn start(programs: &Path) -> Result<Host> {
-        let dir = PathBuf::from("/tmp/volt-tests");
+        let dir = PathBuf::from(DIR);
         namespaces::prepare(&dir)?;
         let at = |name: &str| dir.join(name).display().to_string();
         let volt = Volt::private(programs, &dir);
@@ -144,28 +146,8 @@ impl Host {
             fs::set_permissions(dir.join(name), fs::Permissions::from_mode(mode))?;
         }
         fs::create_dir_all(dir.join("all/mount"))?;
-        let run = |name: &str| -> Result<Child> {
-            let mut command = volt.command(&["run", "--name", name, "--memory", "64M", "--net", "volt0", "--kernel"]);
-            command.arg(dir.join("kernel")).arg("--disk").arg(dir.join(format!("{name}.img")));
-            let output = fs::File::create(dir.join(format!("{name}.out")))?;
-            command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
-            if name == "web" {
-                limits::unlimited(&mut command);
-            }
-            let mut child = command.spawn().context("Cannot run volt")?;
-            let end = Instant::now() + PATIENCE;
-            loop {
-                let said = fs::read_to_string(dir.join(format!("{name}.out")))?;
-                if said.contains("up!") {
-                    return Ok(child);
-                }
-                let ended = child.try_wait()?;
-                ensure!(ended.is_none() && Instant::now() < end, "The VM {name} does not run: {ended:?} {said}");
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        };
         // The first one starts the services as well.
-        let (web, neighbour) = (run("web")?, run("other")?);
+        let (web, neighbour) = (run(&volt, "web")?, run(&volt, "other")?);
 
         let (tcp, udp) = (TcpListener::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
         let hidden = "volt-escape";
@@ -273,27 +255,40 @@ impl Host {
     pub fn check(&mut self) -> Result<()> {
         for (name, child) in [("web", &mut self.web), ("other", &mut self.neighbour)] {
             if let Some(status) = child.try_wait()? {
-                let said = fs::read_to_string(format!("/tmp/volt-tests/{name}.out")).unwrap_or_default();
+                let said = fs::read_to_string(format!("{DIR}/{name}.out")).unwrap_or_default();
                 bail!("The VM {name} ended with {status}: {said}");
             }
         }
         Ok(())
     }
 
-    /// Ends the first VM in the way that a user does, and says whether it could.
+    /// Waits until a process runs no more.
+    pub fn gone(&self, pid: i32) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        // A zombie has no program.
+        while fs::read_link(format!("/proc/{pid}/exe")).is_ok() {
+            ensure!(Instant::now() < end, "{pid} still runs");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Starts the first VM again, whatever of it is left, and the services that have ended.
+    pub fn restart(&mut self) -> Result<()> {
+        let _gone_already = self.volt.run(&["stop", "web", "--grace", "0"], PATIENCE)?;
+        ended(&mut self.web)?;
+        self.web = run(&self.volt, "web")?;
+        Ok(())
+    }
+
+    /// Ends both VMs in the way that a user does: they still can be.
     pub fn stop(mut self) -> Result<()> {
         for name in ["web", "other"] {
             let out = self.volt.run(&["stop", name, "--grace", "0"], PATIENCE)?;
             ensure!(out.status.success(), "volt stop {name}: {}", String::from_utf8_lossy(&out.stderr));
         }
-        for child in [&mut self.web, &mut self.neighbour] {
-            let end = Instant::now() + PATIENCE;
-            while child.try_wait()?.is_none() {
-                ensure!(Instant::now() < end, "A VM did not end");
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-        Ok(())
+        ended(&mut self.web)?;
+        ended(&mut self.neighbour)
     }
 
     fn neighbour_core(&self) -> Result<i32> {
@@ -331,6 +326,44 @@ impl Host {
             "volt" => "janitor".into(),
             _ => program,
         })
+    }
+}
+
+/// Starts a VM with a disk and a card, and waits until its guest runs.
+fn run(volt: &Volt, name: &str) -> Result<Child> {
+    let dir = Path::new(DIR);
+    let mut command = volt.command(&["run", "--name", name, "--memory", "64M", "--net", "volt0", "--kernel"]);
+    command.arg(dir.join("kernel")).arg("--disk").arg(dir.join(format!("{name}.img")));
+    let output = fs::File::create(dir.join(format!("{name}.out")))?;
+    command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
+    if name == "web" {
+        limits::unlimited(&mut command);
+    }
+    let mut child = command.spawn().context("Cannot run volt")?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let said = fs::read_to_string(dir.join(format!("{name}.out")))?;
+        if said.contains("up!") {
+            return Ok(child);
+        }
+        let ended = child.try_wait()?;
+        ensure!(ended.is_none() && Instant::now() < end, "The VM {name} does not run: {ended:?} {said}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for the end of a child.
+fn ended(child: &mut Child) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match child.try_wait() {
+            Ok(None) => {}
+            // The tracer may have seen its end first.
+            Err(error) if error.raw_os_error() != Some(libc::ECHILD) => return Err(error.into()),
+            _ => return Ok(()),
+        }
+        ensure!(Instant::now() < end, "A VM did not end");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
