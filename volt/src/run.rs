@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use confine::{Confined, Limit, Policy, Sandbox};
+use confine::{Confined, Limit, Policy, Root, Sandbox};
 use ipc::{Code, Endpoint, Fault, Lane, Limits};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
@@ -161,8 +161,9 @@ fn confine(
         // The guest's console may go to a file.
         .limit(Limit::FileSize, u64::MAX)
         .keep_fd(opened.kvm.as_raw_fd());
+    // In no user namespace of its own: there it could not tell root from other peers. So namespaces take root.
     if let Some(user) = cell.user {
-        sandbox = sandbox.user(user);
+        sandbox = sandbox.user(user).root(Root::empty(), true);
     }
     // Nobody else gets the VM's user as long as this process, or the janitor, has it.
     if let Some(claim) = &cell.claim {
