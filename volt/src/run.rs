@@ -14,7 +14,7 @@ use std::{
 };
 
 use confine::{Confined, Limit, Policy, Sandbox};
-use ipc::{Code, Endpoint, Fault, Lane, Limits};
+use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
 
@@ -55,6 +55,8 @@ pub enum KernelSource {
 /// Whom the supervisor listens to.
 struct Links {
     endpoint: Endpoint,
+    /// Who may use it.
+    clients: Clients,
     /// Its files.
     own: Vec<Own>,
     found: Found,
@@ -75,9 +77,12 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<ExitCode, Fault> {
 
     let [rpc, lane] = endpoint.as_fds();
     let confined = confine(&paths, policy, &opened, &found, &[rpc, lane, alive.as_fd(), signals.as_fd()])?;
+    // Whoever starts the VM may stop it, and not who its processes run as.
+    let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
     let console = Console::start(&confined)?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
-    let result = ipc::run(supervise(&paths, policy, &config, opened, Links { endpoint, own, found, signals, console }));
+    let result =
+        ipc::run(supervise(&paths, policy, &config, opened, Links { endpoint, clients, own, found, signals, console }));
     drop(alive);
     result.map_err(|e| {
         Fault::new(Code::Unavailable, "start the supervisor", e.to_string(), "Raise this user's limit of open files")
@@ -186,12 +191,12 @@ async fn supervise(
     opened: Opened,
     links: Links,
 ) -> Result<ExitCode, Fault> {
-    let Links { endpoint, own, found, signals, console } = links;
+    let Links { endpoint, clients, own, found, signals, console } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     stop_on_signals(signals, control.clone())?;
     let services = Services::new(found.connect()?)?;
     let bootstrap = control.clone();
-    tokio::task::spawn_local(ipc::serve(endpoint, Lane::new(), Limits::default(), None, move |_| {
+    tokio::task::spawn_local(ipc::serve(endpoint, clients, Lane::new(), Limits::default(), None, move |_| {
         Ok(bootstrap.client().client)
     }));
 
