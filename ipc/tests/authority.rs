@@ -6,19 +6,13 @@ mod common;
 use capnp::traits::{HasTypeId, ImbueMut};
 use capnp_rpc::rpc_capnp::{cap_descriptor, exception::Type};
 use common::{
+    handed::{INTERFACES, unknown},
     raw::{Random, Raw, Said, any_message, message},
     *,
 };
 use ipc::{Connection, Limits, Peer};
 use proptest::prelude::*;
-use schema::{
-    addresses_capnp::{allocator, ipam, lease, pool, reservation},
-    device_capnp::device_backend,
-    host_capnp::{host, tenant},
-    kernel_store_capnp::{kernel, kernel_store},
-    network_capnp::{network, port, port_factory},
-    vm_capnp::vm,
-};
+use schema::kernel_store_capnp::{kernel, kernel_store};
 
 /// Somebody who holds the whole store and one kernel of it, which is export 0 and 1 of *that* connection.
 struct Rich {
@@ -122,28 +116,9 @@ fn the_methods_of_every_other_interface_are_unknown_to_a_narrow_object() {
     run(async {
         let rich = Rich::new().await;
         let (mut raw, export) = rich.narrow().await;
-        let interfaces = [
-            host::Client::TYPE_ID,
-            tenant::Client::TYPE_ID,
-            network::Client::TYPE_ID,
-            port_factory::Client::TYPE_ID,
-            port::Client::TYPE_ID,
-            ipam::Client::TYPE_ID,
-            pool::Client::TYPE_ID,
-            allocator::Client::TYPE_ID,
-            lease::Client::TYPE_ID,
-            reservation::Client::TYPE_ID,
-            kernel_store::Client::TYPE_ID,
-            device_backend::Client::TYPE_ID,
-            vm::Client::TYPE_ID,
-            0,
-            u64::MAX,
-            kernel::Client::TYPE_ID ^ 1,
-        ];
-        // What a kernel does not have of its own, too.
-        let own = [2, 3, 255, u16::MAX].map(|method| (kernel::Client::TYPE_ID, method));
-        let wider = interfaces.into_iter().flat_map(|interface| (0..6).map(move |method| (interface, method)));
-        for (question, (interface, method)) in (1..).zip(wider.chain(own)) {
+        let wider = INTERFACES.iter().filter(|(id, _)| *id != kernel::Client::TYPE_ID);
+        let wider = wider.flat_map(|(id, methods)| (0..*methods).map(|method| (*id, method))).chain(unknown());
+        for (question, (interface, method)) in (1..).zip(wider) {
             raw.call(question, interface, method, |mut target| target.set_imported_cap(export));
             assert_eq!(raw.receive().await, Said::Exception(question, Type::Unimplemented), "{interface:x} {method}");
             raw.finish(question, true);
@@ -348,12 +323,18 @@ proptest! {
                 prop::option::weighted(0.05, prop::collection::vec(any::<u8>(), 0..64)),
             ),
             1..40,
-        )
+        ),
+        passed_on in any::<bool>(),
     ) {
         use std::io::{Read, Write};
         run(async {
             let rich = Rich::new().await;
-            let narrow = rich.service.kernel(Peer::this_process(), "narrow");
+            // Of this vat, or what the rich one has from elsewhere and passes on.
+            let narrow = if passed_on {
+                get_kernel(&rich.connection, &rich.store, "narrow").await.unwrap()
+            } else {
+                rich.service.kernel(Peer::this_process(), "narrow")
+            };
             let (mut socket, task) = serve_pair_with(narrow.clone().client, Limits::default());
             socket.set_nonblocking(true).unwrap();
             let _ = socket.write_all(&message(|message| message.init_bootstrap().set_question_id(0)));
@@ -371,6 +352,7 @@ proptest! {
             let _ = tokio::time::timeout(SOON, task).await.expect("a connection outlives its peer").unwrap();
             // "narrow" itself is not lost to who offered it, "hidden" was not touched, the store was not called.
             assert_eq!(rich.service.probe.kernels.get(), 2);
+            count(&rich.service.probe.store_calls, -isize::from(passed_on));
             rich.is_unharmed().await;
         });
     }
