@@ -11,6 +11,10 @@ use std::{
 /// Gives its path without symbolic links, which stays true: use that one.
 pub fn private_folder(folder: &Path) -> io::Result<PathBuf> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // A link that somebody put there would choose for us.
+    if !fs::symlink_metadata(folder)?.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is not a directory"));
+    }
     let folder = firm(folder)?;
     let found = fs::symlink_metadata(&folder)?;
     if found.uid() != rustix::process::geteuid().as_raw() {
@@ -32,7 +36,7 @@ pub(crate) fn firm(folder: &Path) -> io::Result<PathBuf> {
     for step in folder.ancestors() {
         let found = fs::symlink_metadata(step)?;
         if !found.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a folder", step.display())));
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a directory", step.display())));
         }
         if found.uid() != 0 && found.uid() != own {
             return Err(denied(format!("{} belongs to user {}", step.display(), found.uid())));
@@ -126,16 +130,16 @@ mod tests {
     }
 
     #[test]
-    fn a_symbolic_link_is_followed_once_and_where_it_led_is_what_counts() {
+    fn a_symbolic_link_is_refused_as_the_folder_and_resolved_above_it() {
         let dir = tempfile::tempdir().unwrap();
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         private_folder(&real).unwrap();
         symlink(&real, &link).unwrap();
-        assert_eq!(private_folder(&link).unwrap(), real.canonicalize().unwrap());
+        assert!(private_folder(&link).is_err());
+        let below = private_folder(&link.join("f")).unwrap();
+        assert_eq!(below, real.canonicalize().unwrap().join("f"));
+        // Where it leads is what counts.
         mode(&real, 0o777);
-        assert!(private_folder(&link).is_err());
-        fs::remove_file(&link).unwrap();
-        symlink("/dev/null", &link).unwrap();
-        assert!(private_folder(&link).is_err());
+        assert!(private_folder(&link.join("f")).is_err());
     }
 }
