@@ -3,14 +3,16 @@
 
 mod common;
 
+use std::os::unix::net::UnixStream;
+
 use capnp::traits::{HasTypeId, ImbueMut};
-use capnp_rpc::rpc_capnp::{cap_descriptor, exception::Type};
+use capnp_rpc::rpc_capnp::{cap_descriptor, exception::Type, message_target};
 use common::{
     handed::{INTERFACES, unknown},
     raw::{Random, Raw, Said, any_message, message},
     *,
 };
-use ipc::{Connection, Limits, Peer};
+use ipc::{Code, Connection, Limits, Peer};
 use proptest::prelude::*;
 use schema::kernel_store_capnp::{kernel, kernel_store};
 
@@ -98,15 +100,113 @@ fn a_call_on_the_answer_to_a_question_that_was_never_asked_or_is_finished_fails(
 }
 
 #[test]
-fn asking_for_the_bootstrap_capability_again_gives_the_same_one() {
+fn a_connection_gets_the_bootstrap_capability_once() {
     run(async {
         let rich = Rich::new().await;
-        let (mut raw, export) = rich.narrow().await;
-        for question in 1..20 {
-            assert_eq!(raw.bootstrap(question).await, export);
+        for let_go in [false, true] {
+            let (mut raw, export) = rich.narrow().await;
+            assert_eq!(raw.info(1, export).await, Said::Results(1, vec![]));
+            if let_go {
+                raw.finish(0, true);
+            }
+            raw.send(|message| message.init_bootstrap().set_question_id(9));
+            assert_eq!(raw.receive().await, Said::Ended);
+            rich.is_unharmed().await;
         }
-        raw.call(20, kernel_store::Client::TYPE_ID, 2, |mut target| target.set_imported_cap(export));
-        assert_eq!(raw.receive().await, Said::Exception(20, Type::Unimplemented));
+    });
+}
+
+/// A connection to a store that holds one kernel of it, with a second hand on its socket: whoever takes the process over.
+struct TakenOver {
+    service: Service,
+    connection: Connection,
+    kernel: kernel::Client,
+    socket: UnixStream,
+}
+
+impl TakenOver {
+    async fn new(narrow: bool) -> TakenOver {
+        let service = Service::new();
+        let (ours, _task) = serve_pair(&service, Limits::default());
+        let socket = ours.try_clone().unwrap();
+        let connection = Connection::from_fd(ours.into()).unwrap();
+        let kernel = get_kernel(&connection, &connection.bootstrap(), "narrow").await.unwrap();
+        if narrow {
+            connection.narrow();
+        }
+        settle().await;
+        TakenOver { service, connection, kernel, socket }
+    }
+
+    /// How many calls reach the store if this is sent.
+    async fn attack(&self, messages: impl IntoIterator<Item = Vec<u8>>) -> usize {
+        use std::io::Write;
+        let before = self.service.probe.store_calls.get();
+        messages.into_iter().for_each(|bytes| drop((&self.socket).write_all(&bytes)));
+        settle().await;
+        self.service.probe.store_calls.get() - before
+    }
+}
+
+/// `KernelStore.get`.
+fn call_store(question: u32, target: impl FnOnce(message_target::Builder<'_>)) -> Vec<u8> {
+    message(|message| {
+        let mut call = message.init_call();
+        call.set_question_id(question);
+        call.set_interface_id(kernel_store::Client::TYPE_ID);
+        call.set_method_id(1);
+        target(call.reborrow().init_target());
+        call.init_params().init_content().init_as::<kernel_store::get_params::Builder<'_>>().set_ref("stolen");
+    })
+}
+
+#[test]
+fn who_has_given_up_the_bootstrap_capability_cannot_have_it_back_by_any_message() {
+    run(async {
+        let imported = |id: u32| call_store(1000 + id, move |mut target| target.set_imported_cap(id));
+        let answer = |id: u32| call_store(2000 + id, move |target| target.init_promised_answer().set_question_id(id));
+        let again = || {
+            let ask = message(|message| message.init_bootstrap().set_question_id(3000));
+            [ask, call_store(3001, |target| target.init_promised_answer().set_question_id(3000))]
+        };
+        // Who still holds it, as the answer to its first question, is one that can.
+        assert_eq!(TakenOver::new(false).await.attack([answer(0)]).await, 1);
+
+        for export in 0..8 {
+            assert_eq!(TakenOver::new(true).await.attack([imported(export)]).await, 0, "export {export}");
+        }
+        assert_eq!(TakenOver::new(true).await.attack((0..64).map(answer)).await, 0);
+        assert_eq!(TakenOver::new(true).await.attack(again()).await, 0);
+
+        // What it got before goes on being good; what it gave up says so.
+        let narrow = TakenOver::new(true).await;
+        narrow.connection.call("ask", SOON, narrow.kernel.info_request().send()).await.unwrap();
+        let refused = get_kernel(&narrow.connection, &narrow.connection.bootstrap(), "k").await.err().unwrap();
+        assert_eq!(refused.code, Code::PermissionDenied);
+        narrow.connection.call("ask", SOON, narrow.kernel.info_request().send()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_service_gets_nothing_from_its_client_by_asking_it_for_a_bootstrap_capability() {
+    run(async {
+        let rich = Rich::new().await;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let connection = Connection::from_fd(ours.into()).unwrap();
+        let mut raw = Raw::new(theirs);
+        // The client's own question.
+        assert_eq!(raw.receive().await, Said::Other);
+        raw.send(|message| message.init_bootstrap().set_question_id(0));
+        let export = match raw.receive().await {
+            Said::Results(0, exports) => exports[0],
+            said => panic!("{said:?}"),
+        };
+        for (question, (interface, methods)) in (1..).zip(INTERFACES) {
+            raw.call(question, interface, methods - 1, |mut target| target.set_imported_cap(export));
+            assert_eq!(raw.receive().await, failed(question));
+        }
+        assert_eq!(raw.info(99, export + 1).await, Said::Ended);
+        drop(connection);
         rich.is_unharmed().await;
     });
 }
@@ -155,10 +255,8 @@ fn a_capability_that_was_released_is_gone_for_whoever_released_it_and_for_nobody
         let link = || Raw::new(serve_pair_with(narrow.clone().client, Limits::default()).0);
         let (mut first, mut second) = (link(), link());
         let (export, other) = (first.bootstrap(0).await, second.bootstrap(0).await);
-        assert_eq!(first.bootstrap(1).await, export);
-        // Two references, by two questions that are finished: one less is one left.
-        first.finish(0, true);
-        first.finish(1, false);
+        // The question is finished, and its capability is kept.
+        first.finish(0, false);
         assert_eq!(first.info(2, export).await, Said::Results(2, vec![]));
         first.release(export, 1);
         assert_eq!(first.info(3, export).await, Said::Ended);

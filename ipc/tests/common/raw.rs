@@ -248,7 +248,9 @@ pub fn any_message(random: &mut Random) -> Vec<u8> {
                 _ => disembargo.init_context().set_sender_loopback(random.below(3)),
             }
         }
-        11 => message.init_bootstrap().set_question_id(random.below(6)),
+        // The first one there is was sent before; another ends the connection.
+        11 if random.below(8) == 0 => message.init_bootstrap().set_question_id(random.below(6)),
+        11 => message.init_release().set_id(random.below(4)),
         _ => match random.below(4) {
             0 => message.init_provide().set_question_id(random.below(6)),
             1 => message.init_unimplemented().init_release().set_id(random.below(3)),
