@@ -187,6 +187,8 @@ fn launch(
     spawn.arg("--confinement").arg(policy.to_string());
     spawn.arg("--listen-fd").arg(rpc.to_string()).arg("--lane-fd").arg(lane.to_string());
     spawn.arg("--idle-exit").arg(IDLE_EXIT);
+    // Whoever started it is served, whichever user it runs as.
+    spawn.arg("--owner").arg(rustix::process::geteuid().as_raw().to_string());
     if service.has_state() {
         spawn.arg("--state-dir").arg(paths.state.join(service.name()));
     }

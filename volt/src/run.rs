@@ -14,7 +14,7 @@ use std::{
 };
 
 use confine::{Confined, Limit, Policy, Root, Sandbox};
-use ipc::{Code, Endpoint, Fault, Lane, Limits};
+use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
 
@@ -57,6 +57,8 @@ pub enum KernelSource {
 /// Whom the supervisor listens to.
 struct Links {
     endpoint: Endpoint,
+    /// Who may use it.
+    clients: Clients,
     found: Found,
     signals: OwnedFd,
     console: Console,
@@ -80,10 +82,12 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<ExitCode, Fault> {
 
     let [rpc, lane] = endpoint.as_fds();
     let others = [rpc, lane, watch.as_fd(), launcher.as_fd(), signals.as_fd()];
+    // Whoever starts the VM may stop it, and not who its processes run as.
+    let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
     let confined = confine(policy, &opened, &found, &cell, &others)?;
     let console = Console::start(&confined)?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
-    let links = Links { endpoint, found, signals, console, launcher, watch };
+    let links = Links { endpoint, clients, found, signals, console, launcher, watch };
     let result = ipc::run(supervise(&paths, policy, &config, opened, links));
     result.map_err(|e| {
         Fault::new(Code::Unavailable, "start the supervisor", e.to_string(), "Raise this user's limit of open files")
@@ -198,12 +202,12 @@ async fn supervise(
     opened: Opened,
     links: Links,
 ) -> Result<ExitCode, Fault> {
-    let Links { endpoint, found, signals, console, launcher, watch } = links;
+    let Links { endpoint, clients, found, signals, console, launcher, watch } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     stop_on_signals(signals, control.clone())?;
     let services = Services::new(found.connect()?)?;
     let bootstrap = control.clone();
-    tokio::task::spawn_local(ipc::serve(endpoint, Lane::new(), Limits::default(), None, move |_| {
+    tokio::task::spawn_local(ipc::serve(endpoint, clients, Lane::new(), Limits::default(), None, move |_| {
         Ok(bootstrap.client().client)
     }));
 
