@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 
 use clap::Parser;
-use confine::{Policy, Sandbox};
+use confine::{Policy, Sandbox, User};
 use ipamd::database::{self, Mailbox};
 use ipamd::error::Error;
 use ipamd::ledger::{Ledger, Limits, Now};
@@ -24,6 +24,9 @@ struct Arguments {
     state_dir: PathBuf,
     #[command(flatten)]
     listen: Listen,
+    /// Become this user, with nothing but the state directory in sight; takes root
+    #[arg(long, value_name = "UID")]
+    user: Option<User>,
     /// What to do where the kernel lacks a layer of confinement: strict (refuse to start) or best-effort (say so)
     #[arg(long, value_name = "POLICY", default_value_t = Policy::BestEffort)]
     confinement: Policy,
@@ -42,14 +45,15 @@ fn main() -> ExitCode {
 fn serve(arguments: Arguments) -> Result<(), Error> {
     // What the database and its companions are made with.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let state_dir =
-        ipc::private_folder(&arguments.state_dir).map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
+    let state_dir = ipc::private_folder_for(arguments.user.map(User::uid), &arguments.state_dir)
+        .map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
     let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
     let sandbox = endpoint
         .as_fds()
         .iter()
         .fold(Sandbox::new("ipamd", arguments.confinement), |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()));
-    let confined = sandbox.allow_dir_rw(&state_dir).confine()?;
+    let (sandbox, state_dir) = sandbox.service(arguments.user, &state_dir)?;
+    let confined = sandbox.confine()?;
     let (database, mailbox) = database::mailbox();
     let (ready, started) = mpsc::channel();
     let thread = confined.spawn("database", &filters::database(), move || keep(&state_dir, mailbox, &ready))?;

@@ -10,14 +10,19 @@ use std::{
 /// user's, that no other user may write to it, and that none but root and this user can rename it or a folder above it.
 /// Gives its path without symbolic links, which stays true: use that one.
 pub fn private_folder(folder: &Path) -> io::Result<PathBuf> {
+    private_folder_for(None, folder)
+}
+
+/// As [`private_folder`], for a service that will be `user`: the folder, but none above it, may be that user's already.
+pub fn private_folder_for(user: Option<u32>, folder: &Path) -> io::Result<PathBuf> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     // A link that somebody put there would choose for us.
     if !fs::symlink_metadata(folder)?.is_dir() {
         return Err(io::Error::new(io::ErrorKind::NotADirectory, "it is not a directory"));
     }
-    let folder = firm(folder)?;
+    let folder = firm_for(user, folder)?;
     let found = fs::symlink_metadata(&folder)?;
-    if found.uid() != rustix::process::geteuid().as_raw() {
+    if found.uid() != rustix::process::geteuid().as_raw() && Some(found.uid()) != user {
         return Err(denied(format!("{} belongs to user {}", folder.display(), found.uid())));
     }
     if writable_by_others(&found) {
@@ -29,16 +34,21 @@ pub fn private_folder(folder: &Path) -> io::Result<PathBuf> {
 /// The path of a folder without symbolic links, where nobody but root and this user can move what this user has put in
 /// it: each folder on the way belongs to one of them and is either closed to others or sticky, as /tmp is.
 pub(crate) fn firm(folder: &Path) -> io::Result<PathBuf> {
+    firm_for(None, folder)
+}
+
+fn firm_for(user: Option<u32>, folder: &Path) -> io::Result<PathBuf> {
     // A relative name of one step has an empty parent.
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let folder = folder.canonicalize()?;
     let own = rustix::process::geteuid().as_raw();
-    for step in folder.ancestors() {
+    for (above, step) in folder.ancestors().enumerate() {
         let found = fs::symlink_metadata(step)?;
         if !found.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a directory", step.display())));
         }
-        if found.uid() != 0 && found.uid() != own {
+        let users = above == 0 && Some(found.uid()) == user;
+        if found.uid() != 0 && found.uid() != own && !users {
             return Err(denied(format!("{} belongs to user {}", step.display(), found.uid())));
         }
         if writable_by_others(&found) && found.mode() & libc::S_ISVTX == 0 {
@@ -82,6 +92,22 @@ mod tests {
         for made in [dir.path().join("a"), deep] {
             assert_eq!(fs::metadata(made).unwrap().mode() & 0o7777, 0o700);
         }
+    }
+
+    #[test]
+    fn a_folder_of_the_service_s_user_is_taken_for_that_user_and_none_below_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("f");
+        private_folder(&folder).unwrap();
+        if chown(&folder, Some(4713), Some(4713)).is_err() {
+            return println!(
+                "skipped: a_folder_of_the_service_s_user_is_taken_for_that_user_and_none_below_it: no root"
+            );
+        }
+        private_folder_for(Some(4713), &folder).unwrap();
+        assert!(private_folder_for(Some(4714), &folder).is_err());
+        assert!(private_folder(&folder).is_err());
+        assert!(private_folder_for(Some(4713), &folder.join("g")).is_err());
     }
 
     #[test]

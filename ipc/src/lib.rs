@@ -38,7 +38,7 @@ pub use connection::{Connection, call};
 pub use endpoint::{Endpoint, lane_path};
 pub use error::Error;
 pub use fault::{Code, Fault};
-pub use folder::private_folder;
+pub use folder::{private_folder, private_folder_for};
 pub use lane::{Lane, Token};
 pub use limits::{Limits, Peer};
 pub use listen::Listen;

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Parser;
-use confine::{Limit, Policy, Sandbox};
+use confine::{Limit, Policy, Sandbox, User};
 use ipc::{Lane, Listen};
 use kernel_store::error::Error;
 use kernel_store::service::Service;
@@ -30,6 +30,9 @@ struct Arguments {
     /// Most bytes that all kernels together may take
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_bytes: u64,
+    /// Become this user, with nothing but the state directory in sight; takes root
+    #[arg(long, value_name = "UID")]
+    user: Option<User>,
     /// What to do where the kernel lacks a layer of confinement: strict (refuse to start) or best-effort (say so)
     #[arg(long, value_name = "POLICY", default_value_t = Policy::BestEffort)]
     confinement: Policy,
@@ -47,11 +50,12 @@ fn main() -> ExitCode {
 
 fn serve(arguments: Arguments) -> Result<(), Error> {
     let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
-    let (path, dir) = state_dir(&arguments.state_dir)?;
+    let (path, dir) = state_dir(&arguments.state_dir, arguments.user)?;
     let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
     let sandbox =
         keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
-    let confined = sandbox.keep_fd(dir.as_raw_fd()).allow_dir_rw(&path).limit(Limit::OpenFiles, 4096).confine()?;
+    let (sandbox, _) = sandbox.service(arguments.user, &path)?;
+    let confined = sandbox.keep_fd(dir.as_raw_fd()).limit(Limit::OpenFiles, 4096).confine()?;
 
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
     let (disk, disk_mailbox) = worker();
@@ -96,9 +100,9 @@ fn keep_files(dir: OwnedFd, limits: Limits, mailbox: Mailbox<Store>, ready: &mps
 }
 
 /// The state directory's own path and the directory, made if need be, and locked.
-fn state_dir(path: &Path) -> Result<(PathBuf, OwnedFd), Error> {
+fn state_dir(path: &Path, user: Option<User>) -> Result<(PathBuf, OwnedFd), Error> {
     let failed = |error| Error::StateDir(path.into(), error);
-    let path = ipc::private_folder(path).map_err(failed)?;
+    let path = ipc::private_folder_for(user.map(User::uid), path).map_err(failed)?;
     let dir = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| failed(e.into()))?;
     // A predecessor that was just killed may still be on its way out.

@@ -26,7 +26,7 @@ use std::{
 };
 
 use clap::Parser;
-use confine::{Capability, Policy, caps};
+use confine::{Capability, Policy, User, caps};
 use ipc::{Lane, Limits, Listen};
 
 use crate::{kernel::Kernel, manager::Manager, service::Host};
@@ -37,6 +37,9 @@ use crate::{kernel::Kernel, manager::Manager, service::Host};
 struct Arguments {
     #[command(flatten)]
     listen: Listen,
+    /// Become this user, with CAP_NET_ADMIN and no file in sight but the TAP device and the interfaces' IPv6 settings; takes root.
+    #[arg(long, value_name = "UID")]
+    user: Option<User>,
     /// Whether to start where the kernel lacks a layer of confinement: strict or best-effort.
     #[arg(long, default_value_t = Policy::BestEffort, value_name = "POLICY")]
     confinement: Policy,
@@ -79,7 +82,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let keep: Vec<RawFd> = endpoint.as_fds().iter().map(AsRawFd::as_raw_fd).chain(manager.fds()).collect();
 
     // Phase 2: narrow.
-    let confined = sandbox::confine(arguments.confinement, &keep)?;
+    let confined = sandbox::confine(arguments.confinement, arguments.user, &keep)?;
     let (worker, inbox) = worker::queue();
     confined.spawn("worker", &sandbox::worker(), move || inbox.run(manager))?;
     confined.enter(&sandbox::rpc())?;
