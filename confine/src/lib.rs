@@ -42,7 +42,7 @@ pub use error::Error;
 pub use fds::inherited;
 pub use filter::{Filter, Rule, Syscall};
 pub use limits::Limit;
-pub use policy::{Layer, Policy, missing};
+pub use policy::{Layer, Policy, landlock_abi, missing};
 pub use sandbox::Sandbox;
 pub use spawn::Spawn;
 

@@ -8,6 +8,7 @@ mod commands;
 mod config;
 mod console;
 mod control;
+mod doctor;
 mod filters;
 mod janitor;
 mod keep;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => run::run(cli.confinement, args),
         Command::Keep(args) => keep::main(cli.confinement, args),
+        Command::Doctor(args) => doctor::main(cli.confinement, args),
         other => commands::main(cli.confinement, other),
     };
     match result {
