@@ -10,6 +10,8 @@ mod kernel_image;
 mod kvm;
 mod lab;
 mod schema;
+mod sizes;
+mod startup;
 mod test;
 mod workspace;
 
@@ -21,7 +23,7 @@ use workspace::Workspace;
 const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
        cargo xtask test [TIER]...     run the tests: unit, host, lab (all of them if none is named)
-       cargo xtask bench [NAME]...    measure beside a peer: boot, footprint (all of them if none is named)";
+       cargo xtask bench [NAME]...    measure: boot, footprint, confine, size (all of them if none is named)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
