@@ -26,7 +26,7 @@ pub struct Child {
 
 impl Child {
     /// Takes charge of a child that was not waited for yet. If that fails, the child is killed and reaped.
-    pub(crate) fn adopt(pid: Pid) -> Result<Child, Errno> {
+    pub fn adopt(pid: Pid) -> Result<Child, Errno> {
         match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Child { pid, pidfd, status: None, detached: false }),
             Err(errno) => {

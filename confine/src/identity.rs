@@ -1,6 +1,7 @@
 //! Becoming another user for good, and handing files over to one.
 
 use std::path::Path;
+use std::str::FromStr;
 
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, openat, statat};
 use rustix::thread::{
@@ -14,6 +15,14 @@ use crate::error::{Error, step};
 pub struct User {
     uid: u32,
     gid: u32,
+}
+
+impl FromStr for User {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<User, &'static str> {
+        text.parse().ok().and_then(User::new).ok_or("it takes a number from 1 to 4294967294")
+    }
 }
 
 impl User {
@@ -97,5 +106,6 @@ mod tests {
         assert!(User::new(0).is_none() && User::new(u32::MAX).is_none());
         assert_eq!(User::new(1).map(User::uid), Some(1));
         assert_eq!(User::new(u32::MAX - 1).map(User::uid), Some(u32::MAX - 1));
+        assert!(["0", "4294967295", "-1", "root", ""].iter().all(|text| text.parse::<User>().is_err()));
     }
 }

@@ -48,7 +48,7 @@ pub use filter::{Filter, Rule, Syscall};
 pub use identity::User;
 pub use limits::Limit;
 pub use namespaces::{Root, isolate};
-pub use policy::{Layer, Policy, missing};
+pub use policy::{Layer, Policy, landlock_abi, missing};
 pub use sandbox::Sandbox;
 pub use spawn::Spawn;
 

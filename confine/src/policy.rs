@@ -122,7 +122,7 @@ fn missing_of(landlock_abi: i64, seccomp: bool, bounding: bool) -> Vec<Layer> {
 }
 
 /// The newest Landlock ABI that the kernel offers; 0 or less where it offers none.
-fn landlock_abi() -> i64 {
+pub fn landlock_abi() -> i64 {
     const VERSION: libc::c_uint = 1 << 0; // LANDLOCK_CREATE_RULESET_VERSION
     // SAFETY: asking for the version takes a null attribute of size 0; the kernel reads and writes no memory.
     unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0_usize, VERSION) }

@@ -99,6 +99,20 @@ impl Sandbox {
         self
     }
 
+    /// Keeps what a service has: the files beneath `folder`, as [`allow_dir_rw`](Sandbox::allow_dir_rw). Where there is a
+    /// `user` to become, the folder is handed over to it, is `/` from then on, and nothing else is seen, nor any network.
+    /// Returns as well where the folder is in the narrow phase.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder cannot be handed over.
+    pub fn service(self, user: Option<User>, folder: &Path) -> Result<(Sandbox, PathBuf), Error> {
+        let Some(user) = user else { return Ok((self.allow_dir_rw(folder), folder.to_path_buf())) };
+        user.own(folder)?;
+        let root = PathBuf::from("/");
+        Ok((self.user(user).root(Root::empty().folder(folder, "/"), true).allow_dir_rw(&root), root))
+    }
+
     /// Keeps one capability, permitted and effective; the last call counts. It has to be held already.
     pub fn keep_capability(mut self, capability: caps::Capability) -> Sandbox {
         self.capability = Some(capability);

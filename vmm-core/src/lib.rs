@@ -17,6 +17,8 @@
 //! | `serial`, `console`, `power`, `virtio` | what answers them |
 //! | `lifecycle`, `control` | start, stop, end; the `Vm` capability |
 //!
+//! Beside them, [`host`] says what this host's KVM gives; the program itself has no use for its micro-guest.
+//!
 //! Threads, each with a seccomp filter of its own: `control` (the main thread), `console`, `vcpuN`, `virtioN`.
 
 mod acpi;
@@ -28,6 +30,7 @@ mod control;
 mod cpuid;
 mod error;
 mod events;
+pub mod host;
 mod kernel;
 mod layout;
 mod lifecycle;

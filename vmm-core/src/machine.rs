@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::args::{self, Config};
@@ -23,7 +23,7 @@ use crate::power::Power;
 use crate::serial::Com1;
 use crate::vcpu::Kick;
 use crate::virtio::{self, DeviceSpec, DeviceThread, MmioDevice, Platform};
-use crate::{acpi, boot, kernel, layout, registers};
+use crate::{acpi, boot, host, kernel, layout, registers};
 
 /// A machine that is ready to run.
 pub struct Machine {
@@ -85,7 +85,9 @@ impl Machine {
 
         vm.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
         let mut vcpus = create_vcpus(&kvm, &vm, config.vcpus, kernel.entry, ram.end())?;
-        start_kvms_worker(&mut vcpus)?;
+        if let Some(first) = vcpus.first_mut() {
+            start_workers(first)?;
+        }
         let kicks = vcpus.iter().map(Kick::new).collect::<Result<_, _>>()?;
 
         let ended = eventfd()?;
@@ -116,22 +118,12 @@ impl Machine {
 
 fn open_kvm(fd: OwnedFd, vcpus: u16) -> Result<Kvm, Error> {
     let number = fd.as_raw_fd();
-    // SAFETY: the descriptor is open, and this is its only owner.
-    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    let kvm = kvm(fd);
     if kvm.get_api_version() != KVM_API_VERSION as i32 {
         return Err(Error::Descriptor { argument: "--kvm-fd".into(), fd: number, why: "is not /dev/kvm" });
     }
-    let needed = [
-        (Cap::Irqchip, "in-kernel interrupt controllers"),
-        (Cap::Irqfd, "irqfd"),
-        (Cap::Ioeventfd, "ioeventfd"),
-        (Cap::UserMemory, "user memory"),
-        (Cap::ImmediateExit, "immediate exit"),
-    ];
-    for (capability, name) in needed {
-        if !kvm.check_extension(capability) {
-            return Err(Error::KvmLacks(name));
-        }
+    if let Some(name) = host::lacks(&kvm) {
+        return Err(Error::KvmLacks(name));
     }
     if usize::from(vcpus) > kvm.get_max_vcpus() {
         return Err(Error::Argument {
@@ -142,7 +134,14 @@ fn open_kvm(fd: OwnedFd, vcpus: u16) -> Result<Kvm, Error> {
     Ok(kvm)
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+/// KVM by a descriptor of /dev/kvm.
+pub(crate) fn kvm(fd: OwnedFd) -> Kvm {
+    // SAFETY: the descriptor is open, and this is its only owner.
+    unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// A VM without memory and vCPUs.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
     let vm = loop {
         match kvm.create_vm() {
             Err(error) if error.errno() == libc::EINTR => {}
@@ -198,17 +197,18 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u16, entry: u64, ram_end: u64) -> R
     Ok(vcpus)
 }
 
-/// KVM starts a thread of its own in this process when the first vCPU is first run (since Linux 6.13), which a limit of
-/// processes forbids later. With an immediate exit, the guest itself does not run.
-fn start_kvms_worker(vcpus: &mut [VcpuFd]) -> Result<(), Error> {
-    let Some(first) = vcpus.first_mut() else { return Ok(()) };
-    first.set_kvm_immediate_exit(1);
-    let outcome = first.run().map(|_| ());
-    first.set_kvm_immediate_exit(0);
-    match outcome {
-        Err(error) if error.errno() != libc::EINTR => Err(Error::kvm("run a vCPU for the first time")(error)),
-        _ => Ok(()),
-    }
+/// Has KVM start what threads it runs for this VM (Linux 6.13 and later: one that takes back huge pages), which it does at the
+/// first KVM_RUN, as threads of this process: later there is no room left for another. The guest is not entered.
+fn start_workers(vcpu: &mut VcpuFd) -> Result<(), Error> {
+    vcpu.set_kvm_immediate_exit(1);
+    let entered = match vcpu.run() {
+        Err(error) if error.errno() == libc::EINTR => Ok(()),
+        Err(error) => Err(Error::kvm("run a vCPU for the first time")(error)),
+        // KVM_CAP_IMMEDIATE_EXIT, which was asked for, says that this cannot be.
+        Ok(_) => Err(Error::KvmLacks("immediate exit")),
+    };
+    vcpu.set_kvm_immediate_exit(0);
+    entered
 }
 
 /// An eventfd that raises an interrupt.

@@ -32,6 +32,8 @@ pub enum Command {
     /// Keep guest kernels.
     #[command(subcommand)]
     Kernel(KernelCommand),
+    /// Say what this host gives, and what to do about the rest. Ends with code 0 if a VM would run, under --confinement's policy.
+    Doctor(DoctorArgs),
     /// Internal: start the services that `volt run` found missing, and clear up after them.
     #[command(hide = true)]
     Keep(KeepArgs),
@@ -70,6 +72,14 @@ pub struct RunArgs {
     /// End when the guest resets, instead of booting it again.
     #[arg(long)]
     pub no_reboot: bool,
+}
+
+/// Arguments of `volt doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON: "verdict", and "checks" of "check", "state" (ok, limited, missing), "detail" and "remedy" each.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `volt stop`.
@@ -117,7 +127,7 @@ pub enum KernelCommand {
 /// Arguments of the internal `volt keep`.
 #[derive(Debug, Args)]
 pub struct KeepArgs {
-    /// NAME:RPC-FD:LANE-FD of a service to start on those listening sockets.
+    /// NAME:RPC-FD:LANE-FD:UID of a service to start on those listening sockets, as that user; 0 is whoever starts it.
     #[arg(long = "service", required = true)]
     pub services: Vec<String>,
     /// Where the sockets are.

@@ -40,7 +40,7 @@ pub fn main(policy: Policy, command: &Command) -> Result<ExitCode, Fault> {
             print_rows(&["NETWORK", "SUBNET", "FREE"], &resources::list_pools(first(&links)?).await?)
         }),
         Command::Kernel(command) => kernel(&paths, policy, command),
-        Command::Run(_) | Command::Keep(_) => Ok(ExitCode::SUCCESS),
+        Command::Run(_) | Command::Keep(_) | Command::Doctor(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

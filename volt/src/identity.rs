@@ -55,7 +55,11 @@ impl Range {
 
     /// Whether this process can become the range's users; if not, why.
     pub fn usable() -> Result<(), &'static str> {
-        let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SYS_ADMIN | CapabilitySet::CHOWN;
+        let needed = CapabilitySet::SETUID
+            | CapabilitySet::SETGID
+            | CapabilitySet::SYS_ADMIN
+            | CapabilitySet::MKNOD
+            | CapabilitySet::CHOWN;
         let held = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
         // "inside outside count": the first namespace's, which has every user, is one line from 0 on.
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();

@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod console;
 mod control;
+mod doctor;
 mod filters;
 mod identity;
 mod janitor;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => run::run(cli.confinement, args),
         Command::Keep(args) => keep::main(cli.confinement, args),
+        Command::Doctor(args) => doctor::main(cli.confinement, args),
         other => commands::main(cli.confinement, other),
     };
     match result {

@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use confine::{Confined, Limit, Policy, Sandbox};
-use ipc::{Code, Endpoint, Fault, Lane, Limits};
+use confine::{Confined, Limit, Policy, Root, Sandbox};
+use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
 
@@ -57,6 +57,8 @@ pub enum KernelSource {
 /// Whom the supervisor listens to.
 struct Links {
     endpoint: Endpoint,
+    /// Who may use it.
+    clients: Clients,
     found: Found,
     signals: OwnedFd,
     console: Console,
@@ -80,10 +82,12 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<ExitCode, Fault> {
 
     let [rpc, lane] = endpoint.as_fds();
     let others = [rpc, lane, watch.as_fd(), launcher.as_fd(), signals.as_fd()];
+    // Whoever starts the VM may stop it, and not who its processes run as.
+    let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
     let confined = confine(policy, &opened, &found, &cell, &others)?;
     let console = Console::start(&confined)?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
-    let links = Links { endpoint, found, signals, console, launcher, watch };
+    let links = Links { endpoint, clients, found, signals, console, launcher, watch };
     let result = ipc::run(supervise(&paths, policy, &config, opened, links));
     result.map_err(|e| {
         Fault::new(Code::Unavailable, "start the supervisor", e.to_string(), "Raise this user's limit of open files")
@@ -161,8 +165,9 @@ fn confine(
         // The guest's console may go to a file.
         .limit(Limit::FileSize, u64::MAX)
         .keep_fd(opened.kvm.as_raw_fd());
+    // In no user namespace of its own: there it could not tell root from other peers. So namespaces take root.
     if let Some(user) = cell.user {
-        sandbox = sandbox.user(user);
+        sandbox = sandbox.user(user).root(Root::empty(), true);
     }
     // Nobody else gets the VM's user as long as this process, or the janitor, has it.
     if let Some(claim) = &cell.claim {
@@ -197,12 +202,12 @@ async fn supervise(
     opened: Opened,
     links: Links,
 ) -> Result<ExitCode, Fault> {
-    let Links { endpoint, found, signals, console, launcher, watch } = links;
+    let Links { endpoint, clients, found, signals, console, launcher, watch } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     stop_on_signals(signals, control.clone())?;
     let services = Services::new(found.connect()?)?;
     let bootstrap = control.clone();
-    tokio::task::spawn_local(ipc::serve(endpoint, Lane::new(), Limits::default(), None, move |_| {
+    tokio::task::spawn_local(ipc::serve(endpoint, clients, Lane::new(), Limits::default(), None, move |_| {
         Ok(bootstrap.client().client)
     }));
 

@@ -15,7 +15,10 @@ use volt_tests::{
     volt::{POOL_SIZE, Vm, Volt},
 };
 
-use crate::report::{Report, Steps};
+use crate::{
+    doctor,
+    report::{Report, Steps},
+};
 
 /// A guest boots in 10 to 20 s here; two at once take their time, and the first one unpacks a kernel.
 const BOOT: Duration = Duration::from_secs(180);
@@ -24,6 +27,9 @@ const END: Duration = Duration::from_secs(30);
 
 /// Runs every check.
 pub fn run(volt: &Volt, report: &mut Report) -> Result<()> {
+    report.check("volt doctor finds a real KVM, and names what the kernel lacks", {
+        doctor::check(volt, &rustix::system::uname().release().to_string_lossy())
+    })?;
     two_guests(volt, &mut Steps::new(report))?;
     ways_to_end(volt, &mut Steps::new(report))?;
     let mut steps = Steps::new(report);

@@ -2,6 +2,7 @@
 //! descriptor 3 in the lines that `xtask`'s `lab` module reads. Nothing else may write there.
 
 mod bench;
+mod doctor;
 mod functional;
 mod peers;
 mod report;

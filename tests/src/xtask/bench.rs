@@ -1,4 +1,5 @@
-//! `cargo xtask bench [NAME]`: figures from the lab, beside a peer that ran in the same boot of the same lab host.
+//! `cargo xtask bench [NAME]`: figures from the lab, beside a peer that ran in the same boot of the same lab host; and
+//! figures from this machine, of what has no peer.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
 
@@ -10,12 +11,13 @@ use crate::{
     debian::{self, Kernel},
     image,
     lab::{Clock, Event, Lab},
+    sizes, startup,
     workspace::{PROGRAMS, Workspace},
 };
 
 /// One figure beside a peer's.
 #[derive(Serialize)]
-struct Row {
+pub struct Row {
     metric: String,
     unit: &'static str,
     ours: Option<f64>,
@@ -32,6 +34,7 @@ type Figures = BTreeMap<String, f64>;
 /// The peers' names in the driver's figures and in the table.
 type Peers = Vec<(&'static str, String)>;
 
+/// One that is taken in the lab.
 struct Bench {
     name: &'static str,
     clock: Clock,
@@ -56,11 +59,31 @@ const BENCHES: [Bench; 2] = [
     },
 ];
 
+const CONFINE: &str = "confine";
+const SIZE: &str = "size";
+
 /// Runs the benches that are named, or all.
 pub fn run(workspace: &Workspace, only: &[&str]) -> Result<()> {
-    if let Some(unknown) = only.iter().find(|name| !BENCHES.iter().any(|bench| bench.name == **name)) {
-        bail!("There is no bench {unknown:?}; there are boot and footprint");
+    let known = || BENCHES.iter().map(|bench| bench.name).chain([CONFINE, SIZE]);
+    if let Some(unknown) = only.iter().find(|name| !known().any(|known| known == **name)) {
+        bail!("There is no bench {unknown:?}; there are {}", known().collect::<Vec<_>>().join(", "));
     }
+    let wanted = |name: &str| only.is_empty() || only.contains(&name);
+    let programs = workspace.release(&PROGRAMS)?;
+    if wanted(SIZE) {
+        let note = "Bytes / 1000 of the stripped release programs. All are static: they need no other file.";
+        publish(workspace, SIZE, &sizes::rows(&programs)?, note)?;
+    }
+    if wanted(CONFINE) {
+        let dir = programs.first().and_then(|path| path.parent()).context("cargo built no program")?;
+        let note = "ms of wall time on this machine, medians. Ours runs confined; the peer is the same program on a kernel that \
+                    seems to have no Landlock and no seccomp, and that skips the cutting of capabilities, limits and descriptors. Goal: a cost of at most 3.";
+        publish(workspace, CONFINE, &startup::measure(dir)?, note)?;
+    }
+    if BENCHES.iter().any(|bench| wanted(bench.name)) { in_lab(workspace, wanted) } else { Ok(()) }
+}
+
+fn in_lab(workspace: &Workspace, wanted: impl Fn(&str) -> bool) -> Result<()> {
     debian::install(&["qemu-system-x86", "busybox-static"])?;
     let kernel = Kernel::fetch(&workspace.lab(), "6.1")?;
     let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
@@ -73,15 +96,20 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<()> {
         peers.push(("firecracker", version.lines().next().unwrap_or("Firecracker").to_owned()));
     }
     let image = archive.finish();
-    for bench in BENCHES.iter().filter(|bench| only.is_empty() || only.contains(&bench.name)) {
+    for bench in BENCHES.iter().filter(|bench| wanted(bench.name)) {
         let figures = measure(workspace, bench, &kernel, image.clone())?;
-        let rows = (bench.rows)(&figures, &peers);
-        let dir = workspace.target.join("bench");
-        fs::create_dir_all(&dir)?;
-        let file = dir.join(format!("{}.json", bench.name));
-        fs::write(&file, serde_json::to_string_pretty(&rows)?)?;
-        println!("{}\n{}\n{}\n", table(&rows), bench.note, file.display());
+        publish(workspace, bench.name, &(bench.rows)(&figures, &peers), bench.note)?;
     }
+    Ok(())
+}
+
+/// Writes the rows for programs, and prints them for people.
+fn publish(workspace: &Workspace, name: &str, rows: &[Row], note: &str) -> Result<()> {
+    let dir = workspace.target.join("bench");
+    fs::create_dir_all(&dir)?;
+    let file = dir.join(format!("{name}.json"));
+    fs::write(&file, serde_json::to_string_pretty(rows)?)?;
+    println!("{}\n{note}\n{}\n", table(rows), file.display());
     Ok(())
 }
 
@@ -100,7 +128,8 @@ fn measure(workspace: &Workspace, bench: &Bench, kernel: &Kernel, image: Vec<u8>
     Ok(figures)
 }
 
-fn row(metric: String, unit: &'static str, ours: Option<f64>, peer: Option<(f64, &str)>) -> Row {
+/// A row, rounded to a thousandth.
+pub fn row(metric: String, unit: &'static str, ours: Option<f64>, peer: Option<(f64, &str)>) -> Row {
     let round = |n: f64| (n * 1e3).round() / 1e3;
     let ratio = ours.zip(peer).filter(|(_, (peer, _))| *peer > 0.0).map(|(ours, (peer, _))| round(ours / peer));
     let (peer, peer_name) = peer.map(|(value, name)| (round(value), name.to_owned())).unzip();

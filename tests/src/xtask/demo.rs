@@ -21,15 +21,15 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     debian::install(&["busybox-static"])?;
     let kernel = Kernel::fetch(&lab, "6.1")?;
     let initrd = image::guest(&kernel, demo::COMMANDS)?;
-    match kvm::check_hardware() {
+    let programs = workspace.release(&PROGRAMS)?;
+    let programs = programs.first().and_then(|path| path.parent()).context("cargo built no program")?;
+    match kvm::check_hardware(&programs.join("volt")) {
         Ok(()) => {
             println!("This machine's KVM is backed by hardware: the VM runs here, in a network namespace of its own.");
-            let programs = workspace.release(&PROGRAMS)?;
             let staged = lab.join("demo");
             fs::create_dir_all(&staged)?;
             fs::copy(&kernel.bzimage, staged.join("vmlinuz"))?;
             fs::write(staged.join("initrd"), initrd)?;
-            let programs = programs.first().and_then(|path| path.parent()).context("cargo built no program")?;
             let status = namespaces::command(&["demo".as_ref(), programs.as_os_str(), staged.as_os_str()])?
                 .status()
                 .context("Cannot run unshare (Debian package util-linux)")?;

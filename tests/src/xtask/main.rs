@@ -12,6 +12,8 @@ mod kernel_image;
 mod kvm;
 mod lab;
 mod schema;
+mod sizes;
+mod startup;
 mod test;
 mod workspace;
 
@@ -23,7 +25,7 @@ use workspace::Workspace;
 const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
        cargo xtask test [TIER]...     run the tests: unit, host, lab (all of them if none is named)
-       cargo xtask bench [NAME]...    measure beside a peer: boot, footprint (all of them if none is named)
+       cargo xtask bench [NAME]...    measure: boot, footprint, confine, size (all of them if none is named)
        cargo xtask blast-radius       have the escape suite try everything and write what succeeds into the README";
 
 fn main() -> ExitCode {

@@ -15,7 +15,7 @@ use crate::{
     debian::{self, Kernel},
     harness, image,
     lab::{Clock, Event, Lab},
-    schema,
+    schema, sizes,
     workspace::{PROGRAMS, Workspace},
 };
 
@@ -121,6 +121,7 @@ fn stock_kernels(workspace: &Workspace) -> Result<[Kernel; 2]> {
 fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     debian::install(&["qemu-system-x86", "busybox-static"])?;
     let kernels = stock_kernels(workspace)?;
+    tally.record("release programs are static, and the core is small", sizes::check(&workspace.release(&PROGRAMS)?));
     let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
     for host in &kernels {
         let guests = kernels.iter().map(|guest| Ok((guest, image::guest(guest, "")?))).collect::<Result<Vec<_>>>()?;

@@ -1,0 +1,32 @@
+//! `volt doctor` on the lab hosts: their KVM counts as real, and what the older kernel lacks is named.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use volt_tests::volt::Volt;
+
+/// Checks the report on a host whose kernel is `release`.
+pub fn check(volt: &Volt, release: &str) -> Result<()> {
+    let out = volt.run(&["doctor", "--json"], Duration::from_secs(60))?;
+    ensure!(out.status.success(), "It ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
+    let report: Value = serde_json::from_slice(&out.stdout).context("It printed something else than JSON")?;
+    let row = |name: &str| {
+        let rows = report.get("checks").and_then(Value::as_array);
+        rows.into_iter().flatten().find(|row| row.get("check").and_then(Value::as_str) == Some(name))
+    };
+    let state = |name, state| {
+        let row = row(name).with_context(|| format!("It says nothing of {name}"))?;
+        ensure!(row.get("state").and_then(Value::as_str) == Some(state), "{row}");
+        Ok(())
+    };
+    let there = ["kvm", "kvm-speed", "programs", "rights", "seccomp", "user-namespaces", "namespaces"];
+    there.into_iter().chain(["nftables", "tun", "bridge"]).try_for_each(|name| state(name, "ok"))?;
+    // Linux 6.1 has Landlock's ABI 2, and 6.12 its ABI 6.
+    let whole = if release.starts_with("6.1.") { "limited" } else { "ok" };
+    ["landlock", "confinement", "kernel"].into_iter().try_for_each(|name| state(name, whole))?;
+
+    let strict = volt.run(&["--confinement", "strict", "doctor"], Duration::from_secs(60))?;
+    ensure!(strict.status.success() == (whole == "ok"), "strict: {}", String::from_utf8_lossy(&strict.stdout));
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! What networks are made of: nftables, TAPs, bridges. The first and the last are tried over netlink in a network namespace
+//! that is thrown away.
+
+use std::os::fd::AsRawFd;
+
+use rustix::{
+    fs::{Mode, OFlags, open},
+    io::Errno,
+    net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt::Timeout},
+};
+
+use super::{Check, probe};
+
+/// How long the kernel may take to answer.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// NETLINK_ROUTE is protocol 0, which is `None` here.
+const ROUTE: Option<Protocol> = None;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_CREATE_EXCL: u16 = 0x600;
+const NLMSG_ERROR: u16 = 2;
+
+/// nftables, by asking for the generation of its rules (NFT_MSG_GETGEN).
+pub fn nftables(owned: bool) -> Check {
+    let tried = in_network(owned, || {
+        const GETGEN: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_GETGEN as u16;
+        // nfgenmsg: any family, version 0, no resource.
+        ask(Some(netlink::NETFILTER), &message(GETGEN, NLM_F_REQUEST, &[0; 4]))
+    });
+    match tried {
+        Ok(()) => Check::ok("nftables", "answers in a network namespace"),
+        Err(errno) => refused("nftables", errno, "a kernel with nf_tables: modprobe nf_tables"),
+    }
+}
+
+/// Bridges, by making one.
+pub fn bridge(owned: bool) -> Check {
+    let tried = in_network(owned, || {
+        // ifinfomsg: all zero. Then IFLA_IFNAME "probe", and IFLA_LINKINFO that holds IFLA_INFO_KIND "bridge".
+        const BODY: &[u8] =
+            b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x0a\0\x03\0probe\0\0\0\x10\0\x12\0\x0a\0\x01\0bridge\0\0";
+        ask(ROUTE, &message(libc::RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_EXCL, BODY))
+    });
+    match tried {
+        Ok(()) => Check::ok("bridge", "made one in a network namespace"),
+        Err(errno) => refused("bridge", errno, "a kernel with bridges: modprobe bridge"),
+    }
+}
+
+/// TAPs, by what `/dev/net/tun` says it can.
+pub fn tun() -> Check {
+    let device = match open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(device) => device,
+        // netmgr makes TAPs, not the user.
+        Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
+            let detail = format!("there, but not for this user to look at: {errno}");
+            return Check::limited("tun", detail, "root, for networks; a VM without --net does not need it");
+        }
+        Err(errno) => return Check::missing("tun", format!("/dev/net/tun: {errno}"), "modprobe tun"),
+    };
+    let mut features: libc::c_uint = 0;
+    // SAFETY: TUNGETFEATURES writes one unsigned int, which lives through the call.
+    if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) } != 0 {
+        return Check::missing(
+            "tun",
+            format!("/dev/net/tun is no TUN device: {}", probe::last_errno()),
+            "modprobe tun",
+        );
+    }
+    let names = [("TAP", libc::IFF_TAP), ("VNET_HDR", libc::IFF_VNET_HDR), ("MULTI_QUEUE", libc::IFF_MULTI_QUEUE)];
+    let (has, lacks): (Vec<_>, Vec<_>) = names.into_iter().partition(|(_, flag)| features & flag.cast_unsigned() != 0);
+    let list = |names: Vec<(&'static str, _)>| names.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
+    if lacks.is_empty() {
+        return Check::ok("tun", format!("opens; {}", list(has)));
+    }
+    Check::missing("tun", format!("it lacks {}", list(lacks)), "a newer kernel")
+}
+
+/// Tries something in a new network namespace; `owned`: within a user namespace, as every user may have one there.
+fn in_network(owned: bool, probe: fn() -> Result<(), Errno>) -> Result<(), Errno> {
+    probe::in_child(libc::CLONE_NEWNET | if owned { libc::CLONE_NEWUSER } else { 0 }, probe)
+}
+
+fn refused(check: &'static str, errno: Errno, remedy: &str) -> Check {
+    match errno {
+        Errno::PERM | Errno::ACCESS => Check::limited(
+            check,
+            format!("cannot be found out: this user may not have a network namespace ({errno})"),
+            "see user-namespaces, or run as root",
+        ),
+        _ => Check::missing(check, format!("the kernel refuses: {errno}"), remedy),
+    }
+}
+
+/// A netlink message: nlmsghdr, then `body`.
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
+    message.extend([0; 8]); // sequence number, port
+    message.extend(body);
+    message
+}
+
+/// Sends one message to the kernel and waits for its answer.
+fn ask(protocol: Option<Protocol>, message: &[u8]) -> Result<(), Errno> {
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER))?;
+    rustix::net::send(&socket, message, SendFlags::empty())?;
+    let mut buffer = [0_u8; 4096];
+    let (length, _) = rustix::net::recv(&socket, &mut buffer, RecvFlags::empty())?;
+    answer(buffer.get(..length).unwrap_or_default())
+}
+
+/// An answer's error, if it is one. NLMSG_ERROR with code 0 is an acknowledgement.
+fn answer(message: &[u8]) -> Result<(), Errno> {
+    let field = |at: usize| message.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+    let (Some(header), Some(_)) = (field(4), field(12)) else { return Err(Errno::BADMSG) };
+    let [low, high, ..]: [u8; 4] = header;
+    if u16::from_ne_bytes([low, high]) != NLMSG_ERROR {
+        return Ok(());
+    }
+    match i32::from_ne_bytes(field(16).ok_or(Errno::BADMSG)?) {
+        0 => Ok(()),
+        code => Err(Errno::from_raw_os_error(code.checked_neg().unwrap_or(libc::EIO))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answer_is_an_error_only_where_it_says_so() {
+        let error = |code: i32| message(NLMSG_ERROR, 0, &code.to_ne_bytes());
+        assert_eq!(answer(&error(0)), Ok(()));
+        assert_eq!(answer(&error(-libc::EOPNOTSUPP)), Err(Errno::OPNOTSUPP));
+        assert_eq!(answer(&error(i32::MIN)), Err(Errno::IO));
+        assert_eq!(answer(&message(0x0a0f, 0, &[0; 4])), Ok(()));
+        let whole = error(-1);
+        for length in 0..whole.len() {
+            assert_eq!(answer(&whole[..length]), Err(Errno::BADMSG), "{length}");
+        }
+    }
+
+    #[test]
+    fn right_that_is_lacking_is_not_taken_for_a_kernel_that_lacks_it() {
+        assert!(refused("nftables", Errno::PERM, "load it").detail.contains("cannot be found out"));
+        assert_eq!(refused("nftables", Errno::OPNOTSUPP, "load it").remedy.as_deref(), Some("load it"));
+    }
+}

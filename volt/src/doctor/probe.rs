@@ -1,0 +1,79 @@
+//! How the probes touch the host: bounded reads of the kernel's own files, and children that are thrown away.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    time::Duration,
+};
+
+use rustix::{io::Errno, process::Pid};
+
+/// More than any file that is read here has.
+const MAX: u64 = 256 << 10;
+/// How long a child may take for the one thing that it tries.
+const CHILD: Duration = Duration::from_secs(5);
+
+/// A text file of the kernel's, at most 256 KiB of it, without the line's end.
+pub fn read(path: &str) -> io::Result<String> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).trim_end().to_owned())
+}
+
+/// A number in such a file.
+pub fn number(path: &str) -> Option<u64> {
+    read(path).ok()?.trim().parse().ok()
+}
+
+/// Makes a child in new `namespaces` (`CLONE_NEW*`), which runs `probe` and ends. What the probe makes in them ends too.
+///
+/// # Errors
+///
+/// Where the child cannot be made, the probe fails, or takes too long.
+pub fn in_child(namespaces: libc::c_int, probe: fn() -> Result<(), Errno>) -> Result<(), Errno> {
+    let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM and a stack this is a fork, and this process has one thread (see `examine`): the child has a
+    // copy of all memory in a consistent state. It runs the probe and ends by `_exit`, so nothing of the parent's runs twice.
+    let pid = unsafe {
+        let pid = libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize);
+        if pid == 0 {
+            // The errno fits an exit code; one that does not is none of the probes'.
+            libc::_exit(probe().map_or_else(|errno| errno.raw_os_error().clamp(1, 255), |()| 0));
+        }
+        pid
+    };
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or_else(last_errno)?;
+    let mut child = confine::Child::adopt(pid)?;
+    let status = child.wait_for(CHILD).map_err(|_| Errno::CHILD)?.ok_or(Errno::TIMEDOUT)?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(errno) => Err(Errno::from_raw_os_error(errno)),
+        // A seccomp filter of an outer sandbox, say.
+        None => Err(Errno::PERM),
+    }
+}
+
+/// Why the last system call failed.
+pub fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn child_s_own_error_comes_back() {
+        in_child(0, || Ok(())).unwrap();
+        assert_eq!(in_child(0, || Err(Errno::OPNOTSUPP)), Err(Errno::OPNOTSUPP));
+        // CLONE_THREAD without CLONE_SIGHAND makes no child.
+        assert_eq!(in_child(libc::CLONE_THREAD, || Ok(())), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn only_so_much_of_a_file_is_read() {
+        assert_eq!(read("/dev/zero").unwrap().len() as u64, MAX);
+        read("/proc/none-such").unwrap_err();
+        assert_eq!(number("/proc/version"), None);
+    }
+}

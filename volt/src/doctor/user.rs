@@ -1,0 +1,70 @@
+//! This user's rights and limits.
+
+use rustix::{
+    process::{Resource, getegid, geteuid, getgroups, getrlimit},
+    thread::{CapabilitySet, capabilities},
+};
+
+use super::Check;
+
+/// Open files that the core of a VM may need.
+const OPEN_FILES: u64 = 4096;
+
+/// Who this is: root, or somebody who gets no network and no users for the VMs.
+pub fn rights() -> Check {
+    let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let mut groups: Vec<u32> = getgroups().unwrap_or_default().into_iter().map(|group| group.as_raw()).collect();
+    groups.push(getegid().as_raw());
+    groups.sort_unstable();
+    groups.dedup();
+    let groups: Vec<String> = groups.iter().take(32).map(u32::to_string).collect();
+    judge(&format!("user {}, groups {}", geteuid().as_raw(), groups.join(" ")), held)
+}
+
+fn judge(who: &str, held: CapabilitySet) -> Check {
+    let needed = [
+        ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN, "networks"),
+        ("CAP_SETUID", CapabilitySet::SETUID, "a user of its own for each VM"),
+        ("CAP_SETGID", CapabilitySet::SETGID, "a group of its own for each VM"),
+        ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN, "namespaces and cgroups"),
+        ("CAP_SETPCAP", CapabilitySet::SETPCAP, "the capability bounding set"),
+    ];
+    let lacks: Vec<_> = needed.iter().filter(|(_, capability, _)| !held.contains(*capability)).collect();
+    if lacks.is_empty() {
+        let names = needed.map(|(name, ..)| name).join(", ");
+        return Check::ok("rights", format!("{who}: holds {names}"));
+    }
+    let list: Vec<String> = lacks.iter().map(|(name, _, what)| format!("{name} ({what})")).collect();
+    let remedy = "run as root, or have root run the netmgr service; a VM without --net needs neither";
+    Check::limited("rights", format!("{who}: lacks {}", list.join(", ")), remedy)
+}
+
+/// The limits that a VM's processes start from; they only lower them.
+pub fn limits() -> Check {
+    let hard = |resource| getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let text = |limit: u64| if limit == u64::MAX { "unlimited".into() } else { limit.to_string() };
+    let files = hard(Resource::Nofile);
+    let detail = format!("open files {}, processes {}", text(files), text(hard(Resource::Nproc)));
+    if files < OPEN_FILES {
+        return Check::limited(
+            "limits",
+            detail,
+            format!("a hard limit of {OPEN_FILES} open files, for VMs with many devices"),
+        );
+    }
+    Check::ok("limits", detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::State;
+
+    #[test]
+    fn capability_that_is_lacking_is_named_with_its_use() {
+        assert_eq!(judge("user 0", CapabilitySet::all()).state, State::Ok);
+        let plain = judge("user 1000", CapabilitySet::all() - CapabilitySet::NET_ADMIN);
+        assert_eq!(plain.state, State::Limited);
+        assert_eq!(plain.detail, "user 1000: lacks CAP_NET_ADMIN (networks)");
+    }
+}
