@@ -30,6 +30,7 @@ mod filter;
 mod limits;
 mod paths;
 mod policy;
+mod runtime;
 mod sandbox;
 mod spawn;
 
@@ -37,12 +38,13 @@ pub mod base;
 
 pub use caps::Capability;
 pub use child::Child;
-pub use confined::{Confined, JoinHandle, Narrow};
+pub use confined::{Confined, JoinHandle, Narrow, exit};
 pub use error::Error;
 pub use fds::inherited;
 pub use filter::{Filter, Rule, Syscall};
 pub use limits::Limit;
 pub use policy::{Layer, Policy, missing};
+pub use runtime::Heap;
 pub use sandbox::Sandbox;
 pub use spawn::Spawn;
 

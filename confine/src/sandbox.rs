@@ -13,6 +13,7 @@ use crate::error::{Error, step};
 use crate::limits::{Limit, Limits};
 use crate::paths::{Access, Paths};
 use crate::policy::{Layer, Policy, list, missing_when_keeping};
+use crate::runtime::{self, Heap};
 use crate::{capabilities, fds};
 
 /// What a program keeps. Starts as nothing: no file, no capability, no network, no fd but 0 to 2.
@@ -25,12 +26,14 @@ pub struct Sandbox {
     paths: Vec<(PathBuf, Access)>,
     capability: Option<caps::Capability>,
     limits: Limits,
+    heap: Heap,
 }
 
 impl Sandbox {
     /// The safe defaults for `program`, whose name stands before the line about missing layers.
     pub fn new(program: &'static str, policy: Policy) -> Sandbox {
-        Sandbox { program, policy, fds: Vec::new(), paths: Vec::new(), capability: None, limits: Limits::safe() }
+        let (fds, paths, limits) = (Vec::new(), Vec::new(), Limits::safe());
+        Sandbox { program, policy, fds, paths, capability: None, limits, heap: Heap::Growing }
     }
 
     /// Keeps an fd open. All others above 2 are closed; keeping one that is not open is an error.
@@ -77,6 +80,12 @@ impl Sandbox {
         self
     }
 
+    /// Says where the heap's memory comes from, in place of [`Heap::Growing`].
+    pub fn heap(mut self, heap: Heap) -> Sandbox {
+        self.heap = heap;
+        self
+    }
+
     /// Phase 2 for the process: closes fds, cuts all five capability sets, sets the rlimits, `no_new_privs` and
     /// non-dumpable, and restricts paths, network and scopes with Landlock at the newest ABI that the kernel has.
     ///
@@ -93,7 +102,7 @@ impl Sandbox {
                 Policy::BestEffort => eprintln!("{}: runs without {}", self.program, list(&missing)),
             }
         }
-        quiet_runtime();
+        runtime::settle(self.heap);
         fds::close_all_but(&self.fds)?;
         let paths = Paths::open(&self.paths)?;
         self.limits.apply_now()?;
@@ -119,21 +128,4 @@ fn single_threaded() -> Result<(), Error> {
         std::thread::sleep(PATIENCE);
     }
     Err(Error::Threads)
-}
-
-/// Settles what std and glibc would otherwise reach for late, through syscalls that no filter should need.
-fn quiet_runtime() {
-    // SAFETY: the process has one thread, so nobody reads the environment meanwhile. A backtrace would open files.
-    unsafe {
-        std::env::remove_var("RUST_BACKTRACE");
-        std::env::remove_var("RUST_LIB_BACKTRACE");
-    }
-    // With more arenas, each costs reserved address space, and glibc counts CPUs when it makes another. Before it
-    // gives back the end of one, it reads a file. (Blocks of 128 KiB and more are mappings, given back at once.)
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets two numbers of the allocator's; the process has one thread.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
-    }
 }

@@ -251,7 +251,7 @@ impl Served {
 pub fn serve_pair(service: &Service, limits: Limits) -> (UnixStream, tokio::task::JoinHandle<Result<(), ipc::Error>>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let store = service.store(Peer::of(&theirs).unwrap());
-    (ours, tokio::task::spawn_local(ipc::serve_link(theirs.into(), limits, store)))
+    (ours, tokio::task::spawn_local(ipc::serve_link(ipc::LinkSocket::new(theirs.into()).unwrap(), limits, store)))
 }
 
 pub fn connect_pair(service: &Service, limits: Limits) -> (Connection, kernel_store::Client) {
