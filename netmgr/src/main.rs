@@ -22,7 +22,6 @@ mod worker;
 use std::{
     os::fd::{AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Duration,
 };
 
@@ -53,15 +52,13 @@ struct Arguments {
     confinement: Policy,
 }
 
-fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-            eprintln!("netmgr: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
-            ExitCode::FAILURE
-        }
+fn main() {
+    let served = run(&Arguments::parse());
+    if let Err(error) = &served {
+        let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+        eprintln!("netmgr: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
     }
+    confine::exit(served.is_err().into())
 }
 
 /// Why netmgr could not start, or ended.
@@ -79,6 +76,8 @@ enum Failure {
     Serve(#[from] ipc::Error),
     #[error("Cannot confine netmgr")]
     Confine(#[from] confine::Error),
+    #[error("Cannot go on, as the thread that manages the network has panicked; report the line above as a defect")]
+    Panicked,
     #[error("Cannot start the runtime")]
     Runtime(#[source] std::io::Error),
 }
@@ -97,21 +96,28 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Phase 2: narrow.
     let confined = sandbox::confine(arguments.confinement, &keep)?;
     let (worker, inbox) = worker::queue();
-    confined.spawn("worker", &sandbox::worker(), move || inbox.run(manager))?;
+    let runtime = ipc::Runtime::new().map_err(Failure::Runtime)?;
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    confined.spawn("worker", &sandbox::worker(), move || {
+        let _ended = ended;
+        inbox.run(manager);
+    })?;
     confined.enter(&sandbox::rpc())?;
     let lane = Lane::new();
     let serve = ipc::serve(endpoint, lane.clone(), Limits::default(), arguments.idle_exit.map(Duration::from_secs), {
         let worker = worker.clone();
         move |peer| Host::bootstrap(&worker, &lane, own, peer)
     });
-    ipc::run(async {
-        let outcome = serve.await;
+    runtime.run(async {
+        let outcome = tokio::select! {
+            outcome = serve => outcome,
+            // This side has a handle, so it can only have panicked.
+            _ = end => return Err(Failure::Panicked),
+        };
         // What the last connection's end has released is off the host before netmgr is.
         let _ = worker.ask(|_| Ok(())).await;
-        outcome
+        Ok(outcome?)
     })
-    .map_err(Failure::Runtime)??;
-    Ok(())
 }
 
 fn endpoint(arguments: &Arguments) -> Result<Endpoint, Failure> {

@@ -1,10 +1,50 @@
 //! What `volt`'s own threads may ask of the kernel once they listen to others.
 
-use confine::{Filter, base};
+use confine::{Filter, Rule, base};
+
+/// To wait, to panic and to end, for a thread that also starts programs, or ends by itself: memory in every way that a
+/// program may ask for it before it confines itself, but never executable.
+pub fn exit() -> Filter {
+    let not_executable = || vec![Rule::masked_eq(2, libc::PROT_EXEC as u64, 0)];
+    Filter::new("exit")
+        .with(&base::exit())
+        .with(&base::heap())
+        .with(&base::timed_wait())
+        .with(&base::close())
+        .allow_if(libc::SYS_mmap, not_executable())
+        .allow_if(libc::SYS_mprotect, not_executable())
+        .allow(&[
+            libc::SYS_munmap,
+            libc::SYS_mremap,
+            libc::SYS_madvise,
+            libc::SYS_sched_yield,
+            libc::SYS_rt_sigreturn,
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_sigaltstack,
+            libc::SYS_gettid,
+            libc::SYS_exit,
+        ])
+}
+
+/// A runtime that is made under the filter.
+fn tokio() -> Filter {
+    Filter::new("tokio").with(&exit()).with(&base::tokio()).allow(&[
+        libc::SYS_epoll_create1,
+        libc::SYS_eventfd2,
+        libc::SYS_getrandom,
+        libc::SYS_getsockopt,
+        libc::SYS_fcntl,
+        libc::SYS_ioctl,
+        libc::SYS_read,
+        libc::SYS_readv,
+        libc::SYS_write,
+        libc::SYS_writev,
+    ])
+}
 
 /// A short command: talks over the links that it has.
 pub fn client() -> Filter {
-    Filter::new("client").with(&base::tokio()).with(&lane())
+    Filter::new("client").with(&tokio()).with(&lane())
 }
 
 /// What a refusal on the fd lane says, it says of this user.
@@ -18,7 +58,7 @@ fn lane() -> Filter {
 /// memory, namespaces, mounts, modules, keys, bpf, io_uring, userfaultfd, perf.
 pub fn supervisor() -> Filter {
     Filter::new("supervisor")
-        .with(&base::tokio())
+        .with(&tokio())
         .with(&base::listener())
         .with(&lane())
         .with(&start())

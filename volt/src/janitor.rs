@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use confine::{Filter, Policy, Sandbox, base};
+use confine::{Filter, Policy, Sandbox};
 use ipc::{Code, Fault};
 
 use crate::{
@@ -162,7 +162,7 @@ fn run(wait: &OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, policy: Poli
     let own: Vec<Own> = own.collect();
     let sandbox = Sandbox::new("volt-janitor", policy).keep_fd(wait.as_raw_fd()).keep_fd(runtime.as_raw_fd());
     let confined = sandbox.allow_dir_rw(&paths.vms()).confine().map_err(fault)?;
-    let filter = Filter::new("janitor").with(&base::exit()).with(&filters::unlink()).with(&filters::lock());
+    let filter = Filter::new("janitor").with(&filters::exit()).with(&filters::unlink()).with(&filters::lock());
     let _narrow = confined.enter(&filter.allow(&[libc::SYS_read, libc::SYS_close])).map_err(fault)?;
     read(wait, &mut [0u8; 1]);
     let _lock = lock(runtime, &paths.runtime)?;

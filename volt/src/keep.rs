@@ -9,7 +9,7 @@ use std::{
     process::ExitCode,
 };
 
-use confine::{Child, Filter, Policy, Sandbox, Spawn, base};
+use confine::{Child, Filter, Policy, Sandbox, Spawn};
 use ipc::{Code, Endpoint, Fault};
 use rustix::event::{PollFd, PollFlags};
 
@@ -113,7 +113,7 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<(Service, OwnedFd, OwnedFd)
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
     }
     let confined = sandbox.confine().map_err(fault)?;
-    let filter = Filter::new("keeper").with(&base::exit()).with(&filters::poll()).with(&filters::unlink());
+    let filter = Filter::new("keeper").with(&filters::exit()).with(&filters::poll()).with(&filters::unlink());
     let filter = filter.with(&filters::lock()).allow(&[
         libc::SYS_wait4,
         libc::SYS_close,
