@@ -104,6 +104,8 @@ pub fn run(config: Config) -> Result<(), Error> {
     let why = "is not a connected Unix socket of type SOCK_STREAM";
     let wrong = |_| Error::Descriptor { argument: "--control-fd".into(), fd, why };
     let link = ipc::LinkSocket::new(machine.control).map_err(wrong)?;
+    // vCPU threads never end, so what they stand on lasts as long as the process.
+    std::mem::forget((machine._vm, machine._ram));
     let narrow = confined.enter(&control::filter())?;
     let control = Control {
         link,

@@ -33,6 +33,8 @@ const AT_IGNORE: u64 = 1;
 const MOST_INSTRUCTIONS: usize = 4096;
 /// How long a waiting process is left in peace, and then stopped, to see it resume its wait.
 const PAUSE: Duration = Duration::from_millis(3);
+/// How long its other threads are held up meanwhile, so that what it waits for does not come.
+const HOLD: Duration = Duration::from_millis(12);
 /// How often one process is stopped at most.
 const POKES: u32 = 8;
 
@@ -77,6 +79,8 @@ struct Thread {
     filters: Vec<Rc<Installed>>,
     /// What it is about to install.
     installing: Option<Rc<Installed>>,
+    /// Its process.
+    process: i32,
 }
 
 struct Tracer<'a> {
@@ -87,6 +91,10 @@ struct Tracer<'a> {
     early: HashSet<i32>,
     pokes: HashMap<i32, u32>,
     poker: Sender<i32>,
+    /// Until when threads of a process are held up, but for the one that waits.
+    holds: HashMap<i32, (Instant, i32)>,
+    /// Those that stand still for it, with the signal that each is to get.
+    held: Vec<(i32, i32, Instant)>,
 }
 
 /// Runs `command` to its end, and adds what the programs named in `programs` did to `seen`.
@@ -99,7 +107,16 @@ pub fn run(command: &Command, programs: &[&str], seen: &mut Seen, limit: Duratio
     let (poker, poked) = channel();
     let pokes = thread::spawn(move || poked.iter().for_each(stop_and_continue));
     let threads = HashMap::from([(pid, Thread::default())]);
-    let mut tracer = Tracer { programs, seen, threads, early: HashSet::new(), pokes: HashMap::new(), poker };
+    let mut tracer = Tracer {
+        programs,
+        seen,
+        threads,
+        early: HashSet::new(),
+        pokes: HashMap::new(),
+        poker,
+        holds: HashMap::new(),
+        held: Vec::new(),
+    };
     // Now it is watched, it may begin.
     drop(child.stdin.take().map(|mut gate| gate.write_all(b"\n")));
     let status = tracer.follow(pid, Instant::now() + limit);
@@ -155,8 +172,16 @@ impl Tracer<'_> {
     /// Lets everything run until process `first` has ended.
     fn follow(&mut self, first: i32, deadline: Instant) -> Result<Stop> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let (tid, stop) = tracee::next(left).context("It did not end in time")?;
+            let now = Instant::now();
+            let due = self.held.iter().map(|(_, _, until)| *until).min().unwrap_or(deadline);
+            let (tid, stop) = match tracee::next(due.saturating_duration_since(now)) {
+                Err(error) if error.kind() == std::io::ErrorKind::TimedOut && now < deadline => {
+                    self.release(Instant::now());
+                    continue;
+                }
+                next => next.context("It did not end in time")?,
+            };
+            self.release(now);
             match stop {
                 Stop::Exited(_) | Stop::Killed(_) => {
                     self.threads.remove(&tid);
@@ -167,6 +192,13 @@ impl Tracer<'_> {
                 }
                 _ => self.stopped(tid, stop)?,
             }
+        }
+    }
+
+    /// Lets those go on whose hold is over.
+    fn release(&mut self, now: Instant) {
+        for (tid, signal, _) in self.held.extract_if(.., |(_, _, until)| *until <= now).collect::<Vec<_>>() {
+            self.go_on(tid, signal);
         }
     }
 
@@ -193,7 +225,8 @@ impl Tracer<'_> {
         let mut signal = 0;
         match stop {
             Stop::New(child) => {
-                let like = self.threads.get(&tid).cloned().unwrap_or_default();
+                let mut like = self.threads.get(&tid).cloned().unwrap_or_default();
+                like.process = status(child, "Tgid").and_then(|process| process.parse().ok()).unwrap_or(child);
                 self.threads.insert(child, like);
                 if self.early.remove(&child) {
                     self.go_on(child, 0);
@@ -215,7 +248,12 @@ impl Tracer<'_> {
             }
             Stop::Interrupted | Stop::Exited(_) | Stop::Killed(_) => {}
         }
-        self.go_on(tid, signal);
+        match self.threads.get(&tid).and_then(|thread| self.holds.get(&thread.process)) {
+            Some((until, waiting)) if *waiting != tid && *until > Instant::now() && stop == Stop::Syscall => {
+                self.held.push((tid, signal, *until));
+            }
+            _ => self.go_on(tid, signal),
+        }
         Ok(())
     }
 
@@ -230,7 +268,8 @@ impl Tracer<'_> {
         if program.is_some() {
             let _left_as_it_is = hide_vdso(tracee);
         }
-        self.threads.entry(tid).or_default().program = program;
+        let thread = self.threads.entry(tid).or_default();
+        (thread.program, thread.process) = (program, tid);
     }
 
     fn syscall(&mut self, tracee: &Tracee) -> Result<()> {
@@ -262,11 +301,13 @@ impl Tracer<'_> {
     }
 
     fn poke(&mut self, tid: i32) {
-        let Some(pid) = status(tid, "Tgid").and_then(|pid| pid.parse().ok()) else { return };
-        let pokes = self.pokes.entry(pid).or_default();
-        if *pokes < POKES {
+        let Some(process) = self.threads.get(&tid).map(|thread| thread.process) else { return };
+        let pokes = self.pokes.entry(process).or_default();
+        let now = Instant::now();
+        if *pokes < POKES && self.holds.get(&process).is_none_or(|(until, _)| *until < now) {
             *pokes += 1;
-            let _ = self.poker.send(pid);
+            self.holds.insert(process, (now + HOLD, tid));
+            let _ = self.poker.send(process);
         }
     }
 }
