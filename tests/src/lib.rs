@@ -6,4 +6,8 @@ pub mod cpio;
 pub mod demo;
 pub mod leftovers;
 pub mod namespaces;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod syscalls;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod tracee;
 pub mod volt;
