@@ -23,15 +23,14 @@ pub fn heap() -> Filter {
 }
 
 /// To allocate large blocks, with [`Heap::Mapping`](crate::Heap::Mapping), beside [`heap`]. Memory that is neither a
-/// file's nor executable.
+/// file's nor executable. (For large blocks that grow add `mremap`.)
 pub fn blocks() -> Filter {
     let kind = (libc::MAP_TYPE | libc::MAP_ANONYMOUS) as u64;
     let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
     let writable = Rule::eq(2, (libc::PROT_READ | libc::PROT_WRITE) as u32);
-    Filter::new("blocks").allow_if(libc::SYS_mmap, vec![writable.and(Rule::masked_eq(3, kind, private))]).allow(&[
-        libc::SYS_munmap,
-        libc::SYS_mremap, // realloc
-    ])
+    Filter::new("blocks")
+        .allow_if(libc::SYS_mmap, vec![writable.and(Rule::masked_eq(3, kind, private))])
+        .allow(&[libc::SYS_munmap])
 }
 
 /// To ask for the time, where the vDSO cannot tell it (an unstable TSC, an emulated CPU).

@@ -9,13 +9,17 @@ use std::io::Write;
 pub enum Heap {
     /// One piece that grows as it has to, and stays: [`base::heap`](crate::base::heap).
     Growing,
-    /// The same, and blocks of 128 KiB and more are mapped one by one and given back when they are freed:
+    /// The same, and blocks of 4 MiB and more are mapped one by one and given back when they are freed:
     /// [`base::heap`](crate::base::heap) and [`base::blocks`](crate::base::blocks).
     Mapping,
     /// So many bytes, reserved now, of which untouched ones cost nothing: no call at all. What needs more ends the
     /// process.
     Reserved(usize),
 }
+
+/// What [`Heap::Mapping`] maps.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 4 << 20;
 
 /// Settles it. Nothing that was allocated before may be larger than 128 KiB.
 pub(crate) fn settle(heap: Heap) {
@@ -43,7 +47,11 @@ fn settle_allocator(heap: Heap) {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         // Before it gives back the end of the heap, it reads a file.
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
-        if heap != Heap::Mapping {
+        // As much as is needed and no more at a time: which thread asks is then no matter of chance.
+        libc::mallopt(libc::M_TOP_PAD, 0);
+        if heap == Heap::Mapping {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        } else {
             libc::mallopt(libc::M_MMAP_MAX, 0);
         }
         if let Heap::Reserved(bytes) = heap {

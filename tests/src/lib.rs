@@ -13,3 +13,4 @@ pub mod syscalls;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod tracee;
 pub mod volt;
+pub mod workspace;

@@ -36,7 +36,7 @@ const NAMES: &[(libc::c_long, &str)] = names![
     SYS_setgid "setgid" SYS_setgroups "setgroups" SYS_setns "setns" SYS_setpgid "setpgid" SYS_setresgid "setresgid"
     SYS_setresuid "setresuid" SYS_setsid "setsid" SYS_setsockopt "setsockopt" SYS_setuid "setuid"
     SYS_shutdown "shutdown" SYS_sigaltstack "sigaltstack" SYS_socket "socket" SYS_socketpair "socketpair"
-    SYS_stat "stat" SYS_statx "statx" SYS_sysinfo "sysinfo" SYS_tgkill "tgkill" SYS_timerfd_create "timerfd_create"
+    SYS_stat "stat" SYS_statx "statx" SYS_sysinfo "sysinfo" SYS_tgkill "tgkill" SYS_time "time" SYS_timerfd_create "timerfd_create"
     SYS_timerfd_settime "timerfd_settime" SYS_umask "umask" SYS_umount2 "umount2" SYS_uname "uname"
     SYS_unlink "unlink" SYS_unlinkat "unlinkat" SYS_unshare "unshare" SYS_wait4 "wait4" SYS_waitid "waitid"
     SYS_write "write" SYS_writev "writev"
