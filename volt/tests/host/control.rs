@@ -149,7 +149,7 @@ fn define_pool_by_any_means(socket: &OwnedFd, name: &str) {
             call.set_interface_id(ipam::Client::TYPE_ID);
             call.set_method_id(0);
             target(call.reborrow().init_target());
-            let config = format!(r#"{{"network":"{name}","subnet":"10.99.0.0/24"}}"#);
+            let config = format!(r#"{{"network":"{name}","subnet":"10.{}.0.0/24"}}"#, 100 + name.len());
             let params = call.init_params().init_content();
             params.init_as::<ipam::define_pool_params::Builder<'_>>().set_config(&config);
         });
