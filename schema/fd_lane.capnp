@@ -30,12 +30,15 @@ const statusOk :UInt8 = 0;
 const statusBadToken :UInt8 = 1;
 # The token is unknown, was used, has expired, goes the other way, or was made for another user.
 const statusExhausted :UInt8 = 2;
-# This user has `maxTokensPerUser` descriptors waiting; redeem some or let them expire.
+# This process has `maxTokensPerProcess` descriptors waiting, or this user `maxTokensPerUser`; redeem some or let them expire.
 
 const tokenLength :UInt8 = 16;
 # Bytes.
 const tokenLifetimeSeconds :UInt16 = 30;
 const maxTokensPerUser :UInt16 = 64;
+# Root is exempt: its processes count one by one.
+const maxTokensPerProcess :UInt16 = 16;
+# As the kernel tells processes apart (SO_PEERCRED); those of another pid namespace count as their user's only.
 
 struct FdToken {
   # Names one file descriptor that waits on the lane of the connection this message travels on.
