@@ -1,8 +1,9 @@
 //! Cap'n Proto vats over Unix sockets: how Volt's programs talk to one another.
 //!
 //! Principles:
-//! * *A capability is the authority.* A peer gets the bootstrap capability it is given, and nothing by name. Who may connect at all is
-//!   said once ([`Clients`]); [`Peer`] (SO_PEERCRED) comes to the bootstrap function, and goes into the objects that need it.
+//! * *A capability is the authority.* A peer gets the bootstrap capability it is given, once, and nothing by name; it can let go of it for
+//!   good ([`Connection::narrow`]). Who may connect at all is said in one place ([`Clients`]); [`Peer`] (SO_PEERCRED) comes to the bootstrap
+//!   function, and goes into the objects that need it.
 //! * *Releasing is `Drop`.* When a peer releases a capability, or goes, the server object behind it is dropped. Its `Drop` gives back what it stood for ([`Actor::tell`]).
 //! * *A change never stops half-way.* A call that is cancelled is cut off at its next await; what must not be cut off runs in an [`Actor`].
 //! * *Nobody waits for ever.* [`Connection::call`] ends by its deadline and at the connection's end. Everything within this crate has a deadline.

@@ -324,6 +324,8 @@ async fn prepare(
         }
     };
     let (kernel, attached) = futures::join!(resources::kernel(&services.kernels, opened.kernel), attach);
+    // Before anything runs that a guest could take over.
+    services.narrow();
     attached?;
     let mut cmdline = config.cmdline.clone();
     let addresses: Vec<_> = cards.iter().filter_map(|card| card.address.as_ref()).collect();
