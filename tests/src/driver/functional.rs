@@ -18,6 +18,7 @@ use volt_tests::{
 use crate::{
     doctor,
     report::{Report, Steps},
+    walls,
 };
 
 /// A guest boots in 10 to 20 s here; two at once take their time, and the first one unpacks a kernel.
