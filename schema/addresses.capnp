@@ -5,7 +5,8 @@
 # anybody holds it, and survives every restart.
 
 interface Ipam {
-  # Holding this allows defining and using every pool. Bootstrap capability of `ipamd`.
+  # Holding this allows defining and using every pool. Bootstrap capability of `ipamd` for root, for the user ipamd runs as, and for the one it was
+  # started for (--owner). A connection gets it once: who releases it keeps what came of it, and no more.
 
   definePool @0 (config :Text) -> (pool :Pool);
   # `config` is a JSON text (64 KiB at most):
@@ -57,7 +58,8 @@ struct PoolInfo {
 }
 
 interface Allocator {
-  # Holding this allows taking addresses from one pool, up to a number.
+  # Holding this allows taking addresses from one pool, up to a number, for workloads of any name: also one that an address is reserved for. Who is to
+  # have one workload's address gets its `Lease`.
 
   allocate @0 (workload :Text) -> (lease :Lease);
   # The address for a workload: the one that is reserved for it, else the one it held before if its grace period runs, else a free one.

@@ -47,7 +47,7 @@ enum Code {
   # The capability was revoked, or the object behind it has been released.
 
   badToken @10;
-  # A file descriptor token is unknown, was used before, has expired, or was made for another user.
+  # A file descriptor token is unknown, was used before, has expired, goes the other way, or was made for another user.
 
   conflict @11;
   # Something on the host that Volt does not own stands in the way (a foreign interface of that name, say). It is left as it is.

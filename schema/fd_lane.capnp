@@ -18,7 +18,9 @@
 # A client that wants to pass a descriptor deposits it, and gives the token it gets to the RPC method that asks for one.
 # A client that is given a token by an RPC method claims the descriptor with it.
 #
-# A token is 128 random bits. It is good once, for `tokenLifetimeSeconds`, and only for the user (SO_PEERCRED) it was made for.
+# A token is 128 random bits. It is good once, for `tokenLifetimeSeconds`, only for the user (SO_PEERCRED) it was made for, only at this vat, and
+# only the way it goes: one from a deposit cannot be claimed, and one to claim cannot be given to a method that takes a descriptor.
+# The lane is open to those who may connect to the vat, and to nobody else.
 # A packet of any other length, with a surplus descriptor, or with truncated ancillary data ends the lane; every descriptor in it is closed.
 
 const opDeposit :UInt8 = 1;
@@ -26,14 +28,17 @@ const opClaim :UInt8 = 2;
 
 const statusOk :UInt8 = 0;
 const statusBadToken :UInt8 = 1;
-# The token is unknown, was used, has expired, or was made for another user.
+# The token is unknown, was used, has expired, goes the other way, or was made for another user.
 const statusExhausted :UInt8 = 2;
-# This user has `maxTokensPerUser` descriptors waiting; redeem some or let them expire.
+# This process has `maxTokensPerProcess` descriptors waiting, or this user `maxTokensPerUser`; redeem some or let them expire.
 
 const tokenLength :UInt8 = 16;
 # Bytes.
 const tokenLifetimeSeconds :UInt16 = 30;
 const maxTokensPerUser :UInt16 = 64;
+# Root is exempt: its processes count one by one.
+const maxTokensPerProcess :UInt16 = 16;
+# As the kernel tells processes apart (SO_PEERCRED); those of another pid namespace count as their user's only.
 
 struct FdToken {
   # Names one file descriptor that waits on the lane of the connection this message travels on.

@@ -7,8 +7,8 @@
 using Net = import "network.capnp";
 
 interface Host {
-  # Holding this allows making networks and tenants on this host: the owner's authority. Bootstrap capability of `netmgr` for root and for the
-  # user netmgr runs as.
+  # Holding this allows making networks and tenants on this host: the owner's authority. Bootstrap capability of `netmgr` for root, for the user
+  # netmgr runs as, and for the one it was started for (--owner). A connection gets it once: who releases it keeps what came of it, and no more.
 
   defineNetwork @0 (config :Net.NetworkConfig) -> (network :Net.Network);
   # Makes the network, or adopts it: a bridge of that name that carries Volt's mark is brought to `config`, one that does not is

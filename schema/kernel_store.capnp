@@ -5,7 +5,8 @@ using FdLane = import "fd_lane.capnp";
 
 interface KernelStore {
   # Holding this allows importing kernels, and opening and removing every kernel in the store.
-  # Bootstrap capability of `kernel-store`.
+  # Bootstrap capability of `kernel-store` for root, for the user it runs as, and for the one it was started for (--owner). A connection gets it
+  # once: who releases it keeps what came of it, and no more.
 
   import @0 (image :FdLane.FdToken, name :Text) -> (kernel :Kernel);
   # Reads the kernel image behind `image` (a regular file open for reading: a Linux bzImage whose payload is packed with gzip, xz, lz4 or zstd,

@@ -15,7 +15,7 @@ struct NetworkConfig {
 }
 
 interface Network {
-  # Holding this allows looking at one network and making ports on it, without a tenant's name but within a quota.
+  # Holding this allows looking at one network and all of its ports, and making factories on it, each with a quota of its own, without a tenant's name.
 
   info @0 () -> (info :NetworkInfo);
 
@@ -32,7 +32,8 @@ struct NetworkInfo {
 }
 
 interface PortFactory {
-  # Holding this allows attaching workloads to one network, up to a number of ports.
+  # Holding this allows attaching workloads to one network, up to a number of ports at one time: for all who hold it together, and over all
+  # factories of one tenant.
 
   createTap @0 (workload :Text, mac :Data) -> (port :Port);
   # A TAP interface on the bridge for the workload of that name (1 to 63 bytes of [a-z0-9-], such as "vm-web"). The interface is called

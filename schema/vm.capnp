@@ -3,7 +3,8 @@
 
 interface Vm {
   # Holding this allows starting, watching and stopping one VM. It leads neither to the VM's memory nor to its devices.
-  # Bootstrap capability of `vmm-core` on its control link, and of `volt run` on /run/volt-vmm/vms/NAME.sock.
+  # Bootstrap capability of `vmm-core` on its control link, and of `volt run` on /run/volt-vmm/vms/NAME.sock for root and whoever started the VM.
+  # A connection gets it once.
   # When the control link of `vmm-core` ends, the VM ends with it.
 
   start @0 () -> ();

@@ -3,6 +3,8 @@
 mod common;
 #[path = "../../ipc/tests/common/handed.rs"]
 mod handed;
+#[path = "../../ipc/tests/common/storm.rs"]
+mod storm;
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -14,7 +16,7 @@ use common::*;
 use handed::{hand_over, knows_only};
 use ipc::{Code, Connection};
 use schema::addresses_capnp::lease_info::State;
-use schema::addresses_capnp::{allocator, lease, pool, reservation};
+use schema::addresses_capnp::{allocator, ipam, lease, pool, reservation};
 
 const OTHER: &str = r#"{"network":"volt1","subnet":"10.43.0.0/24"}"#;
 
@@ -242,4 +244,25 @@ fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
         chown(&state, Some(0), None).unwrap();
     }
     drop(Service::start(dir.path()));
+}
+
+#[test]
+fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    let mut command = command(dir.path());
+    command.stderr(std::fs::File::create(&said).unwrap());
+    let mut service = Service::of(command.spawn().unwrap(), dir.path().join("ipamd.sock"));
+    run(async {
+        let owner = service.connect().await;
+        let pool = owner.define(OTHER).await.unwrap();
+        let lease = owner.allocate(&owner.allocator(&pool, 1).await.unwrap(), "vm-mine").await.unwrap();
+        let before = owner.info(&lease).await.unwrap();
+        storm::storm(&service.socket, ipam::Client::TYPE_ID, 300);
+        assert!(owner.networks().await.contains(&"volt0".into()), "none of it made sense");
+        assert_eq!(owner.info(&lease).await.unwrap(), before);
+    });
+    assert_eq!(service.process.try_wait().unwrap(), None);
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(!said.contains("panicked"), "{said}");
 }

@@ -7,6 +7,7 @@ const UNMAPPED: u32 = 65_534;
 
 /// Root, and the users that are named: whoever else connects is refused, on the RPC socket and on the fd lane.
 ///
+/// Numbers are those of this process's user namespace: in one of its own, the host's root is a stranger unless it is mapped there.
 /// What a connected socket allows goes with its descriptor: whoever is *handed* one speaks as the user who connected it.
 #[derive(Clone, Debug)]
 pub struct Clients(Vec<u32>);

@@ -65,7 +65,7 @@ pub(crate) fn too_many_tokens(uid: u32) -> Fault {
     Fault::new(
         Code::Exhausted,
         "keep a descriptor on the fd lane",
-        format!("{} wait for user {uid} already", wire::MAX_TOKENS_PER_USER),
+        format!("as many as may wait already for user {uid} or this process of it"),
         "Redeem some, or ask again in 30 s",
     )
 }
@@ -83,6 +83,7 @@ enum To {
 struct Waiting {
     fd: OwnedFd,
     uid: u32,
+    pid: i32,
     to: To,
     until: Instant,
 }
@@ -97,6 +98,16 @@ impl Table {
     fn expire(&mut self) {
         let now = Instant::now();
         self.waiting.retain(|_, entry| entry.until > now);
+    }
+
+    /// Every VM that root runs is a process of root's: none of them may take the place of all, so root's processes count one by one.
+    /// A process of another pid namespace (0) cannot be told from others there.
+    fn is_full_for(&self, peer: Peer) -> bool {
+        let of_user = || self.waiting.values().filter(|entry| entry.uid == peer.uid);
+        let of_process = of_user().filter(|entry| entry.pid == peer.pid).count();
+        let per_process = usize::from(wire::MAX_TOKENS_PER_PROCESS).min(self.per_user);
+        (peer.pid != 0 && of_process >= per_process)
+            || ((peer.uid != 0 || peer.pid == 0) && of_user().count() >= self.per_user)
     }
 }
 
@@ -114,7 +125,7 @@ impl Default for Lane {
 }
 
 impl Lane {
-    /// An empty table with the limits of `schema/fd_lane.capnp`: a token is good for 30 s, 64 may wait per user.
+    /// An empty table with the limits of `schema/fd_lane.capnp`: a token is good for 30 s, 16 may wait per process and 64 per user.
     pub fn new() -> Lane {
         Lane::with_limits(Duration::from_secs(wire::TOKEN_LIFETIME_SECONDS.into()), wire::MAX_TOKENS_PER_USER.into())
     }
@@ -149,11 +160,11 @@ impl Lane {
         let token = Token::random()?;
         let mut table = self.table.borrow_mut();
         table.expire();
-        if table.waiting.values().filter(|entry| entry.uid == peer.uid).count() >= table.per_user {
+        if table.is_full_for(peer) {
             return Err(too_many_tokens(peer.uid));
         }
         let until = Instant::now() + table.lifetime;
-        table.waiting.insert(token, Waiting { fd, uid: peer.uid, to, until });
+        table.waiting.insert(token, Waiting { fd, uid: peer.uid, pid: peer.pid, to, until });
         self.added.notify_one();
         Ok(token)
     }
@@ -239,13 +250,33 @@ mod tests {
     }
 
     #[test]
-    fn a_user_has_sixty_four_descriptors_waiting_and_the_next_is_refused_until_one_is_redeemed() {
+    fn a_process_has_sixteen_descriptors_waiting_and_the_next_is_refused_until_one_is_claimed() {
         let lane = Lane::new();
-        let tokens: Vec<Token> = (0..64).map(|_| lane.offer(fd(), ALICE).unwrap()).collect();
+        let tokens: Vec<Token> = (0..16).map(|_| lane.offer(fd(), ALICE).unwrap()).collect();
         assert_eq!(lane.offer(fd(), ALICE).unwrap_err().code, Code::Exhausted);
+        assert_eq!(lane.deposit(fd(), ALICE).unwrap_err().code, Code::Exhausted);
         lane.offer(fd(), BOB).unwrap();
+        lane.offer(fd(), Peer { pid: 2, ..ALICE }).unwrap();
         lane.claim(tokens[0].as_bytes(), ALICE).unwrap();
         lane.offer(fd(), ALICE).unwrap();
+    }
+
+    #[test]
+    fn a_user_has_sixty_four_over_all_its_processes_and_roots_processes_count_one_by_one() {
+        let lane = Lane::new();
+        let fill = |uid: u32, pid: i32| {
+            let peer = Peer { uid, gid: 0, pid };
+            (0..16).map(|_| lane.offer(fd(), peer).map(drop)).find(Result::is_err)
+        };
+        assert!((1..=4).all(|pid| fill(1000, pid).is_none()));
+        assert!(fill(1000, 5).is_some());
+        assert!((1..=6).all(|pid| fill(0, pid).is_none()));
+        // Of those that cannot be told apart.
+        assert!((0..4).all(|_| fill(1001, 0).is_none()));
+        assert!(fill(1001, 0).is_some());
+        let lane = Lane::new();
+        let unseen = Peer { uid: 0, gid: 0, pid: 0 };
+        assert_eq!((0..65).filter(|_| lane.offer(fd(), unseen).is_ok()).count(), 64);
     }
 
     #[test]

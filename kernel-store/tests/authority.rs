@@ -3,6 +3,8 @@
 mod common;
 #[path = "../../ipc/tests/common/handed.rs"]
 mod handed;
+#[path = "../../ipc/tests/common/storm.rs"]
+mod storm;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
@@ -12,7 +14,7 @@ use common::images::*;
 use common::*;
 use handed::{hand_over, knows_only};
 use ipc::{Code, Connection};
-use schema::kernel_store_capnp::kernel;
+use schema::kernel_store_capnp::{kernel, kernel_store};
 
 /// One end of a link that leads to what was handed over.
 fn client(connection: Connection) -> Client {
@@ -127,4 +129,23 @@ fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
         chown(&state, Some(0), None).unwrap();
     }
     drop(Service::start(dir.path()));
+}
+
+#[test]
+fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = dir.path().join("said");
+    let mut command = command(dir.path());
+    command.stderr(std::fs::File::create(&said).unwrap());
+    let mut service = Service::of(command.spawn().unwrap(), dir.path().join("ks.sock"));
+    run(async {
+        let owner = service.connect().await;
+        let mine = owner.import(&kernel(1), "mine").await.unwrap();
+        storm::storm(&service.socket, kernel_store::Client::TYPE_ID, 300);
+        assert_eq!(content(&owner.open(&mine).await.unwrap()), kernel(1));
+        assert_eq!(owner.list().await.len(), 1);
+    });
+    assert_eq!(service.process.try_wait().unwrap(), None);
+    let said = std::fs::read_to_string(said).unwrap();
+    assert!(!said.contains("panicked"), "{said}");
 }

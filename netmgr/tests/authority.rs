@@ -4,6 +4,8 @@
 mod common;
 #[path = "../../ipc/tests/common/handed.rs"]
 mod handed;
+#[path = "../../ipc/tests/common/storm.rs"]
+mod storm;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -12,7 +14,7 @@ use common::*;
 use handed::{hand_over, knows_only};
 use ipc::{Code, Connection, Fault};
 use schema::{
-    host_capnp::tenant,
+    host_capnp::{host, tenant},
     network_capnp::{network, port, port_factory},
 };
 
@@ -225,5 +227,29 @@ fn an_owner_is_served_beside_root_and_its_neighbours_are_not() {
         assert!(interfaces().is_empty());
         assert_eq!(define(OWNER), None);
         assert_eq!(define(0), None);
+    });
+}
+
+#[test]
+fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold() {
+    in_own_network(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let said = dir.path().join("said");
+        let mut netmgr = Netmgr::start_with(|command| _ = command.stderr(fs::File::create(&said).unwrap()));
+        block_on(async {
+            let owner = Client::new(&netmgr).await;
+            let network = owner.define("volt7", "10.47.0.1", 24, 0).await.unwrap();
+            let port = owner.tap(&owner.factory(&network, 1).await.unwrap(), "vm-mine").await.unwrap();
+            storm::storm(&netmgr.socket, host::Client::TYPE_ID, 300);
+            // The kernel numbers interfaces in the order of their making.
+            let next = owner.define("volt8", "10.48.0.1", 24, 0).await.unwrap();
+            let (last, next) = (owner.port(&port).await.unwrap().index, owner.info(&next).await.unwrap().index);
+            assert!(next > last + 1, "none of it made sense");
+            assert_eq!(owner.port(&port).await.unwrap().workload, "vm-mine");
+            owner.fd(&port).await.unwrap();
+        });
+        assert_eq!(netmgr.child.try_wait().unwrap(), None);
+        let said = fs::read_to_string(said).unwrap();
+        assert!(!said.contains("panicked"), "{said}");
     });
 }

@@ -9,5 +9,8 @@ pub mod escape;
 pub mod leftovers;
 pub mod namespaces;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod syscalls;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod tracee;
 pub mod volt;
+pub mod workspace;

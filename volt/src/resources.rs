@@ -42,6 +42,12 @@ impl Services {
         })?;
         Ok(Services { kernels, network: links.next().zip(links.next()) })
     }
+
+    /// Gives up the services themselves: from here on this process holds what it was given, and can ask for nothing more.
+    pub fn narrow(&self) {
+        let network = self.network.iter().flat_map(|(netmgr, ipamd)| [netmgr, ipamd]);
+        network.chain([&self.kernels]).for_each(Connection::narrow);
+    }
 }
 
 /// One network card: the address and the port are ours until released. Half of one, where the other half was refused.

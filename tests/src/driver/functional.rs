@@ -18,6 +18,7 @@ use volt_tests::{
 use crate::{
     doctor,
     report::{Report, Steps},
+    walls,
 };
 
 /// A guest boots in 10 to 20 s here; two at once take their time, and the first one unpacks a kernel.
@@ -95,6 +96,10 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
         ensure!(running("web") && running("db"), "It shows {text:?}");
         Ok(())
     })?;
+    steps.step(
+        "each VM's processes have a user, namespaces, an empty root and a cgroup with limits of their own",
+        || walls::check(&["web", "db"]),
+    )?;
     steps.step("a second VM of the same name is refused and the first one lives on", || {
         let out = volt_tests::volt::finish(volt.boot(&db_files.vm("web", 1)), END)?;
         let text = String::from_utf8_lossy(&out.stderr);
@@ -178,7 +183,8 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
 }
 
 fn nothing_left(volt: &Volt) -> Result<()> {
-    leftovers::none(volt, Allowed::Services, Duration::from_secs(10))
+    leftovers::none(volt, Allowed::Services, Duration::from_secs(10))?;
+    walls::none_left(Duration::from_secs(10))
 }
 
 /// Waits until a guest is up, and returns its address.

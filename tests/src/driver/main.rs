@@ -6,6 +6,7 @@ mod doctor;
 mod functional;
 mod peers;
 mod report;
+mod walls;
 
 use std::{path::Path, time::Duration};
 

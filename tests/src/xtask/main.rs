@@ -15,12 +15,11 @@ mod schema;
 mod sizes;
 mod startup;
 mod test;
-mod workspace;
 
 use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
-use workspace::Workspace;
+use volt_tests::workspace::{self, Workspace};
 
 const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work

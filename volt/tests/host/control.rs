@@ -4,17 +4,26 @@
 mod handed;
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{MetadataExt, PermissionsExt, chown},
+        },
+    },
     path::{Path, PathBuf},
 };
 
 use capnp::traits::HasTypeId;
+use capnp_rpc::rpc_capnp::{message as rpc, message_target};
 use ipc::{Code, Connection};
-use schema::vm_capnp::vm;
+use rustix::net::SocketAddrUnix;
+use schema::{addresses_capnp::ipam, vm_capnp::vm};
 
 use crate::{
-    host::{Host, PATIENCE, Running},
+    host::{Host, PATIENCE, Running, until},
     kernel::{POWEROFF, SPIN},
 };
 
@@ -97,6 +106,79 @@ fn control_socket_leads_to_one_vm_and_to_no_service() {
         host.run(&mut host.volt(&["stop", name, "--grace", "0"])).ok();
         vm.end().ok();
     }
+    host.clean();
+}
+
+/// Duplicates of the RPC sockets that processes of `volt` have connected to services. (A service's socket knows itself by the
+/// name that it had before it listened, so which of the three it leads to is not to be seen.)
+fn stolen(host: &Host) -> Vec<OwnedFd> {
+    let mut found = Vec::new();
+    for pid in host.processes("volt") {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        let Ok(process) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { continue };
+        for number in 3..256 {
+            let copy = rustix::process::pidfd_getfd(&process, number, rustix::process::PidfdGetfdFlags::empty());
+            let Ok(fd) = copy else { continue };
+            let peer =
+                rustix::net::getpeername(&fd).ok().flatten().and_then(|peer| SocketAddrUnix::try_from(peer).ok());
+            let is_service = peer.and_then(|peer| {
+                let path = PathBuf::from(OsStr::from_bytes(peer.path_bytes()?));
+                Some(path.parent() == Some(&host.path("run")))
+            });
+            if is_service == Some(true) && rustix::net::sockopt::socket_type(&fd) == Ok(rustix::net::SocketType::STREAM)
+            {
+                found.push(fd);
+            }
+        }
+    }
+    found
+}
+
+/// Asks `ipamd` on a connection for a pool called `name`: as the answer to each early question, as each low export, and after asking for the
+/// bootstrap capability (again).
+fn define_pool_by_any_means(socket: &OwnedFd, name: &str) {
+    let send = |fill: &dyn Fn(rpc::Builder<'_>)| {
+        let mut message = capnp::message::Builder::new_default();
+        fill(message.init_root());
+        let _ = rustix::io::write(socket, &capnp::serialize::write_message_to_words(&message));
+    };
+    let define = |question: u32, target: &dyn Fn(message_target::Builder<'_>)| {
+        send(&|message| {
+            let mut call = message.init_call();
+            call.set_question_id(question);
+            call.set_interface_id(ipam::Client::TYPE_ID);
+            call.set_method_id(0);
+            target(call.reborrow().init_target());
+            let config = format!(r#"{{"network":"{name}","subnet":"10.{}.0.0/24"}}"#, 100 + name.len());
+            let params = call.init_params().init_content();
+            params.init_as::<ipam::define_pool_params::Builder<'_>>().set_config(&config);
+        });
+    };
+    for id in 0..16 {
+        define(5000 + id, &|target| target.init_promised_answer().set_question_id(id));
+    }
+    send(&|message| message.init_bootstrap().set_question_id(6000));
+    define(6001, &|target| target.init_promised_answer().set_question_id(6000));
+    define(6002, &|mut target| target.set_imported_cap(0));
+}
+
+#[test]
+fn who_takes_the_supervisor_of_a_running_vm_over_has_no_service_to_ask() {
+    let Some(host) = Host::new("who_takes_the_supervisor_of_a_running_vm_over_has_no_service_to_ask") else { return };
+    let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[SPIN])));
+    host.runs("web");
+    let socket = host.path("run/ipamd.sock");
+    let connections = stolen(&host);
+    assert_eq!(connections.len(), 3, "of a VM with a card, one a service");
+    connections.iter().for_each(|connection| define_pool_by_any_means(connection, "stolen"));
+    // The same words on a connection that is new.
+    let own = OwnedFd::from(std::os::unix::net::UnixStream::connect(&socket).unwrap());
+    define_pool_by_any_means(&own, "asked");
+    let listed = || host.run(&mut host.volt(&["network", "list"])).ok().out;
+    until("the pool that was asked for is there", || if listed().contains("asked") { Ok(()) } else { Err(listed()) });
+    assert!(!listed().contains("stolen"), "{}", listed());
+    vm.signal(libc::SIGKILL);
+    assert!(!vm.end().status.success());
     host.clean();
 }
 

@@ -1,0 +1,107 @@
+//! What stands around each VM on a host whose kernel has everything: looked up in /proc and in the cgroups' files.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Where Volt's cgroups are.
+const CGROUPS: &str = "/sys/fs/cgroup/volt-vmm";
+/// The processes of a VM that has a disk and a card, less its supervisor and its janitor.
+const PROGRAMS: [&str; 3] = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"];
+
+/// Checks the VMs of those names, each of which has a disk and a card.
+pub fn check(names: &[&str]) -> Result<()> {
+    let mut users = Vec::new();
+    for name in names {
+        let cgroup = cgroup(name)?;
+        let members = fs::read_to_string(cgroup.join("cgroup.procs")).context("Cannot read the cgroup's processes")?;
+        let (mut programs, mut user, mut namespaces) = (Vec::new(), None, Vec::new());
+        for pid in members.split_whitespace() {
+            let process = Path::new("/proc").join(pid);
+            let exe = fs::read_link(process.join("exe"))?;
+            let program = exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let status = fs::read_to_string(process.join("status"))?;
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.map(str::trim).with_context(|| format!("{program} has no {name}"))
+            };
+            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+                ensure!(
+                    field(set)?.trim_start_matches('0').is_empty(),
+                    "{program} of {name} has {set} {}",
+                    field(set)?
+                );
+            }
+            ensure!(field("NoNewPrivs:")? == "1" && field("Seccomp:")? == "2", "{program} of {name} is not confined");
+            let ids: Vec<&str> = field("Uid:")?.split_whitespace().chain(field("Gid:")?.split_whitespace()).collect();
+            let id = ids.first().copied().unwrap_or_default().to_owned();
+            ensure!(ids.iter().all(|other| *other == id) && id != "0", "{program} of {name} has the ids {ids:?}");
+            ensure!(field("Groups:")?.is_empty(), "{program} of {name} is in the groups {}", field("Groups:")?);
+            ensure!(user.replace(id.clone()).is_none_or(|before| before == id), "{name} has two users");
+            ensure!(
+                fs::read_dir(process.join("root"))?.next().is_none(),
+                "The root of {program} of {name} is not empty"
+            );
+            for kind in ["user", "mnt", "net", "ipc", "uts", "cgroup"] {
+                let (own, first) = (namespace(&process, kind)?, namespace(Path::new("/proc/self"), kind)?);
+                ensure!(own != first, "{program} of {name} is in the host's {kind} namespace");
+            }
+            if PROGRAMS.contains(&program.as_str()) {
+                // The launcher, in the host's, has none of its own: its children have.
+                ensure!(field("NSpid:")?.split_whitespace().last() == Some("1"), "{program} of {name} is not alone");
+                namespaces.push(namespace(&process, "user")?);
+                programs.push(program);
+            }
+        }
+        programs.sort_unstable();
+        let mut expected = PROGRAMS;
+        expected.sort_unstable();
+        ensure!(programs == expected, "In the cgroup of {name} are {programs:?}");
+        namespaces.sort_unstable();
+        namespaces.dedup();
+        ensure!(namespaces.len() == PROGRAMS.len(), "Processes of {name} share a user namespace");
+        for limit in ["memory.max", "pids.max", "cpu.max"] {
+            let value = fs::read_to_string(cgroup.join(limit))?;
+            ensure!(value.starts_with(|first: char| first.is_ascii_digit()), "{limit} of {name} is {value:?}");
+        }
+        users.push(user);
+    }
+    let count = users.len();
+    users.dedup();
+    ensure!(users.len() == count, "VMs share the user {users:?}");
+    Ok(())
+}
+
+/// Waits until no VM has a cgroup.
+pub fn none_left(patience: Duration) -> Result<()> {
+    let end = Instant::now() + patience;
+    loop {
+        let left = cgroups();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!("Cgroups left behind after {} s: {left:?}", patience.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn cgroups() -> Vec<PathBuf> {
+    let entries = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn cgroup(name: &str) -> Result<PathBuf> {
+    let of = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem == name);
+    cgroups().into_iter().find(of).with_context(|| format!("{name} has no cgroup in {CGROUPS}"))
+}
+
+fn namespace(process: &Path, kind: &str) -> Result<PathBuf> {
+    let path = process.join("ns").join(kind);
+    fs::read_link(&path).with_context(|| format!("Cannot read {}", path.display()))
+}
