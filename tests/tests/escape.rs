@@ -27,7 +27,6 @@ const WRITE: &str = "VOLT_WRITE_BLAST_RADIUS";
 const GRANTS: &[(&str, &[&str], &str)] = &[
     ("vmm-core/vcpu", &["KVM_RUN"], "it runs the guest"),
     ("vmm-core/virtio", &["KVM_IRQFD", "KVM_IOEVENTFD"], "it wires queues to backends when the driver is ready"),
-    ("vmm-core/main", "its allocator maps memory; no filter can tell that from a descriptor's"),
     ("vhost-net-backend/main", &["TUNSETOFFLOAD"], "the driver chooses the offloads"),
     ("netmgr/worker", &["TUNSETIFF", "TUNSETVNETHDRSZ"], "it makes TAPs"),
     (
