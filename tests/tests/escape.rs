@@ -76,7 +76,7 @@ const GRANTS: &[(&str, &[&str], &str)] = &[
 fn a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more() -> Result<()> {
     let name = "a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more";
     check(name, || {
-        let findings = report::attack(&programs()?)?;
+        let (findings, said) = report::attack(&programs()?)?;
         let here = Record::new(&findings);
         if let Some(path) = std::env::var_os(WRITE) {
             fs::write(&path, here.to_text()?)?;
@@ -86,6 +86,10 @@ fn a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more() -> Re
         let unused = unused_grants(&findings);
         ensure!(unused.is_empty(), "Granted, but nothing succeeds by it:\n{}", unused.join("\n"));
         if std::env::var_os(WRITE).is_some() {
+            return Ok(());
+        }
+        if let Some(lacks) = said.lines().find(|line| line.contains("runs without Landlock")) {
+            println!("Not compared with what is on record, which was found with every layer: {lacks}");
             return Ok(());
         }
         let known = Record::read(&fs::read_to_string(root().join("tests/blast-radius.json"))?)?;

@@ -22,8 +22,9 @@ pub struct Finding {
     pub result: Result<u64, Held>,
 }
 
-/// Takes over every thread of every program, one after another, and has each try everything.
-pub fn attack(programs: &Path) -> Result<Vec<Finding>> {
+/// Takes over every thread of every program, one after another, and has each try everything. Gives what came of it, and
+/// what `volt run` said of layers that this kernel lacks.
+pub fn attack(programs: &Path) -> Result<(Vec<Finding>, String)> {
     let mut host = Host::start(programs)?;
     let mut findings = Vec::new();
     for target in host.targets()? {
@@ -31,8 +32,9 @@ pub fn attack(programs: &Path) -> Result<Vec<Finding>> {
         let done = attack_from(&host, &target, &mut findings).and_then(|()| host.check());
         done.with_context(|| format!("{}; its VM said: {}", on(), host.said()))?;
     }
+    let said = host.said();
     host.stop()?;
-    Ok(findings)
+    Ok((findings, said))
 }
 
 fn attack_from(host: &Host, target: &Target, findings: &mut Vec<Finding>) -> Result<()> {
