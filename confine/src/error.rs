@@ -48,6 +48,24 @@ pub enum Error {
     /// A capability that was to be kept is not held.
     #[error("Cannot keep {0}: this process does not hold it; start as root, or with it as an ambient capability")]
     CapabilityNotHeld(caps::Capability),
+    /// A directory could not be given to the user that is to have it.
+    #[error("Cannot hand {path} over to user {uid}: it has to be root's or that user's; see who owns it, and chown it")]
+    HandOver {
+        /// The directory.
+        path: PathBuf,
+        /// Who was to have it.
+        uid: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel gives no namespaces.
+    #[error(
+        "Cannot make namespaces: allow them to this user where the host does not: sysctl user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0"
+    )]
+    NoNamespaces(#[source] io::Error),
+    /// No cgroup with limits can be had.
+    #[error("Cannot make a cgroup with limits: {0}")]
+    NoCgroup(String),
     /// One step of the confinement was refused by the kernel.
     #[error("Cannot {tried}: {remedy}")]
     Step {

@@ -16,18 +16,21 @@
 //! Principles: the defaults are the safe ones, so a program lists what it keeps; nothing widens after
 //! [`Confined::enter`]; a layer that the kernel lacks is named, never dropped silently ([`Policy`]).
 //!
-//! May touch: the calling process's own limits, fds, capabilities and filters; [`Spawn`] starts children.
+//! May touch: the calling process's own limits, fds, capabilities, namespaces, user and filters; [`Spawn`] starts children.
 //! Never sees: a byte that a guest or a peer wrote.
 //!
 //! Limits: programs must be started single-threaded; seccomp filters exist for x86_64 and aarch64.
 
 mod capabilities;
+mod cgroup;
 mod child;
 mod confined;
 mod error;
 mod fds;
 mod filter;
+mod identity;
 mod limits;
+mod namespaces;
 mod paths;
 mod policy;
 mod sandbox;
@@ -36,12 +39,15 @@ mod spawn;
 pub mod base;
 
 pub use caps::Capability;
+pub use cgroup::{Cgroup, CgroupLimits};
 pub use child::Child;
 pub use confined::{Confined, JoinHandle, Narrow};
 pub use error::Error;
 pub use fds::inherited;
 pub use filter::{Filter, Rule, Syscall};
+pub use identity::User;
 pub use limits::Limit;
+pub use namespaces::{Root, isolate};
 pub use policy::{Layer, Policy, landlock_abi, missing};
 pub use sandbox::Sandbox;
 pub use spawn::Spawn;

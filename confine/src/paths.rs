@@ -41,7 +41,7 @@ impl Access {
 pub(crate) struct Paths(Vec<PathBeneath<OwnedFd>>);
 
 impl Paths {
-    pub(crate) fn open(paths: &[(PathBuf, Access)]) -> Result<Paths, Error> {
+    pub(crate) fn open(paths: &[(PathBuf, Access)], programs: Vec<OwnedFd>) -> Result<Paths, Error> {
         let open = |(path, access): &(PathBuf, Access)| {
             let failed = |errno: rustix::io::Errno| Error::Path { path: path.clone(), source: errno.into() };
             let fd = fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
@@ -52,7 +52,8 @@ impl Paths {
             }
             Ok(PathBeneath::new(fd, access.rights()))
         };
-        paths.iter().map(open).collect::<Result<_, _>>().map(Paths)
+        let programs = programs.into_iter().map(|fd| Ok(PathBeneath::new(fd, Access::DirExec.rights())));
+        paths.iter().map(open).chain(programs).collect::<Result<_, _>>().map(Paths)
     }
 
     /// Denies all but these paths to this process for good.

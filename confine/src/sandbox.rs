@@ -2,7 +2,7 @@
 //!
 //! Touches the calling process only. Runs before any thread, and before any byte from a guest or a peer.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -10,27 +10,42 @@ use rustix::thread::set_no_new_privs;
 
 use crate::confined::Confined;
 use crate::error::{Error, step};
+use crate::identity::User;
 use crate::limits::{Limit, Limits};
+use crate::namespaces::{self, Root};
 use crate::paths::{Access, Paths};
 use crate::policy::{Layer, Policy, list, missing_when_keeping};
 use crate::{capabilities, fds};
 
 /// What a program keeps. Starts as nothing: no file, no capability, no network, no fd but 0 to 2.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use = "nothing is confined before `confine`"]
 pub struct Sandbox {
     program: &'static str,
     policy: Policy,
     fds: Vec<RawFd>,
     paths: Vec<(PathBuf, Access)>,
+    programs: Vec<OwnedFd>,
     capability: Option<caps::Capability>,
+    root: Option<(Root, bool)>,
+    user: Option<User>,
     limits: Limits,
 }
 
 impl Sandbox {
     /// The safe defaults for `program`, whose name stands before the line about missing layers.
     pub fn new(program: &'static str, policy: Policy) -> Sandbox {
-        Sandbox { program, policy, fds: Vec::new(), paths: Vec::new(), capability: None, limits: Limits::safe() }
+        Sandbox {
+            program,
+            policy,
+            fds: Vec::new(),
+            paths: Vec::new(),
+            programs: Vec::new(),
+            capability: None,
+            root: None,
+            user: None,
+            limits: Limits::safe(),
+        }
     }
 
     /// Keeps an fd open. All others above 2 are closed; keeping one that is not open is an error.
@@ -65,6 +80,39 @@ impl Sandbox {
         self
     }
 
+    /// Keeps a program, open with `O_PATH`, executable through another fd of it, which has to be kept as well.
+    pub fn allow_exec(mut self, program: OwnedFd) -> Sandbox {
+        self.programs.push(program);
+        self
+    }
+
+    /// Leaves for namespaces of its own (mount, ipc, uts and cgroup; with `own_network` an empty network as well) with that
+    /// root. Paths to keep are looked for in it. Takes `CAP_SYS_ADMIN`.
+    pub fn root(mut self, root: Root, own_network: bool) -> Sandbox {
+        self.root = Some((root, own_network));
+        self
+    }
+
+    /// Becomes that user. Takes `CAP_SETUID` and `CAP_SETGID`; a capability to keep is kept.
+    pub fn user(mut self, user: User) -> Sandbox {
+        self.user = Some(user);
+        self
+    }
+
+    /// Keeps what a service has: the files beneath `folder`, as [`allow_dir_rw`](Sandbox::allow_dir_rw). Where there is a
+    /// `user` to become, the folder is handed over to it, is `/` from then on, and nothing else is seen, nor any network.
+    /// Returns as well where the folder is in the narrow phase.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder cannot be handed over.
+    pub fn service(self, user: Option<User>, folder: &Path) -> Result<(Sandbox, PathBuf), Error> {
+        let Some(user) = user else { return Ok((self.allow_dir_rw(folder), folder.to_path_buf())) };
+        user.own(folder)?;
+        let root = PathBuf::from("/");
+        Ok((self.user(user).root(Root::empty().folder(folder, "/"), true).allow_dir_rw(&root), root))
+    }
+
     /// Keeps one capability, permitted and effective; the last call counts. It has to be held already.
     pub fn keep_capability(mut self, capability: caps::Capability) -> Sandbox {
         self.capability = Some(capability);
@@ -94,8 +142,15 @@ impl Sandbox {
             }
         }
         quiet_runtime();
-        fds::close_all_but(&self.fds)?;
-        let paths = Paths::open(&self.paths)?;
+        let programs = self.programs.iter().map(AsRawFd::as_raw_fd);
+        fds::close_all_but(&self.fds.iter().copied().chain(programs).collect::<Vec<_>>())?;
+        if let Some((root, network)) = &self.root {
+            namespaces::leave(root, *network, self.user)?;
+        }
+        if let Some(user) = self.user {
+            user.become_it()?;
+        }
+        let paths = Paths::open(&self.paths, self.programs)?;
         self.limits.apply_now()?;
         set_no_new_privs(true).map_err(step("set no_new_privs", "it takes Linux 3.5"))?;
         capabilities::cut(self.capability)?;

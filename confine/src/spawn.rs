@@ -32,16 +32,23 @@ const STEPS: [&str; 6] = [
     "execute it",
 ];
 
+/// One past the last capability that a kernel may know: they are bits of 64.
+const CAPABILITIES: libc::c_ulong = 64;
+
 /// A program about to be started.
 #[derive(Debug)]
 #[must_use = "nothing is started before `spawn`"]
 pub struct Spawn {
     program: PathBuf,
+    /// The program itself, where its path cannot be reached.
+    file: Option<OwnedFd>,
     args: Vec<Vec<u8>>,
     fds: Vec<OwnedFd>,
+    null: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     die_with_parent: bool,
+    isolated: bool,
 }
 
 impl Spawn {
@@ -49,12 +56,21 @@ impl Spawn {
     pub fn new(program: &Path) -> Spawn {
         Spawn {
             program: program.to_path_buf(),
+            file: None,
             args: Vec::new(),
             fds: Vec::new(),
+            null: None,
             stdout: None,
             stderr: None,
             die_with_parent: false,
+            isolated: false,
         }
+    }
+
+    /// An open program (`O_PATH` is enough), started without any path: for whoever sees no file. It has to be static.
+    /// `null` is an open `/dev/null`, `name` what errors and the program's own `argv[0]` say.
+    pub fn from_fd(name: &Path, program: OwnedFd, null: OwnedFd) -> Spawn {
+        Spawn { file: Some(program), null: Some(null), ..Spawn::new(name) }
     }
 
     /// Adds an argument.
@@ -96,6 +112,13 @@ impl Spawn {
         self
     }
 
+    /// Starts it as the first process of a pid namespace, in a user namespace in which no id is mapped and with no
+    /// capability in any set: it can name no other process, nor can what it may have started outlive it. Needs no right.
+    pub fn isolated(&mut self) -> &mut Spawn {
+        self.isolated = true;
+        self
+    }
+
     /// Starts it. Returns once the program was executed.
     ///
     /// # Errors
@@ -109,36 +132,42 @@ impl Spawn {
             CString::new(bytes).map_err(|_| Error::Spawn { program: self.program.clone(), step, source })
         };
 
-        // The child's numbers are 3.. for its fds and then one for the report. All that is dealt out is first
-        // copied to above those, so no copy in the child can land on one that is still to be dealt.
+        // The child's numbers are 3.. for its fds, one for the report and one for the program. All that is dealt out is
+        // first copied to above those, so no copy in the child can land on one that is still to be dealt.
         let report_at = number(self.fds.len() + 3);
         let above = |fd: BorrowedFd<'_>| {
-            fcntl_dupfd_cloexec(fd, report_at.saturating_add(1)).map_err(|errno| failed("prepare its fds", errno))
+            fcntl_dupfd_cloexec(fd, report_at.saturating_add(2)).map_err(|errno| failed("prepare its fds", errno))
         };
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| failed("open /dev/null", errno))?;
+        let null = match &self.null {
+            Some(null) => above(null.as_fd())?,
+            None => rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| failed("open /dev/null", errno))?,
+        };
+        let file = self.file.as_ref().map(|file| above(file.as_fd())).transpose()?;
         let stdin = above(null.as_fd())?;
         let stdout = above(self.stdout.as_ref().unwrap_or(&null).as_fd())?;
         // SAFETY: 2 is open for the life of a Rust program; it is only copied.
         let own_stderr = unsafe { BorrowedFd::borrow_raw(2) };
         let stderr = above(self.stderr.as_ref().map_or(own_stderr, |fd| fd.as_fd()))?;
         let fds = self.fds.iter().map(|fd| above(fd.as_fd())).collect::<Result<Vec<_>, _>>()?;
-        let (answer, low) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed("make a pipe", errno))?;
-        let report = above(low.as_fd())?;
-        // Only the child may hold the report's end: its closing is the sign that the program was executed.
-        drop(low);
-
+        let (answer, report) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed("make a pipe", errno))?;
+        // Each once only: the parent's end closes with the parent, and the child's when the program was executed.
+        let raised = |fd: OwnedFd| above(fd.as_fd());
+        let (answer, report) = (raised(answer)?, raised(report)?);
         let program = text(self.program.as_os_str().as_bytes())?;
         let args = self.args.iter().map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
         let argv = std::iter::once(&program).chain(&args).map(|arg| arg.as_ptr()).chain([ptr::null()]).collect();
         let plan = Plan {
             program: &program,
+            file: file.as_ref().map(AsRawFd::as_raw_fd),
             argv,
             streams: [stdin.as_raw_fd(), stdout.as_raw_fd(), stderr.as_raw_fd()],
             fds: fds.iter().map(AsRawFd::as_raw_fd).collect(),
+            answer: answer.as_raw_fd(),
             report: report.as_raw_fd(),
             report_at,
-            die_with: self.die_with_parent.then(rustix::process::getpid),
+            die_with_parent: self.die_with_parent,
+            isolated: self.isolated,
         };
         let pid = plan.fork().map_err(|errno| failed("fork", errno))?;
         drop(report);
@@ -169,12 +198,16 @@ fn number(count: usize) -> RawFd {
 /// All that the child needs, laid out before the fork: after it, it may not allocate.
 struct Plan<'a> {
     program: &'a CString,
+    file: Option<RawFd>,
     argv: Vec<*const libc::c_char>,
     streams: [RawFd; 3],
     fds: Vec<RawFd>,
+    /// The parent's end of the pipe, and the child's.
+    answer: RawFd,
     report: RawFd,
     report_at: RawFd,
-    die_with: Option<Pid>,
+    die_with_parent: bool,
+    isolated: bool,
 }
 
 impl Plan<'_> {
@@ -187,8 +220,11 @@ impl Plan<'_> {
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
             before
         };
-        // SAFETY: the child runs `become_program` only, which is async-signal-safe and never returns.
-        let pid = unsafe { libc::fork() };
+        let namespaces = if self.isolated { libc::CLONE_NEWUSER | libc::CLONE_NEWPID } else { 0 };
+        // The kernel's own fork, as the C library's takes no flags.
+        // SAFETY: without CLONE_VM the child has a copy of the memory and goes on on the same stack. It runs `become_program`
+        // only, which uses nothing of the C library's state and never returns.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, namespaces | libc::SIGCHLD, 0, 0, 0, 0) };
         if pid == 0 {
             // SAFETY: this is the child of a fork, and the plan's pointers are valid in its copy of the memory.
             unsafe { self.become_program() }
@@ -196,7 +232,7 @@ impl Plan<'_> {
         let error = Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::AGAIN);
         // SAFETY: `before` was filled in above.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
-        Pid::from_raw(pid).filter(|_| pid > 0).ok_or(error)
+        i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(error)
     }
 
     /// Turns the child of a fork into the program, or reports the step that failed.
@@ -236,13 +272,23 @@ impl Plan<'_> {
             if libc::setsid() < 0 {
                 return 0;
             }
-            if let Some(parent) = self.die_with {
-                // A parent that ended before the request took effect is seen by its number having changed.
+            if self.die_with_parent {
                 if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
                     return 1;
                 }
-                if libc::getppid() != parent.as_raw_nonzero().get() {
+                // A parent that ended before the request took effect has closed the other end of the pipe. (Its number,
+                // seen from a pid namespace of one's own, would not tell.)
+                libc::close(self.answer);
+                let mut parent = libc::pollfd { fd: self.report_at, events: 0, revents: 0 };
+                if libc::poll(&raw mut parent, 1, 0) != 0 {
                     libc::_exit(127);
+                }
+            }
+            if self.isolated {
+                // A new user namespace begins with a full bounding set; EINVAL is past the kernel's last capability.
+                // (Of the other sets, an exec by a user that is not mapped leaves nothing.)
+                for capability in 0..CAPABILITIES {
+                    libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
                 }
             }
             let mut target: RawFd = 0;
@@ -254,12 +300,26 @@ impl Plan<'_> {
                     target += 1;
                 }
             }
-            let rest = self.report_at.unsigned_abs().wrapping_add(1);
+            let mut rest = self.report_at.unsigned_abs().wrapping_add(1);
+            if let Some(file) = self.file {
+                // Beside the report, and as that closed by the exec.
+                if libc::dup3(file, rest.cast_signed(), libc::O_CLOEXEC) < 0 {
+                    return 4;
+                }
+                rest = rest.wrapping_add(1);
+            }
             if libc::syscall(libc::SYS_close_range, rest, libc::c_uint::MAX, 0) < 0 {
                 return 4;
             }
             let environment: [*const libc::c_char; 1] = [ptr::null()];
-            libc::execve(self.program.as_ptr(), self.argv.as_ptr(), environment.as_ptr());
+            match self.file {
+                None => libc::execve(self.program.as_ptr(), self.argv.as_ptr(), environment.as_ptr()),
+                Some(_) => {
+                    let at = self.report_at.wrapping_add(1);
+                    let (argv, environment) = (self.argv.as_ptr(), environment.as_ptr());
+                    libc::syscall(libc::SYS_execveat, at, c"".as_ptr(), argv, environment, libc::AT_EMPTY_PATH) as i32
+                }
+            };
             5
         }
     }

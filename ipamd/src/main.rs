@@ -1,21 +1,19 @@
 //! The program `ipamd`: arguments, then confinement, then service. Phase 1 makes the state directory and binds or checks the sockets;
 //! the database is opened, and the first byte of a client read, in phase 2.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use clap::Parser;
-use confine::{Policy, Sandbox};
+use confine::{Policy, Sandbox, User};
 use ipamd::database::{self, Mailbox};
 use ipamd::error::Error;
 use ipamd::ledger::{Ledger, Limits, Now};
 use ipamd::store::Store;
 use ipamd::{filters, rpc};
-use ipc::{Endpoint, Lane};
+use ipc::{Lane, Listen};
 
 /// Keeps address pools, leases and reservations, and serves them over Cap'n Proto
 #[derive(Parser)]
@@ -24,18 +22,11 @@ struct Arguments {
     /// Directory of the database; made, for this user only, if it is not there
     #[arg(long, value_name = "DIR")]
     state_dir: PathBuf,
-    /// Inherited listening socket (SOCK_STREAM) for RPC
-    #[arg(long, value_name = "N", requires = "lane_fd", conflicts_with = "socket")]
-    listen_fd: Option<RawFd>,
-    /// Inherited listening socket (SOCK_SEQPACKET) for file descriptors
-    #[arg(long, value_name = "N", requires = "listen_fd")]
-    lane_fd: Option<RawFd>,
-    /// Listen on this path, and beside it on the path with .fds appended
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
-    /// End once no connection has been open for that long; never, if absent
-    #[arg(long, value_name = "SECONDS")]
-    idle_exit: Option<u64>,
+    #[command(flatten)]
+    listen: Listen,
+    /// Become this user, with nothing but the state directory in sight; takes root
+    #[arg(long, value_name = "UID")]
+    user: Option<User>,
     /// What to do where the kernel lacks a layer of confinement: strict (refuse to start) or best-effort (say so)
     #[arg(long, value_name = "POLICY", default_value_t = Policy::BestEffort)]
     confinement: Policy,
@@ -54,14 +45,15 @@ fn main() -> ExitCode {
 fn serve(arguments: Arguments) -> Result<(), Error> {
     // What the database and its companions are made with.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let state_dir = state_dir(&arguments.state_dir)?;
-    let endpoint = endpoint(&arguments)?;
-    let own = rustix::process::geteuid().as_raw();
+    let state_dir = ipc::private_folder_for(arguments.user.map(User::uid), &arguments.state_dir)
+        .map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
+    let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
     let sandbox = endpoint
         .as_fds()
         .iter()
         .fold(Sandbox::new("ipamd", arguments.confinement), |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()));
-    let confined = sandbox.allow_dir_rw(&state_dir).confine()?;
+    let (sandbox, state_dir) = sandbox.service(arguments.user, &state_dir)?;
+    let confined = sandbox.confine()?;
     let (database, mailbox) = database::mailbox();
     let (ready, started) = mpsc::channel();
     let thread = confined.spawn("database", &filters::database(), move || keep(&state_dir, mailbox, &ready))?;
@@ -70,10 +62,10 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
         .recv()
         .unwrap_or(Err(Error::Arguments("The database thread ended before it began; report this as a defect")))?;
 
-    let idle = arguments.idle_exit.map(Duration::from_secs);
-    let clients = database.clone();
-    ipc::run(ipc::serve(endpoint, Lane::new(), ipc::Limits::default(), idle, move |peer| {
-        rpc::bootstrap(&clients, own, peer)
+    let idle = arguments.listen.idle_exit();
+    let served = database.clone();
+    ipc::run(ipc::serve(endpoint, clients, Lane::new(), ipc::Limits::default(), idle, move |_| {
+        Ok(rpc::bootstrap(&served))
     }))
     .map_err(Error::Runtime)??;
     // With its last handle the thread ends, and closes the database in good order.
@@ -101,32 +93,6 @@ fn keep(state_dir: &Path, mailbox: Mailbox, ready: &mpsc::Sender<Result<(), Erro
         eprintln!("ipamd: {fault}");
         std::process::exit(1);
     }
-}
-
-/// The state directory's absolute path, made if need be.
-fn state_dir(path: &Path) -> Result<PathBuf, Error> {
-    let failed = |error| Error::StateDir(path.into(), error);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-    path.canonicalize().map_err(failed)
-}
-
-fn endpoint(arguments: &Arguments) -> Result<Endpoint, Error> {
-    match (&arguments.socket, arguments.listen_fd, arguments.lane_fd) {
-        (Some(path), None, None) => {
-            // Confined, this process could not remove the sockets' files: they stay, refuse, and are replaced at the next start.
-            let (rpc, lane) = Endpoint::bind(path, 0o600)?.into_fds();
-            Ok(Endpoint::from_fds(rpc, lane)?)
-        }
-        (None, Some(rpc), Some(lane)) if rpc != lane => Ok(Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)?),
-        _ => Err(Error::Arguments(
-            "Say where to listen: either --socket, or --listen-fd and --lane-fd with two different descriptors",
-        )),
-    }
-}
-
-fn inherited(fd: RawFd) -> Result<OwnedFd, Error> {
-    confine::inherited(fd)
-        .map_err(|_| Error::Arguments("--listen-fd and --lane-fd take the numbers of inherited descriptors above 2"))
 }
 
 /// An error and its causes, once each.

@@ -1,6 +1,7 @@
 //! A client's side of a connection: RPC and the fd lane, with a deadline on every wait.
 
 use std::{
+    cell::RefCell,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     rc::Rc,
@@ -38,7 +39,7 @@ const LANE_MAILBOX: usize = 64;
 pub struct Connection(Rc<Inner>);
 
 struct Inner {
-    bootstrap: Client,
+    bootstrap: RefCell<Option<Client>>,
     meter: Rc<Meter>,
     peer: Peer,
     lane: Option<Actor<LaneState>>,
@@ -85,12 +86,27 @@ impl Connection {
             // Why it ended is in the meter, for those who call.
             let _ = link.drive(stopped.map(|_| ())).await;
         });
+        let bootstrap = RefCell::new(Some(bootstrap));
         Ok(Connection(Rc::new(Inner { bootstrap, meter, peer, lane, _stop: stop })))
     }
 
-    /// The capability that the vat offers to everyone who connects.
-    pub fn bootstrap<C: FromClientHook>(&self) -> C {
-        C::new(self.0.bootstrap.hook.add_ref())
+    /// The capability that the vat offers to everyone who connects. After [`narrow`](Connection::narrow), one whose every call fails.
+    pub fn bootstrap<C: FromClientHook + 'static>(&self) -> C {
+        match &*self.0.bootstrap.borrow() {
+            Some(bootstrap) => C::new(bootstrap.hook.add_ref()),
+            None => {
+                let why = "the bootstrap capability was given up";
+                let fault = Fault::new(Code::PermissionDenied, "use this connection", why, "Connect again");
+                capnp_rpc::new_future_client(std::future::ready(Err(fault.into())))
+            }
+        }
+    }
+
+    /// Gives up the bootstrap capability, for the rest of the connection's life: a vat gives it to a connection once. When the
+    /// caller's own clones of it have gone as well, all that is left are the capabilities that it got by it, and whoever takes over
+    /// this process gets no more than those.
+    pub fn narrow(&self) {
+        self.0.bootstrap.take();
     }
 
     /// Who serves, as the kernel says (SO_PEERCRED): the process that called listen, or that made the socket pair.

@@ -11,12 +11,12 @@ use std::{
 };
 
 use rustix::{
-    fs::{FileType, FlockOperation, Mode, OFlags},
+    fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Uid},
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 
-use crate::Error;
+use crate::{Error, folder};
 
 /// Connections that may wait to be accepted; the kernel makes later ones wait to connect.
 const BACKLOG: i32 = 128;
@@ -47,18 +47,28 @@ impl Endpoint {
     /// Listens on `path` and `path` with `.fds` appended, both with access rights `mode` from the moment they are there.
     ///
     /// A socket that nobody serves any more is replaced; one that is served is [`Error::AlreadyExists`], and so is losing the
-    /// race against another program that binds now. A file that is not a socket is left alone.
+    /// race against another program that binds now. A file that is not a socket is left alone. A folder in which another user
+    /// could put a file in the place of ours is refused.
     pub fn bind(path: &Path, mode: u32) -> Result<Endpoint, Error> {
+        Endpoint::bind_for(None, path, mode)
+    }
+
+    /// As [`bind`](Endpoint::bind), for somebody else: from the moment they are there, the sockets belong to user `owner`. That takes root.
+    pub fn bind_for(owner: Option<u32>, path: &Path, mode: u32) -> Result<Endpoint, Error> {
+        let wrong = |source| Error::Bind { path: path.to_owned(), tried: "use its folder", source };
+        let name = path.file_name().ok_or_else(|| wrong(io::ErrorKind::InvalidFilename.into()))?;
+        let path = &folder::firm(path.parent().unwrap_or(path)).map_err(wrong)?.join(name);
         let lane_path = lane_path(path);
         if lane_path.as_os_str().len() > LONGEST_PATH {
             return Err(Error::PathTooLong { path: path.to_owned() });
         }
         // The lane first: whoever finds the RPC socket finds the lane as well.
-        let (lane, lane_file) = listen(&lane_path, mode, SocketType::SEQPACKET).map_err(|error| match error {
-            Error::AlreadyExists { .. } => Error::AlreadyExists { path: path.to_owned() },
-            error => error,
-        })?;
-        let (rpc, rpc_file) = listen(path, mode, SocketType::STREAM)?;
+        let (lane, lane_file) =
+            listen(&lane_path, owner, mode, SocketType::SEQPACKET).map_err(|error| match error {
+                Error::AlreadyExists { .. } => Error::AlreadyExists { path: path.to_owned() },
+                error => error,
+            })?;
+        let (rpc, rpc_file) = listen(path, owner, mode, SocketType::STREAM)?;
         Ok(Endpoint { rpc, lane, files: vec![rpc_file, lane_file] })
     }
 
@@ -129,7 +139,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Makes a socket that listens under a name of its own, then links it to `path`: whoever sees it there can connect.
-fn listen(path: &Path, mode: u32, kind: SocketType) -> Result<(OwnedFd, BoundFile), Error> {
+fn listen(path: &Path, owner: Option<u32>, mode: u32, kind: SocketType) -> Result<(OwnedFd, BoundFile), Error> {
     let failed = |tried| move |e: Errno| Error::Bind { path: path.to_owned(), tried, source: e.into() };
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
@@ -144,6 +154,10 @@ fn listen(path: &Path, mode: u32, kind: SocketType) -> Result<(OwnedFd, BoundFil
     rustix::fs::fchmod(&socket, mode).map_err(failed("set a socket's mode"))?;
     rustix::net::bind(&socket, &address).map_err(failed("bind a socket"))?;
     let linked = rustix::fs::chmod(&own, mode)
+        .and_then(|()| match owner {
+            Some(user) => rustix::fs::chownat(CWD, &own, Some(Uid::from_raw(user)), None, AtFlags::SYMLINK_NOFOLLOW),
+            None => Ok(()),
+        })
         .and_then(|()| rustix::net::listen(&socket, BACKLOG))
         .map_err(failed("listen on a socket"))
         .and_then(|()| link(&own, path));

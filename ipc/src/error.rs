@@ -36,6 +36,9 @@ pub enum Error {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The arguments say neither of the two ways to listen, or both descriptors are one.
+    #[error("Say where to listen: either --socket, or --listen-fd and --lane-fd with two different descriptors")]
+    NoListener,
     /// An inherited descriptor is not the socket it should be.
     #[error("Cannot use inherited descriptor {fd}: it is not {wanted}. Pass the right one")]
     Inherited {

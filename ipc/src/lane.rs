@@ -56,7 +56,7 @@ pub(crate) fn bad_token() -> Fault {
     Fault::new(
         Code::BadToken,
         "redeem a descriptor's token",
-        "it is unknown, was used, has expired, or was made for another user",
+        "it is unknown, was used, has expired, goes the other way, or was made for another user",
         "Get a new one, and use it within 30 s",
     )
 }
@@ -70,9 +70,20 @@ pub(crate) fn too_many_tokens(uid: u32) -> Fault {
     )
 }
 
+/// Which way a descriptor goes: its token is good in that direction only, so that nobody takes over the lane what another client left
+/// for the service, nor gives the service as its own what it was only to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    /// Deposited; an RPC method redeems it.
+    Service,
+    /// Offered by an RPC method; claimed over the lane.
+    Client,
+}
+
 struct Waiting {
     fd: OwnedFd,
     uid: u32,
+    to: To,
     until: Instant,
 }
 
@@ -114,8 +125,27 @@ impl Lane {
         Lane { table: Rc::new(RefCell::new(table)), added: Rc::default() }
     }
 
-    /// Keeps `fd` for the user of `peer`, and gives the token that redeems it. Fails with `exhausted`.
+    /// Keeps `fd` for the user of `peer`, and gives the token that claims it over the lane. Fails with `exhausted`.
     pub fn offer(&self, fd: OwnedFd, peer: Peer) -> Result<Token, Fault> {
+        self.keep(fd, peer, To::Client)
+    }
+
+    /// Takes the descriptor that the user of `peer` deposited under `token`. Fails with `badToken`.
+    pub fn redeem(&self, token: &[u8], peer: Peer) -> Result<OwnedFd, Fault> {
+        self.take(token, peer, To::Service)
+    }
+
+    /// Keeps what came over the lane for [`redeem`](Lane::redeem).
+    pub(crate) fn deposit(&self, fd: OwnedFd, peer: Peer) -> Result<Token, Fault> {
+        self.keep(fd, peer, To::Service)
+    }
+
+    /// Takes what was [`offer`](Lane::offer)ed.
+    pub(crate) fn claim(&self, token: &[u8], peer: Peer) -> Result<OwnedFd, Fault> {
+        self.take(token, peer, To::Client)
+    }
+
+    fn keep(&self, fd: OwnedFd, peer: Peer, to: To) -> Result<Token, Fault> {
         let token = Token::random()?;
         let mut table = self.table.borrow_mut();
         table.expire();
@@ -123,17 +153,16 @@ impl Lane {
             return Err(too_many_tokens(peer.uid));
         }
         let until = Instant::now() + table.lifetime;
-        table.waiting.insert(token, Waiting { fd, uid: peer.uid, until });
+        table.waiting.insert(token, Waiting { fd, uid: peer.uid, to, until });
         self.added.notify_one();
         Ok(token)
     }
 
-    /// Takes the descriptor that `token` names and that was kept for the user of `peer`. Fails with `badToken`.
-    pub fn redeem(&self, token: &[u8], peer: Peer) -> Result<OwnedFd, Fault> {
+    fn take(&self, token: &[u8], peer: Peer, to: To) -> Result<OwnedFd, Fault> {
         let token = Token::from_bytes(token)?;
         let mut table = self.table.borrow_mut();
         table.expire();
-        if table.waiting.get(&token).is_none_or(|entry| entry.uid != peer.uid) {
+        if table.waiting.get(&token).is_none_or(|entry| entry.uid != peer.uid || entry.to != to) {
             return Err(bad_token());
         }
         table.waiting.remove(&token).map(|entry| entry.fd).ok_or_else(bad_token)
@@ -173,19 +202,31 @@ mod tests {
     }
 
     #[test]
-    fn a_token_redeems_its_descriptor_once() {
+    fn a_token_claims_its_descriptor_once() {
         let lane = Lane::new();
         let token = lane.offer(fd(), ALICE).unwrap();
-        lane.redeem(token.as_bytes(), ALICE).unwrap();
-        assert_eq!(lane.redeem(token.as_bytes(), ALICE).unwrap_err().code, Code::BadToken);
+        lane.claim(token.as_bytes(), ALICE).unwrap();
+        assert_eq!(lane.claim(token.as_bytes(), ALICE).unwrap_err().code, Code::BadToken);
     }
 
     #[test]
     fn a_token_of_another_user_is_refused_and_stays_good_for_its_own() {
         let lane = Lane::new();
         let token = lane.offer(fd(), ALICE).unwrap();
-        assert_eq!(lane.redeem(token.as_bytes(), BOB).unwrap_err().code, Code::BadToken);
-        lane.redeem(token.as_bytes(), ALICE).unwrap();
+        assert_eq!(lane.claim(token.as_bytes(), BOB).unwrap_err().code, Code::BadToken);
+        lane.claim(token.as_bytes(), ALICE).unwrap();
+    }
+
+    #[test]
+    fn a_token_is_good_in_its_own_direction_only() {
+        let lane = Lane::new();
+        let offered = lane.offer(fd(), ALICE).unwrap();
+        let deposited = lane.deposit(fd(), ALICE).unwrap();
+        assert_eq!(lane.redeem(offered.as_bytes(), ALICE).unwrap_err().code, Code::BadToken);
+        assert_eq!(lane.claim(deposited.as_bytes(), ALICE).unwrap_err().code, Code::BadToken);
+        // The wrong way does not use it up.
+        lane.claim(offered.as_bytes(), ALICE).unwrap();
+        lane.redeem(deposited.as_bytes(), ALICE).unwrap();
     }
 
     #[test]
@@ -193,7 +234,7 @@ mod tests {
         let lane = Lane::new();
         let token = lane.offer(fd(), ALICE).unwrap();
         for bytes in [&[][..], &token.as_bytes()[..15], &[token.as_bytes(), &[0]].concat()] {
-            assert_eq!(lane.redeem(bytes, ALICE).unwrap_err().code, Code::BadToken);
+            assert_eq!(lane.claim(bytes, ALICE).unwrap_err().code, Code::BadToken);
         }
     }
 
@@ -203,7 +244,7 @@ mod tests {
         let tokens: Vec<Token> = (0..64).map(|_| lane.offer(fd(), ALICE).unwrap()).collect();
         assert_eq!(lane.offer(fd(), ALICE).unwrap_err().code, Code::Exhausted);
         lane.offer(fd(), BOB).unwrap();
-        lane.redeem(tokens[0].as_bytes(), ALICE).unwrap();
+        lane.claim(tokens[0].as_bytes(), ALICE).unwrap();
         lane.offer(fd(), ALICE).unwrap();
     }
 
@@ -212,9 +253,9 @@ mod tests {
         let lane = Lane::with_limits(Duration::from_millis(200), 4);
         let early = lane.offer(fd(), ALICE).unwrap();
         let late = lane.offer(fd(), ALICE).unwrap();
-        lane.redeem(early.as_bytes(), ALICE).unwrap();
+        lane.claim(early.as_bytes(), ALICE).unwrap();
         std::thread::sleep(Duration::from_millis(250));
-        assert_eq!(lane.redeem(late.as_bytes(), ALICE).unwrap_err().code, Code::BadToken);
+        assert_eq!(lane.claim(late.as_bytes(), ALICE).unwrap_err().code, Code::BadToken);
     }
 
     #[test]

@@ -76,8 +76,8 @@ impl LaneSocket {
             _ => return Err(Ended("a packet is malformed")),
         };
         let result = match (token.is_empty(), request.fd) {
-            (true, Some(fd)) => lane.offer(fd, peer).map(|token| (token.as_bytes().to_vec(), None)),
-            (false, None) => lane.redeem(&token, peer).map(|fd| (Vec::new(), Some(fd))),
+            (true, Some(fd)) => lane.deposit(fd, peer).map(|token| (token.as_bytes().to_vec(), None)),
+            (false, None) => lane.claim(&token, peer).map(|fd| (Vec::new(), Some(fd))),
             _ => return Err(Ended("a packet carries a descriptor too many or too few")),
         };
         match result {

@@ -1,8 +1,8 @@
 //! Cap'n Proto vats over Unix sockets: how Volt's programs talk to one another.
 //!
 //! Principles:
-//! * *A capability is the authority.* A peer gets the bootstrap capability it is given, and nothing by name. [`Peer`] (SO_PEERCRED)
-//!   comes to the bootstrap function once, and goes into the objects that need it.
+//! * *A capability is the authority.* A peer gets the bootstrap capability it is given, and nothing by name. Who may connect at all is
+//!   said once ([`Clients`]); [`Peer`] (SO_PEERCRED) comes to the bootstrap function, and goes into the objects that need it.
 //! * *Releasing is `Drop`.* When a peer releases a capability, or goes, the server object behind it is dropped. Its `Drop` gives back what it stood for ([`Actor::tell`]).
 //! * *A change never stops half-way.* A call that is cancelled is cut off at its next await; what must not be cut off runs in an [`Actor`].
 //! * *Nobody waits for ever.* [`Connection::call`] ends by its deadline and at the connection's end. Everything within this crate has a deadline.
@@ -16,26 +16,32 @@
 //! calls that return rather than with calls that are cut off.
 
 mod actor;
+mod clients;
 mod connection;
 mod endpoint;
 mod error;
 mod fault;
+mod folder;
 mod lane;
 mod lane_socket;
 mod limits;
 mod link;
+mod listen;
 mod meter;
 mod metered;
 mod serve;
 mod stream;
 
 pub use actor::Actor;
+pub use clients::Clients;
 pub use connection::{Connection, call};
 pub use endpoint::{Endpoint, lane_path};
 pub use error::Error;
 pub use fault::{Code, Fault};
+pub use folder::{private_folder, private_folder_for};
 pub use lane::{Lane, Token};
 pub use limits::{Limits, Peer};
+pub use listen::Listen;
 pub use serve::{serve, serve_lane_link, serve_link};
 pub use stream::watch;
 

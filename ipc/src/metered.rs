@@ -1,9 +1,10 @@
 //! capnp-rpc's two-party network with the [`Meter`] between: each message is booked as it passes, and a message past the limits
 //! is held, with everything behind it left in the socket. Looks at the RPC envelope (`rpc.capnp`), never at a payload.
 
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
 
 use crate::{
+    Code, Fault,
     meter::{Meter, Received, Sent},
     stream::{self, Incoming, Socket},
 };
@@ -34,15 +35,14 @@ impl Metered {
 impl VatNetwork<Side> for Metered {
     fn connect(&mut self, side: Side) -> Option<Box<dyn Connection<Side>>> {
         let inner = self.inner.connect(side)?;
-        Some(Box::new(Link { inner, meter: self.meter.clone(), socket: self.socket.clone() }))
+        Some(Box::new(Link::new(inner, self.meter.clone(), self.socket.clone())))
     }
 
     fn accept(&mut self) -> Promise<Box<dyn Connection<Side>>, Error> {
         let accepted = self.inner.accept();
         let (meter, socket) = (self.meter.clone(), self.socket.clone());
         Promise::from_future(async move {
-            let link = Link { inner: accepted.await?, meter, socket };
-            Ok(Box::new(link) as Box<dyn Connection<Side>>)
+            Ok(Box::new(Link::new(accepted.await?, meter, socket)) as Box<dyn Connection<Side>>)
         })
     }
 
@@ -55,6 +55,14 @@ struct Link {
     inner: Box<dyn Connection<Side>>,
     meter: Rc<Meter>,
     socket: Rc<Socket>,
+    /// Whether the peer has asked for the bootstrap capability.
+    bootstrapped: Rc<Cell<bool>>,
+}
+
+impl Link {
+    fn new(inner: Box<dyn Connection<Side>>, meter: Rc<Meter>, socket: Rc<Socket>) -> Link {
+        Link { inner, meter, socket, bootstrapped: Rc::default() }
+    }
 }
 
 impl Connection<Side> for Link {
@@ -69,6 +77,7 @@ impl Connection<Side> for Link {
     fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, Error> {
         let next = self.inner.receive_incoming_message();
         let (meter, socket) = (self.meter.clone(), self.socket.clone());
+        let bootstrapped = self.bootstrapped.clone();
         Promise::from_future(async move {
             let next = tokio::select! {
                 biased;
@@ -78,6 +87,10 @@ impl Connection<Side> for Link {
             let Some(message) = next else { return Ok(None) };
             let words = meter.message_words();
             let received = look_at_received(message.as_ref(), meter.limits.capabilities_per_message)?;
+            // A peer that has let go of it must not have it back: letting go is how a process narrows itself.
+            if is_bootstrap(message.as_ref())? && bootstrapped.replace(true) {
+                return Err(bootstrapped_twice());
+            }
             tokio::select! {
                 biased;
                 may = meter.may_take(&received, words) => may?,
@@ -184,6 +197,15 @@ fn look_at_received(message: &dyn IncomingMessage, most_capabilities: u32) -> ca
         Ok(rpc::Release(release)) => Received::Release { count: release?.get_reference_count() },
         _ => Received::Other,
     })
+}
+
+fn is_bootstrap(message: &dyn IncomingMessage) -> capnp::Result<bool> {
+    Ok(matches!(message.get_body()?.get_as::<rpc::Reader<'_>>()?.which(), Ok(rpc::Bootstrap(_))))
+}
+
+fn bootstrapped_twice() -> Error {
+    let why = "a connection gets it once";
+    Fault::new(Code::PermissionDenied, "give the bootstrap capability", why, "Keep it, or connect again").into()
 }
 
 fn look_at_sent(message: &dyn OutgoingMessage) -> capnp::Result<Sent> {

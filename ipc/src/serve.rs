@@ -24,27 +24,29 @@ use tokio::{
 };
 
 use crate::{
-    Code, Endpoint, Error, Fault, Lane, Limits, Peer, endpoint, lane_socket::LaneSocket, link::Link, stream::watch,
+    Clients, Code, Endpoint, Error, Fault, Lane, Limits, Peer, endpoint, lane_socket::LaneSocket, link::Link,
+    stream::watch,
 };
 
 /// How long accepting rests when this process or the host is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
 
-/// Serves `bootstrap(peer)` to everyone who connects to `endpoint`, and `lane` beside it.
+/// Serves `bootstrap(peer)` to each of `clients` that connects to `endpoint`, and `lane` beside it. Whoever else connects is refused on both.
 ///
 /// With `idle`, returns once no connection has been open for that long, and removes the sockets that [`Endpoint::bind`] made.
 /// A peer for which `bootstrap` gives a fault (or panics) is told so and its connection ends. Dropping the future ends every
 /// connection. A line on stderr says when a connection ended for any other reason than that its peer left, one a second at most.
 pub async fn serve(
     endpoint: Endpoint,
+    clients: Clients,
     lane: Lane,
     limits: Limits,
     idle: Option<Duration>,
     bootstrap: impl Fn(Peer) -> Result<Client, Fault> + 'static,
 ) -> Result<(), Error> {
     let (rpc, lane_listener, files) = endpoint.into_parts();
-    let rpc = Listener::new(rpc, &limits)?;
-    let lanes = Listener::new(lane_listener, &limits)?;
+    let rpc = Listener::new(rpc, &clients, &limits)?;
+    let lanes = Listener::new(lane_listener, &clients, &limits)?;
     // Declared last, dropped first: the files go while the sockets still answer.
     let files = files;
     let log = Rc::new(Log::default());
@@ -89,7 +91,7 @@ pub async fn serve(
     result
 }
 
-/// Serves one inherited, connected link (SOCK_STREAM); returns when the peer is gone. A connection that ended for another reason is an error.
+/// Serves one inherited, connected link (SOCK_STREAM) to whoever was handed its other end; returns when the peer is gone. A connection that ended for another reason is an error.
 pub async fn serve_link(rpc: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
     endpoint::check(rpc.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
     serve_socket(rpc, limits, bootstrap).await
@@ -175,17 +177,19 @@ impl Drop for Place {
 
 struct Listener {
     socket: AsyncFd<OwnedFd>,
+    clients: Clients,
     places: Rc<Places>,
     connections: usize,
     per_user: usize,
 }
 
 impl Listener {
-    fn new(socket: OwnedFd, limits: &Limits) -> Result<Listener, Error> {
+    fn new(socket: OwnedFd, clients: &Clients, limits: &Limits) -> Result<Listener, Error> {
         let socket = watch(socket, Interest::READABLE)
             .map_err(|source| Error::Socket { tried: "watch a listening socket", source })?;
         Ok(Listener {
             socket,
+            clients: clients.clone(),
             places: Rc::default(),
             connections: limits.connections,
             per_user: limits.connections_per_user,
@@ -210,6 +214,10 @@ impl Listener {
             let socket = self.next().await?;
             // A peer of which the kernel says nothing cannot be held to a limit.
             let Ok(peer) = Peer::of(&socket) else { continue };
+            if let Err(fault) = self.clients.check(peer) {
+                refuse(&socket, &fault);
+                continue;
+            }
             match Place::take(&self.places, peer.uid, self.per_user) {
                 Some(place) => drop(tasks.spawn_local(connection(socket, peer, place))),
                 None => refuse(&socket, &too_many(peer, self.per_user)),

@@ -53,7 +53,7 @@ fn a_path_that_somebody_serves_is_refused_and_left_alone() {
         let service = Service::new();
         let endpoint = Endpoint::bind(&path, 0o600).unwrap();
         let store = service.clone();
-        tokio::task::spawn_local(ipc::serve(endpoint, Lane::new(), Limits::default(), None, move |peer| {
+        tokio::task::spawn_local(ipc::serve(endpoint, clients(), Lane::new(), Limits::default(), None, move |peer| {
             Ok(store.store(peer))
         }));
         assert!(matches!(Endpoint::bind(&path, 0o600), Err(Error::AlreadyExists { .. })));
@@ -154,7 +154,7 @@ fn listening_sockets_are_taken_from_their_descriptors_and_anything_else_is_refus
 
         let endpoint = Endpoint::from_fds(rpc, lane).unwrap();
         let service = Service::new();
-        tokio::task::spawn_local(ipc::serve(endpoint, Lane::new(), Limits::default(), None, move |peer| {
+        tokio::task::spawn_local(ipc::serve(endpoint, clients(), Lane::new(), Limits::default(), None, move |peer| {
             Ok(service.store(peer))
         }));
         let connection = Connection::connect(&path).await.unwrap();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::*;
-use ipc::{Code, Connection, Lane, Limits};
+use ipc::{Code, Connection, Lane, Limits, Peer};
 use rustix::{
     io::Errno,
     net::{
@@ -79,11 +79,6 @@ impl Raw {
         let (reply, fds) = self.receive().await.unwrap();
         assert!(fds.is_empty());
         reply
-    }
-
-    async fn claim(&self, token: &[u8]) -> (Vec<u8>, Vec<OwnedFd>) {
-        self.send(&[&[wire::OP_CLAIM], token].concat(), &[]);
-        self.receive().await.unwrap()
     }
 }
 
@@ -204,11 +199,13 @@ fn a_client_that_knows_only_the_schema_is_served_in_order() {
     run(async {
         let served = Served::new(Limits::default(), None);
         let raw = Raw::connect(&served);
-        let reply = raw.deposit(memfd(b"one")).await;
+        let reply = raw.deposit(memfd(b"two")).await;
         assert_eq!((reply[0], reply.len()), (wire::STATUS_OK, 17));
+        assert_eq!(content(served.service.lane.redeem(&reply[1..], Peer::this_process()).unwrap()), b"two");
+        let token = served.service.lane.offer(memfd(b"one"), Peer::this_process()).unwrap();
         // Two requests, then two replies.
-        raw.send(&[&[wire::OP_CLAIM], &reply[1..]].concat(), &[]);
-        raw.send(&[&[wire::OP_CLAIM], &reply[1..]].concat(), &[]);
+        raw.send(&[&[wire::OP_CLAIM], token.as_bytes()].concat(), &[]);
+        raw.send(&[&[wire::OP_CLAIM], token.as_bytes()].concat(), &[]);
         let (status, mut fds) = raw.receive().await.unwrap();
         assert_eq!((status, fds.len()), (vec![wire::STATUS_OK], 1));
         assert_eq!(content(fds.remove(0)), b"one");
@@ -218,7 +215,7 @@ fn a_client_that_knows_only_the_schema_is_served_in_order() {
 }
 
 #[test]
-fn a_user_deposits_as_many_as_the_limit_and_the_next_is_refused_until_one_is_claimed() {
+fn a_user_deposits_as_many_as_the_limit_and_the_next_is_refused_until_one_is_redeemed() {
     run(async {
         let served = Served::new(Limits::default(), None);
         let raw = Raw::connect(&served);
@@ -233,7 +230,7 @@ fn a_user_deposits_as_many_as_the_limit_and_the_next_is_refused_until_one_is_cla
         refused.all_closed().await;
         let (connection, _store) = served.connect().await;
         assert_eq!(connection.deposit(memfd(b"").as_fd()).await.unwrap_err().code, Code::Exhausted);
-        assert_eq!(raw.claim(&tokens[0]).await.0, [wire::STATUS_OK]);
+        served.service.lane.redeem(&tokens[0], Peer::this_process()).unwrap();
         connection.deposit(memfd(b"").as_fd()).await.unwrap();
     });
 }
@@ -285,13 +282,13 @@ fn a_descriptor_whose_token_expires_is_closed_without_anybody_asking() {
         let (early, late) = (Watched::new(), Watched::new());
         let early_token = raw.deposit(&early.writer).await;
         let late_token = raw.deposit(&late.writer).await;
-        let (status, claimed) = raw.claim(&early_token[1..]).await;
-        assert_eq!((status, claimed.len()), (vec![wire::STATUS_OK], 1));
+        let redeem = |token: &[u8]| served.service.lane.redeem(&token[1..], Peer::this_process());
+        let _redeemed = redeem(&early_token).unwrap();
         late.all_closed().await;
-        // What was claimed in time stays with its new owner.
+        // What was redeemed in time stays with its new owner.
         assert!(early.outlives_its_owner());
         assert_eq!(served.service.lane.waiting(), 0);
-        assert_eq!(raw.claim(&late_token[1..]).await.0, [wire::STATUS_BAD_TOKEN]);
+        assert_eq!(redeem(&late_token).unwrap_err().code, Code::BadToken);
     });
 }
 
@@ -329,7 +326,7 @@ fn a_lane_that_is_gone_fails_with_unavailable_and_the_rpc_goes_on() {
         let store: kernel_store::Client = connection.bootstrap();
         let lane = tokio::task::spawn_local(ipc::serve_lane_link(theirs, service.lane.clone()));
         let token = connection.deposit(memfd(b"x").as_fd()).await.unwrap();
-        assert_eq!(content(connection.claim(token.as_bytes()).await.unwrap()), b"x");
+        assert_eq!(content(service.lane.redeem(token.as_bytes(), Peer::this_process()).unwrap()), b"x");
         lane.abort();
         for _ in 0..2 {
             assert_eq!(connection.deposit(memfd(b"").as_fd()).await.unwrap_err().code, Code::Unavailable);

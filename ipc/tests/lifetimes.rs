@@ -248,11 +248,18 @@ fn a_bootstrap_function_that_panics_refuses_that_peer_only() {
         let path = dir.path().join("v.sock");
         let (service, calls) = (Service::new(), std::cell::Cell::new(0));
         let endpoint = ipc::Endpoint::bind(&path, 0o600).unwrap();
-        tokio::task::spawn_local(ipc::serve(endpoint, ipc::Lane::new(), Limits::default(), None, move |peer: Peer| {
-            calls.set(calls.get() + 1);
-            assert_ne!(calls.get(), 1, "a test asked for this panic");
-            Ok(service.store(peer))
-        }));
+        tokio::task::spawn_local(ipc::serve(
+            endpoint,
+            clients(),
+            ipc::Lane::new(),
+            Limits::default(),
+            None,
+            move |peer: Peer| {
+                calls.set(calls.get() + 1);
+                assert_ne!(calls.get(), 1, "a test asked for this panic");
+                Ok(service.store(peer))
+            },
+        ));
         for expected in [Err(Code::Internal), Ok(())] {
             let connection = Connection::connect(&path).await.unwrap();
             let store = connection.bootstrap();

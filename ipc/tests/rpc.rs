@@ -67,7 +67,7 @@ fn a_peer_that_the_bootstrap_function_refuses_learns_why() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.sock");
         let endpoint = ipc::Endpoint::bind(&path, 0o600).unwrap();
-        tokio::task::spawn_local(ipc::serve(endpoint, ipc::Lane::new(), Limits::default(), None, |peer| {
+        tokio::task::spawn_local(ipc::serve(endpoint, clients(), ipc::Lane::new(), Limits::default(), None, |peer| {
             Err(Fault::new(Code::PermissionDenied, "connect", format!("user {} may not", peer.uid), "Be root"))
         }));
         let connection = Connection::connect(&path).await.unwrap();

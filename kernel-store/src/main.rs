@@ -1,8 +1,7 @@
 //! The program `kernel-store`: arguments, then confinement, then service. Phase 1 opens and locks the state directory and binds or checks
 //! the sockets; what the directory holds, and the first byte of a client, are read in phase 2.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -10,8 +9,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Parser;
-use confine::{Limit, Policy, Sandbox};
-use ipc::{Endpoint, Lane};
+use confine::{Limit, Policy, Sandbox, User};
+use ipc::{Lane, Listen};
 use kernel_store::error::Error;
 use kernel_store::service::Service;
 use kernel_store::store::{Limits, Store};
@@ -26,21 +25,14 @@ struct Arguments {
     /// Directory of the store; made, for this user only, if it is not there
     #[arg(long, value_name = "DIR")]
     state_dir: PathBuf,
-    /// Inherited listening socket (SOCK_STREAM) for RPC
-    #[arg(long, value_name = "N", requires = "lane_fd", conflicts_with = "socket")]
-    listen_fd: Option<RawFd>,
-    /// Inherited listening socket (SOCK_SEQPACKET) for file descriptors
-    #[arg(long, value_name = "N", requires = "listen_fd")]
-    lane_fd: Option<RawFd>,
-    /// Listen on this path, and beside it on the path with .fds appended
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
-    /// End once no connection has been open for that long; never, if absent
-    #[arg(long, value_name = "SECONDS")]
-    idle_exit: Option<u64>,
+    #[command(flatten)]
+    listen: Listen,
     /// Most bytes that all kernels together may take
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_bytes: u64,
+    /// Become this user, with nothing but the state directory in sight; takes root
+    #[arg(long, value_name = "UID")]
+    user: Option<User>,
     /// What to do where the kernel lacks a layer of confinement: strict (refuse to start) or best-effort (say so)
     #[arg(long, value_name = "POLICY", default_value_t = Policy::BestEffort)]
     confinement: Policy,
@@ -57,14 +49,13 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Arguments) -> Result<(), Error> {
-    let endpoint = endpoint(&arguments)?;
-    let dir = state_dir(&arguments.state_dir)?;
-    let own = rustix::process::geteuid().as_raw();
+    let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
+    let (path, dir) = state_dir(&arguments.state_dir, arguments.user)?;
     let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
     let sandbox =
         keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
-    let path = arguments.state_dir.canonicalize().map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
-    let confined = sandbox.keep_fd(dir.as_raw_fd()).allow_dir_rw(&path).limit(Limit::OpenFiles, 4096).confine()?;
+    let (sandbox, _) = sandbox.service(arguments.user, &path)?;
+    let confined = sandbox.keep_fd(dir.as_raw_fd()).limit(Limit::OpenFiles, 4096).confine()?;
 
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
     let (disk, disk_mailbox) = worker();
@@ -79,13 +70,13 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
         .recv()
         .unwrap_or(Err(Error::Arguments("The disk thread ended before it began; report this as a defect")))?;
 
-    let idle = arguments.idle_exit.map(Duration::from_secs);
+    let idle = arguments.listen.idle_exit();
     ipc::run(async move {
         let service = Rc::new(Service::new(disk, unpacker));
         let lane = Lane::new();
         let offered = lane.clone();
-        ipc::serve(endpoint, lane, ipc::Limits::default(), idle, move |peer| {
-            rpc::bootstrap(&service, &offered, own, peer)
+        ipc::serve(endpoint, clients, lane, ipc::Limits::default(), idle, move |peer| {
+            Ok(rpc::bootstrap(&service, &offered, peer))
         })
         .await
     })
@@ -108,40 +99,21 @@ fn keep_files(dir: OwnedFd, limits: Limits, mailbox: Mailbox<Store>, ready: &mps
     }
 }
 
-/// The state directory, made if need be, and locked.
-fn state_dir(path: &Path) -> Result<OwnedFd, Error> {
+/// The state directory's own path and the directory, made if need be, and locked.
+fn state_dir(path: &Path, user: Option<User>) -> Result<(PathBuf, OwnedFd), Error> {
     let failed = |error| Error::StateDir(path.into(), error);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-    let dir = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    let path = ipc::private_folder_for(user.map(User::uid), path).map_err(failed)?;
+    let dir = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| failed(e.into()))?;
     // A predecessor that was just killed may still be on its way out.
     for _ in 0..40 {
         match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(dir),
+            Ok(()) => return Ok((path, dir)),
             Err(rustix::io::Errno::AGAIN) => std::thread::sleep(Duration::from_millis(50)),
             Err(e) => return Err(failed(e.into())),
         }
     }
-    Err(Error::InUse(path.into()))
-}
-
-fn endpoint(arguments: &Arguments) -> Result<Endpoint, Error> {
-    match (&arguments.socket, arguments.listen_fd, arguments.lane_fd) {
-        (Some(path), None, None) => {
-            // Confined, this process could not remove the sockets' files: they stay, refuse, and are replaced at the next start.
-            let (rpc, lane) = Endpoint::bind(path, 0o600)?.into_fds();
-            Ok(Endpoint::from_fds(rpc, lane)?)
-        }
-        (None, Some(rpc), Some(lane)) if rpc != lane => Ok(Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)?),
-        _ => Err(Error::Arguments(
-            "Say where to listen: either --socket, or --listen-fd and --lane-fd with two different descriptors",
-        )),
-    }
-}
-
-fn inherited(fd: RawFd) -> Result<OwnedFd, Error> {
-    confine::inherited(fd)
-        .map_err(|_| Error::Arguments("--listen-fd and --lane-fd take the numbers of inherited descriptors above 2"))
+    Err(Error::InUse(path))
 }
 
 /// An error and its causes, once each.

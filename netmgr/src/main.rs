@@ -20,15 +20,14 @@ mod tap;
 mod worker;
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd, RawFd},
-    path::{Path, PathBuf},
+    os::fd::{AsRawFd, RawFd},
+    path::Path,
     process::ExitCode,
-    time::Duration,
 };
 
 use clap::Parser;
-use confine::{Capability, Policy, caps};
-use ipc::{Endpoint, Lane, Limits};
+use confine::{Capability, Policy, User, caps};
+use ipc::{Lane, Limits, Listen};
 
 use crate::{kernel::Kernel, manager::Manager, service::Host};
 
@@ -36,18 +35,11 @@ use crate::{kernel::Kernel, manager::Manager, service::Host};
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Inherited listening socket (SOCK_STREAM) for Cap'n Proto.
-    #[arg(long, requires = "lane_fd", required_unless_present = "socket", value_name = "N")]
-    listen_fd: Option<RawFd>,
-    /// Inherited listening socket (SOCK_SEQPACKET) of the fd lane.
-    #[arg(long, requires = "listen_fd", value_name = "N")]
-    lane_fd: Option<RawFd>,
-    /// Make the sockets: PATH, and PATH.fds for the fd lane.
-    #[arg(long, conflicts_with = "listen_fd", value_name = "PATH")]
-    socket: Option<PathBuf>,
-    /// End once nobody has been connected for so long.
-    #[arg(long, value_name = "SECONDS")]
-    idle_exit: Option<u64>,
+    #[command(flatten)]
+    listen: Listen,
+    /// Become this user, with CAP_NET_ADMIN and no file in sight but the TAP device and the interfaces' IPv6 settings; takes root.
+    #[arg(long, value_name = "UID")]
+    user: Option<User>,
     /// Whether to start where the kernel lacks a layer of confinement: strict or best-effort.
     #[arg(long, default_value_t = Policy::BestEffort, value_name = "POLICY")]
     confinement: Policy,
@@ -69,10 +61,6 @@ fn main() -> ExitCode {
 enum Failure {
     #[error("Cannot manage the network: CAP_NET_ADMIN is missing. {}", error::NET_ADMIN_REMEDY)]
     NoRight,
-    #[error("Cannot use descriptor {0}: it is not open, or given twice. Pass listening sockets")]
-    Descriptor(RawFd),
-    #[error("Give --socket, or both --listen-fd and --lane-fd")]
-    NoSocket,
     #[error("Cannot take stock of the network. {}", .0.remedy())]
     Kernel(#[source] error::Error),
     #[error("Cannot serve")]
@@ -88,21 +76,20 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !caps::has_cap(None, caps::CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(false) {
         return Err(Failure::NoRight);
     }
-    let endpoint = endpoint(arguments)?;
+    let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
     let manager = Kernel::open().and_then(Manager::recover).map_err(Failure::Kernel)?;
     warn_of_bridge_filter();
-    let own = rustix::process::geteuid().as_raw();
     let keep: Vec<RawFd> = endpoint.as_fds().iter().map(AsRawFd::as_raw_fd).chain(manager.fds()).collect();
 
     // Phase 2: narrow.
-    let confined = sandbox::confine(arguments.confinement, &keep)?;
+    let confined = sandbox::confine(arguments.confinement, arguments.user, &keep)?;
     let (worker, inbox) = worker::queue();
     confined.spawn("worker", &sandbox::worker(), move || inbox.run(manager))?;
     confined.enter(&sandbox::rpc())?;
     let lane = Lane::new();
-    let serve = ipc::serve(endpoint, lane.clone(), Limits::default(), arguments.idle_exit.map(Duration::from_secs), {
+    let serve = ipc::serve(endpoint, clients, lane.clone(), Limits::default(), arguments.listen.idle_exit(), {
         let worker = worker.clone();
-        move |peer| Host::bootstrap(&worker, &lane, own, peer)
+        move |peer| Ok(Host::bootstrap(&worker, &lane, peer))
     });
     ipc::run(async {
         let outcome = serve.await;
@@ -112,23 +99,6 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     })
     .map_err(Failure::Runtime)??;
     Ok(())
-}
-
-fn endpoint(arguments: &Arguments) -> Result<Endpoint, Failure> {
-    match (arguments.listen_fd, arguments.lane_fd, &arguments.socket) {
-        (Some(rpc), Some(lane), _) if rpc != lane => Ok(Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)?),
-        (Some(rpc), Some(_), _) => Err(Failure::Descriptor(rpc)),
-        (_, _, Some(path)) => {
-            // The confined process cannot remove the files; the next one that binds replaces them.
-            let (rpc, lane) = Endpoint::bind(path, 0o600)?.into_fds();
-            Ok(Endpoint::from_fds(rpc, lane)?)
-        }
-        _ => Err(Failure::NoSocket),
-    }
-}
-
-fn inherited(fd: RawFd) -> Result<OwnedFd, Failure> {
-    confine::inherited(fd).map_err(|_| Failure::Descriptor(fd))
 }
 
 /// Where this is on, iptables rules of the host see what guests on one bridge send to each other. It is the whole network namespace's, and

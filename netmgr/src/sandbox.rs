@@ -2,13 +2,13 @@
 
 use std::{os::fd::RawFd, path::Path};
 
-use confine::{Capability, Confined, Error, Filter, Limit, Policy, Rule, Sandbox, base};
+use confine::{Capability, Confined, Error, Filter, Limit, Policy, Root, Rule, Sandbox, User, base};
 
 use crate::{ipv6, tap};
 
 /// Phase 2 for the process: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv6 settings if
-/// they are there.
-pub fn confine(policy: Policy, keep: &[RawFd]) -> Result<Confined, Error> {
+/// they are there; as `user`, and with no other file in sight, if there is one to become.
+pub fn confine(policy: Policy, user: Option<User>, keep: &[RawFd]) -> Result<Confined, Error> {
     let mut sandbox =
         Sandbox::new("netmgr", policy).keep_capability(Capability::CAP_NET_ADMIN).limit(Limit::AddressSpace, 1 << 30);
     // One a port, one a waiting token, two a connection.
@@ -16,17 +16,25 @@ pub fn confine(policy: Policy, keep: &[RawFd]) -> Result<Confined, Error> {
     for fd in keep {
         sandbox = sandbox.keep_fd(*fd);
     }
-    let tun = Path::new(tap::DEVICE);
-    match tun.try_exists() {
-        Ok(true) => sandbox = sandbox.allow_file_rw(tun),
-        _ => eprintln!(
+    let (tun, settings) = (Path::new(tap::DEVICE), Path::new(ipv6::FOLDER));
+    let (has_tun, has_settings) = (tun.exists(), settings.exists());
+    let mut root = Root::empty();
+    if has_tun {
+        sandbox = sandbox.allow_file_rw(tun);
+        // A node of its own: the host's may be for root only.
+        root = root.device(tap::DEVICE, tap::NUMBER.0, tap::NUMBER.1);
+    } else {
+        eprintln!(
             "netmgr: {} is not there: no port can be made. Load the driver (modprobe tun) and start netmgr again.",
             tap::DEVICE
-        ),
+        );
     }
-    let settings = Path::new(ipv6::FOLDER);
-    if settings.exists() {
+    if has_settings {
         sandbox = sandbox.allow_dir_rw(settings);
+        root = root.folder(settings, ipv6::FOLDER);
+    }
+    if let Some(user) = user {
+        sandbox = sandbox.user(user).root(root, false);
     }
     sandbox.confine()
 }

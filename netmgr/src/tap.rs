@@ -9,6 +9,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 /// The device that TAPs are made through.
 pub const DEVICE: &str = "/dev/net/tun";
+/// Its major and minor number (Documentation/admin-guide/devices.txt).
+pub const NUMBER: (u32, u32) = (10, 200);
 /// Bytes of the virtio_net_hdr_v1 before each frame (Virtio 1.2, section 5.1.6).
 const VNET_HEADER: libc::c_int = 12;
 /// How it is opened; the filter knows no other way. (Rustix adds O_LARGEFILE.)

@@ -127,7 +127,7 @@ pub enum KernelCommand {
 /// Arguments of the internal `volt keep`.
 #[derive(Debug, Args)]
 pub struct KeepArgs {
-    /// NAME:RPC-FD:LANE-FD of a service to start on those listening sockets.
+    /// NAME:RPC-FD:LANE-FD:UID of a service to start on those listening sockets, as that user; 0 is whoever starts it.
     #[arg(long = "service", required = true)]
     pub services: Vec<String>,
     /// Where the sockets are.

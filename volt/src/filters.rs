@@ -1,6 +1,6 @@
 //! What `volt`'s own threads may ask of the kernel once they listen to others.
 
-use confine::{Filter, base};
+use confine::{Filter, Rule, base};
 
 /// A short command: talks over the links that it has.
 pub fn client() -> Filter {
@@ -12,49 +12,63 @@ fn lane() -> Filter {
     Filter::new("lane").allow(&[libc::SYS_geteuid])
 }
 
-/// The supervisor of a VM. A filter is inherited by every program started under it, so this one has to allow whatever
-/// the VM's programs need until they confine themselves: making VMs, memory and threads. What it denies, on top of
-/// Landlock (no path but Volt's programs) and the want of capabilities: sockets of any kind but pairs, other processes'
-/// memory, namespaces, mounts, modules, keys, bpf, io_uring, userfaultfd, perf.
+/// The supervisor of a VM: talks over the links that it has, and kills what does not end. It starts nothing and opens nothing.
 pub fn supervisor() -> Filter {
     Filter::new("supervisor")
         .with(&base::tokio())
         .with(&base::listener())
         .with(&lane())
-        .with(&start())
-        .with(&programs())
-        .with(&unlink())
-        .with(&older())
-        .allow(&[
-            libc::SYS_socketpair, // the links of a VM
-            libc::SYS_fcntl,      // duplicates of what a VM's programs share
-            libc::SYS_ioctl,      // the terminal's modes
-            libc::SYS_clock_nanosleep,
-            libc::SYS_pread64,
-        ])
+        .with(&poll())
+        .allow_if(libc::SYS_socketpair, vec![Rule::eq(0, libc::AF_UNIX as u32)]) // the links of a VM
+        .allow_if(libc::SYS_pidfd_send_signal, vec![Rule::eq(1, libc::SIGKILL as u32)])
+        .allow_if(libc::SYS_ioctl, vec![Rule::eq(1, libc::TCSETS2 as u32)]) // the terminal's modes, at the end
+        .allow(&[libc::SYS_clock_nanosleep])
 }
 
-/// Starting, watching and reaping a program.
+/// The launcher of a VM's programs. A filter is inherited by every program started under it, so this one has to allow whatever
+/// they need until they confine themselves: making VMs, memory and threads. What it denies, on top of an empty root,
+/// Landlock (no file but Volt's programs), namespaces and the want of capabilities: sockets, other processes' memory, mounts,
+/// modules, keys, bpf, io_uring, userfaultfd, perf.
+pub fn launcher() -> Filter {
+    // The C library looks for /proc/self/maps as a program starts, to learn of its stack; in an empty root there is none.
+    let maps = (libc::O_RDONLY | libc::O_CLOEXEC) as u32;
+    Filter::new("launcher")
+        .with(&base::exit())
+        .with(&start())
+        .with(&programs())
+        .with(&older())
+        .allow_if(libc::SYS_openat, vec![Rule::eq(2, maps)])
+}
+
+/// Starting and reaping a program.
 fn start() -> Filter {
     Filter::new("start").with(&poll()).allow(&[
+        libc::SYS_recvmsg,
+        libc::SYS_sendmsg,
         libc::SYS_clone,
         libc::SYS_clone3,
-        libc::SYS_execve,
+        libc::SYS_execveat,
         libc::SYS_pidfd_open,
         libc::SYS_pidfd_send_signal,
         libc::SYS_wait4,
         libc::SYS_setsid,
-        libc::SYS_getppid,
         libc::SYS_dup3,
         libc::SYS_close_range,
         libc::SYS_pipe2,
-        libc::SYS_openat, // /dev/null, where Landlock allows it
+        libc::SYS_fcntl,
+        libc::SYS_close,
+        libc::SYS_read,
+        libc::SYS_write,
     ])
 }
 
 /// What vmm-core and the device backends use before their own phase 2, beyond the rest.
 fn programs() -> Filter {
-    Filter::new("programs").allow(&[
+    let unix = vec![Rule::eq(0, libc::AF_UNIX as u32)];
+    Filter::new("programs").with(&base::tokio()).allow_if(libc::SYS_socketpair, unix).allow(&[
+        libc::SYS_ioctl, // KVM, TAP, block devices
+        libc::SYS_pread64,
+        libc::SYS_clock_nanosleep,
         libc::SYS_set_tid_address,
         libc::SYS_rt_sigaction,
         libc::SYS_set_robust_list,
@@ -77,6 +91,7 @@ fn programs() -> Filter {
         libc::SYS_fallocate,
         libc::SYS_fstat,
         libc::SYS_newfstatat,
+        libc::SYS_statx,
         libc::SYS_lseek,
         libc::SYS_preadv,
         libc::SYS_preadv2,
@@ -103,6 +118,14 @@ pub fn unlink() -> Filter {
         libc::SYS_unlink,
         #[cfg(not(target_arch = "x86_64"))]
         libc::SYS_unlinkat,
+    ])
+}
+
+/// As well removing a folder.
+pub fn remove() -> Filter {
+    Filter::new("remove").with(&unlink()).allow(&[
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_rmdir,
     ])
 }
 

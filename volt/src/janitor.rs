@@ -1,21 +1,28 @@
-//! What clears away a VM's socket when `volt run` itself was killed.
+//! What clears away a VM's sockets and its cgroup, however `volt run` ends.
 //!
-//! A process of its own, forked before the socket is bound: it holds one end of a pipe and the runtime directory's
-//! socket folder, and may do nothing but wait for the other end to close and unlink that name. Everything else
-//! a VM has (processes, port, lease, descriptors) is given back by the kernel closing its links.
+//! A process of its own, forked before the socket is bound: it holds one end of a socket pair and the runtime directory's
+//! socket folder, and may do nothing but wait for the other end to close, and remove those names. It stays the user that
+//! `volt run` was started by, as the folders are that user's, without any capability. Everything else a VM has (processes,
+//! port, lease, descriptors) is given back by the kernel closing its links.
 
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use confine::{Filter, Policy, Sandbox, base};
+use confine::{Cgroup, Filter, Policy, Sandbox, base};
 use ipc::{Code, Fault};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType},
+};
 
 use crate::{
+    cell::Cell,
     filters,
     paths::Paths,
     say,
@@ -68,40 +75,64 @@ pub fn sweep(dir: &Path) {
     }
 }
 
-/// The supervisor's end of its janitor. Its closing, in whatever way, is the janitor's sign.
+/// How long the janitor may take to clear up.
+const CLEARED: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+/// How often, a hundredth of a second apart, to look whether the last process of a VM has left its cgroup.
+const LEAVING: u32 = 500;
+
+/// The supervisor's end of a janitor that is not told yet what it is to watch over.
 pub struct Janitor {
-    pipe: OwnedFd,
+    socket: OwnedFd,
     lock: OwnedFd,
+}
+
+/// The supervisor's end of its janitor. Its closing, in whatever way, is the janitor's sign.
+pub struct Watch(OwnedFd);
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Watch {
+    /// Has the sockets removed, and returns once they are.
+    pub fn clear(self) {
+        // A janitor that was killed has closed its end: whoever takes the name next sweeps up after it.
+        let _gone = rustix::net::shutdown(&self.0, Shutdown::Write);
+        let _ended = rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&CLEARED));
+    }
 }
 
 impl Janitor {
     /// Starts the janitor before there is anything to watch over: until it hears from [`watch`](Janitor::watch) it holds `lock` as
     /// well, so that what a supervisor which was killed meanwhile left there can be nobody else's. Must run while this
     /// process has one thread.
-    pub fn start(paths: &Paths, name: &str, lock: OwnedFd, policy: Policy) -> Result<Janitor, Fault> {
-        let (wait, pipe) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| not_started(paths, e))?;
+    pub fn start(paths: &Paths, name: &str, lock: OwnedFd, cell: &Cell, policy: Policy) -> Result<Janitor, Fault> {
+        let (wait, socket) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|e| not_started(paths, e))?;
         // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
         // child may use everything that the parent could: no lock is held by a thread that does not exist in it.
         match unsafe { libc::fork() } {
             -1 => Err(not_started(paths, io::Error::last_os_error())),
             0 => {
-                drop(pipe);
-                let status = run(&wait, lock, paths, name, policy).map_err(say);
+                drop(socket);
+                let status = run(wait, lock, paths, name, cell, policy).map_err(say);
                 std::process::exit(i32::from(status.is_err()))
             }
-            _ => Ok(Janitor { pipe, lock }),
+            _ => Ok(Janitor { socket, lock }),
         }
     }
 
     /// Tells it what was bound, gives the lock back, and returns what keeps it waiting.
-    pub fn watch(self, paths: &Paths, own: &[Own]) -> Result<OwnedFd, Fault> {
+    pub fn watch(self, paths: &Paths, own: &[Own]) -> Result<Watch, Fault> {
         let message: Vec<u8> =
             own.iter().flat_map(|own| [own.inode.0, own.inode.1]).flat_map(u64::to_le_bytes).collect();
-        match rustix::io::write(&self.pipe, &message) {
+        match rustix::net::send(&self.socket, &message, SendFlags::NOSIGNAL) {
             Ok(MESSAGE) if message.len() == MESSAGE => {
                 drop(self.lock);
-                Ok(self.pipe)
+                Ok(Watch(self.socket))
             }
             Ok(_) => Err(not_started(paths, io::Error::other("its sockets have gone"))),
             Err(e) => Err(not_started(paths, e)),
@@ -120,7 +151,7 @@ const MESSAGE: usize = 32;
 /// What the supervisor has bound; nothing if it ended before it said so.
 fn hear(wait: &OwnedFd) -> Option<[(u64, u64); 2]> {
     let mut message = [0u8; MESSAGE];
-    // It was written at once, and a pipe keeps that together.
+    // It was sent at once, as one packet.
     if read(wait, &mut message) != MESSAGE {
         return None;
     }
@@ -138,7 +169,7 @@ fn read(wait: &OwnedFd, buffer: &mut [u8]) -> usize {
     }
 }
 
-fn run(wait: &OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, policy: Policy) -> Result<(), Fault> {
+fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, policy: Policy) -> Result<(), Fault> {
     let fault = |e: confine::Error| {
         Fault::new(Code::Unavailable, "confine the janitor", e.to_string(), "See volt --help on --confinement")
     };
@@ -153,19 +184,45 @@ fn run(wait: &OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, policy: Poli
         let _ = rustix::stdio::dup2_stderr(&null);
     }
     let _ = std::env::set_current_dir("/");
-    let Some(inodes) = hear(wait) else {
+    let Some(inodes) = hear(&wait) else {
         sweep(&paths.vms());
+        cell.cgroup.iter().for_each(emptied);
         return Ok(());
     };
     drop(claimed);
     let own = paths_of(&paths.vm(name)).into_iter().zip(inodes).map(|(path, inode)| Own { path, inode });
     let own: Vec<Own> = own.collect();
-    let sandbox = Sandbox::new("volt-janitor", policy).keep_fd(wait.as_raw_fd()).keep_fd(runtime.as_raw_fd());
-    let confined = sandbox.allow_dir_rw(&paths.vms()).confine().map_err(fault)?;
-    let filter = Filter::new("janitor").with(&base::exit()).with(&filters::unlink()).with(&filters::lock());
+    let mut sandbox = Sandbox::new("volt-janitor", policy)
+        .keep_fd(wait.as_raw_fd())
+        .keep_fd(runtime.as_raw_fd())
+        .allow_dir_rw(&paths.vms());
+    // The VM's user is taken until the last process of it is gone.
+    if let Some(claim) = &cell.claim {
+        sandbox = sandbox.keep_fd(claim.as_raw_fd());
+    }
+    if let Some(parent) = cell.cgroup.as_ref().and_then(|cgroup| cgroup.path().parent()) {
+        sandbox = sandbox.allow_dir_rw(parent);
+    }
+    let confined = sandbox.confine().map_err(fault)?;
+    let filter = Filter::new("janitor").with(&base::exit()).with(&filters::remove()).with(&filters::lock());
     let _narrow = confined.enter(&filter.allow(&[libc::SYS_read, libc::SYS_close])).map_err(fault)?;
-    read(wait, &mut [0u8; 1]);
-    let _lock = lock(runtime, &paths.runtime)?;
+    read(&wait, &mut [0u8; 1]);
+    let locked = lock(runtime, &paths.runtime)?;
     own.iter().for_each(Own::remove);
+    drop(locked);
+    // The supervisor's sign that the name is free.
+    drop(wait);
+    cell.cgroup.iter().for_each(emptied);
     Ok(())
+}
+
+/// Removes a cgroup once it is empty. One that does not become so (a process that hangs in the kernel) is left, with its user:
+/// whoever has that user next removes it.
+fn emptied(cgroup: &Cgroup) {
+    for _ in 0..LEAVING {
+        if cgroup.remove() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -9,13 +9,14 @@ use std::{
     process::ExitCode,
 };
 
-use confine::{Child, Filter, Policy, Sandbox, Spawn, base};
+use confine::{Child, Filter, Policy, Sandbox, Spawn, User, base};
 use ipc::{Code, Endpoint, Fault};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::{
     cli::KeepArgs,
     filters,
+    identity::Range,
     janitor::Own,
     paths::Paths,
     say,
@@ -36,6 +37,8 @@ pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>)
         )
     };
     let log = open_log(paths)?;
+    // Who cannot become another user runs them as itself, which confines itself just so.
+    let users = Range::usable().is_ok().then(Range::find).transpose()?;
     let mut spawn = Spawn::new(&paths.program("volt"));
     spawn.arg("--confinement").arg(policy.to_string()).arg("keep");
     let mut sockets = Vec::new();
@@ -43,7 +46,8 @@ pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>)
         sockets.extend(Own::both(&paths.service(service.name())));
         let (rpc, lane) = endpoint.into_fds();
         let (rpc, lane) = (spawn.fd(rpc), spawn.fd(lane));
-        spawn.arg("--service").arg(format!("{}:{rpc}:{lane}", service.name()));
+        let user = users.and_then(|range| range.service(service)).map_or(0, User::uid);
+        spawn.arg("--service").arg(format!("{}:{rpc}:{lane}:{user}", service.name()));
     }
     spawn.arg("--runtime-dir").arg(&paths.runtime).arg("--state-dir").arg(&paths.state);
     spawn.stderr(log);
@@ -67,6 +71,15 @@ fn open_log(paths: &Paths) -> Result<OwnedFd, Fault> {
     })
 }
 
+/// A service to be started.
+struct Start {
+    service: Service,
+    rpc: OwnedFd,
+    lane: OwnedFd,
+    /// Whom it becomes; nobody else, if absent.
+    user: Option<User>,
+}
+
 struct Kept {
     name: &'static str,
     child: Child,
@@ -80,8 +93,7 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
     // The folder that volt was started from can be unmounted while services run.
     let _ = std::env::set_current_dir("/");
     let services = args.services.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let sockets: Vec<Own> =
-        services.iter().flat_map(|(service, ..)| Own::both(&paths.service(service.name()))).collect();
+    let sockets: Vec<Own> = services.iter().flat_map(|start| Own::both(&paths.service(start.service.name()))).collect();
     let result = keep(&paths, policy, services);
     if result.is_err() {
         remove(&paths, &sockets);
@@ -98,11 +110,11 @@ fn remove(paths: &Paths, sockets: &[Own]) {
     }
 }
 
-fn keep(paths: &Paths, policy: Policy, services: Vec<(Service, OwnedFd, OwnedFd)>) -> Result<(), Fault> {
+fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault> {
     let log = open_log(paths)?;
     let mut kept = Vec::new();
-    for (service, rpc, lane) in services {
-        kept.push(launch(paths, policy, service, rpc, lane, &log)?);
+    for start in services {
+        kept.push(launch(paths, policy, start, &log)?);
     }
     let fault = |e: confine::Error| {
         Fault::new(Code::Unavailable, "confine the keeper", e.to_string(), "See volt --help on --confinement")
@@ -147,12 +159,12 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<(Service, OwnedFd, OwnedFd)
     Ok(())
 }
 
-fn parse(text: &str) -> Result<(Service, OwnedFd, OwnedFd), Fault> {
+fn parse(text: &str) -> Result<Start, Fault> {
     let fault = || {
         Fault::new(
             Code::InvalidArgument,
             format!("read --service {text}"),
-            "it is not NAME:FD:FD of open descriptors",
+            "it is not NAME:FD:FD:UID with open descriptors",
             "volt keep is started by volt run only",
         )
     };
@@ -162,17 +174,13 @@ fn parse(text: &str) -> Result<(Service, OwnedFd, OwnedFd), Fault> {
     let mut fd = || {
         parts.next().and_then(|n| n.parse::<RawFd>().ok()).and_then(|fd| confine::inherited(fd).ok()).ok_or_else(fault)
     };
-    Ok((service, fd()?, fd()?))
+    let (rpc, lane) = (fd()?, fd()?);
+    let user = parts.next().and_then(|n| n.parse().ok()).ok_or_else(fault)?;
+    Ok(Start { service, rpc, lane, user: User::new(user) })
 }
 
-fn launch(
-    paths: &Paths,
-    policy: Policy,
-    service: Service,
-    rpc: OwnedFd,
-    lane: OwnedFd,
-    log: &OwnedFd,
-) -> Result<Kept, Fault> {
+fn launch(paths: &Paths, policy: Policy, start: Start, log: &OwnedFd) -> Result<Kept, Fault> {
+    let Start { service, rpc, lane, user } = start;
     let fault = |why: String| {
         Fault::new(
             Code::Unavailable,
@@ -187,6 +195,11 @@ fn launch(
     spawn.arg("--confinement").arg(policy.to_string());
     spawn.arg("--listen-fd").arg(rpc.to_string()).arg("--lane-fd").arg(lane.to_string());
     spawn.arg("--idle-exit").arg(IDLE_EXIT);
+    // Whoever started it is served, whichever user it runs as.
+    spawn.arg("--owner").arg(rustix::process::geteuid().as_raw().to_string());
+    if let Some(user) = user {
+        spawn.arg("--user").arg(user.uid().to_string());
+    }
     if service.has_state() {
         spawn.arg("--state-dir").arg(paths.state.join(service.name()));
     }

@@ -3,6 +3,7 @@
 //! It may open what the user names, start Volt's programs and talk to its services. It never sees guest memory, and
 //! passes the guest's console on without reading it.
 
+mod cell;
 mod cli;
 mod commands;
 mod config;
@@ -10,8 +11,10 @@ mod console;
 mod control;
 mod doctor;
 mod filters;
+mod identity;
 mod janitor;
 mod keep;
+mod launcher;
 mod machine;
 mod paths;
 mod resources;

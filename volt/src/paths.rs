@@ -1,8 +1,7 @@
 //! Where things are: the programs, the runtime directory with its sockets, the state directory.
 
 use std::{
-    env, fs,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    env,
     path::{self, Path, PathBuf},
 };
 
@@ -22,10 +21,10 @@ pub struct Paths {
 impl Paths {
     /// Finds the directories and makes the runtime and the state directory where they are absent (mode 0700).
     pub fn prepare() -> Result<Paths, Fault> {
-        let paths = Paths::find()?;
-        make_private(&paths.runtime, "VOLT_RUNTIME_DIR")?;
+        let mut paths = Paths::find()?;
+        paths.runtime = make_private(&paths.runtime, "VOLT_RUNTIME_DIR")?;
         make_private(&paths.vms(), "VOLT_RUNTIME_DIR")?;
-        make_private(&paths.state, "VOLT_STATE_DIR")?;
+        paths.state = make_private(&paths.state, "VOLT_STATE_DIR")?;
         Ok(paths)
     }
 
@@ -95,29 +94,11 @@ impl Paths {
     }
 }
 
-/// Makes `dir` with mode 0700, or checks that it is ours and that no other user can write to it: whoever
-/// could, could put sockets of their own in the place of ours.
-fn make_private(dir: &Path, variable: &str) -> Result<(), Fault> {
-    let fault = |why: String| {
-        Fault::new(
-            Code::PermissionDenied,
-            format!("use the directory {}", dir.display()),
-            why,
-            format!("Make it a directory of mode 0700 that you own, or name another one in {variable}"),
-        )
-    };
-    if let Err(e) = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-        return Err(fault(e.to_string()));
-    }
-    let meta = fs::symlink_metadata(dir).map_err(|e| fault(e.to_string()))?;
-    if !meta.is_dir() {
-        return Err(fault("it is not a directory".into()));
-    }
-    if meta.uid() != rustix::process::geteuid().as_raw() {
-        return Err(fault(format!("it belongs to user {}", meta.uid())));
-    }
-    if meta.mode() & 0o022 != 0 {
-        return Err(fault(format!("others may write to it (mode {:o})", meta.mode() & 0o7777)));
-    }
-    Ok(())
+/// Makes `dir` for this user alone, or checks that no other user can write to it or move it: whoever could, could put
+/// sockets of their own in the place of ours. Gives its path without symbolic links.
+fn make_private(dir: &Path, variable: &str) -> Result<PathBuf, Fault> {
+    ipc::private_folder(dir).map_err(|e| {
+        let remedy = format!("Make it a directory of mode 0700 that you own, or name another one in {variable}");
+        Fault::new(Code::PermissionDenied, format!("use the directory {}", dir.display()), e.to_string(), remedy)
+    })
 }

@@ -1,8 +1,8 @@
 //! `volt run`: one VM in the foreground, from its configuration to its last byte of console.
 //!
-//! Phase 1 opens what the user named and finds, or starts, the services; it reads nothing from anybody. Phase 2 is the
-//! supervisor proper: it talks to the services and the VM's processes, under Landlock (Volt's programs may be executed,
-//! the folder of VM sockets written, nothing else) and without any capability.
+//! Phase 1 opens what the user named, takes a user and a cgroup for the VM, finds, or starts, the services, and forks the janitor
+//! and the launcher; it reads nothing from anybody. Phase 2 is the supervisor proper: it talks to the services and the VM's
+//! processes, as the VM's user, without a path, a capability or the means to start anything.
 
 use std::{
     fs::File,
@@ -13,19 +13,21 @@ use std::{
     time::Duration,
 };
 
-use confine::{Confined, Limit, Policy, Sandbox};
-use ipc::{Code, Endpoint, Fault, Lane, Limits};
+use confine::{Confined, Limit, Policy, Root, Sandbox};
+use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
 
 use crate::{
+    cell::Cell,
     cli::RunArgs,
     config::{KernelRef, VmConfig},
     console::Console,
     control::{Control, Exit},
     filters,
-    janitor::{self, Janitor, Own},
+    janitor::{self, Janitor, Own, Watch},
     keep,
+    launcher::{Launcher, Role},
     machine::{DiskPart, Machine, Parts},
     paths::Paths,
     resources::{self, Card, Services},
@@ -55,11 +57,13 @@ pub enum KernelSource {
 /// Whom the supervisor listens to.
 struct Links {
     endpoint: Endpoint,
-    /// Its files.
-    own: Vec<Own>,
+    /// Who may use it.
+    clients: Clients,
     found: Found,
     signals: OwnedFd,
     console: Console,
+    launcher: Launcher,
+    watch: Watch,
 }
 
 /// Runs one VM until it ends.
@@ -69,16 +73,22 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<ExitCode, Fault> {
     let opened = open(&config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
     let signals = block_signals()?;
-    let (endpoint, own, alive) = claim(&paths, &config.name, policy)?;
+    let cell = Cell::claim(&config, policy)?;
+    let (endpoint, watch) = claim(&paths, &config.name, &cell, policy)?;
+    let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
+    let launcher = Launcher::start(&role)?;
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
     let found = services::ensure(&paths, wanted, |missing| keep::start(&paths, policy, missing))?;
 
     let [rpc, lane] = endpoint.as_fds();
-    let confined = confine(&paths, policy, &opened, &found, &[rpc, lane, alive.as_fd(), signals.as_fd()])?;
+    let others = [rpc, lane, watch.as_fd(), launcher.as_fd(), signals.as_fd()];
+    // Whoever starts the VM may stop it, and not who its processes run as.
+    let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
+    let confined = confine(policy, &opened, &found, &cell, &others)?;
     let console = Console::start(&confined)?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
-    let result = ipc::run(supervise(&paths, policy, &config, opened, Links { endpoint, own, found, signals, console }));
-    drop(alive);
+    let links = Links { endpoint, clients, found, signals, console, launcher, watch };
+    let result = ipc::run(supervise(&paths, policy, &config, opened, links));
     result.map_err(|e| {
         Fault::new(Code::Unavailable, "start the supervisor", e.to_string(), "Raise this user's limit of open files")
     })?
@@ -122,11 +132,11 @@ fn open_kvm() -> Result<OwnedFd, Fault> {
 }
 
 /// Claims the VM's name: its control socket exists as long as this process.
-fn claim(paths: &Paths, name: &str, policy: Policy) -> Result<(Endpoint, Vec<Own>, OwnedFd), Fault> {
+fn claim(paths: &Paths, name: &str, cell: &Cell, policy: Policy) -> Result<(Endpoint, Watch), Fault> {
     let path = paths.vm(name);
     let lock = services::lock(services::open_dir(&paths.runtime)?, &paths.runtime)?;
     janitor::sweep(&paths.vms());
-    let janitor = Janitor::start(paths, name, lock, policy)?;
+    let janitor = Janitor::start(paths, name, lock, cell, policy)?;
     let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| {
         let (code, remedy) = match e {
             ipc::Error::AlreadyExists { .. } => {
@@ -136,27 +146,33 @@ fn claim(paths: &Paths, name: &str, policy: Policy) -> Result<(Endpoint, Vec<Own
         };
         Fault::new(code, format!("run a VM called {name}"), e.to_string(), remedy)
     })?;
-    let own = Own::both(&path);
-    let alive = janitor.watch(paths, &own)?;
-    Ok((endpoint, own, alive))
+    let watch = janitor.watch(paths, &Own::both(&path))?;
+    // From here on removing the sockets is the janitor's: this process will not be able to.
+    let (rpc, lane) = endpoint.into_fds();
+    let endpoint = Endpoint::from_fds(rpc, lane)
+        .map_err(|e| Fault::new(Code::Internal, "serve the VM's socket", e.to_string(), "Report this as a defect"))?;
+    Ok((endpoint, watch))
 }
 
 fn confine(
-    paths: &Paths,
     policy: Policy,
     opened: &Opened,
     found: &Found,
+    cell: &Cell,
     others: &[BorrowedFd<'_>],
 ) -> Result<Confined, Fault> {
     let mut sandbox = Sandbox::new("volt", policy)
-        .allow_dir_exec(&paths.programs)
-        .allow_dir_rw(&paths.vms())
-        .allow_file_rw(Path::new("/dev/null"))
-        // What this process may not do its children may not either, and theirs are the disks and the guest's memory.
+        // The guest's console may go to a file.
         .limit(Limit::FileSize, u64::MAX)
-        .limit(Limit::AddressSpace, u64::MAX)
-        .limit(Limit::Processes, u64::MAX)
         .keep_fd(opened.kvm.as_raw_fd());
+    // In no user namespace of its own: there it could not tell root from other peers. So namespaces take root.
+    if let Some(user) = cell.user {
+        sandbox = sandbox.user(user).root(Root::empty(), true);
+    }
+    // Nobody else gets the VM's user as long as this process, or the janitor, has it.
+    if let Some(claim) = &cell.claim {
+        sandbox = sandbox.keep_fd(claim.as_raw_fd());
+    }
     let disks = opened.disks.iter().map(|d| &d.fd);
     for fd in disks.chain(&opened.initrd) {
         sandbox = sandbox.keep_fd(fd.as_raw_fd());
@@ -186,25 +202,26 @@ async fn supervise(
     opened: Opened,
     links: Links,
 ) -> Result<ExitCode, Fault> {
-    let Links { endpoint, own, found, signals, console } = links;
+    let Links { endpoint, clients, found, signals, console, launcher, watch } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     stop_on_signals(signals, control.clone())?;
     let services = Services::new(found.connect()?)?;
     let bootstrap = control.clone();
-    tokio::task::spawn_local(ipc::serve(endpoint, Lane::new(), Limits::default(), None, move |_| {
+    tokio::task::spawn_local(ipc::serve(endpoint, clients, Lane::new(), Limits::default(), None, move |_| {
         Ok(bootstrap.client().client)
     }));
 
     let mut cards = Vec::new();
     let result = match unless_stopped(&control, prepare(policy, config, opened, &services, &mut cards)).await {
-        Ok(Some(parts)) => boot_and_watch(paths, &parts, config.no_reboot, &control, &console).await,
+        Ok(Some(parts)) => boot_and_watch(&launcher, &parts, config.no_reboot, &control, &console).await,
         Ok(None) => Ok(Exit::stopped("it was stopped before it started")),
         Err(fault) => Err(services::with_log(paths, fault)),
     };
     resources::release(services.network.as_ref(), cards).await;
     console.finish();
+    drop(launcher);
     // Whoever hears of the end over the control socket may use the name again.
-    own.iter().for_each(Own::remove);
+    watch.clear();
     let internal = |fault: &Fault| Exit { reason: Reason::InternalError, detail: fault.to_string() };
     control.set_ended(result.as_ref().map_or_else(internal, Exit::clone));
     // They hear of it before the connections go.
@@ -327,14 +344,14 @@ async fn prepare(
 }
 
 async fn boot_and_watch(
-    paths: &Paths,
+    launcher: &Launcher,
     parts: &Parts,
     no_reboot: bool,
     control: &Rc<Control>,
     console: &Console,
 ) -> Result<Exit, Fault> {
     loop {
-        let boot = async { Machine::boot(paths, parts, console.core_end()?).await };
+        let boot = async { Machine::boot(launcher, parts, console.core_end()?).await };
         let Some(mut machine) = unless_stopped(control, boot).await? else {
             return Ok(Exit::stopped("it was stopped while it started"));
         };
@@ -349,7 +366,7 @@ async fn boot_and_watch(
 }
 
 /// Waits for the end of this boot: the guest's own, one that somebody asked for, or that of a process that died.
-async fn watch(machine: &mut Machine, control: &Control) -> Exit {
+async fn watch(machine: &mut Machine<'_>, control: &Control) -> Exit {
     let mut ended = Box::pin(machine.vm.wait_request().send().promise);
     let mut stop = control.stop_requests();
     let overdue = tokio::time::sleep(Duration::MAX);

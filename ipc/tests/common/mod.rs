@@ -1,8 +1,12 @@
 //! A kernel store that does nothing but show what happens to its objects and calls, and ways to reach it.
 #![allow(dead_code, missing_docs, reason = "each test program uses a part of it")]
 
+pub mod handed;
+pub mod raw;
+
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     future::Future,
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
@@ -11,7 +15,7 @@ use std::{
 };
 
 use capnp_rpc::new_client;
-use ipc::{Actor, Code, Connection, Endpoint, Fault, Lane, Limits, Peer, Token};
+use ipc::{Actor, Clients, Code, Connection, Endpoint, Fault, Lane, Limits, Peer, Token};
 use schema::kernel_store_capnp::{kernel, kernel_store};
 
 /// Long enough for anything that should happen, on a busy machine.
@@ -29,6 +33,10 @@ pub struct Probe {
     pub most_hanging: Cell<usize>,
     /// Calls of `info` that were answered.
     pub infos: Cell<usize>,
+    /// Calls on `KernelStore` objects that began.
+    pub store_calls: Cell<usize>,
+    /// Names of the kernels that were called.
+    pub called: RefCell<BTreeSet<String>>,
     /// Lets one hanging call return.
     pub release: tokio::sync::Notify,
     /// Names that `remove` was asked for, and that were removed when that was done.
@@ -71,6 +79,11 @@ impl Service {
         count(&self.probe.stores, 1);
         new_client::<kernel_store::Client, _>(Store { service: self.clone(), peer }).client
     }
+
+    /// The narrower capability: one kernel.
+    pub fn kernel(&self, peer: Peer, name: &str) -> kernel::Client {
+        Store { service: self.clone(), peer }.into_kernel(name)
+    }
 }
 
 struct Store {
@@ -85,6 +98,11 @@ impl Drop for Store {
 }
 
 impl Store {
+    fn into_kernel(self, name: &str) -> kernel::Client {
+        count(&self.service.probe.stores, 1);
+        self.kernel(name.len() as u64, name)
+    }
+
     fn kernel(&self, size: u64, alias: &str) -> kernel::Client {
         count(&self.service.probe.kernels, 1);
         new_client(Kernel { service: self.service.clone(), peer: self.peer, size, alias: alias.to_owned() })
@@ -97,6 +115,7 @@ impl kernel_store::Server for Store {
         params: kernel_store::ImportParams,
         mut results: kernel_store::ImportResults,
     ) -> capnp::Result<()> {
+        count(&self.service.probe.store_calls, 1);
         let params = params.get()?;
         let token = Token::read(params.get_image()?)?;
         let file = self.service.lane.redeem(token.as_bytes(), self.peer)?;
@@ -110,6 +129,7 @@ impl kernel_store::Server for Store {
         params: kernel_store::GetParams,
         mut results: kernel_store::GetResults,
     ) -> capnp::Result<()> {
+        count(&self.service.probe.store_calls, 1);
         let name = params.get()?.get_ref()?.to_string()?;
         let probe = &self.service.probe;
         match name.as_str() {
@@ -131,6 +151,7 @@ impl kernel_store::Server for Store {
 
     /// Calls `info` of the kernel that it is given in place of its parameters.
     async fn list(self: Rc<Self>, params: kernel_store::ListParams, _: kernel_store::ListResults) -> capnp::Result<()> {
+        count(&self.service.probe.store_calls, 1);
         let theirs: kernel::Client = params.hook.get()?.get_as_capability()?;
         theirs.info_request().send().promise.await?;
         Ok(())
@@ -141,6 +162,7 @@ impl kernel_store::Server for Store {
         params: kernel_store::RemoveParams,
         _: kernel_store::RemoveResults,
     ) -> capnp::Result<()> {
+        count(&self.service.probe.store_calls, 1);
         let name = params.get()?.get_ref()?.to_string()?;
         let probe = self.service.probe.clone();
         self.service
@@ -176,6 +198,7 @@ impl Drop for Kernel {
 impl kernel::Server for Kernel {
     async fn info(self: Rc<Self>, _: kernel::InfoParams, mut results: kernel::InfoResults) -> capnp::Result<()> {
         count(&self.service.probe.infos, 1);
+        self.service.probe.called.borrow_mut().insert(self.alias.clone());
         let mut info = results.get().init_info();
         info.set_size(self.size);
         info.set_alias(&self.alias[..]);
@@ -185,6 +208,7 @@ impl kernel::Server for Kernel {
     }
 
     async fn open(self: Rc<Self>, _: kernel::OpenParams, mut results: kernel::OpenResults) -> capnp::Result<()> {
+        self.service.probe.called.borrow_mut().insert(self.alias.clone());
         let token = self.service.lane.offer(memfd(self.alias.as_bytes()), self.peer)?;
         token.write(results.get().init_image());
         Ok(())
@@ -216,6 +240,14 @@ pub async fn settle() {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
+/// Users that a test may become by [`as_user`] and is served as; [`STRANGER`] is not.
+pub const USERS: [u32; 3] = [4711, 4712, 4713];
+pub const STRANGER: u32 = 4714;
+
+pub fn clients() -> Clients {
+    Clients::root_and(USERS.into_iter().chain([rustix::process::geteuid().as_raw()]))
+}
+
 /// A store on a named socket in a folder of its own.
 pub struct Served {
     pub service: Service,
@@ -236,7 +268,8 @@ impl Served {
         let path = dir.path().join("store.sock");
         let endpoint = Endpoint::bind(&path, 0o666).unwrap();
         let served = service.clone();
-        let serve = ipc::serve(endpoint, service.lane.clone(), limits, idle, move |peer| Ok(served.store(peer)));
+        let serve =
+            ipc::serve(endpoint, clients(), service.lane.clone(), limits, idle, move |peer| Ok(served.store(peer)));
         Served { service, path, task: tokio::task::spawn_local(serve), _dir: dir }
     }
 
@@ -249,9 +282,16 @@ impl Served {
 
 /// A store behind one end of a socket pair; the other end comes back.
 pub fn serve_pair(service: &Service, limits: Limits) -> (UnixStream, tokio::task::JoinHandle<Result<(), ipc::Error>>) {
+    serve_pair_with(service.store(Peer::this_process()), limits)
+}
+
+/// `offered` behind one end of a socket pair; the other end comes back.
+pub fn serve_pair_with(
+    offered: capnp::capability::Client,
+    limits: Limits,
+) -> (UnixStream, tokio::task::JoinHandle<Result<(), ipc::Error>>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let store = service.store(Peer::of(&theirs).unwrap());
-    (ours, tokio::task::spawn_local(ipc::serve_link(theirs.into(), limits, store)))
+    (ours, tokio::task::spawn_local(ipc::serve_link(theirs.into(), limits, offered)))
 }
 
 pub fn connect_pair(service: &Service, limits: Limits) -> (Connection, kernel_store::Client) {

@@ -6,7 +6,10 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,9 +22,17 @@ const PROGRAMS: [&str; 6] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend
 
 pub struct Host {
     dir: tempfile::TempDir,
-    /// Names this test's network namespace, which everything that it starts is in.
+    /// Names this test's network namespace, which everything that it starts is in, but for what has one of its own.
     namespace: PathBuf,
+    /// The first of the users that are this test's: who has its own namespaces is one of them.
+    user: u32,
 }
+
+/// Users that each test has, sixteen of them for services.
+const USERS: u32 = 32;
+
+/// How many tests have begun.
+static TESTS: AtomicU32 = AtomicU32::new(0);
 
 impl Host {
     /// A host of the calling thread's own, or `None` after it was said why there cannot be one.
@@ -39,6 +50,7 @@ impl Host {
             let host = Host {
                 dir: tempfile::tempdir().unwrap(),
                 namespace: fs::read_link("/proc/thread-self/ns/net").unwrap(),
+                user: 0x7200_0000 + TESTS.fetch_add(1, Ordering::Relaxed) * USERS,
             };
             host.file("disk", &[0; 64 << 10]);
             return Some(host);
@@ -66,6 +78,7 @@ impl Host {
         let mut command = Command::new(env!("CARGO_BIN_EXE_volt"));
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env("VOLT_RUNTIME_DIR", self.path("run")).env("VOLT_STATE_DIR", self.path("state"));
+        command.env("VOLT_UID_RANGE", format!("{}-{}", self.user, self.user + USERS - 1));
         command
     }
 
@@ -109,7 +122,8 @@ impl Host {
             else {
                 continue;
             };
-            if namespace != self.namespace {
+            let user = uid(&entry.path());
+            if namespace != self.namespace && !(self.user..self.user + USERS).contains(&user) {
                 continue;
             }
             let keeper =
@@ -169,6 +183,13 @@ pub fn until(what: &str, mut check: impl FnMut() -> Result<(), String>) {
         assert!(Instant::now() < limit, "Waited in vain until {what}: {why}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The real user of a process. (Its folder in /proc is root's where it is not dumpable.)
+pub fn uid(process: &Path) -> u32 {
+    let status = fs::read_to_string(process.join("status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(u32::MAX)
 }
 
 /// Signals a process that this test started.

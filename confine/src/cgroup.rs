@@ -1,0 +1,140 @@
+//! A cgroup (v2) with limits, for all processes of one VM.
+//!
+//! Takes root: the files are root's. Volt's cgroups are below `volt-vmm` at the top of the hierarchy.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// The cgroup that holds those of all VMs.
+const PARENT: &str = "volt-vmm";
+/// What the limits need.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Microseconds in which `cpu.max` counts.
+const PERIOD: u64 = 100_000;
+
+/// What a cgroup may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CgroupLimits {
+    /// Bytes of memory, the kernel's own for it and the page cache included. Past it the whole cgroup is killed.
+    pub memory: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Processors' worth of time.
+    pub cpus: u64,
+}
+
+/// A cgroup that was made, with its limits. It stays until [`remove`](Cgroup::remove)d.
+#[derive(Clone, Debug)]
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Makes the cgroup `name`, in place of one of that name that a process which was killed has left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoCgroup`] where the host has none to give, and says why.
+    pub fn create(name: &str, limits: CgroupLimits) -> Result<Cgroup, Error> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::NoCgroup(e.to_string()))?;
+        Cgroup::create_in(&hierarchy(&mounts)?, name, limits)
+    }
+
+    fn create_in(top: &Path, name: &str, limits: CgroupLimits) -> Result<Cgroup, Error> {
+        let parent = top.join(PARENT);
+        let failed = |path: &Path, error: io::Error| Error::NoCgroup(format!("{}: {error}", path.display()));
+        let make = |path: &Path| match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(path, error)),
+            _ => Ok(()),
+        };
+        make(&parent)?;
+        for level in [top, &parent] {
+            let offered = read(&level.join("cgroup.controllers"))?;
+            if let Some(missing) = CONTROLLERS.iter().find(|name| !offered.split_whitespace().any(|o| o == **name)) {
+                let why = format!("{} has no {missing} controller (cgroup v1 may have it)", level.display());
+                return Err(Error::NoCgroup(why));
+            }
+            let path = level.join("cgroup.subtree_control");
+            fs::write(&path, CONTROLLERS.map(|name| format!("+{name}")).join(" ")).map_err(|e| failed(&path, e))?;
+        }
+        let own = parent.join(name);
+        // One that is left over is empty, and has another VM's limits and counts.
+        let _absent = fs::remove_dir(&own);
+        make(&own)?;
+        let cgroup = Cgroup(own);
+        for (file, value) in [
+            ("memory.max", limits.memory.to_string()),
+            ("memory.oom.group", "1".into()),
+            ("pids.max", limits.pids.to_string()),
+            ("cpu.max", format!("{} {PERIOD}", limits.cpus.saturating_mul(PERIOD))),
+        ] {
+            let path = cgroup.0.join(file);
+            if let Err(error) = fs::write(&path, value) {
+                let _empty = fs::remove_dir(&cgroup.0);
+                return Err(failed(&path, error));
+            }
+        }
+        Ok(cgroup)
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Moves the calling process into it; what it starts is in it as well.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel forbids it.
+    pub fn enter(&self) -> Result<(), Error> {
+        let path = self.0.join("cgroup.procs");
+        fs::write(&path, "0").map_err(|e| Error::NoCgroup(format!("{}: {e}", path.display())))
+    }
+
+    /// Removes it, if no process is left in it. Whether it is gone.
+    pub fn remove(&self) -> bool {
+        match fs::remove_dir(&self.0) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|e| Error::NoCgroup(format!("{}: {e}", path.display())))
+}
+
+/// Where the unified hierarchy is mounted (proc_pid_mountinfo(5)).
+fn hierarchy(mountinfo: &str) -> Result<PathBuf, Error> {
+    let found = mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        (filesystem.split(' ').next()? == "cgroup2").then(|| mount.split(' ').nth(4))?
+    });
+    found.map(PathBuf::from).ok_or_else(|| Error::NoCgroup("cgroup v2 is not mounted".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: CgroupLimits = CgroupLimits { memory: 1 << 20, pids: 7, cpus: 3 };
+
+    #[test]
+    fn unified_hierarchy_is_found_among_mounts_and_its_absence_said() {
+        let v1 = "30 20 0:26 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n";
+        let v2 = "31 20 0:27 / /sys/fs/cgroup rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(hierarchy(&format!("{v1}{v2}")).unwrap(), Path::new("/sys/fs/cgroup"));
+        assert!(hierarchy(v1).unwrap_err().to_string().contains("not mounted"));
+    }
+
+    #[test]
+    fn hierarchy_without_the_controllers_is_named_with_the_one_that_it_lacks() {
+        let top = tempfile::tempdir().unwrap();
+        fs::write(top.path().join("cgroup.controllers"), "cpuset cpu memory hugetlb\n").unwrap();
+        let error = Cgroup::create_in(top.path(), "web.7", LIMITS).unwrap_err().to_string();
+        assert!(error.contains("no pids controller"), "{error}");
+        assert!(!top.path().join("volt-vmm/web.7").exists());
+    }
+}

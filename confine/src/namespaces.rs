@@ -1,0 +1,160 @@
+//! Namespaces of a process's own, and what it finds as `/` there.
+//!
+//! Uses `/proc` and mounts, so it belongs into the wide phase. Whoever has left is left: there is no way back.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, mount_remount,
+    move_mount, open_tree, unmount,
+};
+use rustix::process::{DumpableBehavior, chdir, getegid, geteuid, pivot_root, set_dumpable_behavior};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use crate::error::{Error, step};
+
+/// Where the new root is put together. It hides what was there, which by then nobody needs any more.
+const WORKSHOP: &str = "/proc";
+/// The most that a root which is read-only soon may hold: folders and a device node.
+const ROOT_SIZE: &std::ffi::CStr = c"size=64k,nr_inodes=32,mode=0755";
+
+/// What a process is to find as `/`.
+#[derive(Clone, Debug, Default)]
+pub struct Root {
+    folders: Vec<(PathBuf, PathBuf)>,
+    devices: Vec<(PathBuf, u32, u32)>,
+}
+
+impl Root {
+    /// Nothing at all.
+    pub fn empty() -> Root {
+        Root::default()
+    }
+
+    /// As well the folder `from`, seen as `at`, an absolute path. As `/` it is all there is.
+    pub fn folder(mut self, from: &Path, at: &str) -> Root {
+        self.folders.push((from.into(), at.into()));
+        self
+    }
+
+    /// As well a character device of that number, for the process's own user only.
+    pub fn device(mut self, at: &str, major: u32, minor: u32) -> Root {
+        self.devices.push((at.into(), major, minor));
+        self
+    }
+
+    /// Makes it the calling process's root, in a mount namespace that is its own already, for `owner`.
+    fn enter(&self, owner: Option<crate::User>) -> Result<(), Error> {
+        let failed = |tried| step(tried, "an outer sandbox may forbid it");
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .map_err(failed("keep mounts to itself"))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let clone = |(from, at): &(PathBuf, PathBuf)| match open_tree(CWD, from, flags) {
+            Ok(tree) => Ok((tree, at.clone())),
+            Err(errno) => Err(Error::Path { path: from.clone(), source: errno.into() }),
+        };
+        let trees = self.folders.iter().map(clone).collect::<Result<Vec<_>, _>>()?;
+        let place = |tree, at: &Path| {
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(tree, "", CWD, at, flags).map_err(failed("mount a folder in its new root"))
+        };
+        let guarded = MountFlags::NOSUID | MountFlags::NOEXEC;
+        let writable = match trees.as_slice() {
+            [(tree, at)] if at == Path::new("/") => {
+                place(tree, Path::new(WORKSHOP))?;
+                true
+            }
+            trees => {
+                let made = mount("volt", WORKSHOP, "tmpfs", guarded, ROOT_SIZE);
+                made.map_err(failed("mount an empty file system"))?;
+                for (tree, at) in trees {
+                    let at = inside(at);
+                    fs::create_dir_all(&at).map_err(|source| Error::Path { path: at.clone(), source })?;
+                    place(tree, &at)?;
+                }
+                for (at, major, minor) in &self.devices {
+                    device(&inside(at), *major, *minor, owner)?;
+                }
+                false
+            }
+        };
+        chdir(WORKSHOP).map_err(failed("enter its new root"))?;
+        // The old root comes to lie on the new one, and is taken off.
+        pivot_root(".", ".").map_err(failed("change its root"))?;
+        unmount(".", UnmountFlags::DETACH).map_err(failed("leave the old root"))?;
+        chdir("/").map_err(failed("enter its new root"))?;
+        let mut flags = MountFlags::BIND | guarded;
+        if self.devices.is_empty() {
+            flags |= MountFlags::NODEV;
+        }
+        if !writable {
+            flags |= MountFlags::RDONLY;
+        }
+        mount_remount("/", flags, c"").map_err(failed("guard its new root"))
+    }
+}
+
+/// A path of the new root, while that is being put together.
+fn inside(at: &Path) -> PathBuf {
+    Path::new(WORKSHOP).join(at.strip_prefix("/").unwrap_or(at))
+}
+
+fn device(at: &Path, major: u32, minor: u32, owner: Option<crate::User>) -> Result<(), Error> {
+    let failed = |source: std::io::Error| Error::Path { path: at.into(), source };
+    if let Some(folder) = at.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let number = rustix::fs::makedev(major, minor);
+    mknodat(CWD, at, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, number)
+        .map_err(|errno| failed(errno.into()))?;
+    let owner = owner.map(crate::User::uid);
+    std::os::unix::fs::chown(at, owner, owner).map_err(failed)
+}
+
+/// Leaves for own mount, ipc, uts and cgroup namespaces with that root, and for an own, empty network one where
+/// `network` says so. Takes `CAP_SYS_ADMIN`. `owner` is who the process becomes next.
+pub(crate) fn leave(root: &Root, network: bool, owner: Option<crate::User>) -> Result<(), Error> {
+    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+    if network {
+        flags |= UnshareFlags::NEWNET;
+    }
+    unshare(flags)?;
+    root.enter(owner)
+}
+
+/// Leaves for user, mount, network, ipc, uts and cgroup namespaces of its own, with an empty root and with no id mapped
+/// but its own. What the process starts is in them as well. Takes no right where the kernel lets users make namespaces.
+/// To be called while there is one thread.
+///
+/// # Errors
+///
+/// [`Error::NoNamespaces`] where the kernel forbids it or has no more to give: nothing is changed then. After any other the
+/// process is neither here nor there, and should end.
+pub fn isolate() -> Result<(), Error> {
+    let failed = |tried| step(tried, "mount /proc");
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    unshare(
+        UnshareFlags::NEWUSER
+            | UnshareFlags::NEWNS
+            | UnshareFlags::NEWNET
+            | UnshareFlags::NEWIPC
+            | UnshareFlags::NEWUTS
+            | UnshareFlags::NEWCGROUP,
+    )?;
+    // A process that has changed its user is not dumpable, and its maps are root's. The next phase undoes this.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(failed("map its user"))?;
+    for (map, content) in
+        [("setgroups", "deny".into()), ("uid_map", format!("{uid} {uid} 1")), ("gid_map", format!("{gid} {gid} 1"))]
+    {
+        let path = Path::new("/proc/self").join(map);
+        fs::write(&path, content).map_err(|source| Error::Path { path, source })?;
+    }
+    Root::empty().enter(None)
+}
+
+fn unshare(flags: UnshareFlags) -> Result<(), Error> {
+    // SAFETY: what is unsafe is CLONE_FILES, which is not among the flags.
+    unsafe { unshare_unsafe(flags) }.map_err(|errno| Error::NoNamespaces(errno.into()))
+}

@@ -1,0 +1,245 @@
+//! Who holds something narrow of a real `ipamd` has that and no more, however it asks; and who may connect.
+
+mod common;
+#[path = "../../ipc/tests/common/handed.rs"]
+mod handed;
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+
+use capnp::traits::HasTypeId;
+use common::*;
+use handed::{hand_over, knows_only};
+use ipc::{Code, Connection};
+use schema::addresses_capnp::lease_info::State;
+use schema::addresses_capnp::{allocator, lease, pool, reservation};
+
+const OTHER: &str = r#"{"network":"volt1","subnet":"10.43.0.0/24"}"#;
+
+/// One end of a link that leads to what was handed over.
+fn client(connection: Connection) -> Client {
+    Client { ipam: connection.bootstrap(), connection }
+}
+
+#[test]
+fn what_is_narrow_leads_to_nothing_wider() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let owner = service.connect().await;
+        let pool = owner.define(CONFIG).await.unwrap();
+        let allocator = owner.allocator(&pool, 1).await.unwrap();
+        let lease = owner.allocate(&allocator, "vm-a").await.unwrap();
+        let (reservation, _) = owner.reserve(&pool, "vm-b", "").await.unwrap();
+        for (capability, own) in [
+            (&lease.client, lease::Client::TYPE_ID),
+            (&allocator.client, allocator::Client::TYPE_ID),
+            (&reservation.client, reservation::Client::TYPE_ID),
+            (&pool.client, pool::Client::TYPE_ID),
+        ] {
+            knows_only(own, &hand_over(capability)).await;
+        }
+        // Each is what it was, and does what it says, also for who got it handed.
+        let holder = client(hand_over(&lease.client));
+        assert_eq!(holder.info(&holder.connection.bootstrap()).await.unwrap().workload, "vm-a");
+        let holder = client(hand_over(&allocator.client));
+        assert_eq!(code(holder.allocate(&holder.connection.bootstrap(), "vm-c").await), Some(Code::Exhausted));
+        assert_eq!(owner.reservation_info(&reservation).await.unwrap().workload, "vm-b");
+        assert_eq!(owner.networks().await, ["volt0"]);
+    });
+}
+
+#[test]
+fn a_quota_is_the_same_for_all_who_hold_the_allocator_however_often_they_ask() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let owner = service.connect().await;
+        let pool = owner.define(CONFIG).await.unwrap();
+        let allocator = owner.allocator(&pool, 2).await.unwrap();
+        let holders = [(); 3].map(|()| client(hand_over(&allocator.client)));
+        let ask = async |holder: &Client, workload: &str| {
+            // Each asks its link for the capability anew.
+            holder.allocate(&holder.connection.bootstrap::<allocator::Client>(), workload).await
+        };
+        let first = ask(&holders[0], "vm-0").await.unwrap();
+        let second = ask(&holders[1], "vm-1").await.unwrap();
+        for holder in &holders {
+            assert_eq!(code(ask(holder, "vm-2").await), Some(Code::Exhausted));
+        }
+        // To reconnect gives nothing, and neither does dropping a lease, whose address is kept for its workload.
+        let again = client(hand_over(&allocator.client));
+        assert_eq!(code(ask(&again, "vm-2").await), Some(Code::Exhausted));
+        drop(first);
+        eventually(async || owner.leases(&pool).await.iter().any(|info| info.state == State::Grace)).await;
+        assert_eq!(code(ask(&again, "vm-2").await), Some(Code::Exhausted));
+        holders[1].release(&second).await.unwrap();
+        ask(&again, "vm-2").await.unwrap();
+        assert_eq!(owner.leases(&pool).await.iter().filter(|info| info.workload.starts_with("vm-2")).count(), 1);
+    });
+}
+
+#[test]
+fn a_lease_that_was_released_is_nobodys_and_does_no_harm_to_the_next_on_that_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let owner = service.connect().await;
+        // A pool of one address.
+        let pool = owner.define(r#"{"network":"volt2","subnet":"10.44.0.0/30"}"#).await.unwrap();
+        let allocator = owner.allocator(&pool, 10).await.unwrap();
+        let old = owner.allocate(&allocator, "vm-old").await.unwrap();
+        let holder = client(hand_over(&old.client));
+        let handed: lease::Client = holder.connection.bootstrap();
+        let address = holder.info(&handed).await.unwrap().address;
+        owner.release(&old).await.unwrap();
+        let new = owner.allocate(&allocator, "vm-new").await.unwrap();
+        assert_eq!(owner.info(&new).await.unwrap().address, address);
+        for _ in 0..3 {
+            assert_eq!(code(holder.info(&handed).await), Some(Code::Revoked));
+            assert_eq!(code(holder.release(&handed).await), Some(Code::Revoked));
+        }
+        drop((handed, holder, old));
+        let other = service.connect().await;
+        other.networks().await;
+        let info = owner.info(&new).await.unwrap();
+        assert_eq!((info.address, info.state), (address, State::Held));
+    });
+}
+
+#[test]
+fn a_reservations_reference_is_good_at_its_own_pool_and_cannot_be_guessed() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let owner = service.connect().await;
+        let pool = owner.define(CONFIG).await.unwrap();
+        let other = owner.define(OTHER).await.unwrap();
+        let (_reservation, secret) = owner.reserve(&pool, "vm-a", "").await.unwrap();
+        assert_eq!(code(owner.restore(&other, &secret).await), Some(Code::NotFound));
+        for bit in 0..256 {
+            let mut guess = secret.clone();
+            guess[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(code(owner.restore(&pool, &guess).await), Some(Code::NotFound), "{bit}");
+        }
+        // Its hash, which is what is on the disk, is not it.
+        let hash = <sha2::Sha256 as sha2::Digest>::digest(&secret);
+        assert_eq!(code(owner.restore(&pool, &hash).await), Some(Code::NotFound));
+        let restored = owner.restore(&pool, &secret).await.unwrap();
+        assert_eq!(owner.reservation_info(&restored).await.unwrap().workload, "vm-a");
+    });
+}
+
+const OWN: u32 = 4720;
+const OWNER: u32 = 4721;
+
+/// Asks as another user, in a thread of its own, for the networks.
+fn ask_as(user: u32, socket: &Path) -> Result<Vec<String>, Code> {
+    let socket = socket.to_owned();
+    let asked = std::thread::spawn(move || {
+        // Of this thread alone: the kernel's credentials are a thread's.
+        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
+        let mut answer = Ok(Vec::new());
+        run(async {
+            answer = async { Client::connect(&socket).await?.try_networks().await }.await.map_err(|fault| fault.code);
+        });
+        answer
+    });
+    asked.join().unwrap()
+}
+
+fn open_to_all(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+fn both(socket: &Path) -> [PathBuf; 2] {
+    [socket.to_owned(), ipc::lane_path(socket)]
+}
+
+#[test]
+fn a_socket_that_it_makes_for_an_owner_is_that_owners_and_lets_in_nobody_else_whatever_its_mode() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: a_socket_that_it_makes_for_an_owner_...: becoming another user takes root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    open_to_all(dir.path(), 0o755);
+    let service = Service::start_with(dir.path(), &["--owner", &OWNER.to_string()]);
+    for path in both(&service.socket) {
+        let found = std::fs::metadata(path).unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o7777), (OWNER, 0o600));
+    }
+    assert_eq!(ask_as(OWNER, &service.socket), Ok(vec![]));
+    assert_eq!(ask_as(OWNER + 1, &service.socket), Err(Code::PermissionDenied));
+    both(&service.socket).iter().for_each(|path| open_to_all(path, 0o666));
+    assert_eq!(ask_as(OWNER, &service.socket), Ok(vec![]));
+    // Where the refusal crosses with the question, all that is seen is the connection's end.
+    for stranger in [OWNER + 1, OWN, 65_534] {
+        let refused = ask_as(stranger, &service.socket).unwrap_err();
+        assert!(matches!(refused, Code::PermissionDenied | Code::Unavailable), "{refused:?}");
+    }
+    assert_eq!(ask_as(0, &service.socket), Ok(vec![]));
+}
+
+#[test]
+fn one_that_runs_as_a_user_of_its_own_serves_root_itself_and_its_owner_only() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: one_that_runs_as_a_user_of_its_own_...: becoming another user takes root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    open_to_all(dir.path(), 0o755);
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    open_to_all(&state, 0o700);
+    chown(&state, Some(OWN), Some(OWN)).unwrap();
+    let socket = dir.path().join("ipamd.sock");
+    let (rpc, lane) = ipc::Endpoint::bind_for(Some(OWNER), &socket, 0o600).unwrap().into_fds();
+    both(&socket).iter().for_each(|path| open_to_all(path, 0o666));
+    // Where that user can get at it.
+    let program = dir.path().join("ipamd");
+    std::fs::copy(env!("CARGO_BIN_EXE_ipamd"), &program).unwrap();
+    let mut command = std::process::Command::new(program);
+    command.arg("--state-dir").arg(&state).args(["--owner", &OWNER.to_string()]);
+    command.args(["--listen-fd", &rpc.as_raw_fd().to_string(), "--lane-fd", &lane.as_raw_fd().to_string()]);
+    command.uid(OWN).gid(OWN).stdin(std::process::Stdio::null());
+    let fds = [rpc.as_raw_fd(), lane.as_raw_fd()];
+    // SAFETY: fcntl and prctl are async-signal-safe, and the closure does nothing else.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            match fds.iter().all(|fd| libc::fcntl(*fd, libc::F_SETFD, 0) >= 0) {
+                true => Ok(()),
+                false => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let service = Service::of(command.spawn().unwrap(), socket);
+    for user in [0, OWN, OWNER] {
+        assert_eq!(ask_as(user, &service.socket), Ok(vec![]), "{user}");
+    }
+    for stranger in [OWN - 1, OWNER + 1, 65_534] {
+        assert!(ask_as(stranger, &service.socket).is_err(), "{stranger}");
+    }
+    assert_eq!(ask_as(OWNER, &service.socket), Ok(vec![]));
+}
+
+#[test]
+fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    open_to_all(&state, 0o777);
+    let said = refusal(command(dir.path()));
+    assert!(said.contains("others may write") && said.contains("--state-dir"), "{said}");
+    open_to_all(&state, 0o755);
+    if rustix::process::geteuid().is_root() {
+        chown(&state, Some(OWNER), None).unwrap();
+        let said = refusal(command(dir.path()));
+        assert!(said.contains("belongs to user 4721"), "{said}");
+        chown(&state, Some(0), None).unwrap();
+    }
+    drop(Service::start(dir.path()));
+}

@@ -1,0 +1,229 @@
+//! Who holds something narrow of a real `netmgr` has that and no more, however it asks; and who may connect.
+//! Runs the program as root, each test in a network namespace of its own.
+
+mod common;
+#[path = "../../ipc/tests/common/handed.rs"]
+mod handed;
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use capnp::traits::HasTypeId;
+use common::*;
+use handed::{hand_over, knows_only};
+use ipc::{Code, Connection, Fault};
+use schema::{
+    host_capnp::tenant,
+    network_capnp::{network, port, port_factory},
+};
+
+/// One end of a link that leads to what was handed over.
+fn client(connection: Connection) -> Client {
+    Client { host: connection.bootstrap(), connection }
+}
+
+fn code<T>(result: Result<T, Fault>) -> Option<Code> {
+    result.err().map(|fault| fault.code)
+}
+
+#[test]
+fn what_is_narrow_leads_to_nothing_wider() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let owner = Client::new(&netmgr).await;
+            let network = owner.define_default().await;
+            let tenant = owner.tenant("acme", 4).await.unwrap();
+            let factory = owner.factory(&network, 1).await.unwrap();
+            let port = owner.tap(&factory, "vm-web").await.unwrap();
+            for (capability, own) in [
+                (&port.client, port::Client::TYPE_ID),
+                (&factory.client, port_factory::Client::TYPE_ID),
+                (&network.client, network::Client::TYPE_ID),
+                (&tenant.client, tenant::Client::TYPE_ID),
+            ] {
+                knows_only(own, &hand_over(capability)).await;
+            }
+            assert_eq!(interfaces(), ["volt0", "tap-web"]);
+            let holder = client(hand_over(&port.client));
+            assert_eq!(holder.port(&holder.connection.bootstrap()).await.unwrap().workload, "vm-web");
+            let holder = client(hand_over(&factory.client));
+            assert_eq!(code(holder.tap(&holder.connection.bootstrap(), "vm-b").await), Some(Code::Exhausted));
+            owner.fd(&port).await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_quota_is_the_same_for_all_who_hold_the_factory_however_often_they_ask() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let owner = Client::new(&netmgr).await;
+            let network = owner.define_default().await;
+            let factory = owner.factory(&network, 2).await.unwrap();
+            let holders = [(); 3].map(|()| client(hand_over(&factory.client)));
+            let ask = async |holder: &Client, workload: &str| {
+                // Each asks its link for the capability anew.
+                holder.tap(&holder.connection.bootstrap(), workload).await
+            };
+            let first = ask(&holders[0], "vm-a").await.unwrap();
+            let second = ask(&holders[1], "vm-b").await.unwrap();
+            for holder in &holders {
+                assert_eq!(code(ask(holder, "vm-c").await), Some(Code::Exhausted));
+            }
+            let again = client(hand_over(&factory.client));
+            assert_eq!(code(ask(&again, "vm-c").await), Some(Code::Exhausted));
+            // The factory's end gives nothing back that is held.
+            drop(factory);
+            assert_eq!(code(ask(&again, "vm-c").await), Some(Code::Exhausted));
+            holders[0].release(&first).await.unwrap();
+            let third = ask(&again, "vm-c").await.unwrap();
+            assert_eq!(code(ask(&again, "vm-d").await), Some(Code::Exhausted));
+            drop((second, third));
+        });
+    });
+}
+
+#[test]
+fn a_tenants_quota_is_one_over_all_its_factories_and_networks() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let owner = Client::new(&netmgr).await;
+            owner.define_default().await;
+            owner.define("volt1", "10.43.0.1", 24, 0).await.unwrap();
+            let tenant = owner.tenant("acme", 2).await.unwrap();
+            let holder = client(hand_over(&tenant.client));
+            let factory =
+                async |network: &str| holder.tenant_factory(&holder.connection.bootstrap(), network).await.unwrap();
+            let _first = holder.tap(&factory("volt0").await, "vm-a").await.unwrap();
+            let second = holder.tap(&factory("volt1").await, "vm-b").await.unwrap();
+            for network in ["volt0", "volt1", "volt0"] {
+                assert_eq!(code(holder.tap(&factory(network).await, "vm-c").await), Some(Code::Exhausted));
+            }
+            // Another tenant of that name cannot be made beside it.
+            assert_eq!(code(owner.tenant("acme", 16).await), Some(Code::AlreadyExists));
+            holder.release(&second).await.unwrap();
+            holder.tap(&factory("volt0").await, "vm-c").await.unwrap();
+            assert_eq!(
+                code(holder.tenant_factory(&holder.connection.bootstrap(), "volt9").await),
+                Some(Code::NotFound)
+            );
+        });
+    });
+}
+
+#[test]
+fn a_factory_ends_with_its_tenant_and_with_its_network_and_does_not_pass_to_the_next_of_that_name() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let owner = Client::new(&netmgr).await;
+            let old = owner.define_default().await;
+            let tenant = owner.tenant("acme", 4).await.unwrap();
+            let of_tenant = owner.tenant_factory(&tenant, "volt0").await.unwrap();
+            let port = owner.tap(&of_tenant, "vm-a").await.unwrap();
+            drop(tenant);
+            // Its last reference has gone once the name is free again.
+            let again = loop {
+                match owner.tenant("acme", 4).await {
+                    Ok(tenant) => break tenant,
+                    Err(fault) => assert_eq!(fault.code, Code::AlreadyExists),
+                }
+            };
+            assert_eq!(code(owner.tap(&of_tenant, "vm-b").await), Some(Code::Revoked));
+            assert_eq!(code(owner.port(&port).await), Some(Code::Revoked));
+            assert_eq!(code(owner.fd(&port).await), Some(Code::Revoked));
+
+            let of_network = owner.factory(&old, 4).await.unwrap();
+            owner.remove("volt0").await.unwrap();
+            let new = owner.define_default().await;
+            assert_eq!(code(owner.tap(&of_network, "vm-a").await), Some(Code::Revoked));
+            assert_eq!(code(owner.info(&old).await), Some(Code::Revoked));
+            let factory = owner.tenant_factory(&again, "volt0").await.unwrap();
+            owner.tap(&factory, "vm-a").await.unwrap();
+            drop(new);
+        });
+    });
+}
+
+#[test]
+fn a_port_that_was_released_is_nobodys_and_does_no_harm_to_the_next_of_that_workload() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let owner = Client::new(&netmgr).await;
+            let network = owner.define_default().await;
+            let factory = owner.factory(&network, 4).await.unwrap();
+            let old = owner.tap(&factory, "vm-web").await.unwrap();
+            let holder = client(hand_over(&old.client));
+            let handed: port::Client = holder.connection.bootstrap();
+            holder.port(&handed).await.unwrap();
+            owner.release(&old).await.unwrap();
+            let new = owner.tap(&factory, "vm-web").await.unwrap();
+            for _ in 0..3 {
+                assert_eq!(code(holder.port(&handed).await), Some(Code::Revoked));
+                assert_eq!(code(holder.release(&handed).await), Some(Code::Revoked));
+            }
+            drop((handed, holder, old));
+            assert_eq!(owner.info(&network).await.unwrap().ports.len(), 1);
+            assert_eq!(owner.port(&new).await.unwrap().workload, "vm-web");
+            owner.fd(&new).await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_taps_token_is_good_once_and_its_neighbours_are_not() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let owner = Client::new(&netmgr).await;
+            let network = owner.define_default().await;
+            let factory = owner.factory(&network, 1).await.unwrap();
+            let port = owner.tap(&factory, "vm-web").await.unwrap();
+            let answer = owner.connection.call("get the TAP", DEADLINE, port.tap_request().send()).await.unwrap();
+            let token = answer.get().unwrap().get_tap().unwrap().get_bytes().unwrap().to_vec();
+            let other = Client::new(&netmgr).await;
+            for bit in 0..128 {
+                let mut guess = token.clone();
+                guess[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(code(other.connection.claim(&guess).await), Some(Code::BadToken));
+            }
+            owner.connection.claim(&token).await.unwrap();
+            for connection in [&owner.connection, &other.connection] {
+                assert_eq!(code(connection.claim(&token).await), Some(Code::BadToken));
+            }
+        });
+    });
+}
+
+#[test]
+fn an_owner_is_served_beside_root_and_its_neighbours_are_not() {
+    const OWNER: u32 = 4721;
+    in_own_network(|| {
+        let netmgr = Netmgr::start_with(|command| _ = command.args(["--owner", &OWNER.to_string()]));
+        fs::set_permissions(netmgr.socket.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+        let define = |user: u32| {
+            let socket = netmgr.socket.clone();
+            let asked = std::thread::spawn(move || {
+                rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
+                block_on(async {
+                    let client = client(Connection::connect(&socket).await?);
+                    client.define("volt0", "10.42.0.1", 24, 0).await.map(drop)
+                })
+            });
+            code(asked.join().unwrap())
+        };
+        assert_eq!(define(OWNER + 1), Some(Code::PermissionDenied));
+        let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+        open(&netmgr.socket);
+        open(&ipc::lane_path(&netmgr.socket));
+        for stranger in [OWNER - 1, OWNER + 1, 65_534] {
+            assert!(define(stranger).is_some(), "{stranger}");
+        }
+        assert!(interfaces().is_empty());
+        assert_eq!(define(OWNER), None);
+        assert_eq!(define(0), None);
+    });
+}
