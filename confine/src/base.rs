@@ -1,88 +1,90 @@
 //! Filters that roles share, each no larger than what it names. Compose them with [`Filter::with`].
 //!
-//! Found by running each activity under its filter (`tests/attempts/base.rs` runs them), with static glibc.
+//! Found by running each activity under its filter (`tests/attempts/base.rs` runs them), with static glibc. That no role
+//! has one that it does not use is shown by running the programs under a tracer (`tests/tests/syscalls.rs`).
 
 use crate::filter::{Filter, Rule};
 
-/// To wait, to panic with a message on stderr, and to end: what any thread needs.
-///
-/// Includes [`allocator`], as both a panic and a thread's end allocate and free.
+/// What any thread needs: to wait for another, without a limit of time, and to say a line on stderr.
+pub fn thread() -> Filter {
+    Filter::new("thread")
+        .allow(&[libc::SYS_futex]) // mutexes, channels, the gate, the wait for the process's end
+        .allow_if(libc::SYS_write, vec![Rule::eq(0, 2)]) // an error's line, a panic's message
+}
+
+/// To end the process, beside [`thread`].
 pub fn exit() -> Filter {
-    let filter = Filter::new("exit")
-        .with(&allocator())
-        .allow(&[
-            libc::SYS_futex,           // mutexes, channels, join, the gate
-            libc::SYS_clock_gettime,   // a deadline's clock, where the vDSO has none (an unstable TSC, an emulated CPU)
-            libc::SYS_sched_yield,     // std's spinning before it parks
-            libc::SYS_restart_syscall, // a stopped and continued process resumes its timed waits through it
-            libc::SYS_rt_sigreturn,    // the end of a signal handler
-            libc::SYS_rt_sigprocmask,  // glibc blocks signals around a thread's end
-            libc::SYS_sigaltstack,     // std takes down its guard-page handler's stack
-            libc::SYS_gettid,          // std's panic message names the thread
-            libc::SYS_exit,
-            libc::SYS_exit_group,
-        ])
-        // A panic's message, and nothing else that `write` could reach.
-        .allow_if(libc::SYS_write, vec![Rule::eq(0, 2)]);
+    Filter::new("exit").with(&thread()).allow(&[libc::SYS_exit_group])
+}
+
+/// To allocate, with [`Heap::Growing`](crate::Heap::Growing).
+pub fn heap() -> Filter {
+    Filter::new("heap").allow(&[libc::SYS_brk])
+}
+
+/// To allocate large blocks, with [`Heap::Mapping`](crate::Heap::Mapping), beside [`heap`]. Memory that is neither a
+/// file's nor executable. (For large blocks that grow add `mremap`.)
+pub fn blocks() -> Filter {
+    let kind = (libc::MAP_TYPE | libc::MAP_ANONYMOUS) as u64;
+    let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+    let writable = Rule::eq(2, (libc::PROT_READ | libc::PROT_WRITE) as u32);
+    Filter::new("blocks")
+        .allow_if(libc::SYS_mmap, vec![writable.and(Rule::masked_eq(3, kind, private))])
+        .allow(&[libc::SYS_munmap])
+}
+
+/// To ask for the time, where the vDSO cannot tell it (an unstable TSC, an emulated CPU).
+pub fn clock() -> Filter {
+    Filter::new("clock").allow(&[libc::SYS_clock_gettime])
+}
+
+/// To wait with a limit of time in other ways than for descriptors: on a lock, for a channel, asleep.
+pub fn timed_wait() -> Filter {
+    // A stopped and continued process resumes such a wait through it.
+    Filter::new("timed-wait").with(&clock()).allow(&[libc::SYS_restart_syscall])
+}
+
+/// To close descriptors.
+pub fn close() -> Filter {
+    let filter = Filter::new("close").allow(&[libc::SYS_close]);
     // Debug builds of std check that a descriptor is open before they close it.
     #[cfg(debug_assertions)]
     let filter = filter.allow_if(libc::SYS_fcntl, vec![Rule::eq(1, libc::F_GETFD as u32)]);
     filter
 }
 
-/// To allocate and free memory, also in threads (arenas are reserved PROT_NONE, then made writable). Never executable.
-pub fn allocator() -> Filter {
-    let not_executable = || vec![Rule::masked_eq(2, libc::PROT_EXEC as u64, 0)];
-    Filter::new("allocator")
-        .allow_if(libc::SYS_mmap, not_executable())
-        .allow_if(libc::SYS_mprotect, not_executable())
-        .allow(&[
-            libc::SYS_munmap,
-            libc::SYS_mremap, // realloc of large blocks
-            libc::SYS_brk,
-            libc::SYS_madvise, // trimming, and a thread's stack at its end
-        ])
+/// To signal an eventfd. Its number may not be known when the filter is made, that eight bytes go there is.
+pub fn signal() -> Filter {
+    Filter::new("signal").allow_if(libc::SYS_write, vec![Rule::eq64(2, 8)])
 }
 
-/// To build and run a current-thread tokio runtime with timers, and to talk over stream and packet sockets that are
-/// already open. Neither makes nor accepts a socket: see [`listener`]. Includes [`exit`].
+/// To run a current-thread tokio runtime that was built before, with timers, on sockets that are there already, each
+/// read and written by one call (`ipc` does it so). Neither makes nor accepts a socket: see [`listener`]. Includes [`exit`].
 pub fn tokio() -> Filter {
-    let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC];
-    let filter = Filter::new("tokio")
-        .with(&exit())
-        .allow(&[
-            libc::SYS_epoll_create1,
-            libc::SYS_epoll_ctl,
-            libc::SYS_epoll_pwait,
-            libc::SYS_eventfd2, // the runtime's waker
-            libc::SYS_read,
-            libc::SYS_readv,
-            libc::SYS_write,
-            libc::SYS_writev,
-            libc::SYS_recvfrom,
-            libc::SYS_recvmsg,
-            libc::SYS_sendto,
-            libc::SYS_sendmsg,
-            libc::SYS_shutdown,
-            libc::SYS_close,
-            libc::SYS_getrandom, // hash seeds
-        ])
-        .allow_if(libc::SYS_fcntl, fcntl.map(|command| Rule::eq(1, command as u32)).to_vec())
-        .allow_if(libc::SYS_ioctl, vec![Rule::eq(1, libc::FIONBIO as u32)])
-        // SO_ERROR after an event, SO_PEERCRED for who the peer is, the others for what was inherited.
-        .allow_if(
-            libc::SYS_getsockopt,
-            [libc::SO_ERROR, libc::SO_PEERCRED, libc::SO_TYPE, libc::SO_DOMAIN, libc::SO_ACCEPTCONN]
-                .map(|option| Rule::eq(1, libc::SOL_SOCKET as u32).and(Rule::eq(2, option as u32)))
-                .to_vec(),
-        );
+    // On x86-64 tokio waits with the older call.
     #[cfg(target_arch = "x86_64")]
-    let filter = filter.allow(&[libc::SYS_epoll_wait]);
-    filter
+    let wait = libc::SYS_epoll_wait;
+    #[cfg(not(target_arch = "x86_64"))]
+    let wait = libc::SYS_epoll_pwait;
+    Filter::new("tokio")
+        .with(&exit())
+        .with(&clock())
+        .with(&close())
+        .with(&signal()) // the runtime's waker
+        .allow(&[wait, libc::SYS_epoll_ctl, libc::SYS_shutdown])
+        .allow_if(libc::SYS_recvmsg, vec![Rule::eq(2, (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC) as u32)])
+        .allow_if(libc::SYS_sendmsg, vec![Rule::eq(2, (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32)])
+        // A socket is watched for what is rare through a duplicate.
+        .allow_if(libc::SYS_fcntl, vec![Rule::eq(1, libc::F_DUPFD_CLOEXEC as u32)])
 }
 
-/// To accept connections on sockets that already listen, and to see whether one waits. Beside [`tokio`].
+/// To accept connections on sockets that already listen, to ask who connected, and to see whether one waits when a
+/// service's idle time is over. Beside [`tokio`].
 pub fn listener() -> Filter {
-    // ppoll: whether a connection waits when a service's idle time is over.
-    Filter::new("listener").allow(&[libc::SYS_accept4, libc::SYS_ppoll])
+    let who = Rule::eq(1, libc::SOL_SOCKET as u32).and(Rule::eq(2, libc::SO_PEERCRED as u32));
+    let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u32;
+    Filter::new("listener")
+        .allow_if(libc::SYS_accept4, vec![Rule::eq(3, flags)])
+        .allow_if(libc::SYS_getsockopt, vec![who])
+        .allow(&[libc::SYS_ppoll])
 }

@@ -48,6 +48,11 @@ impl Rule {
         Rule(vec![(index, SeccompCmpArgLen::Qword, SeccompCmpOp::Le, value)])
     }
 
+    /// The argument's low 32 bits are one of `values`: for what the kernel takes as an `int`.
+    pub fn any(index: u8, values: &[u32]) -> Vec<Rule> {
+        values.iter().map(|value| Rule::eq(index, *value)).collect()
+    }
+
     /// Both this rule and `other` hold.
     pub fn and(mut self, other: Rule) -> Rule {
         self.0.extend(other.0);
@@ -111,11 +116,11 @@ impl Filter {
         self.allowed.keys().copied()
     }
 
-    /// The program for the kernel. `futex` is always in it: without it a thread could not wait for its start.
+    /// The program for the kernel.
     pub(crate) fn compile(&self) -> Result<BpfProgram, Error> {
         let failed = |source| Error::Filter { role: self.role, source };
         let mut allowed = BTreeMap::new();
-        for (syscall, rules) in &self.clone().allow(&[libc::SYS_futex]).allowed {
+        for (syscall, rules) in &self.allowed {
             let rules = match rules {
                 None => Vec::new(),
                 // No rule holds never: to the compiler an empty list would mean "always".

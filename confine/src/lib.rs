@@ -33,6 +33,7 @@ mod limits;
 mod namespaces;
 mod paths;
 mod policy;
+mod runtime;
 mod sandbox;
 mod spawn;
 
@@ -41,7 +42,7 @@ pub mod base;
 pub use caps::Capability;
 pub use cgroup::{Cgroup, CgroupLimits};
 pub use child::Child;
-pub use confined::{Confined, JoinHandle, Narrow};
+pub use confined::{Confined, JoinHandle, Narrow, exit};
 pub use error::Error;
 pub use fds::inherited;
 pub use filter::{Filter, Rule, Syscall};
@@ -49,6 +50,7 @@ pub use identity::User;
 pub use limits::Limit;
 pub use namespaces::{Root, isolate};
 pub use policy::{Layer, Policy, landlock_abi, missing};
+pub use runtime::Heap;
 pub use sandbox::Sandbox;
 pub use spawn::Spawn;
 

@@ -15,6 +15,7 @@ use crate::limits::{Limit, Limits};
 use crate::namespaces::{self, Root};
 use crate::paths::{Access, Paths};
 use crate::policy::{Layer, Policy, list, missing_when_keeping};
+use crate::runtime::{self, Heap};
 use crate::{capabilities, fds};
 
 /// What a program keeps. Starts as nothing: no file, no capability, no network, no fd but 0 to 2.
@@ -30,6 +31,7 @@ pub struct Sandbox {
     root: Option<(Root, bool)>,
     user: Option<User>,
     limits: Limits,
+    heap: Heap,
 }
 
 impl Sandbox {
@@ -45,6 +47,7 @@ impl Sandbox {
             root: None,
             user: None,
             limits: Limits::safe(),
+            heap: Heap::Growing,
         }
     }
 
@@ -125,6 +128,12 @@ impl Sandbox {
         self
     }
 
+    /// Says where the heap's memory comes from, in place of [`Heap::Growing`].
+    pub fn heap(mut self, heap: Heap) -> Sandbox {
+        self.heap = heap;
+        self
+    }
+
     /// Phase 2 for the process: closes fds, cuts all five capability sets, sets the rlimits, `no_new_privs` and
     /// non-dumpable, and restricts paths, network and scopes with Landlock at the newest ABI that the kernel has.
     ///
@@ -141,7 +150,7 @@ impl Sandbox {
                 Policy::BestEffort => eprintln!("{}: runs without {}", self.program, list(&missing)),
             }
         }
-        quiet_runtime();
+        runtime::settle(self.heap);
         let programs = self.programs.iter().map(AsRawFd::as_raw_fd);
         fds::close_all_but(&self.fds.iter().copied().chain(programs).collect::<Vec<_>>())?;
         if let Some((root, network)) = &self.root {
@@ -174,21 +183,4 @@ fn single_threaded() -> Result<(), Error> {
         std::thread::sleep(PATIENCE);
     }
     Err(Error::Threads)
-}
-
-/// Settles what std and glibc would otherwise reach for late, through syscalls that no filter should need.
-fn quiet_runtime() {
-    // SAFETY: the process has one thread, so nobody reads the environment meanwhile. A backtrace would open files.
-    unsafe {
-        std::env::remove_var("RUST_BACKTRACE");
-        std::env::remove_var("RUST_LIB_BACKTRACE");
-    }
-    // With more arenas, each costs reserved address space, and glibc counts CPUs when it makes another. Before it
-    // gives back the end of one, it reads a file. (Blocks of 128 KiB and more are mappings, given back at once.)
-    #[cfg(target_env = "gnu")]
-    // SAFETY: sets two numbers of the allocator's; the process has one thread.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
-    }
 }

@@ -3,21 +3,21 @@
 //! The vhost crate blocks without limit inside a message. So nothing is given to it before the message is there whole,
 //! and room for an answer is there too; both have a deadline. Between messages a frontend may be silent for ever.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{AddressFamily, RecvFlags, SocketType};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketType};
 
 use crate::error::Error;
 
 /// How long a frontend may take within one message.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How often an unfinished message is looked at.
-const STEP: Duration = Duration::from_millis(1);
+const STEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 /// Request, flags and size (vhost-user, "Header").
 const HEADER: usize = 12;
 /// The vhost crate refuses anything larger.
@@ -106,9 +106,9 @@ pub(crate) fn next_message(socket: &UnixStream) -> Result<Option<u32>, Error> {
     let begun = Instant::now();
     let request = loop {
         let mut header = [0; HEADER];
-        let seen = match rustix::net::recv(socket, &mut header[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => return Ok(None),
-            Ok((seen, _)) => seen,
+        let seen = match receive(socket, &mut header, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            Ok(seen) => seen,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
             Err(errno) => return Err(system("read from the frontend")(errno)),
         };
@@ -127,10 +127,17 @@ pub(crate) fn next_message(socket: &UnixStream) -> Result<Option<u32>, Error> {
         if begun.elapsed() > DEADLINE {
             return Err(Error::Stalled("message", DEADLINE.as_secs()));
         }
-        std::thread::sleep(STEP);
+        // An interrupted rest is a shorter one.
+        let _ = rustix::event::poll(&mut [], Some(&STEP));
     };
     let room = wait(socket, PollFlags::OUT, Some(DEADLINE)).map_err(system("wait for the frontend"))?;
     if room { Ok(Some(request)) } else { Err(Error::Stalled("answer", DEADLINE.as_secs())) }
+}
+
+/// Receives with the one call that the vhost crate receives with as well.
+fn receive(socket: &UnixStream, bytes: &mut [u8], flags: RecvFlags) -> rustix::io::Result<usize> {
+    let mut none = RecvAncillaryBuffer::default();
+    rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut none, flags).map(|message| message.bytes)
 }
 
 fn has_hung_up(socket: &UnixStream) -> bool {
@@ -154,7 +161,7 @@ pub(crate) struct Enable {
 pub(crate) fn read_enable(socket: &UnixStream) -> Result<Enable, Error> {
     let mut message = [0; HEADER + 8];
     // It is there whole, or it is no such message.
-    rustix::net::recv(socket, &mut message[..], RecvFlags::DONTWAIT)
+    receive(socket, &mut message, RecvFlags::DONTWAIT)
         .map_err(|errno| Error::System { what: "read from the frontend", source: errno.into() })?;
     let (words, _) = message.as_chunks();
     match words.iter().map(|word| u32::from_ne_bytes(*word)).collect::<Vec<_>>()[..] {
@@ -173,7 +180,7 @@ pub(crate) fn answer_enable(socket: &UnixStream, enable: &Enable, reply_ack: boo
     }
     let reply = [SET_VRING_ENABLE, 5, 8, 0, 0].map(u32::to_ne_bytes).concat();
     // There is room for it, so it goes at once.
-    rustix::io::write(socket, &reply)
+    rustix::net::sendmsg(socket, &[IoSlice::new(&reply)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
         .map(|_| ())
         .map_err(|errno| Error::System { what: "answer the frontend", source: errno.into() })
 }

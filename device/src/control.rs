@@ -39,11 +39,17 @@ impl device_backend::Server for Backend {
     }
 }
 
+/// What the thread needs and makes before it is confined.
+pub(crate) type Prepared = Result<(ipc::Runtime, ipc::LinkSocket), BoxError>;
+
+/// Makes it.
+pub(crate) fn prepare(link: OwnedFd) -> Prepared {
+    Ok((ipc::Runtime::new()?, ipc::LinkSocket::new(link)?))
+}
+
 /// Serves the link until its other end has gone.
-pub(crate) fn serve(link: OwnedFd, stats: Arc<Stats>) -> Result<(), BoxError> {
-    ipc::run(async {
-        let backend: device_backend::Client = capnp_rpc::new_client(Backend(stats));
-        ipc::serve_link(link, ipc::Limits::default(), backend.client).await
-    })??;
-    Ok(())
+pub(crate) fn serve(prepared: Prepared, stats: Arc<Stats>) -> Result<(), BoxError> {
+    let (runtime, link) = prepared?;
+    let backend: device_backend::Client = capnp_rpc::new_client(Backend(stats));
+    Ok(runtime.run(ipc::serve_link(link, ipc::Limits::default(), backend.client))?)
 }

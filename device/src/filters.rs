@@ -2,52 +2,45 @@
 
 use confine::{Filter, Rule, base};
 
-/// A worker: the device's own calls, and these. A worker never returns: it ends with the process.
+/// Bytes of heap that a backend has, reserved before it is confined, so that no thread asks for more: the control
+/// link's peer may cost about 20 MiB (`ipc::Limits`), all else far less.
+pub(crate) const HEAP: usize = 32 << 20;
+
+/// A worker: the device's own calls, and these. It ends with the process; errors end both. The guest's memory and the
+/// descriptors of a ring are never its own to give back: the protocol thread has them too, and longer.
 pub(crate) fn worker(device: &Filter) -> Filter {
-    let not_executable = vec![Rule::masked_eq(2, libc::PROT_EXEC as u64, 0)];
-    let filter = Filter::new("worker")
-        .allow(&[
-            libc::SYS_read,            // kick and mailbox eventfds
-            libc::SYS_write,           // call eventfds, and the last line on stderr
-            libc::SYS_futex,           // the mailbox's lock and answer
-            libc::SYS_munmap,          // the guest's memory, by whoever holds it last; the allocator
-            libc::SYS_brk,             // the allocator
-            libc::SYS_restart_syscall, // `poll` after the process was stopped and continued
-            libc::SYS_gettid,          // a panic's message names the thread
-            libc::SYS_exit_group,      // errors end the process
-        ])
-        .allow_if(libc::SYS_mmap, not_executable) // the allocator
-        .with(device);
-    // The C library's `poll` is `ppoll` where the kernel has no other.
-    #[cfg(target_arch = "x86_64")]
-    let filter = filter.allow(&[libc::SYS_poll]);
-    #[cfg(not(target_arch = "x86_64"))]
-    let filter = filter.allow(&[libc::SYS_ppoll]);
-    filter
+    Filter::new("worker")
+        .with(&base::exit())
+        .with(&base::signal()) // calls
+        .allow_if(libc::SYS_read, vec![Rule::eq64(2, 8)]) // kicks, and the mailbox's eventfd
+        .allow(&[libc::SYS_ppoll])
+        .with(device)
 }
 
 /// The protocol thread: vhost-user messages, and mapping what they bring.
 pub(crate) fn protocol(listening: bool) -> Filter {
-    // F_GETFD: std's debug builds look before they close.
-    let fcntl = [libc::F_GET_SEALS, libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_DUPFD_CLOEXEC];
+    let fcntl = [libc::F_GET_SEALS, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    let writable = Rule::eq(2, (libc::PROT_READ | libc::PROT_WRITE) as u32);
     let filter = Filter::new("protocol")
         .with(&base::exit())
+        .with(&base::close())
+        .with(&base::timed_wait()) // a worker's answer
+        .with(&base::signal()) // to wake a worker
         .allow(&[
             libc::SYS_ppoll,
-            libc::SYS_recvfrom, // to see how much of a message is there
             libc::SYS_recvmsg,
             libc::SYS_sendmsg,
-            libc::SYS_write, // eventfds of the workers
             libc::SYS_fstat, // the size of the guest's memory
-            libc::SYS_close,
-            libc::SYS_clock_gettime,
-            libc::SYS_clock_nanosleep,
+            libc::SYS_munmap,
         ])
-        .allow_if(libc::SYS_fcntl, fcntl.map(|command| Rule::eq(1, command as u32)).to_vec())
+        .allow_if(
+            libc::SYS_mmap,
+            vec![writable.and(Rule::masked_eq(3, libc::MAP_TYPE as u64, libc::MAP_SHARED as u64))],
+        )
+        .allow_if(libc::SYS_fcntl, Rule::any(1, &fcntl.map(|command| command as u32)))
         .allow_if(libc::SYS_ioctl, vec![Rule::eq(1, libc::FIONREAD as u32)]);
-    #[cfg(target_arch = "x86_64")]
-    let filter = filter.allow(&[libc::SYS_poll]);
-    if listening { filter.allow(&[libc::SYS_accept4]) } else { filter }
+    let accept = Rule::eq(3, libc::SOCK_CLOEXEC as u32);
+    if listening { filter.allow_if(libc::SYS_accept4, vec![accept]) } else { filter }
 }
 
 /// The control link's thread: one Cap'n Proto connection over one socket.
@@ -60,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_has_ten_system_calls_before_its_device_adds_to_them() {
-        assert_eq!(worker(&Filter::new("none")).syscalls().count(), 10);
+    fn a_worker_has_five_system_calls_before_its_device_adds_to_them() {
+        assert_eq!(worker(&Filter::new("none")).syscalls().count(), 5);
     }
 }

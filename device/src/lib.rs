@@ -40,11 +40,10 @@ mod worker;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use confine::{Filter, Limit, Narrow, Sandbox};
+use confine::{Filter, Heap, Limit, Narrow, Sandbox};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 pub use connection::inherited;
@@ -104,15 +103,10 @@ pub trait Device: Send + 'static {
     fn workers(&mut self) -> Vec<Self::Worker>;
 }
 
-/// Runs a backend to its end: the exit status is 0 after the frontend hung up, else 1 with one line on stderr.
-pub fn run<D: Device>(options: &Options, device: Result<D, BoxError>) -> ExitCode {
-    match device.and_then(|device| serve(options, device).map_err(BoxError::from)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            report(D::PROGRAM, &*error);
-            ExitCode::FAILURE
-        }
-    }
+/// Runs a backend to its end, which is the process's: the exit status is 0 after the frontend hung up, else 1 with one
+/// line on stderr.
+pub fn run<D: Device>(options: &Options, device: Result<D, BoxError>) -> ! {
+    or_end::<D, _>(|| device.and_then(|device| serve(options, device).map_err(BoxError::from)))
 }
 
 /// One line: the error and what caused it.
@@ -141,6 +135,7 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
 
     let mut sandbox = Sandbox::new(D::PROGRAM, options.confinement)
         .keep_fd(frontend.fd().as_raw_fd())
+        .heap(Heap::Reserved(filters::HEAP))
         // As much as the guest has; the kernel has given it away already.
         .limit(Limit::AddressSpace, u64::MAX);
     for fd in device.fds() {
@@ -161,7 +156,9 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
     }
     if let Some(control) = control {
         let stats = Arc::clone(&stats);
-        confined.spawn("control", &filters::control(), move || or_end::<D, _>(|| control::serve(control, stats)))?;
+        let prepare = move || control::prepare(control);
+        let serve = move |prepared| or_end::<D, _>(|| control::serve(prepared, stats));
+        confined.spawn_prepared("control", &filters::control(), prepare, serve)?;
     }
     let filter = filters::protocol(frontend.is_listening()).with(&device.protocol_filter());
     let narrow = confined.enter(&filter)?;
@@ -213,7 +210,7 @@ fn enable_early<D: Device>(socket: &UnixStream, handler: &mut Handler<D>) -> Res
 }
 
 /// Runs a thread's body. The process ends with it: orderly if it returns at all, else with a line.
-fn or_end<D: Device, T>(body: impl FnOnce() -> Result<T, BoxError>) {
+fn or_end<D: Device, T>(body: impl FnOnce() -> Result<T, BoxError>) -> ! {
     let status = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
         Ok(Ok(_)) => 0,
         Ok(Err(error)) => {
@@ -222,7 +219,5 @@ fn or_end<D: Device, T>(body: impl FnOnce() -> Result<T, BoxError>) {
         }
         Err(_) => 1, // the panic's own message is the line
     };
-    // Not `exit`, whose handlers are for the main thread and need system calls that a worker does not have.
-    // SAFETY: takes no pointers, and does not return.
-    unsafe { libc::_exit(status) }
+    confine::exit(status)
 }

@@ -153,7 +153,7 @@ pub(crate) fn serve<W: Worker>(mut worker: W, mailbox: &Mailbox) -> Result<std::
         }
         let source = worker.source();
         polled.push(source.map_or(watch(-1, 0), |(fd, events)| watch(fd.as_raw_fd(), events)));
-        poll(&mut polled, if more { 0 } else { -1 })?;
+        poll(&mut polled, !more)?;
 
         let mut ready = polled.iter().map(|entry| entry.revents);
         if ready.next().is_some_and(|revents| revents != 0) {
@@ -184,9 +184,12 @@ fn watch(fd: i32, events: i16) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
 }
 
-fn poll(fds: &mut [libc::pollfd], timeout: i32) -> Result<(), BoxError> {
-    // SAFETY: the pointer and the length are of one exclusively borrowed slice.
-    let count = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+/// (`ppoll`: a stopped and continued process begins it anew, where `poll` takes another call for that.)
+fn poll(fds: &mut [libc::pollfd], wait: bool) -> Result<(), BoxError> {
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let limit = if wait { std::ptr::null() } else { &raw const now };
+    // SAFETY: the pointer and the length are of one exclusively borrowed slice; the others are null or outlive the call.
+    let count = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, limit, std::ptr::null()) };
     if count >= 0 {
         return Ok(());
     }

@@ -4,10 +4,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, Gone, Receiver, Sender};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::fault::{database, fault};
@@ -50,7 +49,7 @@ pub struct Mailbox(Receiver<Message>);
 
 /// A handle, and what [`run`] needs to serve it.
 pub fn mailbox() -> (Database, Mailbox) {
-    let (messages, mailbox) = channel();
+    let (messages, mailbox) = ipc::queue();
     (Database { messages, mailbox: Arc::new(Semaphore::new(MAILBOX)) }, Mailbox(mailbox))
 }
 
@@ -120,13 +119,13 @@ pub fn run(mut ledger: Ledger, mailbox: Mailbox) -> Result<(), Fault> {
         // What nobody waits for is due at once, but for a rest after a failure.
         let due = if told.is_empty() { ledger.next_due() } else { Some(Instant::now()) };
         let first = match due.map(|at| rest.map_or(at, |rest| at.max(rest))) {
-            None => mailbox.0.recv().map(Some).or(Err(RecvTimeoutError::Disconnected)),
-            Some(at) => match mailbox.0.recv_timeout(at.saturating_duration_since(Instant::now())) {
-                Err(RecvTimeoutError::Timeout) => Ok(None),
-                other => other.map(Some),
-            },
+            None => mailbox.0.receive().map(Some),
+            Some(at) => mailbox.0.receive_until(at),
         };
-        let Ok(first) = first else { return Ok(()) };
+        let first = match first {
+            Ok(first) => first,
+            Err(Gone) => return Ok(()),
+        };
         let Turn { committed, .. } = turn(&mut ledger, &mailbox, first, &mut told)?;
         rest = (!committed).then(|| Instant::now() + RETRY);
     }
@@ -149,7 +148,7 @@ fn turn(ledger: &mut Ledger, mailbox: &Mailbox, first: Option<Message>, told: &m
             Message::Asked(job) => jobs.push(job),
             Message::Told(one) => told.push(one),
         }
-        message = if jobs.len() < GROUP { mailbox.0.try_recv().ok() } else { None };
+        message = if jobs.len() < GROUP { mailbox.0.receive_now() } else { None };
     }
     let mut answers = Vec::with_capacity(jobs.len());
     // A panic leaves memory in doubt, as a failed commit does; the unanswered are told by the drop of their senders.

@@ -55,7 +55,7 @@ fn what_waits_shares_one_commit_and_is_answered_after_it() {
         let mut told = Vec::new();
         let turn = turn(&mut ledger, &mailbox, None, &mut told).unwrap();
         assert_eq!(turn.answered, 0, "a turn without a message does what is due only");
-        let first = mailbox.0.recv().unwrap();
+        let first = mailbox.0.receive().unwrap();
         let turn = super::turn(&mut ledger, &mailbox, Some(first), &mut told).unwrap();
         assert_eq!((turn.answered, turn.committed), (100, true));
         for answer in asked {

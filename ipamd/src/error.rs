@@ -55,6 +55,10 @@ pub enum Error {
     #[error("The database {} is in use by another process; stop the other ipamd, or name another directory with --state-dir", .0.display())]
     InUse(PathBuf),
 
+    /// Memory and disk may differ. The disk is right.
+    #[error("Cannot go on ({0}); start ipamd again, which begins from what its database holds")]
+    Failed(String),
+
     /// What the file holds cannot be taken over.
     #[error("Cannot take over what the database {} holds", .0.display())]
     Load(PathBuf, #[source] ipc::Fault),

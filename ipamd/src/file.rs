@@ -2,6 +2,7 @@
 //! A file that is not ours, or that is damaged, is never written to.
 
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -71,7 +72,9 @@ pub fn open(path: &Path) -> Result<Connection, Error> {
 
 /// Looks at the first bytes before SQLite does, which might roll a stranger's journal back.
 fn check_header(path: &Path) -> Result<(), Error> {
-    let mut file = match std::fs::File::open(path) {
+    // Not through a link, which SQLite would resolve by calls that it has no other need for.
+    let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    let mut file = match open {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::Read(path.into(), e)),

@@ -4,40 +4,44 @@ use confine::{Filter, Rule, base};
 
 /// The main thread: clients on sockets, and no file.
 pub fn main() -> Filter {
-    // poll: before it ends for idleness, `ipc` sees whether somebody waits to be accepted.
-    Filter::new("ipamd-main").with(&base::tokio()).with(&base::listener())
+    Filter::new("ipamd-main")
+        .with(&base::tokio())
+        .with(&base::listener())
+        .with(&base::heap())
+        // References of reservations, tokens of descriptors.
+        .allow_if(libc::SYS_getrandom, vec![Rule::eq(2, 0)])
 }
 
 /// The database thread: SQLite's unix VFS in WAL mode with an exclusive lock, and no socket. Landlock says on which files.
 pub fn database() -> Filter {
     let fcntl = [libc::F_SETLK, libc::F_GETLK, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL];
-    Filter::new("ipamd-database")
-        .with(&base::exit())
+    let filter = Filter::new("ipamd-database")
+        .with(&base::thread())
+        .with(&base::heap())
+        .with(&base::close())
+        .with(&base::timed_wait())
+        .with(&base::signal()) // to wake the main thread
         .allow(&[
             libc::SYS_openat,
-            libc::SYS_close,
             libc::SYS_read,
-            libc::SYS_lseek,
             libc::SYS_pread64,
             libc::SYS_pwrite64,
-            libc::SYS_fdatasync,
-            libc::SYS_fsync, // the directory, after the log or a journal was made
+            libc::SYS_fsync,
             libc::SYS_ftruncate,
-            libc::SYS_unlink,
             libc::SYS_newfstatat,
-            libc::SYS_access,
-            libc::SYS_readlink, // SQLite resolves the path
-            libc::SYS_fchown,   // the log gets the database's owner and mode
+            libc::SYS_fchown, // the log gets the database's owner and mode
             libc::SYS_fchmod,
             libc::SYS_geteuid,
             libc::SYS_getpid,
             libc::SYS_clock_nanosleep, // the busy handler
-            libc::SYS_clock_gettime,
-            libc::SYS_getrandom, // hash seeds
         ])
-        // To wake the main thread: its eventfd's number is not known when the filter is made, that eight bytes go there is.
-        .allow_if(libc::SYS_write, vec![Rule::eq64(2, 8)])
-        .allow_if(libc::SYS_fcntl, fcntl.map(|command| Rule::eq(1, command as u32)).to_vec())
+        .allow_if(libc::SYS_fcntl, Rule::any(1, &fcntl.map(|command| command as u32)));
+    // The log's; and the time in seconds, where the vDSO cannot tell it.
+    #[cfg(target_arch = "x86_64")]
+    let filter = filter.allow(&[libc::SYS_unlink, libc::SYS_time]);
+    #[cfg(not(target_arch = "x86_64"))]
+    let filter = filter.allow(&[libc::SYS_unlinkat]);
+    filter
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::sync::mpsc;
 
 use clap::Parser;
 use confine::{Policy, Sandbox, User};
@@ -13,7 +11,8 @@ use ipamd::error::Error;
 use ipamd::ledger::{Ledger, Limits, Now};
 use ipamd::store::Store;
 use ipamd::{filters, rpc};
-use ipc::{Lane, Listen};
+use ipc::{Fault, Lane, Listen};
+use tokio::sync::oneshot;
 
 /// Keeps address pools, leases and reservations, and serves them over Cap'n Proto
 #[derive(Parser)]
@@ -32,14 +31,12 @@ struct Arguments {
     confinement: Policy,
 }
 
-fn main() -> ExitCode {
-    match serve(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ipamd: {}", chain(&error));
-            ExitCode::FAILURE
-        }
+fn main() {
+    let served = serve(Arguments::parse());
+    if let Err(error) = &served {
+        eprintln!("ipamd: {}", chain(error));
     }
+    confine::exit(served.is_err().into())
 }
 
 fn serve(arguments: Arguments) -> Result<(), Error> {
@@ -55,19 +52,28 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     let (sandbox, state_dir) = sandbox.service(arguments.user, &state_dir)?;
     let confined = sandbox.confine()?;
     let (database, mailbox) = database::mailbox();
-    let (ready, started) = mpsc::channel();
-    let thread = confined.spawn("database", &filters::database(), move || keep(&state_dir, mailbox, &ready))?;
+    let runtime = ipc::Runtime::new().map_err(Error::Runtime)?;
+    let (ready, started) = ipc::queue();
+    let (ended, end) = oneshot::channel();
+    let thread = confined.spawn("database", &filters::database(), move || {
+        let _ = ended.send(keep(&state_dir, mailbox, &ready));
+    })?;
     let _narrow = confined.enter(&filters::main())?;
-    started
-        .recv()
-        .unwrap_or(Err(Error::Arguments("The database thread ended before it began; report this as a defect")))?;
+    started.receive().map_err(|_| Error::Arguments("The database thread did not begin; report this as a defect"))??;
 
     let idle = arguments.listen.idle_exit();
     let served = database.clone();
-    ipc::run(ipc::serve(endpoint, clients, Lane::new(), ipc::Limits::default(), idle, move |_| {
-        Ok(rpc::bootstrap(&served))
-    }))
-    .map_err(Error::Runtime)??;
+    let serve =
+        ipc::serve(endpoint, clients, Lane::new(), ipc::Limits::default(), idle, move |_| Ok(rpc::bootstrap(&served)));
+    runtime.run(async {
+        tokio::select! {
+            served = serve => Ok(served?),
+            ended = end => Err(match ended {
+                Ok(Err(fault)) => Error::Failed(fault.to_string()),
+                Ok(Ok(())) | Err(_) => Error::Failed("its database thread panicked".to_owned()),
+            }),
+        }
+    })?;
     // With its last handle the thread ends, and closes the database in good order.
     drop(database);
     let _ = thread.join();
@@ -75,23 +81,20 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
 }
 
 /// The database thread's life.
-fn keep(state_dir: &Path, mailbox: Mailbox, ready: &mpsc::Sender<Result<(), Error>>) {
+fn keep(state_dir: &Path, mailbox: Mailbox, ready: &ipc::Sender<Result<(), Error>>) -> Result<(), Fault> {
     let path = state_dir.join("ipamd.sqlite");
     let ledger = Store::open(&path).and_then(|store| {
         Ledger::open(store, Limits::default(), Now::read()).map_err(|fault| Error::Load(path, fault))
     });
-    let ledger = match ledger {
-        Ok(ledger) => ledger,
+    match ledger {
+        Ok(ledger) => {
+            let _ = ready.send(Ok(()));
+            database::run(ledger, mailbox)
+        }
         Err(error) => {
             let _ = ready.send(Err(error));
-            return;
+            Ok(())
         }
-    };
-    let _ = ready.send(Ok(()));
-    if let Err(fault) = database::run(ledger, mailbox) {
-        // Memory and disk may differ now. The disk is right: start over from it.
-        eprintln!("ipamd: {fault}");
-        std::process::exit(1);
     }
 }
 

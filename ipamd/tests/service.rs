@@ -3,6 +3,7 @@
 mod common;
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -305,4 +306,28 @@ fn a_stranger_is_refused_and_the_service_lives_on() {
     .join()
     .unwrap();
     run(async { drop(service.connect().await.try_networks().await.unwrap()) });
+}
+
+#[test]
+fn a_database_that_was_opened_up_to_a_group_is_served_and_its_log_is_as_open() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Service::start(dir.path()));
+    let database = dir.path().join("state/ipamd.sqlite");
+    std::fs::set_permissions(&database, std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::fs::remove_file(dir.path().join("state/ipamd.sqlite-wal")).unwrap();
+    let service = Service::start(dir.path());
+    run(async { drop(service.connect().await.define(CONFIG).await.unwrap()) });
+    let log = std::fs::metadata(dir.path().join("state/ipamd.sqlite-wal")).unwrap();
+    assert_eq!(log.permissions().mode() & 0o777, 0o640);
+}
+
+#[test]
+fn a_database_that_is_a_link_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Service::start(dir.path()));
+    let (state, moved) = (dir.path().join("state"), dir.path().join("moved.sqlite"));
+    std::fs::rename(state.join("ipamd.sqlite"), &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, state.join("ipamd.sqlite")).unwrap();
+    let said = refusal(command(dir.path()));
+    assert!(said.contains("Cannot read the database"), "{said}");
 }

@@ -95,6 +95,23 @@ impl Endpoint {
     }
 }
 
+/// An inherited, connected socket (SOCK_STREAM) for [`serve_link`](crate::serve_link), checked and set up. A program that
+/// confines itself does that before: it takes calls which are not needed afterwards.
+#[derive(Debug)]
+pub struct LinkSocket(OwnedFd);
+
+impl LinkSocket {
+    /// Checks it. Fails where it is something else.
+    pub fn new(socket: OwnedFd) -> Result<LinkSocket, Error> {
+        check(socket.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
+        Ok(LinkSocket(socket))
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
 /// Checks what an inherited socket is, and makes it close-on-exec and non-blocking.
 pub(crate) fn check(fd: BorrowedFd<'_>, kind: SocketType, listening: bool, wanted: &'static str) -> Result<(), Error> {
     let wrong = || Error::Inherited { fd: fd.as_raw_fd(), wanted };

@@ -11,10 +11,7 @@ use std::{
 use rustix::{
     cmsg_space,
     io::Errno,
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags,
-    },
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage},
 };
 use schema::fd_lane_capnp as wire;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -22,7 +19,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::{
     Code, Fault, Lane, Peer, Token,
     lane::{TOKEN_LENGTH, bad_token, too_many_tokens},
-    stream::watch,
+    stream::{RECEIVE, SEND, watch},
 };
 
 /// How long the other side may take to read a reply, or to send one.
@@ -181,8 +178,7 @@ fn receive_now(socket: BorrowedFd<'_>) -> Result<Result<Packet, Ended>, Errno> {
     let mut bytes = [0; LONGEST + 1];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?;
+    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RECEIVE)?;
     // From here on each descriptor is owned: whatever returns early closes it.
     let mut fds: Vec<OwnedFd> = Vec::new();
     for message in ancillary.drain() {
@@ -213,7 +209,6 @@ fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) ->
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(Errno::NOBUFS);
     }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     // A SOCK_SEQPACKET packet is sent whole or not at all.
-    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, flags).map(drop)
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SEND).map(drop)
 }

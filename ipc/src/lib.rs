@@ -29,24 +29,43 @@ mod link;
 mod listen;
 mod meter;
 mod metered;
+mod queue;
 mod serve;
 mod stream;
 
 pub use actor::Actor;
 pub use clients::Clients;
 pub use connection::{Connection, call};
-pub use endpoint::{Endpoint, lane_path};
+pub use endpoint::{Endpoint, LinkSocket, lane_path};
 pub use error::Error;
 pub use fault::{Code, Fault};
 pub use folder::{private_folder, private_folder_for};
 pub use lane::{Lane, Token};
 pub use limits::{Limits, Peer};
 pub use listen::Listen;
+pub use queue::{Gone, Receiver, Sender, queue};
 pub use serve::{serve, serve_lane_link, serve_link};
 pub use stream::watch;
 
-/// Runs `f` on this thread, with sockets, timers and `tokio::task::spawn_local`. Starts no thread. Tasks that still run when `f` is done are dropped.
+/// What futures of this crate run on: sockets, timers and `tokio::task::spawn_local`, on the thread that made it, which
+/// is the only one. A program that confines itself makes it before, and runs it after.
+#[derive(Debug)]
+pub struct Runtime(tokio::runtime::LocalRuntime);
+
+impl Runtime {
+    /// Makes one. Fails where descriptors run out.
+    pub fn new() -> std::io::Result<Runtime> {
+        let options = tokio::runtime::LocalOptions::default();
+        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build_local(options).map(Runtime)
+    }
+
+    /// Runs `f`. Starts no thread. Tasks that still run when `f` is done are dropped.
+    pub fn run<T>(self, f: impl Future<Output = T>) -> T {
+        self.0.block_on(f)
+    }
+}
+
+/// Makes a [`Runtime`] and runs `f` on it.
 pub fn run<T>(f: impl Future<Output = T>) -> std::io::Result<T> {
-    let options = tokio::runtime::LocalOptions::default();
-    Ok(tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build_local(options)?.block_on(f))
+    Runtime::new().map(|runtime| runtime.run(f))
 }

@@ -15,7 +15,7 @@ use capnp::capability::Client;
 use capnp_rpc::{rpc_capnp, rpc_twoparty_capnp::Side};
 use rustix::{
     io::Errno,
-    net::{SendFlags, SocketFlags, SocketType},
+    net::{SocketFlags, SocketType},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -24,8 +24,10 @@ use tokio::{
 };
 
 use crate::{
-    Clients, Code, Endpoint, Error, Fault, Lane, Limits, Peer, endpoint, lane_socket::LaneSocket, link::Link,
-    stream::watch,
+    Clients, Code, Endpoint, Error, Fault, Lane, Limits, LinkSocket, Peer, endpoint,
+    lane_socket::LaneSocket,
+    link::Link,
+    stream::{send, watch},
 };
 
 /// How long accepting rests when this process or the host is out of descriptors or memory.
@@ -92,9 +94,8 @@ pub async fn serve(
 }
 
 /// Serves one inherited, connected link (SOCK_STREAM) to whoever was handed its other end; returns when the peer is gone. A connection that ended for another reason is an error.
-pub async fn serve_link(rpc: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
-    endpoint::check(rpc.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
-    serve_socket(rpc, limits, bootstrap).await
+pub async fn serve_link(rpc: LinkSocket, limits: Limits, bootstrap: Client) -> Result<(), Error> {
+    serve_socket(rpc.into_fd(), limits, bootstrap).await
 }
 
 /// Serves the fd lane of one inherited link (a connected SOCK_SEQPACKET socket); returns when the peer is gone.
@@ -277,5 +278,5 @@ fn refuse(socket: &OwnedFd, fault: &Fault) {
         _ => rpc_capnp::exception::Type::Failed,
     });
     let bytes = capnp::serialize::write_message_to_words(&message);
-    let _ = rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    let _ = send(socket, &bytes);
 }

@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    io,
+    io::{self, IoSlice, IoSliceMut},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::Pin,
     rc::Rc,
@@ -13,7 +13,7 @@ use std::{
 use futures::io::{AsyncRead, AsyncWrite, BufReader, BufWriter};
 use rustix::{
     io::Errno,
-    net::{RecvFlags, SendFlags, Shutdown},
+    net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -72,6 +72,22 @@ pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
+/// How everything in this crate receives and sends: with one call each, and the same flags, so that filters need no
+/// other ones.
+pub(crate) const RECEIVE: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::CMSG_CLOEXEC);
+pub(crate) const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+
+/// Reads what is there. Descriptors that come with it are refused by the kernel, as there is no room for them.
+fn receive(socket: impl AsFd, buf: &mut [u8]) -> Result<usize, Errno> {
+    let mut none = RecvAncillaryBuffer::default();
+    rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buf)], &mut none, RECEIVE).map(|message| message.bytes)
+}
+
+/// Writes as much as goes at once.
+pub(crate) fn send(socket: impl AsFd, buf: &[u8]) -> Result<usize, Errno> {
+    rustix::net::sendmsg(socket, &[IoSlice::new(buf)], &mut SendAncillaryBuffer::default(), SEND)
+}
+
 /// One direction of a connection's socket.
 struct Half(Rc<Socket>);
 
@@ -79,11 +95,11 @@ impl AsyncRead for Half {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.0.fd.poll_read_ready(cx))?;
-            match rustix::net::recv(&*self.0, &mut *buf, RecvFlags::DONTWAIT) {
+            match receive(&*self.0, buf) {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
                 Err(e) => return Poll::Ready(Err(e.into())),
-                Ok((read, _)) => {
+                Ok(read) => {
                     // A short read emptied the socket, and epoll tells when it fills again (edge-triggered): to note that
                     // now saves the system call that would find it empty. The end of the stream is not forgotten by it.
                     if read < buf.len() {
@@ -100,7 +116,7 @@ impl AsyncWrite for Half {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut full = self.0.full.borrow_mut();
         loop {
-            match rustix::net::send(&*self.0, buf, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match send(&*self.0, buf) {
                 Err(Errno::AGAIN) => {}
                 Err(Errno::INTR) => continue,
                 result => {

@@ -4,45 +4,60 @@ use confine::{Filter, Rule, base};
 
 /// The control thread: clients on sockets; of descriptors that are files it only knows how to pass them on.
 pub fn control() -> Filter {
-    // poll: before it ends for idleness, `ipc` sees whether somebody waits to be accepted.
-    Filter::new("kernel-store-control").with(&base::tokio()).with(&base::listener())
+    Filter::new("kernel-store-control")
+        .with(&base::tokio())
+        .with(&base::listener())
+        .with(&base::heap())
+        .allow(&[libc::SYS_munmap]) // an image that nobody waits for any more
+        // Tokens of descriptors.
+        .allow_if(libc::SYS_getrandom, vec![Rule::eq(2, 0)])
 }
 
 /// The thread that unpacks: memory, and reading at an offset.
 pub fn unpack() -> Filter {
-    Filter::new("kernel-store-unpack").with(&base::exit()).with(&wake()).allow(&[libc::SYS_pread64, libc::SYS_close])
+    Filter::new("kernel-store-unpack")
+        .with(&base::thread())
+        .with(&base::heap())
+        .with(&base::blocks())
+        .with(&base::clock())
+        .with(&base::close())
+        .with(&base::signal()) // to wake the control thread
+        .allow(&[
+            libc::SYS_pread64,
+            libc::SYS_mremap, // a dictionary that grows
+        ])
 }
 
 /// The thread that has the files. Landlock says which.
 pub fn disk() -> Filter {
-    let fcntl = [libc::F_GETFL, libc::F_GETFD, libc::F_ADD_SEALS, libc::F_DUPFD_CLOEXEC];
+    let fcntl = [libc::F_GETFL, libc::F_ADD_SEALS, libc::F_DUPFD_CLOEXEC];
+    let writable = Rule::eq(2, (libc::PROT_READ | libc::PROT_WRITE) as u32);
     Filter::new("kernel-store-disk")
-        .with(&base::exit())
+        .with(&base::thread())
+        .with(&base::heap())
+        .with(&base::blocks())
+        .with(&base::clock())
+        .with(&base::close())
         .allow(&[
             libc::SYS_openat,
-            libc::SYS_close,
             libc::SYS_mkdirat,
-            libc::SYS_read,
             libc::SYS_pread64,
             libc::SYS_write,
             libc::SYS_fsync,
             libc::SYS_renameat,
             libc::SYS_unlinkat,
-            libc::SYS_newfstatat,
             libc::SYS_fstat,
-            libc::SYS_statx,
             libc::SYS_fstatfs,
             libc::SYS_getdents64,
             libc::SYS_memfd_create,
             libc::SYS_ftruncate,
-            libc::SYS_getrandom, // hash seeds
         ])
-        .allow_if(libc::SYS_fcntl, fcntl.map(|command| Rule::eq(1, command as u32)).to_vec())
-}
-
-/// To wake the control thread: its eventfd's number is not known when the filter is made, that eight bytes go there is.
-fn wake() -> Filter {
-    Filter::new("wake").allow_if(libc::SYS_write, vec![Rule::eq64(2, 8)])
+        // A kernel on its way into a memory file.
+        .allow_if(
+            libc::SYS_mmap,
+            vec![writable.and(Rule::masked_eq(3, libc::MAP_TYPE as u64, libc::MAP_SHARED as u64))],
+        )
+        .allow_if(libc::SYS_fcntl, Rule::any(1, &fcntl.map(|command| command as u32)))
 }
 
 #[cfg(test)]

@@ -3,13 +3,11 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Parser;
-use confine::{Limit, Policy, Sandbox, User};
+use confine::{Heap, Limit, Policy, Sandbox, User};
 use ipc::{Lane, Listen};
 use kernel_store::error::Error;
 use kernel_store::service::Service;
@@ -38,14 +36,12 @@ struct Arguments {
     confinement: Policy,
 }
 
-fn main() -> ExitCode {
-    match serve(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kernel-store: {}", chain(&error));
-            ExitCode::FAILURE
-        }
+fn main() {
+    let served = serve(Arguments::parse());
+    if let Err(error) = &served {
+        eprintln!("kernel-store: {}", chain(error));
     }
+    confine::exit(served.is_err().into())
 }
 
 fn serve(arguments: Arguments) -> Result<(), Error> {
@@ -55,23 +51,24 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     let sandbox =
         keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
     let (sandbox, _) = sandbox.service(arguments.user, &path)?;
-    let confined = sandbox.keep_fd(dir.as_raw_fd()).limit(Limit::OpenFiles, 4096).confine()?;
+    // Images are large and rare.
+    let sandbox = sandbox.limit(Limit::OpenFiles, 4096).heap(Heap::Mapping);
+    let confined = sandbox.keep_fd(dir.as_raw_fd()).confine()?;
 
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
     let (disk, disk_mailbox) = worker();
     let (unpacker, unpack_mailbox) = worker::<()>();
-    let (ready, started) = mpsc::channel();
+    let runtime = ipc::Runtime::new().map_err(Error::Runtime)?;
+    let (ready, started) = ipc::queue();
     let disk_thread =
         confined.spawn("disk", &filters::disk(), move || keep_files(dir, limits, disk_mailbox, &ready))?;
     // Not joined at the end: it may be stuck in a read of a client's file.
     let _unpack_thread = confined.spawn("unpack", &filters::unpack(), move || unpack_mailbox.serve(()))?;
     let _narrow = confined.enter(&filters::control())?;
-    started
-        .recv()
-        .unwrap_or(Err(Error::Arguments("The disk thread ended before it began; report this as a defect")))?;
+    started.receive().map_err(|_| Error::Arguments("The disk thread did not begin; report this as a defect"))??;
 
     let idle = arguments.listen.idle_exit();
-    ipc::run(async move {
+    runtime.run(async move {
         let service = Rc::new(Service::new(disk, unpacker));
         let lane = Lane::new();
         let offered = lane.clone();
@@ -79,15 +76,14 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
             Ok(rpc::bootstrap(&service, &offered, peer))
         })
         .await
-    })
-    .map_err(Error::Runtime)??;
+    })?;
     // With its last handle the thread ends; what it is writing is written first.
     let _ = disk_thread.join();
     Ok(())
 }
 
 /// The disk thread's life.
-fn keep_files(dir: OwnedFd, limits: Limits, mailbox: Mailbox<Store>, ready: &mpsc::Sender<Result<(), Error>>) {
+fn keep_files(dir: OwnedFd, limits: Limits, mailbox: Mailbox<Store>, ready: &ipc::Sender<Result<(), Error>>) {
     match Store::open(dir, limits) {
         Ok(store) => {
             let _ = ready.send(Ok(()));

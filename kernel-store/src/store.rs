@@ -13,7 +13,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
@@ -262,7 +262,7 @@ impl Store {
         const TRIED: &str = "open a kernel";
         let Entry { digest, size, facts, .. } = &kernel.entry;
         let failed = |what: &'static str| move |e: io::Error| io_fault(TRIED, what, &e);
-        let len = kernel.file.metadata().map_err(failed("look at its file"))?.len();
+        let len = self::size(&kernel.file).map_err(failed("look at its file"))?;
         let sound = if len == *size && len > 0 && len <= MAX_OUTPUT as u64 {
             let mut draft = Store::draft(usize::try_from(len).unwrap_or(0))?;
             let is = read_and_hash(&kernel.file, &mut draft).map_err(failed("read its file"))?;
@@ -432,10 +432,16 @@ impl Store {
 }
 
 fn read_index(file: File) -> Result<Index, Error> {
-    let mut text = Vec::new();
-    file.take(MAX_INDEX).read_to_end(&mut text).map_err(|source| Error::File { tried: "read the index", source })?;
+    let failed = |source| Error::File { tried: "read the index", source };
+    let mut text = vec![0; size(&file).map_err(failed)?.min(MAX_INDEX) as usize];
+    file.read_exact_at(&mut text, 0).map_err(failed)?;
     let text = String::from_utf8(text).map_err(|_| Error::Index("it is not text".into()))?;
     Index::from_text(&text).map_err(Error::Index)
+}
+
+/// A file's size. (Std asks by another call, beside which this one is needed anyway.)
+fn size(file: &File) -> io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0))
 }
 
 /// Makes `name` hold `content`, all of it or as before, also after a power failure: a file of another name, synced, then renamed.

@@ -2,9 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, Receiver, Sender};
 use tokio::sync::{Semaphore, oneshot};
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
@@ -29,7 +28,7 @@ pub struct Mailbox<S>(Receiver<Job<S>>);
 
 /// A handle, and what [`Mailbox::serve`] needs.
 pub fn worker<S>() -> (Worker<S>, Mailbox<S>) {
-    let (jobs, mailbox) = channel();
+    let (jobs, mailbox) = ipc::queue();
     (Worker { jobs, mailbox: Arc::new(Semaphore::new(MAILBOX)) }, Mailbox(mailbox))
 }
 
@@ -85,7 +84,7 @@ impl<S: 'static> Worker<S> {
 impl<S> Mailbox<S> {
     /// Runs jobs on `state` until the last handle is gone. A panic fails its own caller.
     pub fn serve(self, mut state: S) {
-        for job in self.0 {
+        while let Ok(job) = self.0.receive() {
             let _ = catch_unwind(AssertUnwindSafe(|| job(&mut state)));
         }
     }

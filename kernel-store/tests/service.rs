@@ -63,6 +63,27 @@ fn every_packing_gives_the_same_kernel() {
 }
 
 #[test]
+fn a_large_image_whose_dictionary_is_as_large_as_itself_is_imported_and_then_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = kernel_of(9, 20 << 20);
+    let Some(image) = tool(&["xz", "--check=crc32", "--lzma2=preset=0,dict=64MiB"], &file) else {
+        println!("skipped: a_large_image_whose_dictionary_is_as_large_as_itself_is_imported_and_then_known: no xz");
+        return;
+    };
+    assert!(image.len() > 4 << 20, "larger than the heap's blocks");
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let kernel = client.import(&image, "large").await.unwrap();
+        for again in [&image, &file, &file] {
+            let again = client.import(again, "again").await.unwrap();
+            assert_eq!(client.info(&again).await.unwrap().digest, client.info(&kernel).await.unwrap().digest);
+        }
+        assert_eq!(content(&client.open(&kernel).await.unwrap()), file);
+    });
+}
+
+#[test]
 fn what_is_stored_survives_a_restart_and_a_known_image_is_not_unpacked_again() {
     let dir = tempfile::tempdir().unwrap();
     let file = kernel_of(2, 8 << 20);
@@ -265,7 +286,7 @@ fn what_stands_in_the_way_of_starting_is_named_with_its_remedy() {
     assert!(said.contains("in use by another process") && said.contains("--state-dir"), "{said}");
     assert!(refusal(second("ks.sock")).contains("ks.sock"));
     drop(service);
-    std::fs::write(dir.path().join("state/index"), "my notes").unwrap();
+    std::fs::write(dir.path().join("state/index"), "my notes\n".repeat(200_000)).unwrap();
     let said = refusal(command(dir.path()));
     assert!(said.contains("index") && said.contains("remove it"), "{said}");
     std::fs::remove_dir_all(dir.path().join("state")).unwrap();

@@ -15,6 +15,9 @@ pub const FOLDER: &str = "/proc/sys/net/ipv6/conf";
 /// How a setting is opened; the filter knows no other way. (Rustix adds O_LARGEFILE.)
 pub const OPEN: OFlags = OFlags::WRONLY.union(OFlags::CLOEXEC).union(OFlags::LARGEFILE);
 
+/// What is written to one; the filter knows its length.
+pub const OFF: &[u8] = b"1";
+
 /// The folder, kept open: the kernel may forget a folder of /proc that nobody has open and then make another one, which the
 /// sandbox would not know.
 pub struct Switch(Option<OwnedFd>);
@@ -40,7 +43,7 @@ impl Switch {
     pub fn off(&self, bridge: &str) -> io::Result<()> {
         let Some(folder) = &self.0 else { return Ok(()) };
         let setting = fs::openat(folder, format!("{bridge}/disable_ipv6"), OPEN, Mode::empty())?;
-        rustix::io::write(&setting, b"1")?;
+        rustix::io::write(&setting, OFF)?;
         Ok(())
     }
 }

@@ -22,7 +22,6 @@ mod worker;
 use std::{
     os::fd::{AsRawFd, RawFd},
     path::Path,
-    process::ExitCode,
 };
 
 use clap::Parser;
@@ -45,15 +44,13 @@ struct Arguments {
     confinement: Policy,
 }
 
-fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-            eprintln!("netmgr: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
-            ExitCode::FAILURE
-        }
+fn main() {
+    let served = run(&Arguments::parse());
+    if let Err(error) = &served {
+        let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+        eprintln!("netmgr: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
     }
+    confine::exit(served.is_err().into())
 }
 
 /// Why netmgr could not start, or ended.
@@ -67,6 +64,8 @@ enum Failure {
     Serve(#[from] ipc::Error),
     #[error("Cannot confine netmgr")]
     Confine(#[from] confine::Error),
+    #[error("Cannot go on, as the thread that manages the network has panicked; report the line above as a defect")]
+    Panicked,
     #[error("Cannot start the runtime")]
     Runtime(#[source] std::io::Error),
 }
@@ -84,21 +83,28 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Phase 2: narrow.
     let confined = sandbox::confine(arguments.confinement, arguments.user, &keep)?;
     let (worker, inbox) = worker::queue();
-    confined.spawn("worker", &sandbox::worker(), move || inbox.run(manager))?;
+    let runtime = ipc::Runtime::new().map_err(Failure::Runtime)?;
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    confined.spawn("worker", &sandbox::worker(), move || {
+        let _ended = ended;
+        inbox.run(manager);
+    })?;
     confined.enter(&sandbox::rpc())?;
     let lane = Lane::new();
     let serve = ipc::serve(endpoint, clients, lane.clone(), Limits::default(), arguments.listen.idle_exit(), {
         let worker = worker.clone();
         move |peer| Ok(Host::bootstrap(&worker, &lane, peer))
     });
-    ipc::run(async {
-        let outcome = serve.await;
+    runtime.run(async {
+        let outcome = tokio::select! {
+            outcome = serve => outcome,
+            // This side has a handle, so it can only have panicked.
+            _ = end => return Err(Failure::Panicked),
+        };
         // What the last connection's end has released is off the host before netmgr is.
         let _ = worker.ask(|_| Ok(())).await;
-        outcome
+        Ok(outcome?)
     })
-    .map_err(Failure::Runtime)??;
-    Ok(())
 }
 
 /// Where this is on, iptables rules of the host see what guests on one bridge send to each other. It is the whole network namespace's, and

@@ -41,22 +41,28 @@ pub fn confine(policy: Policy, user: Option<User>, keep: &[RawFd]) -> Result<Con
 
 /// The thread that peers talk to: sockets that are there, and those that it accepts. It cannot open a file or make a socket.
 pub fn rpc() -> Filter {
-    Filter::new("rpc").with(&base::tokio()).with(&base::listener())
+    Filter::new("rpc")
+        .with(&base::tokio())
+        .with(&base::listener())
+        .with(&base::heap())
+        // Tokens of descriptors.
+        .allow_if(libc::SYS_getrandom, vec![Rule::eq(2, 0)])
 }
 
 /// The thread that talks to the kernel: its netlink socket, /dev/net/tun with two requests to it, and IPv6 settings
 /// (by Landlock, no other file opens).
 pub fn worker() -> Filter {
     Filter::new("worker")
-        .with(&base::exit())
+        .with(&base::thread())
+        .with(&base::heap())
+        .with(&base::clock())
+        .with(&base::close()) // a TAP that goes
+        .with(&base::signal()) // to wake the RPC thread
         .allow(&[
             libc::SYS_sendto,   // requests to rtnetlink
             libc::SYS_recvfrom, // and its answers
-            libc::SYS_close,    // a TAP that goes
-            libc::SYS_write,    // to wake the RPC thread (eventfd), and an IPv6 setting
         ])
-        // std, where it was built for debugging, looks whether a descriptor is open before it closes it.
-        .allow_if(libc::SYS_fcntl, vec![Rule::eq(1, libc::F_GETFD as u32)])
+        .allow_if(libc::SYS_write, vec![Rule::eq64(2, ipv6::OFF.len() as u64)])
         .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits()), Rule::eq(2, ipv6::OPEN.bits())])
         .allow_if(libc::SYS_ioctl, tap::REQUESTS.map(|request| Rule::eq(1, request as u32)).to_vec())
 }

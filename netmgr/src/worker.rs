@@ -7,15 +7,14 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    process,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc,
     },
     time::Duration,
 };
 
+use ipc::{Receiver, Sender};
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::{error::Error, manager::Manager};
@@ -29,7 +28,7 @@ type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
 /// A handle on the thread; any number of them.
 pub struct Worker<S = Manager> {
-    jobs: mpsc::Sender<Job<S>>,
+    jobs: Sender<Job<S>>,
     waiting: Arc<AtomicUsize>,
     deadline: Duration,
 }
@@ -41,11 +40,11 @@ impl<S> Clone for Worker<S> {
 }
 
 /// The thread's end.
-pub struct Inbox<S = Manager>(mpsc::Receiver<Job<S>>);
+pub struct Inbox<S = Manager>(Receiver<Job<S>>);
 
 /// Makes the queue.
 pub fn queue<S>() -> (Worker<S>, Inbox<S>) {
-    let (jobs, inbox) = mpsc::channel();
+    let (jobs, inbox) = ipc::queue();
     (Worker { jobs, waiting: Arc::default(), deadline: DEADLINE }, Inbox(inbox))
 }
 
@@ -82,12 +81,12 @@ impl<S: 'static> Worker<S> {
 }
 
 impl<S> Inbox<S> {
-    /// Does what comes, until the last [`Worker`] is dropped. A job that panics leaves a state that nobody knows, so it ends the process: TAPs
-    /// that nobody else has open go with it, and a new netmgr reads from the kernel what is there.
+    /// Does what comes, until the last [`Worker`] is dropped. A job that panics leaves a state that nobody knows, so it is the last: the
+    /// process had better end, TAPs that nobody else has open go with it, and a new netmgr reads from the kernel what is there.
     pub fn run(self, mut state: S) {
-        while let Ok(job) = self.0.recv() {
+        while let Ok(job) = self.0.receive() {
             if catch_unwind(AssertUnwindSafe(|| job(&mut state))).is_err() {
-                process::exit(1);
+                return;
             }
         }
     }
@@ -95,7 +94,10 @@ impl<S> Inbox<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::atomic::AtomicBool, thread};
+    use std::{
+        sync::{atomic::AtomicBool, mpsc},
+        thread,
+    };
 
     use super::*;
 

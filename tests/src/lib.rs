@@ -4,6 +4,13 @@
 pub mod console;
 pub mod cpio;
 pub mod demo;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod escape;
 pub mod leftovers;
 pub mod namespaces;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod syscalls;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod tracee;
 pub mod volt;
+pub mod workspace;

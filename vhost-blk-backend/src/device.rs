@@ -1,9 +1,9 @@
 //! The device: features, configuration space, and one worker a queue.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use confine::{Filter, Limit, Sandbox};
+use confine::{Filter, Limit, Rule, Sandbox};
 use device::{BoxError, Chain, Device, Popped, Progress, Ring, Worker};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -84,11 +84,12 @@ impl Device for Block {
     }
 
     fn worker_filter(&self) -> Filter {
-        let filter = Filter::new("disk").allow(&[libc::SYS_preadv]);
+        let on_disk = || vec![Rule::eq(0, self.image.file.as_raw_fd().unsigned_abs())];
+        let filter = Filter::new("disk").allow_if(libc::SYS_preadv, on_disk());
         if self.image.read_only {
             return filter;
         }
-        filter.allow(&[libc::SYS_pwritev, libc::SYS_fdatasync])
+        filter.allow_if(libc::SYS_pwritev, on_disk()).allow_if(libc::SYS_fdatasync, on_disk())
     }
 
     fn workers(&mut self) -> Vec<Queue> {

@@ -8,16 +8,14 @@ mod device;
 mod disk;
 mod request;
 
-use std::process::ExitCode;
-
 use clap::Parser;
 
-fn main() -> ExitCode {
+fn main() {
     let args = args::Args::parse();
     if args.common.print_capabilities {
         println!(r#"{{"type":"block","features":["read-only","blk-file"]}}"#);
-        return ExitCode::SUCCESS;
+        return;
     }
     let device = args.config().map(device::Block::new);
-    ::device::run(&args.common, device)
+    ::device::run(&args.common, device);
 }

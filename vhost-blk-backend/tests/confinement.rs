@@ -7,6 +7,7 @@ mod disk;
 use common::*;
 use disk::*;
 use schema::device_capnp::device_backend;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -49,6 +50,18 @@ fn the_control_link_tells_what_the_device_is_and_does() {
     let Machine { mut backend, .. } = machine;
     let (status, said) = backend.end();
     assert_eq!((status.code(), said.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_control_link_that_breaks_the_protocol_ends_the_backend_with_one_line() {
+    let image = image(4096);
+    let (machine, _queue, link) = boot_with_control(&image);
+    // One segment of far more words than a message may have.
+    let message = [0u32, 0x0fff_ffff].map(u32::to_le_bytes).concat();
+    std::os::unix::net::UnixStream::from(link).write_all(&message).unwrap();
+    let Machine { mut backend, .. } = machine;
+    let (status, said) = backend.end();
+    assert_eq!((status.code(), said.lines().count()), (Some(1), 1), "{said}");
 }
 
 #[test]

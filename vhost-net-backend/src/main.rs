@@ -10,16 +10,14 @@ mod stage;
 mod tap;
 mod transmit;
 
-use std::process::ExitCode;
-
 use clap::Parser;
 
-fn main() -> ExitCode {
+fn main() {
     let args = args::Args::parse();
     if args.common.print_capabilities {
         println!(r#"{{"type":"net","features":[]}}"#);
-        return ExitCode::SUCCESS;
+        return;
     }
     let device = args.config().map(device::Net::new);
-    ::device::run(&args.common, device)
+    ::device::run(&args.common, device);
 }

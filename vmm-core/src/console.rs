@@ -4,19 +4,21 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use confine::{Filter, Rule, base};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::events::{clear, signal};
 use crate::serial::Com1;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Bytes of guest output that wait for the console at most.
 pub const BUFFER: usize = 64 << 10;
 /// How long output is gathered before it is written: a guest prints byte by byte.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 /// How long a console may take to read the last words of a VM that has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const CHUNK: usize = 4096;
@@ -170,7 +172,8 @@ impl Console {
             if woken {
                 clear(&self.wake);
                 if !finishing {
-                    std::thread::sleep(GATHER);
+                    // An interrupted rest is a shorter one.
+                    let _ = poll(&mut [], Some(&GATHER));
                 }
             }
             if console_ready && room > 0 {
@@ -208,18 +211,15 @@ fn write_some(socket: impl AsFd, bytes: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// What the console's thread may ask of the kernel.
-pub fn filter() -> confine::Filter {
-    confine::Filter::new("console")
-        .with(&confine::base::exit())
-        .allow(&[
-            libc::SYS_ppoll,
-            libc::SYS_read,
-            libc::SYS_write,
-            libc::SYS_clock_nanosleep,
-            libc::SYS_clock_gettime,
-            libc::SYS_close, // the socket, at the end
-        ])
-        // Debug builds ask whether what they close is open.
-        .allow_if(libc::SYS_fcntl, vec![confine::Rule::eq(1, libc::F_GETFD as u32)])
+/// What the console's thread may ask of the kernel: to read and write its socket, and an eventfd.
+pub fn filter(socket: RawFd) -> Filter {
+    let on_socket = || Rule::eq(0, socket.unsigned_abs());
+    Filter::new("console")
+        .with(&base::thread())
+        .with(&base::clock())
+        .with(&base::close()) // the socket, at the end
+        .with(&base::signal())
+        .allow(&[libc::SYS_ppoll])
+        .allow_if(libc::SYS_read, vec![on_socket(), Rule::eq64(2, 8)])
+        .allow_if(libc::SYS_write, vec![on_socket()])
 }

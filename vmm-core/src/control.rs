@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
-use std::os::unix::thread::JoinHandleExt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +37,7 @@ const TICK: Duration = Duration::from_millis(1);
 /// What the control thread needs.
 pub struct Control {
     /// Where `Vm` is served.
-    pub link: OwnedFd,
+    pub link: ipc::LinkSocket,
     /// The VM's life.
     pub lifecycle: Arc<Lifecycle>,
     /// Eventfd that says it has ended.
@@ -61,13 +60,14 @@ pub struct Control {
 pub fn filter() -> Filter {
     Filter::new("control")
         .with(&confine::base::tokio())
-        .allow(&[libc::SYS_getpid]) // of pthread_kill
+        // pthread_kill: getpid is its own, and so are the signals that it blocks meanwhile.
+        .allow(&[libc::SYS_getpid, libc::SYS_rt_sigprocmask])
         .allow_if(libc::SYS_tgkill, vec![Rule::eq(2, kick_signal() as u32)])
 }
 
 /// Serves the link until the VM has ended and its end was told, or until the link ends. Says why the VM ended.
-pub fn run(_: Narrow, control: Control) -> Result<Exit, Error> {
-    ipc::run(serve(control)).map_err(Error::host("run the control thread"))?
+pub fn run(_: Narrow, runtime: ipc::Runtime, control: Control) -> Result<Exit, Error> {
+    runtime.run(serve(control))
 }
 
 async fn serve(control: Control) -> Result<Exit, Error> {

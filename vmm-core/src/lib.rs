@@ -44,7 +44,7 @@ mod virtio;
 
 use std::os::fd::AsRawFd;
 
-use confine::{Limit, Sandbox};
+use confine::{Heap, Limit, Sandbox};
 
 pub use error::Error;
 
@@ -57,6 +57,9 @@ use crate::virtio::DeviceThread;
 /// Address space beside guest RAM: the program, its heap, and the threads' stacks.
 const ADDRESS_SPACE: u64 = 1 << 30;
 const ADDRESS_SPACE_PER_VCPU: u64 = 4 << 20;
+/// Bytes of heap, reserved before the filters are in place, so that no thread asks for more: the control link's peer may
+/// cost about 20 MiB (`ipc::Limits`), all else far less.
+const HEAP: usize = 32 << 20;
 /// Descriptors: three a vCPU, and two eventfds a virtqueue, with room to spare.
 const OPEN_FILES: u64 = 4096;
 
@@ -67,7 +70,8 @@ pub fn run(config: Config) -> Result<(), Error> {
     let mut sandbox = Sandbox::new("vmm-core", config.confinement)
         .limit(Limit::FileSize, config.memory)
         .limit(Limit::AddressSpace, address_space)
-        .limit(Limit::OpenFiles, OPEN_FILES);
+        .limit(Limit::OpenFiles, OPEN_FILES)
+        .heap(Heap::Reserved(HEAP));
     let fds = [&config.kvm, &config.control, &config.kernel, &config.console].into_iter().chain(&config.initrd);
     for fd in fds.chain(config.devices.iter().map(|device| &device.socket)) {
         sandbox = sandbox.keep_fd(fd.as_raw_fd());
@@ -94,12 +98,20 @@ pub fn run(config: Config) -> Result<(), Error> {
     }
     let console_thread = {
         let (console, com1, socket) = (console.clone(), machine.com1, machine.console_socket);
-        confined.spawn("console", &console::filter(), move || console.run(socket, &com1))?
+        let filter = console::filter(socket.as_raw_fd());
+        confined.spawn("console", &filter, move || console.run(socket, &com1))?
     };
 
+    let runtime = ipc::Runtime::new().map_err(Error::host("make the control thread's runtime"))?;
+    let fd = machine.control.as_raw_fd();
+    let why = "is not a connected Unix socket of type SOCK_STREAM";
+    let wrong = |_| Error::Descriptor { argument: "--control-fd".into(), fd, why };
+    let link = ipc::LinkSocket::new(machine.control).map_err(wrong)?;
+    // vCPU threads never end, so what they stand on lasts as long as the process.
+    std::mem::forget((machine._vm, machine._ram));
     let narrow = confined.enter(&control::filter())?;
     let control = Control {
-        link: machine.control,
+        link,
         lifecycle: lifecycle.clone(),
         ended: machine.ended,
         power_button: machine.power_button,
@@ -109,7 +121,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         devices,
         memory: machine.memory,
     };
-    let exit = control::run(narrow, control)?;
+    let exit = control::run(narrow, runtime, control)?;
     match exit.reason {
         Reason::Poweroff | Reason::Reset | Reason::Stopped => Ok(()),
         Reason::DeviceFailed | Reason::InternalError => Err(Error::Failed(exit.text())),

@@ -20,5 +20,5 @@ fn main() {
         }
     };
     // Not by returning: vCPU threads wait for the process's end with the machine in their hands.
-    std::process::exit(code)
+    confine::exit(code)
 }

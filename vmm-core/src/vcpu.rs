@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use confine::{Filter, Rule};
+use confine::{Filter, Rule, base};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::bus::Bus;
@@ -19,13 +19,11 @@ const KVM_RUN: u32 = 0xae80;
 pub fn filter(vcpu: RawFd) -> Filter {
     Filter::new("vcpu")
         .allow_if(libc::SYS_ioctl, vec![Rule::eq(0, vcpu as u32).and(Rule::eq(1, KVM_RUN))])
-        // As many bytes as an eventfd takes.
-        .allow_if(libc::SYS_write, vec![Rule::eq64(2, 8)])
+        .with(&base::signal()) // interrupts, devices' threads, the end
+        .with(&base::timed_wait()) // a device's answer
         .allow(&[
-            libc::SYS_futex,           // locks, the start, the end
-            libc::SYS_rt_sigreturn,    // the kick
-            libc::SYS_restart_syscall, // a timed wait, after the process was stopped and continued
-            libc::SYS_clock_gettime,   // deadlines, where the vDSO has no usable clock
+            libc::SYS_futex,        // locks, the start, the end
+            libc::SYS_rt_sigreturn, // the kick
         ])
 }
 

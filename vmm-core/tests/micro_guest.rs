@@ -236,6 +236,49 @@ fn device_whose_backend_is_gone_fails_the_start_and_ends_the_machine() {
     });
 }
 
+/// Writes to registers or memory, one after the other: mov eax, address; mov dword [rax], value.
+fn writes(writes: &[(u32, u32)]) -> Vec<u8> {
+    let one = |(address, value): &(u32, u32)| {
+        [&[0xb8][..], &address.to_le_bytes(), &[0xc7, 0], &value.to_le_bytes()].concat()
+    };
+    writes.iter().flat_map(one).collect()
+}
+
+#[test]
+fn driver_of_a_disk_starts_resets_and_starts_it_again() {
+    let backend = Path::new(env!("CARGO_BIN_EXE_vmm-core")).with_file_name("vhost-blk-backend");
+    if !backend.exists() {
+        println!("skipped: driver_of_a_disk_starts_resets_and_starts_it_again: {} is not built", backend.display());
+        return;
+    }
+    const DEVICE: u32 = 0xd000_0000;
+    // Page tables are for the first GiB: one more page directory, with a page for the device.
+    let map = writes(&[(0xa018, 0x20_0003), (0x20_0400, DEVICE | 0x83)]);
+    let status = |value: u32| (DEVICE + 0x70, value);
+    // Features, one queue of 16 entries at 3 MiB, DRIVER_OK (Virtio 1.2, 3.1.1 and 4.2.2); then the status is printed.
+    let (low, high) = ([(DEVICE + 0x24, 0), (DEVICE + 0x20, 0)], [(DEVICE + 0x24, 1), (DEVICE + 0x20, 1)]);
+    let queue = [(0x30, 0), (0x38, 16), (0x80, 0x30_0000), (0x90, 0x30_1000), (0xa0, 0x30_2000), (0x44, 1)];
+    let queue = queue.map(|(register, value)| (DEVICE + register, value));
+    let start = [&[status(0), status(1), status(3)][..], &low, &high, &[status(0xb)], &queue, &[status(0xf)]].concat();
+    let print_status = [&[0xb8][..], &(DEVICE + 0x70).to_le_bytes(), &[0x8b, 0], OUT_AL].concat();
+    let round = [writes(&start), print_status].concat();
+    let code = [&map[..], &round, &round, RESET, SPIN].concat();
+
+    let disk = tempfile::NamedTempFile::new().unwrap();
+    disk.as_file().set_len(1 << 20).unwrap();
+    let (socket, theirs) = UnixStream::pair().unwrap();
+    let mut spawn = confine::Spawn::new(&backend);
+    let number = spawn.fd(theirs.into());
+    spawn.args(["--fd", &number.to_string(), "--blk-file"]).arg(disk.path()).die_with_parent();
+    let mut backend = spawn.spawn().unwrap();
+    with_devices(&code, 1, vec![("virtio-id=2".into(), socket.into())], async |mut core| {
+        core.start().await.unwrap();
+        ends(&mut core, Reason::Reset).await;
+        assert_eq!(console(&mut core).as_bytes(), [0xf, 0xf]);
+    });
+    assert!(backend.wait_for(PATIENCE).unwrap().is_none_or(|status| status.success()));
+}
+
 #[test]
 fn mute_backend_fails_the_start_within_its_deadline() {
     let (socket, backend) = UnixStream::pair().unwrap();

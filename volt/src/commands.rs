@@ -5,7 +5,6 @@ use std::{
     io::{self, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
-    process::ExitCode,
     time::Duration,
 };
 
@@ -23,6 +22,7 @@ use crate::{
     filters, keep,
     paths::Paths,
     resources,
+    run::runtime,
     services::{self, CALL_DEADLINE, Found, Service},
 };
 
@@ -30,7 +30,7 @@ use crate::{
 const MAX_CONFIG: u64 = 64 << 10;
 
 /// Runs one of them.
-pub fn main(policy: Policy, command: &Command) -> Result<ExitCode, Fault> {
+pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
     let paths = Paths::prepare()?;
     match command {
         Command::List => list(&paths, policy),
@@ -40,11 +40,11 @@ pub fn main(policy: Policy, command: &Command) -> Result<ExitCode, Fault> {
             print_rows(&["NETWORK", "SUBNET", "FREE"], &resources::list_pools(first(&links)?).await?)
         }),
         Command::Kernel(command) => kernel(&paths, policy, command),
-        Command::Run(_) | Command::Keep(_) | Command::Doctor(_) => Ok(ExitCode::SUCCESS),
+        Command::Run(_) | Command::Keep(_) | Command::Doctor(_) => Ok(0),
     }
 }
 
-fn list(paths: &Paths, policy: Policy) -> Result<ExitCode, Fault> {
+fn list(paths: &Paths, policy: Policy) -> Result<i32, Fault> {
     let dir = paths.vms();
     let entries = fs::read_dir(&dir).map_err(|e| {
         Fault::new(
@@ -90,7 +90,7 @@ fn vm_row(info: vm_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
     ])
 }
 
-fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<ExitCode, Fault> {
+fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
     check_name(&args.name)?;
     let mut found = Found::default();
     found.probe(&paths.vm(&args.name)).map_err(|_| {
@@ -107,7 +107,7 @@ fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<ExitCode, Faul
     })
 }
 
-fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<ExitCode, Fault> {
+fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Fault> {
     let tried = format!("define the network in {}", file.display());
     let fault =
         |why: String| Fault::new(Code::InvalidArgument, &tried, why, "Name a JSON file such as the README shows");
@@ -125,7 +125,7 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<ExitCode
     })
 }
 
-fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<ExitCode, Fault> {
+fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32, Fault> {
     let wanted = &[Service::KernelStore];
     match command {
         KernelCommand::Import { file, name } => {
@@ -177,7 +177,7 @@ fn ask(
     wanted: &[Service],
     keep: &[&OwnedFd],
     work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
-) -> Result<ExitCode, Fault> {
+) -> Result<i32, Fault> {
     let found = services::ensure(paths, wanted, |missing| keep::start(paths, policy, missing))?;
     confined(policy, found, keep, work).map_err(|fault| services::with_log(paths, fault))
 }
@@ -187,7 +187,7 @@ fn confined(
     found: Found,
     keep: &[&OwnedFd],
     work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
-) -> Result<ExitCode, Fault> {
+) -> Result<i32, Fault> {
     let fault = |why: String| {
         Fault::new(
             Code::Unavailable,
@@ -200,11 +200,11 @@ fn confined(
     for fd in found.as_raw_fds().into_iter().chain(keep.iter().map(|fd| fd.as_raw_fd())) {
         sandbox = sandbox.keep_fd(fd);
     }
-    let _narrow = sandbox.confine().and_then(|c| c.enter(&filters::client())).map_err(|e| fault(e.to_string()))?;
-    ipc::run(async { work(found.connect()?).await }).map_err(|e| {
-        Fault::new(Code::Unavailable, "start the client", e.to_string(), "Raise this user's limit of open files")
-    })??;
-    Ok(ExitCode::SUCCESS)
+    let confined = sandbox.confine().map_err(|e| fault(e.to_string()))?;
+    let runtime = runtime()?;
+    let _narrow = confined.enter(&filters::client()).map_err(|e| fault(e.to_string()))?;
+    runtime.run(async { work(found.connect()?).await })?;
+    Ok(0)
 }
 
 fn first(links: &[Connection]) -> Result<&Connection, Fault> {

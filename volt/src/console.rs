@@ -7,12 +7,11 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use crate::filters;
-use confine::{Confined, Filter, base};
+use confine::{Confined, Filter, JoinHandle, base};
 use ipc::{Code, Fault};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios};
@@ -44,11 +43,8 @@ impl Console {
         };
         let (ours, core_end) = UnixStream::pair().map_err(|e| fault(e.to_string()))?;
         let copy_in = ours.try_clone().map_err(|e| fault(e.to_string()))?;
-        let filter = Filter::new("console").with(&base::exit()).with(&filters::poll()).allow(&[
-            libc::SYS_read,
-            libc::SYS_write,
-            libc::SYS_close,
-        ]);
+        let filter = Filter::new("console").with(&base::thread()).with(&base::close()).with(&filters::poll());
+        let filter = filter.allow(&[libc::SYS_read, libc::SYS_write]);
         let output = confined
             .spawn("console-out", &filter, move || copy(ours.as_fd(), rustix::stdio::stdout()))
             .map_err(|e| fault(e.to_string()))?;

@@ -2,27 +2,50 @@
 
 use confine::{Filter, Rule, base};
 
-/// A short command: talks over the links that it has.
+/// A short command: talks over the links that it has, and prints what it heard.
 pub fn client() -> Filter {
-    Filter::new("client").with(&base::tokio()).with(&lane())
+    let output = vec![Rule::eq(0, 1)];
+    Filter::new("client")
+        .with(&base::tokio())
+        .with(&base::heap())
+        .with(&links())
+        .with(&poll())
+        .allow_if(libc::SYS_write, output)
 }
 
-/// What a refusal on the fd lane says, it says of this user.
-fn lane() -> Filter {
-    Filter::new("lane").allow(&[libc::SYS_geteuid])
+/// To make sure of what a socket is, before talking over it.
+fn links() -> Filter {
+    let socket = Rule::eq(1, libc::SOL_SOCKET as u32);
+    let options = [libc::SO_TYPE, libc::SO_DOMAIN, libc::SO_ACCEPTCONN, libc::SO_PEERCRED];
+    let commands = [libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
+    Filter::new("links")
+        .allow_if(libc::SYS_getsockopt, options.map(|o| socket.clone().and(Rule::eq(2, o as u32))).to_vec())
+        .allow_if(libc::SYS_fcntl, commands.map(|command| Rule::eq(1, command as u32)).to_vec())
 }
 
 /// The supervisor of a VM: talks over the links that it has, and kills what does not end. It starts nothing and opens nothing.
 pub fn supervisor() -> Filter {
     Filter::new("supervisor")
         .with(&base::tokio())
+        .with(&base::heap())
         .with(&base::listener())
+        .with(&base::timed_wait())
+        .with(&links())
         .with(&lane())
         .with(&poll())
+        .allow_if(libc::SYS_read, vec![Rule::eq64(2, size_of::<libc::signalfd_siginfo>() as u64)])
         .allow_if(libc::SYS_socketpair, vec![Rule::eq(0, libc::AF_UNIX as u32)]) // the links of a VM
         .allow_if(libc::SYS_pidfd_send_signal, vec![Rule::eq(1, libc::SIGKILL as u32)])
         .allow_if(libc::SYS_ioctl, vec![Rule::eq(1, libc::TCSETS2 as u32)]) // the terminal's modes, at the end
-        .allow(&[libc::SYS_clock_nanosleep])
+        .allow(&[
+            libc::SYS_clock_nanosleep,
+            libc::SYS_getrandom, // tokens of the fd lane
+        ])
+}
+
+/// What a refusal on the fd lane says, it says of this user.
+fn lane() -> Filter {
+    Filter::new("lane").allow(&[libc::SYS_geteuid])
 }
 
 /// The launcher of a VM's programs. A filter is inherited by every program started under it, so this one has to allow whatever
@@ -34,10 +57,21 @@ pub fn launcher() -> Filter {
     let maps = (libc::O_RDONLY | libc::O_CLOEXEC) as u32;
     Filter::new("launcher")
         .with(&base::exit())
+        .with(&memory())
         .with(&start())
         .with(&programs())
         .with(&older())
         .allow_if(libc::SYS_openat, vec![Rule::eq(2, maps)])
+}
+
+/// Memory in every way that a program may ask for it before it confines itself, but never executable.
+fn memory() -> Filter {
+    let not_executable = || vec![Rule::masked_eq(2, libc::PROT_EXEC as u64, 0)];
+    Filter::new("memory")
+        .with(&base::heap())
+        .allow_if(libc::SYS_mmap, not_executable())
+        .allow_if(libc::SYS_mprotect, not_executable())
+        .allow(&[libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise])
 }
 
 /// Starting and reaping a program.
@@ -62,10 +96,24 @@ fn start() -> Filter {
     ])
 }
 
-/// What vmm-core and the device backends use before their own phase 2, beyond the rest.
+/// What vmm-core and the device backends use before and in their own phase 2, beyond the rest.
 fn programs() -> Filter {
     let unix = vec![Rule::eq(0, libc::AF_UNIX as u32)];
     Filter::new("programs").with(&base::tokio()).allow_if(libc::SYS_socketpair, unix).allow(&[
+        libc::SYS_readv,
+        libc::SYS_writev,
+        libc::SYS_recvfrom,
+        libc::SYS_epoll_create1,
+        libc::SYS_epoll_ctl,
+        libc::SYS_eventfd2,
+        libc::SYS_getrandom,
+        libc::SYS_clock_gettime,
+        libc::SYS_sched_yield,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn, // a kick of a vCPU
+        libc::SYS_sigaltstack,
+        libc::SYS_gettid,
+        libc::SYS_exit,  // of a thread
         libc::SYS_ioctl, // KVM, TAP, block devices
         libc::SYS_pread64,
         libc::SYS_clock_nanosleep,

@@ -119,7 +119,7 @@ impl Janitor {
             0 => {
                 drop(socket);
                 let status = run(wait, lock, paths, name, cell, policy).map_err(say);
-                std::process::exit(i32::from(status.is_err()))
+                confine::exit(i32::from(status.is_err()))
             }
             _ => Ok(Janitor { socket, lock }),
         }
@@ -204,8 +204,9 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
         sandbox = sandbox.allow_dir_rw(parent);
     }
     let confined = sandbox.confine().map_err(fault)?;
-    let filter = Filter::new("janitor").with(&base::exit()).with(&filters::remove()).with(&filters::lock());
-    let _narrow = confined.enter(&filter.allow(&[libc::SYS_read, libc::SYS_close])).map_err(fault)?;
+    let filter = Filter::new("janitor").with(&base::exit()).with(&base::heap()).with(&base::close());
+    let filter = filter.with(&filters::remove()).with(&filters::lock()).allow(&[libc::SYS_read]);
+    let _narrow = confined.enter(&filter).map_err(fault)?;
     read(&wait, &mut [0u8; 1]);
     let locked = lock(runtime, &paths.runtime)?;
     own.iter().for_each(Own::remove);

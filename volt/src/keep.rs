@@ -6,7 +6,6 @@
 use std::{
     fs::File,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-    process::ExitCode,
 };
 
 use confine::{Child, Filter, Policy, Sandbox, Spawn, User, base};
@@ -88,7 +87,7 @@ struct Kept {
 }
 
 /// The keeper's own `main`.
-pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
+pub fn main(policy: Policy, args: &KeepArgs) -> Result<i32, Fault> {
     let paths = Paths::given(args.runtime_dir.clone(), args.state_dir.clone())?;
     // The folder that volt was started from can be unmounted while services run.
     let _ = std::env::set_current_dir("/");
@@ -98,7 +97,7 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<ExitCode, Fault> {
     if result.is_err() {
         remove(&paths, &sockets);
     }
-    result.map(|()| ExitCode::SUCCESS)
+    result.map(|()| 0)
 }
 
 /// Removes sockets under the lock, so that a successor's are not mistaken for these. Where it cannot be had they stay:
@@ -125,10 +124,9 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
     }
     let confined = sandbox.confine().map_err(fault)?;
-    let filter = Filter::new("keeper").with(&base::exit()).with(&filters::poll()).with(&filters::unlink());
-    let filter = filter.with(&filters::lock()).allow(&[
+    let filter = Filter::new("keeper").with(&base::exit()).with(&base::heap()).with(&base::close());
+    let filter = filter.with(&filters::poll()).with(&filters::unlink()).with(&filters::lock()).allow(&[
         libc::SYS_wait4,
-        libc::SYS_close,
         libc::SYS_openat, // the runtime directory, to lock it
     ]);
     let _narrow = confined.enter(&filter).map_err(fault)?;

@@ -126,7 +126,7 @@ impl Launcher {
             0 => {
                 drop(socket);
                 let status = become_launcher(role, &theirs).and_then(|programs| serve(&theirs, &programs));
-                std::process::exit(i32::from(status.map_err(say).is_err()))
+                confine::exit(i32::from(status.map_err(say).is_err()))
             }
             _ => Ok(Launcher { socket }),
         }
@@ -183,7 +183,7 @@ impl Launcher {
             Ok(_) => {}
             Err(e) => return Err(e.to_string()),
         }
-        match receive(&self.socket) {
+        match receive(&self.socket, RecvFlags::DONTWAIT) {
             Ok((answer, fds)) if !answer.is_empty() => Ok((answer, fds)),
             Ok(_) => Err("the launcher has ended".into()),
             Err(e) => Err(ended(e).to_string()),
@@ -286,7 +286,7 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
 fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
     let mut children: Vec<Child> = Vec::new();
     loop {
-        let (packet, fds) = match receive(socket) {
+        let (packet, fds) = match receive(socket, RecvFlags::empty()) {
             Ok((packet, _)) if packet.is_empty() => return Ok(()),
             Ok(request) => request,
             Err(Errno::CONNRESET) => return Ok(()),
@@ -363,17 +363,19 @@ fn send(socket: &OwnedFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), E
         return Err(Errno::TOOBIG);
     }
     let packet = [IoSlice::new(packet)];
-    rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, &packet, &mut control, SendFlags::NOSIGNAL)).map(drop)
+    // One request at a time is under way, so there is room.
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, &packet, &mut control, flags)).map(drop)
 }
 
 /// One packet with its descriptors; an empty one when the peer has gone.
-fn receive(socket: &OwnedFd) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
+fn receive(socket: &OwnedFd, flags: RecvFlags) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
     let mut packet = vec![0; PACKET];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
         let mut into = [IoSliceMut::new(&mut packet)];
-        rustix::net::recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC)
+        rustix::net::recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC | flags)
     })?;
     let fds = control
         .drain()

@@ -21,13 +21,13 @@ mod resources;
 mod run;
 mod services;
 
-use std::{fmt::Display, io::Write, process::ExitCode};
+use std::{fmt::Display, io::Write};
 
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
 
-fn main() -> ExitCode {
+fn main() {
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Run(args) => run::run(cli.confinement, args),
@@ -35,13 +35,10 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::main(cli.confinement, args),
         other => commands::main(cli.confinement, other),
     };
-    match result {
-        Ok(code) => code,
-        Err(fault) => {
-            say(fault);
-            ExitCode::FAILURE
-        }
-    }
+    confine::exit(result.unwrap_or_else(|fault| {
+        say(fault);
+        1
+    }))
 }
 
 /// A line for people, on standard error. That nobody reads it any more (`2>&1 | head`) is no reason to end.

@@ -8,13 +8,12 @@ use std::{
     fs::File,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
-    process::ExitCode,
     rc::Rc,
     time::Duration,
 };
 
 use confine::{Confined, Limit, Policy, Root, Sandbox};
-use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits};
+use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits, Runtime};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
 
@@ -67,7 +66,7 @@ struct Links {
 }
 
 /// Runs one VM until it ends.
-pub fn run(policy: Policy, args: &RunArgs) -> Result<ExitCode, Fault> {
+pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let config = VmConfig::new(args)?;
     let paths = Paths::prepare()?;
     let opened = open(&config)?;
@@ -86,12 +85,18 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<ExitCode, Fault> {
     let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
     let confined = confine(policy, &opened, &found, &cell, &others)?;
     let console = Console::start(&confined)?;
+    let runtime = runtime()?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
     let links = Links { endpoint, clients, found, signals, console, launcher, watch };
-    let result = ipc::run(supervise(&paths, policy, &config, opened, links));
-    result.map_err(|e| {
-        Fault::new(Code::Unavailable, "start the supervisor", e.to_string(), "Raise this user's limit of open files")
-    })?
+    runtime.run(supervise(&paths, policy, &config, opened, links))
+}
+
+/// What this program talks to others on. Made before the narrow phase.
+pub fn runtime() -> Result<Runtime, Fault> {
+    Runtime::new().map_err(|e| {
+        let remedy = "Raise this user's limit of open files";
+        Fault::new(Code::Unavailable, "prepare to talk to others", e.to_string(), remedy)
+    })
 }
 
 fn open(config: &VmConfig) -> Result<Opened, Fault> {
@@ -201,7 +206,7 @@ async fn supervise(
     config: &VmConfig,
     opened: Opened,
     links: Links,
-) -> Result<ExitCode, Fault> {
+) -> Result<i32, Fault> {
     let Links { endpoint, clients, found, signals, console, launcher, watch } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     stop_on_signals(signals, control.clone())?;
@@ -236,7 +241,7 @@ async fn supervise(
             "See the console above, and dmesg if a process was killed by SIGSYS",
         ));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(0)
 }
 
 /// Takes the signals that end a program as something to read, from here on and in every thread; but for those that

@@ -1,12 +1,15 @@
 //! The shared filters are enough for what they name, run under nothing else.
 
-use std::io::Write;
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use confine::{Filter, base};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use confine::{Filter, Heap, base};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Runtime;
 
 use crate::harness::{attempt, confined, sandbox};
 
@@ -31,31 +34,32 @@ fn allocate() -> usize {
     kept.iter().map(Vec::len).sum::<usize>() + large.len()
 }
 
+/// The three kinds of heap, and what threads on each need to allocate.
+fn heaps() -> [(Heap, Filter); 3] {
+    let (growing, mapping) = (base::heap(), base::heap().with(&base::blocks()).allow(&[libc::SYS_mremap]));
+    [(Heap::Growing, growing), (Heap::Mapping, mapping), (Heap::Reserved(1 << 30), Filter::new("reserved"))]
+}
+
 #[test]
-fn exit_is_enough_for_threads_that_allocate_wait_panic_and_end() {
-    for arenas in [1, 8] {
+fn threads_that_allocate_wait_panic_and_are_done_need_no_more_than_is_said() {
+    for (heap, filter) in heaps() {
         attempt(move || {
-            let confined = confined();
-            // SAFETY: sets one number of the allocator's; the process has one thread.
-            #[cfg(target_env = "gnu")]
-            unsafe {
-                libc::mallopt(libc::M_ARENA_MAX, arenas);
-            }
-            let exit = base::exit();
-            let work = |_| confined.spawn("worker", &exit, allocate).unwrap();
+            let confined = sandbox().heap(heap).confine().unwrap();
+            let filter = filter.with(&base::thread());
+            let work = |_| confined.spawn("worker", &filter, allocate).unwrap();
             let workers = (0..12).map(work).collect::<Vec<_>>();
             let lock = std::sync::Arc::new(std::sync::Mutex::new(0));
             let add = |_| {
                 let lock = lock.clone();
                 let many = move || (0..2000).for_each(|_| *lock.lock().unwrap() += 1);
-                confined.spawn("locker", &exit, many).unwrap()
+                confined.spawn("locker", &base::thread(), many).unwrap()
             };
             let lockers = (0..4).map(add).collect::<Vec<_>>();
             let panics = || -> () { panic!("deliberate: {}", "x".repeat(3000)) };
-            let panicking = confined.spawn("panicking", &exit, panics).unwrap();
+            let panicking = confined.spawn("panicking", &filter, panics).unwrap();
             let waits = || std::thread::park_timeout(Duration::from_millis(20));
-            let waiting = confined.spawn("waiting", &exit, waits).unwrap();
-            confined.enter(&exit).unwrap();
+            let waiting = confined.spawn("waiting", &base::thread().with(&base::clock()), waits).unwrap();
+            confined.enter(&filter.clone().with(&base::exit())).unwrap();
             let sums = workers.into_iter().map(|worker| worker.join().unwrap()).collect::<Vec<_>>();
             assert!(sums.iter().all(|sum| *sum == allocate()));
             lockers.into_iter().for_each(|locker| locker.join().unwrap());
@@ -73,11 +77,26 @@ fn exit_is_enough_for_threads_that_allocate_wait_panic_and_end() {
 }
 
 #[test]
+fn a_heap_that_may_not_grow_ends_the_process_where_it_would_have_to() {
+    for (heap, killed) in [(Heap::Reserved(64 << 20), false), (Heap::Reserved(1 << 20), true), (Heap::Growing, true)] {
+        let ended = attempt(move || {
+            sandbox().heap(heap).confine().unwrap().enter(&base::exit()).unwrap();
+            allocate();
+        });
+        if killed {
+            ended.is_killed_by(libc::SIGSYS);
+        } else {
+            ended.passes();
+        }
+    }
+}
+
+#[test]
 fn exit_is_enough_even_where_a_backtrace_was_asked_for() {
     attempt(|| {
         // SAFETY: the attempt's process has one thread.
         unsafe { std::env::set_var("RUST_BACKTRACE", "full") };
-        confined().enter(&base::exit()).unwrap();
+        confined().enter(&base::exit().with(&base::heap())).unwrap();
         std::panic::catch_unwind(|| panic!("deliberate")).unwrap_err();
     })
     .passes()
@@ -101,7 +120,7 @@ fn exit_writes_to_stderr_and_to_no_other_fd() {
 }
 
 #[test]
-fn exit_is_enough_to_be_stopped_and_continued_while_waiting() {
+fn timed_wait_is_enough_to_be_stopped_and_continued_while_waiting() {
     attempt(|| {
         let waited = Duration::from_millis(600);
         let (mut ready, told) = UnixStream::pair().unwrap();
@@ -110,7 +129,8 @@ fn exit_is_enough_to_be_stopped_and_continued_while_waiting() {
             let child = libc::fork();
             if child == 0 {
                 let confined = sandbox().keep_fd(told.as_raw_fd()).confine().unwrap();
-                confined.enter(&base::exit().allow(&[libc::SYS_sendto, libc::SYS_write])).unwrap();
+                let filter = base::exit().with(&base::timed_wait()).allow(&[libc::SYS_sendto, libc::SYS_write]);
+                confined.enter(&filter).unwrap();
                 (&told).write_all(b"1").unwrap();
                 let start = Instant::now();
                 while start.elapsed() < waited {
@@ -131,23 +151,58 @@ fn exit_is_enough_to_be_stopped_and_continued_while_waiting() {
     .passes();
 }
 
-/// A current-thread runtime that echoes what comes, after a short sleep, until its peer is gone.
-fn echo(stream: UnixStream) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, async {
-        stream.set_nonblocking(true).unwrap();
-        let mut stream = tokio::net::UnixStream::from_std(stream).unwrap();
-        assert!(stream.peer_cred().unwrap().pid().is_some());
-        let (mut reader, mut writer) = stream.split();
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A socket that the runtime watches, read and written as the filter has it.
+struct Socket(AsyncFd<UnixStream>);
+
+fn watch<T: AsRawFd>(fd: T) -> AsyncFd<T> {
+    // SAFETY: sockets have one number for life, and the `AsyncFd` owns what it is given.
+    unsafe { AsyncFd::register(fd) }.unwrap()
+}
+
+impl Socket {
+    fn new(stream: UnixStream) -> Socket {
+        Socket(watch(stream))
+    }
+
+    async fn receive(&self, buffer: &mut [u8]) -> usize {
+        loop {
+            let mut ready = self.0.readable().await.unwrap();
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            let mut none = RecvAncillaryBuffer::default();
+            match rustix::net::recvmsg(self.0.get_ref(), &mut [IoSliceMut::new(buffer)], &mut none, flags) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                received => return received.unwrap().bytes,
+            }
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let mut none = SendAncillaryBuffer::default();
+        let sent = rustix::net::sendmsg(self.0.get_ref(), &[IoSlice::new(bytes)], &mut none, flags);
+        assert_eq!(sent.unwrap(), bytes.len());
+    }
+}
+
+/// Echoes what comes, after a short sleep, until its peer is gone.
+fn echo(runtime: &Runtime, stream: UnixStream) {
+    tokio::task::LocalSet::new().block_on(runtime, async {
+        let socket = Socket::new(stream);
+        let watched = watch(socket.0.get_ref().try_clone().unwrap());
         let mut buffer = [0; 1024];
         loop {
-            let count = reader.read(&mut buffer).await.unwrap();
+            let count = socket.receive(&mut buffer).await;
             if count == 0 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
-            writer.write_all(&buffer[..count]).await.unwrap();
+            socket.send(&buffer[..count]);
         }
+        drop(watched);
         let local = tokio::task::spawn_local(async { std::collections::HashMap::from([(1, 2)]) });
         assert_eq!(local.await.unwrap()[&1], 2);
         let timeout = tokio::time::timeout(Duration::from_millis(5), std::future::pending::<()>());
@@ -156,37 +211,44 @@ fn echo(stream: UnixStream) {
 }
 
 /// Sends and gets back, then hangs up.
-fn call(stream: UnixStream) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+fn call(runtime: &Runtime, stream: UnixStream) {
     runtime.block_on(async {
-        stream.set_nonblocking(true).unwrap();
-        let mut stream = tokio::net::UnixStream::from_std(stream).unwrap();
+        let socket = Socket::new(stream);
         for length in [1, 100, 1000] {
             let sent = vec![7; length];
-            stream.write_all(&sent).await.unwrap();
-            let mut got = vec![0; length];
-            stream.read_exact(&mut got).await.unwrap();
+            socket.send(&sent);
+            let (mut got, mut buffer) = (Vec::new(), [0; 1024]);
+            while got.len() < length {
+                let count = socket.receive(&mut buffer).await;
+                got.extend_from_slice(&buffer[..count]);
+            }
             assert_eq!(got, sent);
         }
-        stream.shutdown().await.unwrap();
+        socket.0.get_ref().shutdown(std::net::Shutdown::Both).unwrap();
     });
 }
 
 #[test]
-fn tokio_is_enough_for_current_thread_runtimes_that_talk_over_inherited_sockets() {
+fn tokio_is_enough_for_runtimes_that_were_built_before_and_talk_over_sockets_that_are_there() {
     attempt(|| {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        for end in [&ours, &theirs] {
+            end.set_nonblocking(true).unwrap();
+        }
         let confined = sandbox().keep_fd(ours.as_raw_fd()).keep_fd(theirs.as_raw_fd()).confine().unwrap();
-        let server = confined.spawn("server", &base::tokio(), move || echo(theirs)).unwrap();
-        confined.enter(&base::tokio()).unwrap();
-        call(ours);
+        let filter = base::tokio().with(&base::heap());
+        let serve = move |runtime| echo(&runtime, theirs);
+        let server = confined.spawn_prepared("server", &filter, runtime, serve).unwrap();
+        let own = runtime();
+        confined.enter(&filter).unwrap();
+        call(&own, ours);
         server.join().unwrap();
     })
     .passes();
 }
 
 #[test]
-fn listener_beside_tokio_is_enough_to_accept() {
+fn listener_beside_tokio_is_enough_to_accept_and_to_ask_who_connected() {
     let serve = |filter: Filter| {
         attempt(move || {
             let dir = tempfile::tempdir().unwrap();
@@ -194,20 +256,25 @@ fn listener_beside_tokio_is_enough_to_accept() {
             let client = UnixStream::connect(dir.path().join("socket")).unwrap();
             listener.set_nonblocking(true).unwrap();
             let confined = sandbox().keep_fd(listener.as_raw_fd()).keep_fd(client.as_raw_fd()).confine().unwrap();
-            confined.enter(&filter).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = runtime();
+            confined.enter(&filter.with(&base::heap())).unwrap();
             runtime.block_on(async {
-                let listener = tokio::net::UnixListener::from_std(listener).unwrap();
-                let (mut stream, _) = listener.accept().await.unwrap();
-                stream.write_all(b"hello").await.unwrap();
+                let listener = watch(listener);
+                let _ready = listener.readable().await.unwrap();
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let stream = rustix::net::accept_with(listener.get_ref(), flags).unwrap();
+                let peer = rustix::net::sockopt::socket_peercred(&stream).unwrap();
+                assert_eq!(peer.uid, rustix::process::geteuid());
+                Socket::new(stream.into()).send(b"hello");
             });
-            let mut client = client;
-            let mut got = [0; 5];
-            std::io::Read::read_exact(&mut client, &mut got).unwrap();
+            let (mut got, mut none) = ([0; 5], RecvAncillaryBuffer::default());
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            rustix::net::recvmsg(&client, &mut [IoSliceMut::new(&mut got)], &mut none, flags).unwrap();
             assert_eq!(&got, b"hello");
             std::mem::forget(dir); // Removing it would touch a path.
         })
     };
-    serve(base::tokio().with(&base::listener())).passes();
-    serve(base::tokio()).is_killed_by(libc::SIGSYS);
+    let more = Filter::new("geteuid").allow(&[libc::SYS_geteuid]);
+    serve(base::tokio().with(&base::listener()).with(&more)).passes();
+    serve(base::tokio().with(&more)).is_killed_by(libc::SIGSYS);
 }

@@ -181,35 +181,41 @@ fn a_listed_syscall_under_its_x32_number_kills() {
     .is_killed_by(SIGSYS);
 }
 
-/// Maps a page, then asks for other rights on it.
-fn map(first: i32, then: i32) {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping at an address of the kernel's choice, which nobody uses.
-    unsafe {
-        let page = libc::mmap(std::ptr::null_mut(), 4096, first, flags, -1, 0);
-        assert_ne!(page, libc::MAP_FAILED);
-        done(libc::mprotect(page, 4096, then)).unwrap();
-    }
-}
-
 #[test]
-fn memory_can_be_made_writable_but_never_executable() {
-    use libc::{PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE};
-    let entered = || confined().enter(&filter()).unwrap();
+fn memory_that_is_mapped_is_private_and_writable_and_never_anything_else() {
+    use libc::{PROT_EXEC, PROT_READ, PROT_WRITE};
+    let writable = PROT_READ | PROT_WRITE;
+    let mapped = |rights, flags| {
+        // SAFETY: a new mapping at an address of the kernel's choice, which nobody uses.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, rights, flags, -1, 0) };
+        assert_ne!(page, libc::MAP_FAILED);
+        page
+    };
+    let (private, shared) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    let protect = |page, rights| {
+        // SAFETY: rights on a page that nobody uses.
+        done(unsafe { libc::mprotect(page, 4096, rights) }).unwrap();
+    };
+    let entered = || confined().enter(&filter().with(&base::blocks())).unwrap();
     attempt(move || {
-        map(PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE | PROT_EXEC); // Nothing else forbids it.
+        // Nothing else forbids it.
+        protect(mapped(writable, private), writable | PROT_EXEC);
+        mapped(writable, shared);
         entered();
-        map(PROT_NONE, PROT_READ | PROT_WRITE);
+        mapped(writable, private);
     })
     .passes();
-    for (first, then) in [
-        (PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE | PROT_EXEC),
-        (PROT_READ, PROT_EXEC),
-        (PROT_READ | PROT_WRITE | PROT_EXEC, PROT_READ),
-    ] {
+    for (rights, flags) in [(writable | PROT_EXEC, private), (PROT_READ | PROT_EXEC, private), (writable, shared)] {
         attempt(move || {
             entered();
-            map(first, then);
+            mapped(rights, flags);
+        })
+        .is_killed_by(SIGSYS);
+    }
+    for rights in [PROT_READ, PROT_EXEC] {
+        attempt(move || {
+            entered();
+            protect(mapped(writable, private), rights);
         })
         .is_killed_by(SIGSYS);
     }

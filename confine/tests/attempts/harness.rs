@@ -31,6 +31,8 @@ pub fn attempt(body: impl FnOnce()) -> Ended {
                 .args([&test, "--exact", "--nocapture", "--test-threads=1"])
                 .env(WANTED, number)
                 .env_remove("RUST_BACKTRACE")
+                // The thread that becomes the attempt is not the harness's first, and would have a heap of its own.
+                .env("MALLOC_ARENA_MAX", "1")
                 .output();
             Ended(Some(output.unwrap()))
         }
@@ -119,7 +121,7 @@ pub fn confined() -> Confined {
 
 /// A filter that lets a test compare, panic and end, beside what it adds.
 pub fn filter() -> Filter {
-    Filter::new("attempt").with(&base::exit())
+    Filter::new("attempt").with(&base::exit()).with(&base::heap())
 }
 
 /// The result of a libc call, as a result.

@@ -42,7 +42,11 @@ pub fn unknown() -> impl Iterator<Item = (u64, u16)> {
 /// Hands `capability` over on a link of its own: the other end, with nothing but this. Calls pass on to wherever it lives.
 pub fn hand_over(capability: &Client) -> Connection {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    tokio::task::spawn_local(ipc::serve_link(theirs.into(), Limits::default(), capability.clone()));
+    tokio::task::spawn_local(ipc::serve_link(
+        ipc::LinkSocket::new(theirs.into()).unwrap(),
+        Limits::default(),
+        capability.clone(),
+    ));
     Connection::from_fd(ours.into()).unwrap()
 }
 

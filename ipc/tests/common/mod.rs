@@ -291,7 +291,7 @@ pub fn serve_pair_with(
     limits: Limits,
 ) -> (UnixStream, tokio::task::JoinHandle<Result<(), ipc::Error>>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (ours, tokio::task::spawn_local(ipc::serve_link(theirs.into(), limits, offered)))
+    (ours, tokio::task::spawn_local(ipc::serve_link(ipc::LinkSocket::new(theirs.into()).unwrap(), limits, offered)))
 }
 
 pub fn connect_pair(service: &Service, limits: Limits) -> (Connection, kernel_store::Client) {

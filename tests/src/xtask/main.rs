@@ -1,7 +1,9 @@
-//! `cargo xtask demo | test | bench`: shows Volt at work, proves it, measures it. Installs what it needs from Debian's
+//! `cargo xtask demo | test | bench | blast-radius`: shows Volt at work, proves it, measures it. Installs what it needs from Debian's
 //! archive; keeps its files below cargo's target directory.
 
 mod bench;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod blast_radius;
 mod debian;
 mod demo;
 mod harness;
@@ -13,17 +15,17 @@ mod schema;
 mod sizes;
 mod startup;
 mod test;
-mod workspace;
 
 use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
-use workspace::Workspace;
+use volt_tests::workspace::{self, Workspace};
 
 const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
        cargo xtask test [TIER]...     run the tests: unit, host, lab (all of them if none is named)
-       cargo xtask bench [NAME]...    measure: boot, footprint, confine, size (all of them if none is named)";
+       cargo xtask bench [NAME]...    measure: boot, footprint, confine, size (all of them if none is named)
+       cargo xtask blast-radius       have the escape suite try everything and write what succeeds into the README";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,6 +48,8 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["demo"] => demo::run(&Workspace::find()?),
         ["test", tiers @ ..] => test::run(&Workspace::find()?, tiers),
         ["bench", names @ ..] => bench::run(&Workspace::find()?, names).map(|()| ExitCode::SUCCESS),
+        #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+        ["blast-radius"] => blast_radius::write(&Workspace::find()?).map(|()| ExitCode::SUCCESS),
         _ => {
             eprintln!("{USAGE}");
             Ok(ExitCode::from(2))

@@ -88,24 +88,14 @@ impl DeviceThread {
     /// What this thread may ask of the kernel.
     pub fn filter() -> confine::Filter {
         use confine::{Rule, base};
-        let request = |number| Rule::eq(1, number);
-        let eventfd = || vec![Rule::eq64(2, 8)];
         confine::Filter::new("virtio-device")
-            .with(&base::exit())
-            .allow(&[
-                libc::SYS_sendmsg,
-                libc::SYS_recvmsg,
-                libc::SYS_ppoll,
-                libc::SYS_eventfd2,
-                libc::SYS_close,
-                libc::SYS_clock_gettime,
-            ])
-            // As many bytes as an eventfd takes.
-            .allow_if(libc::SYS_read, eventfd())
-            .allow_if(libc::SYS_write, eventfd())
-            // std checks that a descriptor it closes is open, in builds with debug assertions.
-            .allow_if(libc::SYS_fcntl, vec![request(libc::F_GETFD as u32)])
-            .allow_if(libc::SYS_ioctl, vec![request(KVM_IOEVENTFD), request(KVM_IRQFD)])
+            .with(&base::thread())
+            .with(&base::clock())
+            .with(&base::close())
+            .with(&base::signal())
+            .allow(&[libc::SYS_sendmsg, libc::SYS_recvmsg, libc::SYS_ppoll, libc::SYS_eventfd2])
+            .allow_if(libc::SYS_read, vec![Rule::eq64(2, 8)]) // its eventfd
+            .allow_if(libc::SYS_ioctl, Rule::any(1, &[KVM_IOEVENTFD, KVM_IRQFD]))
     }
 
     /// Shakes hands with the backend, then serves the device until the backend fails or the process ends.

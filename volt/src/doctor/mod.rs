@@ -15,10 +15,7 @@ mod network;
 mod probe;
 mod user;
 
-use std::{
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::io::{self, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use confine::Policy;
@@ -124,7 +121,7 @@ impl Report {
 }
 
 /// Looks at the host and says what was found. Success if a VM would run, under that policy.
-pub fn main(policy: Policy, args: &DoctorArgs) -> Result<ExitCode, Fault> {
+pub fn main(policy: Policy, args: &DoctorArgs) -> Result<i32, Fault> {
     let report = Report::of(examine(policy));
     let text = if args.json {
         serde_json::to_string_pretty(&report).map_err(|e| printing(e.into()))?
@@ -136,7 +133,7 @@ pub fn main(policy: Policy, args: &DoctorArgs) -> Result<ExitCode, Fault> {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(printing(e)),
         _ => {}
     }
-    Ok(if report.verdict == State::Missing { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if report.verdict == State::Missing { 1 } else { 0 })
 }
 
 fn printing(error: io::Error) -> Fault {

@@ -1,4 +1,4 @@
-//! Asks cargo where things are, and has it build them.
+//! Asks cargo where things are, and has it build them: for `xtask`, and for tests that run other tests.
 
 use std::{
     path::PathBuf,
@@ -15,8 +15,10 @@ pub const PROGRAMS: [&str; 7] =
 /// Where cargo puts things.
 #[derive(Deserialize)]
 pub struct Workspace {
+    /// The workspace's folder.
     #[serde(rename = "workspace_root")]
     pub root: PathBuf,
+    /// Where it builds.
     #[serde(rename = "target_directory")]
     pub target: PathBuf,
     packages: Vec<Package>,

@@ -1,0 +1,168 @@
+//! A queue from one thread to another, for threads with small seccomp filters: it waits on a lock and on nothing else.
+//! (The channels of std and of tokio yield the CPU where two threads meet in the wrong moment, which is a system call.)
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+/// Makes a queue. It has no limit: whoever sends sees to that.
+pub fn queue<T>() -> (Sender<T>, Receiver<T>) {
+    let state = State { waiting: VecDeque::new(), senders: 1, receiver: true };
+    let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+    (Sender(shared.clone()), Receiver(shared))
+}
+
+struct State<T> {
+    waiting: VecDeque<T>,
+    senders: usize,
+    receiver: bool,
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    changed: Condvar,
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The other end is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone;
+
+/// Where things go in.
+pub struct Sender<T>(Arc<Shared<T>>);
+
+impl<T> Sender<T> {
+    /// Puts something in. Never waits.
+    ///
+    /// # Errors
+    /// The receiver is gone, and what was to be sent is dropped.
+    pub fn send(&self, value: T) -> Result<(), Gone> {
+        let mut state = self.0.lock();
+        if !state.receiver {
+            return Err(Gone);
+        }
+        state.waiting.push_back(value);
+        drop(state);
+        self.0.changed.notify_one();
+        Ok(())
+    }
+}
+
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        let mut state = self.0.lock();
+        state.senders = state.senders.saturating_add(1);
+        Sender(self.0.clone())
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.senders = state.senders.saturating_sub(1);
+        drop(state);
+        self.0.changed.notify_one();
+    }
+}
+
+/// Where things come out, in the order in which they went in. Dropped, it drops what waits.
+pub struct Receiver<T>(Arc<Shared<T>>);
+
+impl<T> Receiver<T> {
+    /// Waits for the next.
+    ///
+    /// # Errors
+    /// There is none, and no sender any more.
+    pub fn receive(&self) -> Result<T, Gone> {
+        let more = |state: &mut State<T>| state.waiting.is_empty() && state.senders > 0;
+        let state = self.0.changed.wait_while(self.0.lock(), more);
+        state.unwrap_or_else(PoisonError::into_inner).waiting.pop_front().ok_or(Gone)
+    }
+
+    /// Waits for the next, until `limit`; `None` if there was none in time.
+    ///
+    /// # Errors
+    /// There is none, and no sender any more.
+    pub fn receive_until(&self, limit: Instant) -> Result<Option<T>, Gone> {
+        let more = |state: &mut State<T>| state.waiting.is_empty() && state.senders > 0;
+        let left = limit.saturating_duration_since(Instant::now());
+        let waited = self.0.changed.wait_timeout_while(self.0.lock(), left, more);
+        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        match state.waiting.pop_front() {
+            None if !waited.timed_out() => Err(Gone),
+            next => Ok(next),
+        }
+    }
+
+    /// The next, if it waits already.
+    pub fn receive_now(&self) -> Option<T> {
+        self.0.lock().waiting.pop_front()
+    }
+}
+
+impl<T> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.receiver = false;
+        let waiting = std::mem::take(&mut state.waiting);
+        // What waits may do anything when it is dropped, also send.
+        drop(state);
+        drop(waiting);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_went_in_comes_out_in_order_and_then_the_end() {
+        let (sender, receiver) = queue();
+        let thread = std::thread::spawn(move || {
+            let second = sender.clone();
+            for n in 0..1000 {
+                if n % 2 == 0 { &sender } else { &second }.send(n).unwrap();
+            }
+        });
+        for n in 0..1000 {
+            assert_eq!(receiver.receive(), Ok(n));
+        }
+        assert_eq!(receiver.receive(), Err(Gone));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_wait_ends_by_its_limit_and_by_the_last_senders_end() {
+        let (sender, receiver) = queue::<u8>();
+        assert_eq!(receiver.receive_now(), None);
+        let begin = Instant::now();
+        assert_eq!(receiver.receive_until(begin + Duration::from_millis(30)), Ok(None));
+        assert!(begin.elapsed() >= Duration::from_millis(30));
+        let late = Instant::now() + Duration::from_secs(60);
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            sender.send(7).unwrap();
+        });
+        assert_eq!(receiver.receive_until(late), Ok(Some(7)));
+        assert_eq!(receiver.receive_until(late), Err(Gone));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn what_waits_is_dropped_with_the_receiver_and_nothing_goes_in_after() {
+        let (sender, receiver) = queue();
+        let thing = Arc::new(());
+        sender.send(thing.clone()).unwrap();
+        drop(receiver);
+        assert_eq!(Arc::strong_count(&thing), 1);
+        assert_eq!(sender.send(thing), Err(Gone));
+    }
+}

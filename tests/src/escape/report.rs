@@ -1,0 +1,67 @@
+//! What came of the attempts, by thread.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::{
+    attempts::{self, Attempt},
+    foothold::{Foothold, Held, Layers, Outcome},
+    scene::{Host, Target},
+};
+
+/// What came of one attempt.
+pub struct Finding {
+    /// Who made it.
+    pub target: Target,
+    /// What it met.
+    pub layers: Layers,
+    /// What was tried.
+    pub attempt: &'static Attempt,
+    /// `Ok` is a success of the attacker's.
+    pub result: Result<u64, Held>,
+}
+
+/// Takes over every thread of every program, one after another, and has each try everything.
+pub fn attack(programs: &Path) -> Result<Vec<Finding>> {
+    let mut host = Host::start(programs)?;
+    let mut findings = Vec::new();
+    for target in host.targets()? {
+        let on = || format!("{target} (pid {}, thread {})", target.pid, target.tid);
+        let (scene, processes) = (host.scene(&target).with_context(on)?, host.processes(&target).with_context(on)?);
+        let mut foothold = Foothold::take(target.pid, target.tid).with_context(on)?;
+        for layers in [Layers::All, Layers::WithoutSeccomp] {
+            for attempt in attempts::all() {
+                host.renew()?;
+                let result = foothold.attempt(layers, attempt.memory, processes, |hand| (attempt.act)(hand, &scene));
+                let result = result.with_context(|| format!("{}: {}", on(), attempt.name))?;
+                findings.push(Finding { target: target.clone(), layers, attempt, result });
+            }
+        }
+        foothold.release().with_context(on)?;
+        host.check().with_context(on)?;
+    }
+    host.stop()?;
+    Ok(findings)
+}
+
+/// Has every thread itself, and not a clone of it, make a call that no thread may make. What came of it, by role.
+///
+/// Each time that ends its process, and with it the VM, which is then started again.
+pub fn kill(programs: &Path) -> Result<Vec<(String, Outcome)>> {
+    let mut host = Host::start(programs)?;
+    let mut roles: Vec<String> = host.targets()?.iter().map(ToString::to_string).collect();
+    roles.dedup();
+    let mut outcomes = Vec::new();
+    for role in roles {
+        let target = host.targets()?.into_iter().find(|target| target.to_string() == role);
+        let target = target.with_context(|| format!("No {role} runs any more"))?;
+        let foothold = Foothold::take(target.pid, target.tid).with_context(|| role.clone())?;
+        let outcome = foothold.last_call(libc::SYS_io_uring_setup, &[1, 0]).with_context(|| role.clone())?;
+        outcomes.push((role.clone(), outcome));
+        host.gone(target.pid).with_context(|| role.clone())?;
+        host.restart().with_context(|| format!("After {role} was killed"))?;
+    }
+    host.stop()?;
+    Ok(outcomes)
+}

@@ -1,0 +1,460 @@
+//! What there is to attack, and by which names an attacker would: two VMs, the services, a little of the host.
+
+use std::{
+    fmt, fs,
+    net::{TcpListener, UdpSocket},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::PermissionsExt,
+            net::{SocketAddr, UnixListener},
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{foothold::Held, limits};
+use crate::{namespaces, volt::Volt};
+
+/// How long anything may take: a debug build on a machine with other work.
+const PATIENCE: Duration = Duration::from_secs(60);
+const DISK: u64 = 64 << 10;
+/// Where all its files are.
+const DIR: &str = "/tmp/volt-tests";
+
+/// The names of what is there.
+pub struct World {
+    /// A directory that all may write.
+    pub dir: String,
+    /// A file in it that all may read and write.
+    pub public: String,
+    /// A file that is there before each attempt.
+    pub victim: String,
+    /// A path that nothing is at before each attempt.
+    pub new: String,
+    /// A directory to mount on.
+    pub mount: String,
+    /// A file among the VMs' control sockets that is there before each attempt.
+    pub vm_victim: String,
+    /// The neighbour's disk.
+    pub disk: String,
+    /// The disk of the VM that is taken over.
+    pub own_disk: String,
+    /// ipamd's database.
+    pub database: String,
+    /// kernel-store's directory.
+    pub kernels: String,
+    /// One of Volt's programs.
+    pub program: String,
+    /// netmgr's socket.
+    pub netmgr: String,
+    /// ipamd's socket.
+    pub ipamd: String,
+    /// kernel-store's socket.
+    pub kernel_store: String,
+    /// The neighbour's control socket.
+    pub vm: String,
+    /// A port on which the host listens.
+    pub tcp: u16,
+    /// A port on which the host takes datagrams.
+    pub udp: u16,
+    /// A socket of the host's that is open to all.
+    pub listener: String,
+    /// The name of an abstract socket of the host's.
+    pub hidden: String,
+    /// The host's network namespace.
+    pub network: String,
+    /// The host's mount namespace.
+    pub mounts: String,
+    /// Which of the neighbour's files below `/proc/PID` is its guest's memory.
+    pub memory: String,
+    /// A segment of System V shared memory.
+    pub shared: i32,
+}
+
+/// What an attempt knows of the process that makes it.
+pub struct Scene<'a> {
+    /// Everything else.
+    pub world: &'a World,
+    /// Its descriptors beyond the three standard ones, and what they are.
+    pub fds: Vec<(i32, String)>,
+    /// The number by which it names itself.
+    pub own: i32,
+    /// That of another process of the VM.
+    pub sibling: i32,
+    /// That of the neighbour's core.
+    pub neighbour: i32,
+    /// That of a process of the host's.
+    pub stranger: i32,
+}
+
+impl Scene<'_> {
+    /// The first of its descriptors that is `what`.
+    pub fn fd(&self, what: &str) -> Result<i32, Held> {
+        self.fds.iter().find(|(_, name)| name.starts_with(what)).map(|(fd, _)| *fd).ok_or(Held::Absent)
+    }
+}
+
+/// A thread to be taken over.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// Its program, or which of a program's parts it is.
+    pub program: String,
+    /// The thread's name; `main` for the first.
+    pub thread: String,
+    /// Its process's number.
+    pub pid: i32,
+    /// Its own.
+    pub tid: i32,
+}
+
+/// Its role: the program, and the thread without the number that some have.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.program, self.thread.trim_end_matches(|digit: char| digit.is_ascii_digit()))
+    }
+}
+
+/// Two VMs with all that runs for them, and what else is there. Ends with its namespaces.
+pub struct Host {
+    /// What is there.
+    pub world: World,
+    volt: Volt,
+    web: Child,
+    neighbour: Child,
+    _sockets: (TcpListener, UdpSocket, UnixListener, UnixListener),
+}
+
+impl Host {
+    /// Starts it all, in namespaces that the caller has made for it.
+    pub fn start(programs: &Path) -> Result<Host> {
+        let dir = PathBuf::from(DIR);
+        namespaces::prepare(&dir)?;
+        let at = |name: &str| dir.join(name).display().to_string();
+        let volt = Volt::private(programs, &dir);
+        fs::write(dir.join("kernel"), kernel())?;
+        for name in ["web.img", "other.img", "all/public"] {
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().context("A path without parent")?)?;
+            fs::File::create(&path)?.set_len(DISK)?;
+        }
+        for (name, mode) in [("all/public", 0o666), ("all", 0o777), ("web.img", 0o600), ("other.img", 0o600)] {
+            fs::set_permissions(dir.join(name), fs::Permissions::from_mode(mode))?;
+        }
+        fs::create_dir_all(dir.join("all/mount"))?;
+        // The first one starts the services as well.
+        let (web, neighbour) = (run(&volt, "web")?, run(&volt, "other")?);
+
+        let (tcp, udp) = (TcpListener::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
+        let hidden = "volt-escape";
+        let abstracted = UnixListener::bind_addr(&SocketAddr::from_abstract_name(hidden)?)?;
+        let listener = UnixListener::bind(at("all/stream"))?;
+        fs::set_permissions(dir.join("all/stream"), fs::Permissions::from_mode(0o666))?;
+        let own = std::process::id();
+        let socket = |name: &str| volt.runtime.join(name).display().to_string();
+        let world = World {
+            dir: at("all"),
+            public: at("all/public"),
+            victim: at("all/victim"),
+            new: at("all/new"),
+            mount: at("all/mount"),
+            vm_victim: socket("vms/victim.sock"),
+            disk: at("other.img"),
+            own_disk: at("web.img"),
+            database: first_file(&volt.state.join("ipamd"))?,
+            kernels: volt.state.join("kernel-store").display().to_string(),
+            program: programs.join("netmgr").display().to_string(),
+            netmgr: socket("netmgr.sock"),
+            ipamd: socket("ipamd.sock"),
+            kernel_store: socket("kernel-store.sock"),
+            vm: socket("vms/other.sock"),
+            tcp: tcp.local_addr()?.port(),
+            udp: udp.local_addr()?.port(),
+            listener: at("all/stream"),
+            hidden: hidden.into(),
+            network: format!("/proc/{own}/ns/net"),
+            mounts: format!("/proc/{own}/ns/mnt"),
+            memory: String::new(),
+            shared: shared_memory()?,
+        };
+        let mut host = Host { world, volt, web, neighbour, _sockets: (tcp, udp, abstracted, listener) };
+        let core = host.neighbour_core()?;
+        let memory = descriptors(core)?.into_iter().find(|(_, name)| name.starts_with("/memfd:"));
+        host.world.memory = format!("fd/{}", memory.context("The neighbour's core has no memory")?.0);
+        Ok(host)
+    }
+
+    /// Every thread of every process that runs for the first VM, and of the services, in a fixed order.
+    pub fn targets(&self) -> Result<Vec<Target>> {
+        let foreign = descendants(self.neighbour.id().cast_signed())?;
+        let mut targets = Vec::new();
+        for pid in self.programs()? {
+            if foreign.contains(&pid) {
+                continue;
+            }
+            let program = self.role(pid)?;
+            for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+                let tid: i32 = entry?.file_name().to_string_lossy().parse()?;
+                if is_kernels(pid, tid)? {
+                    continue;
+                }
+                let name = fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm"))?;
+                let thread = if tid == pid { "main" } else { name.trim() };
+                targets.push(Target { program: program.clone(), thread: thread.to_owned(), pid, tid });
+            }
+        }
+        targets.sort();
+        Ok(targets)
+    }
+
+    /// How many processes its user may have, as a target's own program sets it.
+    pub fn processes(&self, target: &Target) -> Result<u64> {
+        // The neighbour's counterpart was left alone. Of the services there is none.
+        for pid in descendants(self.neighbour.id().cast_signed())? {
+            if self.program(pid).is_some() && self.role(pid)? == target.program {
+                return limits::processes(pid);
+            }
+        }
+        Ok(0)
+    }
+
+    /// What a target knows.
+    pub fn scene(&self, target: &Target) -> Result<Scene<'_>> {
+        let named = |pid: i32| number_in(pid, target.pid).with_context(|| format!("{pid} has ended"));
+        let all = descendants(self.web.id().cast_signed())?;
+        let parts = ["vmm-core", "vhost-blk-backend"];
+        let is_part = |pid: &i32| self.program(*pid).is_some_and(|program| parts.contains(&program.as_str()));
+        let sibling = all.into_iter().filter(|pid| *pid != target.pid).find(is_part);
+        Ok(Scene {
+            world: &self.world,
+            fds: descriptors(target.pid)?.into_iter().filter(|(fd, _)| *fd > 2).collect(),
+            own: named(target.pid)?,
+            sibling: named(sibling.context("A process without sibling")?)?,
+            neighbour: named(self.neighbour_core()?)?,
+            stranger: named(std::process::id().cast_signed())?,
+        })
+    }
+
+    /// Puts back what an attempt may have taken, and takes what it may have left.
+    pub fn renew(&self) -> Result<()> {
+        let world = &self.world;
+        for path in [&world.new, &world.victim] {
+            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+        }
+        for path in [&world.victim, &world.vm_victim] {
+            fs::File::create(path)?.set_permissions(fs::Permissions::from_mode(0o666))?;
+        }
+        Ok(())
+    }
+
+    /// Whether both VMs run.
+    pub fn check(&mut self) -> Result<()> {
+        for (name, child) in [("web", &mut self.web), ("other", &mut self.neighbour)] {
+            if let Some(status) = child.try_wait()? {
+                let said = fs::read_to_string(format!("{DIR}/{name}.out")).unwrap_or_default();
+                bail!("The VM {name} ended with {status}: {said}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a process runs no more.
+    pub fn gone(&self, pid: i32) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        // A zombie has no program.
+        while fs::read_link(format!("/proc/{pid}/exe")).is_ok() {
+            ensure!(Instant::now() < end, "{pid} still runs");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Starts the first VM again, whatever of it is left, and the services that have ended.
+    pub fn restart(&mut self) -> Result<()> {
+        let _gone_already = self.volt.run(&["stop", "web", "--grace", "0"], PATIENCE)?;
+        ended(&mut self.web)?;
+        self.web = run(&self.volt, "web")?;
+        Ok(())
+    }
+
+    /// Ends both VMs in the way that a user does: they still can be.
+    pub fn stop(mut self) -> Result<()> {
+        for name in ["web", "other"] {
+            let out = self.volt.run(&["stop", name, "--grace", "0"], PATIENCE)?;
+            ensure!(out.status.success(), "volt stop {name}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        ended(&mut self.web)?;
+        ended(&mut self.neighbour)
+    }
+
+    fn neighbour_core(&self) -> Result<i32> {
+        let all = descendants(self.neighbour.id().cast_signed())?;
+        all.into_iter()
+            .find(|pid| self.program(*pid).as_deref() == Some("vmm-core"))
+            .context("No neighbour's core runs")
+    }
+
+    /// The processes of Volt's programs.
+    fn programs(&self) -> Result<Vec<i32>> {
+        let numbers = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Ok(numbers.filter(|pid| self.program(*pid).is_some()).collect())
+    }
+
+    /// Which of Volt's programs a process runs.
+    fn program(&self, pid: i32) -> Option<String> {
+        let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        let here = path.parent() == Some(&self.volt.programs);
+        path.file_name().filter(|_| here)?.to_str().map(str::to_owned)
+    }
+
+    fn role(&self, pid: i32) -> Result<String> {
+        let program = self.program(pid).context("A process has ended")?;
+        let words = fs::read(format!("/proc/{pid}/cmdline"))?;
+        let word = |word: &[u8]| words.split(|byte| *byte == 0).any(|part| part == word);
+        Ok(match program.as_str() {
+            "volt" if [&self.web, &self.neighbour].iter().any(|volt| volt.id().cast_signed() == pid) => {
+                "supervisor".into()
+            }
+            "volt" if word(b"keep") => "keeper".into(),
+            "volt" if descendants(pid)?.iter().any(|pid| self.program(*pid).as_deref() == Some("vmm-core")) => {
+                "launcher".into()
+            }
+            "volt" => "janitor".into(),
+            _ => program,
+        })
+    }
+}
+
+/// Starts a VM with a disk and a card, and waits until its guest runs.
+fn run(volt: &Volt, name: &str) -> Result<Child> {
+    let dir = Path::new(DIR);
+    let mut command = volt.command(&["run", "--name", name, "--memory", "64M", "--net", "volt0", "--kernel"]);
+    command.arg(dir.join("kernel")).arg("--disk").arg(dir.join(format!("{name}.img")));
+    let output = fs::File::create(dir.join(format!("{name}.out")))?;
+    command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
+    if name == "web" {
+        limits::unlimited(&mut command);
+    }
+    let mut child = command.spawn().context("Cannot run volt")?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let said = fs::read_to_string(dir.join(format!("{name}.out")))?;
+        if said.contains("up!") {
+            return Ok(child);
+        }
+        let ended = child.try_wait()?;
+        ensure!(ended.is_none() && Instant::now() < end, "The VM {name} does not run: {ended:?} {said}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for the end of a child.
+fn ended(child: &mut Child) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match child.try_wait() {
+            Ok(None) => {}
+            // The tracer may have seen its end first.
+            Err(error) if error.raw_os_error() != Some(libc::ECHILD) => return Err(error.into()),
+            _ => return Ok(()),
+        }
+        ensure!(Instant::now() < end, "A VM did not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A kernel that says that it is there, and then uses its CPU.
+fn kernel() -> Vec<u8> {
+    const ENTRY: u64 = 0x10_0000;
+    const HEADERS: u64 = 64 + 56;
+    // mov dx, 0x3f8; then for each letter: mov al, letter; out dx, al; then jmp $
+    let print = b"up!".iter().flat_map(|letter| [0xb0, *letter, 0xee]);
+    let code: Vec<u8> = [0x66, 0xba, 0xf8, 0x03].into_iter().chain(print).chain([0xeb, 0xfe]).collect();
+    let size = code.len() as u64;
+    [
+        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".as_slice(),
+        &[2, 0, 62, 0, 1, 0, 0, 0],                     // executable, x86-64
+        &[ENTRY, 64, 0].map(u64::to_le_bytes).concat(), // entry, program headers, no sections
+        &[0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+        &[1, 0, 0, 0, 7, 0, 0, 0], // PT_LOAD, rwx
+        &[HEADERS, ENTRY, ENTRY, size, size, 1].map(u64::to_le_bytes).concat(),
+        &code,
+    ]
+    .concat()
+}
+
+fn first_file(dir: &Path) -> Result<String> {
+    let mut files: Vec<_> = fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    Ok(files.first().with_context(|| format!("{} is empty", dir.display()))?.display().to_string())
+}
+
+/// A segment of shared memory for all; it goes with its namespace.
+fn shared_memory() -> Result<i32> {
+    let out = Command::new("ipcmk").args(["--shmem", "4096", "--mode", "0666"]).output().context("Cannot run ipcmk")?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let number = text.split_whitespace().last().context("ipcmk says nothing")?;
+    number.parse().with_context(|| format!("ipcmk says {text:?}"))
+}
+
+/// Whether a thread runs the kernel's code only: KVM and io_uring have such workers in the process that uses them.
+fn is_kernels(pid: i32, tid: i32) -> Result<bool> {
+    const PF_IO_WORKER: u32 = 0x10;
+    const PF_USER_WORKER: u32 = 0x4000;
+    let stat = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat"))?;
+    // Behind the name, which may hold anything, the flags are the seventh field.
+    let fields = stat.rsplit_once(')').context("A thread without name")?.1;
+    let flags: u32 = fields.split_whitespace().nth(6).context("A thread without flags")?.parse()?;
+    Ok(flags & (PF_IO_WORKER | PF_USER_WORKER) != 0)
+}
+
+fn descriptors(pid: i32) -> Result<Vec<(i32, String)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        // One that was closed meanwhile is none.
+        let Ok(name) = fs::read_link(entry.path()) else { continue };
+        found.push((entry.file_name().to_string_lossy().parse()?, name.display().to_string()));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A process, its children, theirs, and so on.
+fn descendants(pid: i32) -> Result<Vec<i32>> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        next += 1;
+        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for task in tasks.flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            all.extend(children.split_whitespace().filter_map(|number| number.parse::<i32>().ok()));
+        }
+    }
+    Ok(all)
+}
+
+/// The number by which `viewer` would name a process. In a pid namespace that the process is not in, it has none: there
+/// it gets one that nobody has.
+fn number_in(pid: i32, viewer: i32) -> Result<i32> {
+    const NOBODY: i32 = (1 << 22) - 1;
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid"));
+    let (own, other) = (namespace(viewer)?, namespace(pid)?);
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("NSpid:")).context("A kernel without pid namespaces")?;
+    // From the namespace of this /proc to the process's own.
+    let mut numbers = line.split_whitespace().skip(1).map(str::parse);
+    let number = if own == namespace(std::process::id().cast_signed())? {
+        numbers.next()
+    } else if own == other {
+        numbers.last()
+    } else {
+        return Ok(NOBODY);
+    };
+    Ok(number.context("A process without number")??)
+}

@@ -1,0 +1,24 @@
+//! `cargo xtask blast-radius`: has the escape suite try everything, and writes down what succeeded: the record, and the
+//! README's table.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use volt_tests::escape::record::{self, Record};
+
+use crate::workspace::{Workspace, cargo};
+
+/// Writes both anew.
+pub fn write(workspace: &Workspace) -> Result<()> {
+    workspace.debug()?;
+    let record = workspace.root.join("tests/blast-radius.json");
+    let mut command = cargo();
+    command.args(["test", "--package", "volt-tests", "--test", "escape", "no_more", "--", "--nocapture"]);
+    let status = command.env("VOLT_WRITE_BLAST_RADIUS", &record).current_dir(&workspace.root).status();
+    let status = status.context("Cannot run cargo")?;
+    let readme = workspace.root.join("README.md");
+    let table = Record::read(&fs::read_to_string(&record)?)?.table();
+    fs::write(&readme, record::insert(&fs::read_to_string(&readme)?, &table)?)?;
+    ensure!(status.success(), "What succeeded is written down, and more than is granted: see above");
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! Each process can be assumed to be fully taken over, and the damage is what its row in the README says.
+//!
+//! Every thread of a running VM, of the helpers and of the services is taken over in turn, and tries everything that
+//! `volt_tests::escape` knows, once with every layer of confinement in force and once without seccomp. No program has
+//! code for that, in no build: there is nothing that a release could hold by mistake.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use volt_tests::{
+    escape::{
+        foothold::{self, Layers, Outcome},
+        record::{self, Record},
+        report::{self, Finding},
+    },
+    namespaces,
+};
+
+/// Where `cargo xtask blast-radius` wants the results: see `volt_tests::escape::record`.
+const WRITE: &str = "VOLT_WRITE_BLAST_RADIUS";
+
+/// What a thread may do though no other may: its work. Everything else that succeeds with every layer in force is a hole.
+const GRANTS: &[(&str, &[&str], &str)] = &[
+    ("vmm-core/vcpu", &["KVM_RUN"], "it runs the guest"),
+    ("vmm-core/virtio", &["KVM_IRQFD", "KVM_IOEVENTFD"], "it wires queues to backends when the driver is ready"),
+    (
+        "vmm-core/main",
+        &["map a vCPU's state"],
+        "its allocator maps memory; no filter can tell that from a descriptor's",
+    ),
+    ("vmm-core/virtio", &["map a vCPU's state"], "as above"),
+    ("vmm-core/console", &["map a vCPU's state"], "as above"),
+    ("vhost-net-backend/main", &["TUNSETOFFLOAD"], "the driver chooses the offloads"),
+    ("netmgr/worker", &["TUNSETIFF", "TUNSETVNETHDRSZ"], "it makes TAPs"),
+    (
+        "ipamd/database",
+        &[
+            "read ipamd's database",
+            "write ipamd's database",
+            "open one of its descriptors anew",
+            "name a directory",
+            "stat a file",
+            "ask by access whether a file is there",
+            "read a symbolic link",
+        ],
+        "SQLite opens files, by Landlock those in its directory; names and sizes Landlock does not hide",
+    ),
+    (
+        "kernel-store/disk",
+        &["list the kernels that are stored", "name a directory", "stat a file", "statx a file"],
+        "it has the store's directory; names and sizes Landlock does not hide",
+    ),
+    (
+        "keeper/main",
+        &["remove another VM's control socket", "statx a file", "name a directory", "open one of its descriptors anew"],
+        "it removes the services' sockets, in the runtime directory",
+    ),
+    (
+        "janitor/main",
+        &["remove another VM's control socket", "statx a file"],
+        "it removes its VM's socket, in the folder of all",
+    ),
+    (
+        "launcher/main",
+        &[
+            "clone a process",
+            "clone a thread",
+            "clone by clone3",
+            "execute one of its descriptors",
+            "execute a file in memory",
+            "signal a sibling's thread",
+            "signal the process that it belongs to",
+            "get hold of a sibling by pidfd",
+            "get hold of the neighbour by pidfd",
+            "read a sibling's limits",
+            "adopt a child to be",
+            "make itself dumpable",
+            "add a seccomp filter that lets all pass",
+            "make a user namespace",
+            "clone into a user namespace",
+        ],
+        "it starts the VM's programs, and they inherit its filter: it has to let them confine themselves",
+    ),
+];
+
+#[test]
+fn a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more() -> Result<()> {
+    let name = "a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more";
+    check(name, || {
+        let findings = report::attack(&programs()?)?;
+        let here = Record::new(&findings);
+        if let Some(path) = std::env::var_os(WRITE) {
+            fs::write(&path, here.to_text()?)?;
+        }
+        let holes: Vec<String> = findings.iter().filter(|finding| is_hole(finding)).map(describe).collect();
+        ensure!(holes.is_empty(), "With every layer in force:\n{}", holes.join("\n"));
+        if std::env::var_os(WRITE).is_some() {
+            return Ok(());
+        }
+        let known = Record::read(&fs::read_to_string(root().join("tests/blast-radius.json"))?)?;
+        let (beyond, no_more) = (here.beyond(&known), here.no_more(&known));
+        ensure!(beyond.is_empty(), "More than is on record:\n{}", beyond.join("\n"));
+        ensure!(no_more.is_empty(), "Less than is on record: cargo xtask blast-radius\n{}", no_more.join("\n"));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_call_that_no_thread_may_make_ends_the_process_of_each() -> Result<()> {
+    check("a_call_that_no_thread_may_make_ends_the_process_of_each", || {
+        let outcomes = report::kill(&programs()?)?;
+        let alive: Vec<_> = outcomes.iter().filter(|(_, end)| *end != Outcome::Killed(libc::SIGSYS)).collect();
+        ensure!(!outcomes.is_empty() && alive.is_empty(), "Not killed by SIGSYS: {alive:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_readme_says_what_is_on_record() -> Result<()> {
+    let known = Record::read(&fs::read_to_string(root().join("tests/blast-radius.json"))?)?;
+    let readme = fs::read_to_string(root().join("README.md"))?;
+    ensure!(record::insert(&readme, &known.table())? == readme, "The README differs: cargo xtask blast-radius");
+    Ok(())
+}
+
+/// Makes a check in namespaces of its own, where that can be.
+fn check(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
+    let refused = if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
+        Some(format!("/dev/kvm cannot be opened: {error}"))
+    } else if let Err(error) = foothold::supported() {
+        Some(format!("seccomp cannot be suspended, which takes root and CONFIG_CHECKPOINT_RESTORE: {error}"))
+    } else {
+        None
+    };
+    match refused {
+        Some(why) if !namespaces::inside() => {
+            println!("skipped: {name}: {why}");
+            Ok(())
+        }
+        _ => namespaces::test(name, check),
+    }
+}
+
+fn is_hole(finding: &Finding) -> bool {
+    let role = finding.target.to_string();
+    let granted = |(thread, names, _): &(&str, &[&str], &str)| role == *thread && names.contains(&finding.attempt.name);
+    finding.layers == Layers::All && finding.result.is_ok() && !GRANTS.iter().any(granted)
+}
+
+fn describe(finding: &Finding) -> String {
+    format!("{} can: {}", finding.target, finding.attempt.name)
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Tests are in `<profile>/deps`, the programs in `<profile>`.
+fn programs() -> Result<PathBuf> {
+    let deps = std::env::current_exe()?;
+    let programs = deps.ancestors().nth(2).context("The test is not where cargo puts tests")?;
+    ensure!(programs.join("volt").exists(), "There is no {}/volt: cargo build --workspace", programs.display());
+    Ok(programs.to_owned())
+}

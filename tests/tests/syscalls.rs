@@ -1,0 +1,138 @@
+//! Every system call that a seccomp filter allows is made by a real run, and no filter is larger than it was meant to be: the
+//! tests of the programs run once more under a tracer ([`volt_tests::syscalls`]).
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use volt_tests::{
+    syscalls::{
+        name,
+        trace::{self, Role, Seen},
+    },
+    workspace::Workspace,
+};
+
+/// The programs whose threads are watched.
+const PROGRAMS: [&str; 6] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"];
+
+/// What runs: test programs by package and name, and what of them is left out, as it takes long and shows nothing more.
+const RUNS: [(&str, &[&str]); 14] = [
+    ("vmm-core micro_guest", &["--skip=mute_backend", "--skip=every_size"]),
+    ("vhost-blk-backend requests", &[]),
+    ("vhost-blk-backend hostile", &[]),
+    ("vhost-blk-backend start", &[]),
+    ("vhost-blk-backend confinement", &[]),
+    ("vhost-net-backend frames", &["--skip=costs_no_time", "--skip=no_time_is_spent"]),
+    ("vhost-net-backend hostile", &[]),
+    ("netmgr ports", &[]),
+    ("netmgr networks", &[]),
+    ("netmgr process", &[]),
+    ("ipamd service", &["--skip=thirty_seconds"]),
+    ("ipamd crash", &["--skip=what_was_acknowledged"]),
+    ("kernel-store service", &["--skip=every_packing"]),
+    ("kernel-store crash", &[]),
+];
+/// How long one may take.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How often it runs before what it did not do counts: some calls are made only where threads meet in a certain moment.
+const TRIES: usize = 3;
+
+/// How many system calls a thread may have at most, or all threads of a program together.
+const GOALS: [(&str, Option<&str>, usize); 7] = [
+    ("vmm-core", Some("vcpu"), 8),
+    ("vmm-core", Some("main"), 25),
+    ("vhost-net-backend", Some("worker"), 12),
+    ("vhost-blk-backend", Some("worker"), 15),
+    ("ipamd", None, 40),
+    ("kernel-store", None, 35),
+    ("netmgr", None, 45),
+];
+
+#[test]
+fn every_system_call_that_a_filter_allows_is_made_by_a_real_run() {
+    const NAME: &str = "every_system_call_that_a_filter_allows_is_made_by_a_real_run";
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: {NAME}: what it runs needs root");
+        return;
+    }
+    check().unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+fn check() -> Result<()> {
+    let workspace = Workspace::find()?;
+    let mut seen = Seen::default();
+    let mut tests: BTreeMap<_, _> = workspace.tests(&["--test", "*"])?.into_iter().collect();
+    for (test, leave_out) in RUNS {
+        tests.get_mut(test).with_context(|| format!("There is no test program {test}"))?.args(leave_out);
+    }
+    let mut failed = BTreeMap::new();
+    for attempt in 1..=TRIES {
+        for (test, _) in RUNS {
+            let Some(command) = tests.get(test) else { continue };
+            if attempt > 1 && !failed.contains_key(test) && unused(&seen, test).is_empty() {
+                continue;
+            }
+            failed.remove(test);
+            if let Err(error) = trace::run(command, &PROGRAMS, &mut seen, LIMIT) {
+                failed.insert(test, format!("{error:#}"));
+            }
+        }
+    }
+    for (Role { program, thread }, calls) in &seen.roles {
+        println!("{program} {thread}: {} calls: {}", calls.allowed.len(), names(&calls.allowed));
+    }
+    let without_kvm = !Path::new("/dev/kvm").exists();
+    ensure!(failed.is_empty(), "What should show the calls failed: {failed:#?}");
+    ensure!(seen.refused.is_empty(), "Calls that no filter allows were made: {:#?}", seen.refused);
+    ensure!(without_kvm || all_are_seen(&seen), "Not every program was seen: {:?}", seen.roles.keys());
+    let left = unused(&seen, "");
+    ensure!(left.is_empty(), "Allowed, and made by no run: {left:#?}");
+    for (program, thread, most) in GOALS {
+        let roles = seen
+            .roles
+            .iter()
+            .filter(|(role, _)| role.program == program && thread.is_none_or(|thread| role.thread == thread));
+        let together: BTreeSet<u32> = roles.flat_map(|(_, calls)| calls.allowed.iter().copied()).collect();
+        ensure!(together.len() <= most, "{program} {thread:?} has {} calls, and {most} are the most", together.len());
+    }
+    if without_kvm {
+        println!("What README says was not checked: without /dev/kvm vmm-core was not seen");
+        return Ok(());
+    }
+    let (table, readme) = (table(&seen), std::fs::read_to_string(workspace.root.join("README.md"))?);
+    ensure!(readme.contains(&table), "README.md does not have this table:\n{table}");
+    Ok(())
+}
+
+fn all_are_seen(seen: &Seen) -> bool {
+    PROGRAMS.iter().all(|program| seen.roles.keys().any(|role| role.program == *program))
+}
+
+/// What is allowed and was not made yet, of those programs whose name `test` begins with, if it is not empty.
+fn unused(seen: &Seen, test: &str) -> Vec<String> {
+    let roles = seen.roles.iter().filter(|(role, _)| test.is_empty() || test.starts_with(&role.program));
+    let left = roles.map(|(role, calls)| (role, &calls.allowed - &calls.used)).filter(|(_, left)| !left.is_empty());
+    left.map(|(Role { program, thread }, left)| format!("{program} {thread}: {}", names(&left))).collect()
+}
+
+fn names(numbers: &BTreeSet<u32>) -> String {
+    numbers.iter().map(|number| name(*number)).collect::<Vec<_>>().join(" ")
+}
+
+/// The table in README.md.
+fn table(seen: &Seen) -> String {
+    let mut table = String::from("| program | system calls of each thread | of all together |\n|---|---|---|\n");
+    for program in PROGRAMS {
+        let of_program = || seen.roles.iter().filter(|(role, _)| role.program == program);
+        let threads = of_program().map(|(role, calls)| format!("{} {}", role.thread, calls.allowed.len()));
+        let all: BTreeSet<u32> = of_program().flat_map(|(_, calls)| calls.allowed.iter().copied()).collect();
+        let threads = threads.collect::<Vec<_>>().join(", ");
+        table.push_str(&format!("| `{program}` | {threads} | {} |\n", all.len()));
+    }
+    table
+}
