@@ -151,6 +151,10 @@ impl Sandbox {
             }
         }
         runtime::settle(self.heap);
+        // A process that was forked, or executed by a descriptor, has another's name, or a number (in `ps`, in the kernel's log).
+        if let Ok(name) = std::ffi::CString::new(self.program) {
+            rustix::thread::set_name(&name).map_err(step("name its main thread", "an outer sandbox may forbid it"))?;
+        }
         let programs = self.programs.iter().map(AsRawFd::as_raw_fd);
         fds::close_all_but(&self.fds.iter().copied().chain(programs).collect::<Vec<_>>())?;
         if let Some((root, network)) = &self.root {

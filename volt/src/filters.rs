@@ -135,18 +135,15 @@ fn programs() -> Filter {
         .allow(&[
             libc::SYS_readv,
             libc::SYS_writev,
-            libc::SYS_recvfrom,
             libc::SYS_epoll_create1,
             libc::SYS_epoll_ctl,
             libc::SYS_eventfd2,
             libc::SYS_getrandom,
             libc::SYS_clock_gettime,
-            libc::SYS_sched_yield,
             libc::SYS_rt_sigprocmask,
             libc::SYS_rt_sigreturn, // a kick of a vCPU
             libc::SYS_sigaltstack,
             libc::SYS_gettid,
-            libc::SYS_exit,  // of a thread
             libc::SYS_ioctl, // KVM, TAP, block devices
             libc::SYS_pread64,
             libc::SYS_clock_nanosleep,
@@ -154,36 +151,26 @@ fn programs() -> Filter {
             libc::SYS_rt_sigaction,
             libc::SYS_set_robust_list,
             libc::SYS_rseq,
-            libc::SYS_readlinkat,
             libc::SYS_sched_getaffinity,
             libc::SYS_getpid,
             libc::SYS_capget,
             libc::SYS_capset,
             libc::SYS_seccomp,
             libc::SYS_landlock_create_ruleset,
-            libc::SYS_landlock_add_rule,
             libc::SYS_landlock_restrict_self,
             libc::SYS_memfd_create,
             libc::SYS_ftruncate,
-            libc::SYS_fallocate,
             libc::SYS_fstat,
-            libc::SYS_newfstatat,
             libc::SYS_statx,
             libc::SYS_lseek,
             libc::SYS_preadv,
-            libc::SYS_preadv2,
             libc::SYS_pwrite64,
             libc::SYS_pwritev,
-            libc::SYS_pwritev2,
-            libc::SYS_fsync,
             libc::SYS_fdatasync,
             libc::SYS_sendfile,
             libc::SYS_flock,
             libc::SYS_getpeername,
-            libc::SYS_getsockname,
             libc::SYS_getsockopt,
-            libc::SYS_sysinfo,
-            libc::SYS_uname,
         ])
 }
 
@@ -213,18 +200,14 @@ pub fn lock() -> Filter {
 
 /// Waiting for descriptors.
 pub fn poll() -> Filter {
-    Filter::new("poll").allow(&[
-        libc::SYS_ppoll,
-        #[cfg(target_arch = "x86_64")]
-        libc::SYS_poll,
-    ])
+    Filter::new("poll").allow(&[libc::SYS_ppoll])
 }
 
 /// The older calls of x86-64 that C libraries still use there.
 fn older() -> Filter {
     Filter::new("older").allow(&[
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_open,
+        libc::SYS_poll,
         #[cfg(target_arch = "x86_64")]
         libc::SYS_dup2,
         #[cfg(target_arch = "x86_64")]

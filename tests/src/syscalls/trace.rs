@@ -295,7 +295,9 @@ impl Tracer<'_> {
                     let before = bpf::allowed(&earlier.program)?;
                     allowed.retain(|number| before.contains(number));
                 }
-                self.seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
+                if !bpf::allows_the_rest(&installed.program)? {
+                    self.seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
+                }
                 thread.filters.push(installed);
             }
             Ok(Syscall::None) | Err(_) => {}
@@ -319,6 +321,11 @@ impl Tracer<'_> {
 fn note(thread: &Thread, seen: &mut Seen, number: u32, arguments: [u64; 6]) -> Result<bool> {
     let restart = libc::SYS_restart_syscall as u32;
     let mut may_restart = false;
+    for filter in &thread.filters {
+        if bpf::answers(&filter.program, number, arguments)? {
+            return Ok(false);
+        }
+    }
     for Installed { role, program } in thread.filters.iter().map(|filter| &**filter) {
         if !bpf::allows(program, number, arguments)? {
             let arguments = arguments.map(|argument| format!("{argument:#x}")).join(", ");
@@ -383,9 +390,20 @@ fn program(pid: i32, programs: &[&str]) -> Option<Rc<str>> {
 
 fn role(tid: i32, program: Option<&str>) -> Role {
     let main = status(tid, "Tgid").is_some_and(|pid| pid == tid.to_string());
-    let thread = if main { "main".into() } else { status(tid, "Name").unwrap_or_default() };
+    let name = status(tid, "Name").unwrap_or_default();
+    // A helper that `volt` forks has a name of its own, and its commands are one role.
+    let helper = name.strip_prefix("volt-");
+    let thread = if let Some(helper) = helper {
+        helper
+    } else if main {
+        "main"
+    } else {
+        &name
+    };
     let thread = thread.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned();
-    Role { program: program.unwrap_or_default().to_owned(), thread }
+    let program = program.unwrap_or_default();
+    let program = if program.starts_with("volt ") && program != "volt run" { "volt" } else { program };
+    Role { program: program.to_owned(), thread }
 }
 
 /// A field of a thread's status.
