@@ -99,7 +99,8 @@ fn start() -> Filter {
 /// What vmm-core and the device backends use before and in their own phase 2, beyond the rest.
 fn programs() -> Filter {
     let unix = vec![Rule::eq(0, libc::AF_UNIX as u32)];
-    Filter::new("programs").with(&base::tokio()).allow_if(libc::SYS_socketpair, unix).allow(&[
+    let common = base::tokio().with(&base::timed_wait());
+    Filter::new("programs").with(&common).allow_if(libc::SYS_socketpair, unix).allow(&[
         libc::SYS_readv,
         libc::SYS_writev,
         libc::SYS_recvfrom,
