@@ -3,7 +3,7 @@
 //! Whatever is not listed kills the whole process (and the kernel logs which syscall it was). A syscall of a foreign
 //! architecture, x32 included, matches nothing and kills too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
@@ -72,12 +72,16 @@ pub struct Filter {
     role: &'static str,
     /// `None`: whatever its arguments. `Some`: where one of the rules holds.
     allowed: BTreeMap<Syscall, Option<Vec<Rule>>>,
+    absent: BTreeSet<Syscall>,
 }
+
+/// Compiled filters, to be installed in that order: of what they answer the kernel takes the strictest.
+pub(crate) type Programs = Vec<BpfProgram>;
 
 impl Filter {
     /// An empty list for the role, whose name appears in errors.
     pub fn new(role: &'static str) -> Filter {
-        Filter { role, allowed: BTreeMap::new() }
+        Filter { role, allowed: BTreeMap::new(), absent: BTreeSet::new() }
     }
 
     /// Adds syscalls that are allowed whatever their arguments.
@@ -95,8 +99,16 @@ impl Filter {
         self
     }
 
-    /// Adds all that `other` allows.
+    /// Has syscalls answered as by a kernel that does not know them (ENOSYS): for those that a C library tries before
+    /// others that do as well, and whose arguments no filter can look at.
+    pub fn absent(mut self, syscalls: &[Syscall]) -> Filter {
+        self.absent.extend(syscalls);
+        self
+    }
+
+    /// Adds all that `other` allows, and has answered as absent.
     pub fn with(mut self, other: &Filter) -> Filter {
+        self.absent.extend(&other.absent);
         for (syscall, rules) in &other.allowed {
             self = match rules {
                 None => self.allow(&[*syscall]),
@@ -116,8 +128,8 @@ impl Filter {
         self.allowed.keys().copied()
     }
 
-    /// The program for the kernel.
-    pub(crate) fn compile(&self) -> Result<BpfProgram, Error> {
+    /// The programs for the kernel.
+    pub(crate) fn compile(&self) -> Result<Programs, Error> {
         let failed = |source| Error::Filter { role: self.role, source };
         let mut allowed = BTreeMap::new();
         for (syscall, rules) in &self.allowed {
@@ -129,12 +141,25 @@ impl Filter {
             };
             allowed.insert(*syscall, rules);
         }
-        let filter = SeccompFilter::new(allowed, SeccompAction::KillProcess, SeccompAction::Allow, ARCH);
-        filter.and_then(BpfProgram::try_from).map_err(failed)
+        let program = |rules, otherwise, matching| {
+            SeccompFilter::new(rules, otherwise, matching, ARCH).and_then(BpfProgram::try_from).map_err(failed)
+        };
+        let mut programs = Vec::new();
+        if !self.absent.is_empty() {
+            let absent: BTreeMap<_, _> = self.absent.iter().map(|syscall| (*syscall, Vec::new())).collect();
+            allowed.extend(absent.clone());
+            let answer = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+            programs.push(program(absent, SeccompAction::Allow, answer)?);
+        }
+        programs.push(program(allowed, SeccompAction::KillProcess, SeccompAction::Allow)?);
+        Ok(programs)
     }
 
-    /// Puts a compiled filter on the calling thread.
-    pub(crate) fn install(role: &'static str, program: &BpfProgram) -> Result<(), Error> {
-        seccompiler::apply_filter(program).map_err(|source| Error::Install { role, source })
+    /// Puts compiled filters on the calling thread.
+    pub(crate) fn install(role: &'static str, programs: &Programs) -> Result<(), Error> {
+        programs
+            .iter()
+            .try_for_each(|program| seccompiler::apply_filter(program))
+            .map_err(|source| Error::Install { role, source })
     }
 }

@@ -14,3 +14,4 @@ mod paths;
 mod policy;
 mod process;
 mod spawn;
+mod walls;

@@ -32,13 +32,23 @@ pub(super) const ALL: &[Attempt] = &[
     }),
     file("write a file that all may write", |h, s| open(h, &s.world.public, O_WRONLY)),
     file("make a file", |h, s| open(h, &s.world.new, O_CREAT | O_WRONLY)),
-    file("list the root directory", |h, _| {
+    file("list the host's root directory", |h, _| {
         let root = open(h, "/", O_RDONLY | O_DIRECTORY)?;
         let room = h.room(4096)?;
-        let bytes = call!(h, SYS_getdents64, root, room, 4096)?;
-        // An empty root has `.` and `..`, of 24 bytes each.
-        if bytes <= 48 { Err(Held::Refused(libc::ENOENT)) } else { Ok(bytes) }
+        let size = call!(h, SYS_getdents64, root, room, 4096)?;
+        // One of its own has no such folder.
+        let entries = h.get(room, usize::try_from(size).unwrap_or(0))?;
+        let etc = entries.windows(5).any(|name| name == b"\0etc\0" || name == b"\x04etc\0");
+        if etc { Ok(size) } else { Err(Held::Refused(libc::ENOENT)) }
     }),
+    file("list a folder of its own", |h, _| {
+        let root = open(h, "/", O_RDONLY | O_DIRECTORY)?;
+        let room = h.room(4096)?;
+        let size = call!(h, SYS_getdents64, root, room, 4096)?;
+        // An empty one has `.` and `..`, of 24 bytes each.
+        if size > 48 { Ok(size) } else { Err(Held::Refused(libc::ENOENT)) }
+    }),
+    file("make a file in a folder of its own", |h, _| open(h, "/", libc::O_TMPFILE | O_WRONLY)),
     file("name a directory", |h, s| open(h, &s.world.dir, O_PATH | O_DIRECTORY)),
     file("stat a file", |h, s| {
         let (path, room) = (h.text(&s.world.public)?, h.room(256)?);

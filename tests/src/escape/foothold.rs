@@ -18,7 +18,7 @@ use crate::tracee::{Options, Registers, Stop, Syscall, Tracee, Until};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After this long a system call that sleeps is taken to wait, and thereby to have been let through; one that runs (a
 /// guest, say) after a longer time.
-const SLEEPS: Duration = Duration::from_millis(100);
+const SLEEPS: Duration = Duration::from_millis(200);
 const RUNS: Duration = Duration::from_secs(1);
 /// Below the stack pointer: what the thread itself may use there (the ABI's red zone), and room for what calls take.
 const RED_ZONE: u64 = 128;
@@ -257,7 +257,8 @@ impl Hand {
     /// From here on what it does counts.
     fn begin(&mut self, layers: Layers, processes: u64) -> Result<(), Held> {
         let limit = self.put(&[processes.to_ne_bytes(), processes.to_ne_bytes()].concat())?;
-        self.call(libc::SYS_prlimit64, &[0, libc::RLIMIT_NPROC.into(), limit, 0])?;
+        let limited = self.call(libc::SYS_prlimit64, &[0, libc::RLIMIT_NPROC.into(), limit, 0]);
+        limited.map_err(|held| Held::Broken(format!("A clone's limit of processes cannot be set: {held:?}")))?;
         Ok(self.tracee.set_options(options(layers))?)
     }
 
@@ -366,9 +367,14 @@ fn is_doomed(tid: i32) -> io::Result<bool> {
     Ok(pending & (1 << (libc::SIGSYS - 1)) != 0)
 }
 
+/// Whether a thread sleeps in the kernel, and not on its way out.
 fn sleeps(tid: i32) -> io::Result<bool> {
+    const PF_EXITING: u32 = 4;
     let stat = fs::read_to_string(format!("/proc/{tid}/stat"))?;
-    Ok(stat.rsplit_once(')').is_some_and(|(_, fields)| fields.starts_with(" S") || fields.starts_with(" D")))
+    let mut fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default().split_whitespace();
+    let asleep = matches!(fields.next(), Some("S" | "D"));
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u32>().ok()).unwrap_or(PF_EXITING);
+    Ok(asleep && flags & PF_EXITING == 0)
 }
 
 /// Ends a tracee, in whatever state it is, and waits for that.

@@ -19,3 +19,4 @@ mod processes;
 pub mod record;
 pub mod report;
 pub mod scene;
+mod terminal;

@@ -39,7 +39,7 @@ pub(super) const ALL: &[Attempt] = &[
     process("signal the neighbour", |h, s| call!(h, SYS_kill, s.neighbour, 0)),
     process("signal the neighbour's thread by tkill", |h, s| call!(h, SYS_tkill, s.neighbour, 0)),
     process("signal a process of the host's", |h, s| call!(h, SYS_kill, s.stranger, 0)),
-    process("signal all processes", |h, _| call!(h, SYS_kill, -1, 0)),
+    process("signal all processes of its user's", |h, _| call!(h, SYS_kill, -1, 0)),
     process("queue a signal to the neighbour", |h, s| {
         let info = h.put(&[&[0; 8], &libc::SI_QUEUE.to_ne_bytes()[..], &[0; 116]].concat())?;
         call!(h, SYS_rt_sigqueueinfo, s.neighbour, 0, info)

@@ -56,9 +56,7 @@ const GROUPS: [(&str, &[&str]); 14] = [
     (
         "look at names, sizes and modes",
         &[
-            "name a directory",
             "stat a file",
-            "statx a file",
             "ask by access whether a file is there",
             "ask by faccessat2 whether a file is there",
             "read a symbolic link",
@@ -250,8 +248,8 @@ impl Record {
         let _ = write!(
             text,
             "\n{} attempts from each of {} threads; those that need a descriptor which the process does not have are not \
-             counted. Without seccomp, every one of these programs could also, to itself and in its own namespaces: \
-             {common}.\n",
+             counted. Without seccomp, every one of these programs could also, to itself and in its own namespaces (no \
+             namespace holds vsock): {common}.\n",
             self.attempts, self.threads,
         );
         text

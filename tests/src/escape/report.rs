@@ -22,27 +22,33 @@ pub struct Finding {
     pub result: Result<u64, Held>,
 }
 
-/// Takes over every thread of every program, one after another, and has each try everything.
-pub fn attack(programs: &Path) -> Result<Vec<Finding>> {
+/// Takes over every thread of every program, one after another, and has each try everything. Gives what came of it, and
+/// what `volt run` said of layers that this kernel lacks.
+pub fn attack(programs: &Path) -> Result<(Vec<Finding>, String)> {
     let mut host = Host::start(programs)?;
     let mut findings = Vec::new();
     for target in host.targets()? {
         let on = || format!("{target} (pid {}, thread {})", target.pid, target.tid);
-        let (scene, processes) = (host.scene(&target).with_context(on)?, host.processes(&target).with_context(on)?);
-        let mut foothold = Foothold::take(target.pid, target.tid).with_context(on)?;
-        for layers in [Layers::All, Layers::WithoutSeccomp] {
-            for attempt in attempts::all() {
-                host.renew()?;
-                let result = foothold.attempt(layers, attempt.memory, processes, |hand| (attempt.act)(hand, &scene));
-                let result = result.with_context(|| format!("{}: {}", on(), attempt.name))?;
-                findings.push(Finding { target: target.clone(), layers, attempt, result });
-            }
-        }
-        foothold.release().with_context(on)?;
-        host.check().with_context(on)?;
+        let done = attack_from(&host, &target, &mut findings).and_then(|()| host.check());
+        done.with_context(|| format!("{}; its VM said: {}", on(), host.said()))?;
     }
+    let said = host.said();
     host.stop()?;
-    Ok(findings)
+    Ok((findings, said))
+}
+
+fn attack_from(host: &Host, target: &Target, findings: &mut Vec<Finding>) -> Result<()> {
+    let (scene, processes) = (host.scene(target)?, host.processes(target)?);
+    let mut foothold = Foothold::take(target.pid, target.tid)?;
+    for layers in [Layers::All, Layers::WithoutSeccomp] {
+        for attempt in attempts::all() {
+            host.renew()?;
+            let result = foothold.attempt(layers, attempt.memory, processes, |hand| (attempt.act)(hand, &scene));
+            let result = result.with_context(|| attempt.name)?;
+            findings.push(Finding { target: target.clone(), layers, attempt, result });
+        }
+    }
+    foothold.release()
 }
 
 /// Has every thread itself, and not a clone of it, make a call that no thread may make. What came of it, by role.

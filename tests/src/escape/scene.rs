@@ -11,13 +11,13 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{foothold::Held, limits};
+use super::{foothold::Held, limits, terminal};
 use crate::{namespaces, volt::Volt};
 
 /// How long anything may take: a debug build on a machine with other work.
@@ -255,11 +255,15 @@ impl Host {
     pub fn check(&mut self) -> Result<()> {
         for (name, child) in [("web", &mut self.web), ("other", &mut self.neighbour)] {
             if let Some(status) = child.try_wait()? {
-                let said = fs::read_to_string(format!("{DIR}/{name}.out")).unwrap_or_default();
-                bail!("The VM {name} ended with {status}: {said}");
+                bail!("The VM {name} ended with {status}");
             }
         }
         Ok(())
+    }
+
+    /// What `volt run` of the first VM has said.
+    pub fn said(&self) -> String {
+        fs::read_to_string(format!("{DIR}/web.err")).unwrap_or_default()
     }
 
     /// Waits until a process runs no more.
@@ -334,12 +338,14 @@ fn run(volt: &Volt, name: &str) -> Result<Child> {
     let dir = Path::new(DIR);
     let mut command = volt.command(&["run", "--name", name, "--memory", "64M", "--net", "volt0", "--kernel"]);
     command.arg(dir.join("kernel")).arg("--disk").arg(dir.join(format!("{name}.img")));
-    let output = fs::File::create(dir.join(format!("{name}.out")))?;
-    command.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output);
+    command.stdout(fs::File::create(dir.join(format!("{name}.out")))?);
+    terminal::give(&mut command, dir.join(format!("{name}.err")))?;
     if name == "web" {
         limits::unlimited(&mut command);
     }
     let mut child = command.spawn().context("Cannot run volt")?;
+    // With it go the last of our own descriptors of the terminal.
+    drop(command);
     let end = Instant::now() + PATIENCE;
     loop {
         let said = fs::read_to_string(dir.join(format!("{name}.out")))?;
@@ -347,7 +353,8 @@ fn run(volt: &Volt, name: &str) -> Result<Child> {
             return Ok(child);
         }
         let ended = child.try_wait()?;
-        ensure!(ended.is_none() && Instant::now() < end, "The VM {name} does not run: {ended:?} {said}");
+        let why = || fs::read_to_string(dir.join(format!("{name}.err"))).unwrap_or_default();
+        ensure!(ended.is_none() && Instant::now() < end, "The VM {name} does not run: {ended:?} {}", why());
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -63,6 +63,8 @@ pub struct Seen {
     pub roles: BTreeMap<Role, Calls>,
     /// Calls that a filter did not allow.
     pub refused: BTreeSet<String>,
+    /// What a thread's own filter allows and one that it was started under does not.
+    pub cut: BTreeSet<String>,
 }
 
 /// A filter that a thread is under, with those that it was under before.
@@ -293,7 +295,9 @@ impl Tracer<'_> {
                 }
                 for earlier in &thread.filters {
                     let before = bpf::allowed(&earlier.program)?;
-                    allowed.retain(|number| before.contains(number));
+                    let Role { program, thread } = &installed.role;
+                    let cut = allowed.extract_if(.., |number| !before.contains(number));
+                    self.seen.cut.extend(cut.map(|number| format!("{program} {thread}: {}", name(number))));
                 }
                 self.seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
                 thread.filters.push(installed);

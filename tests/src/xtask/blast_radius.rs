@@ -19,6 +19,6 @@ pub fn write(workspace: &Workspace) -> Result<()> {
     let readme = workspace.root.join("README.md");
     let table = Record::read(&fs::read_to_string(&record)?)?.table();
     fs::write(&readme, record::insert(&fs::read_to_string(&readme)?, &table)?)?;
-    ensure!(status.success(), "What succeeded is written down, and more than is granted: see above");
+    ensure!(status.success(), "The suite does not hold, for the reason above; what it found is written down");
     Ok(())
 }

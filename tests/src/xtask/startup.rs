@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::{
     fs::{MemfdFlags, SealFlags, memfd_create},
     io::{FdFlags, fcntl_setfd},
@@ -142,7 +142,7 @@ impl Start {
             Ok(())
         };
         let mut command = Command::new(programs.join(self.program));
-        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         // SAFETY: between fork and exec it makes system calls only, and neither allocates nor locks.
         unsafe { command.pre_exec(before_exec) };
         let mut child = command.spawn()?;
@@ -151,8 +151,10 @@ impl Start {
         let answered = (&self.peer).read(&mut [0; 1]);
         let end = now();
         child.kill()?;
-        let status = child.wait()?;
-        ensure!(answered? == 1, "It ended without an answer: {status}");
+        let said = child.wait_with_output()?;
+        if !answered.as_ref().is_ok_and(|count| *count == 1) {
+            bail!("No answer came: {answered:?}, {}, {}", said.status, String::from_utf8_lossy(&said.stderr).trim());
+        }
         let mut start = [0; 8];
         stamp.read_exact(&mut start)?;
         Ok(end.saturating_sub(Duration::from_nanos(u64::from_ne_bytes(start))))

@@ -1,4 +1,4 @@
-//! Control groups: version, controllers, and whether a group of one's own can be made.
+//! Control groups: version, controllers, and whether a VM's group can be made at the top of the hierarchy, as Volt does.
 
 use std::path::PathBuf;
 
@@ -13,16 +13,16 @@ const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
 pub fn check() -> Check {
     let read = |path: &str| probe::read(path).unwrap_or_default();
     let groups = Groups::parse(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"));
-    let controllers = groups.own.as_ref().and_then(|own| probe::read(own.join("cgroup.controllers").to_str()?).ok());
-    let writable = groups.own.as_ref().is_some_and(|own| access(own, Access::WRITE_OK | Access::EXEC_OK).is_ok());
+    let controllers = groups.top.as_ref().and_then(|top| probe::read(top.join("cgroup.controllers").to_str()?).ok());
+    let writable = groups.top.as_ref().is_some_and(|top| access(top, Access::WRITE_OK | Access::EXEC_OK).is_ok());
     judge(&groups, controllers.as_deref(), writable)
 }
 
 /// What `/proc/self/cgroup` and the mounts say.
 #[derive(Debug, PartialEq)]
 struct Groups {
-    /// This process's group in the v2 hierarchy, where that is mounted.
-    own: Option<PathBuf>,
+    /// Where the v2 hierarchy is mounted.
+    top: Option<PathBuf>,
     /// Controllers that v1 hierarchies have.
     v1: Vec<String>,
 }
@@ -30,53 +30,45 @@ struct Groups {
 impl Groups {
     fn parse(groups: &str, mounts: &str) -> Groups {
         // "36 35 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw"
-        let mount = mounts.lines().find_map(|line| {
+        let top = mounts.lines().find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             right.starts_with("cgroup2 ").then(|| left.split(' ').nth(4)).flatten()
         });
-        let (mut own, mut v1) = (None, Vec::new());
-        // "0::/user.slice" is v2; "8:pids:/" and "2:cpu,cpuacct:/" are v1, and so is "1:name=systemd:/", without controllers.
-        for line in groups.lines() {
-            let mut fields = line.splitn(3, ':');
-            match (fields.next(), fields.next(), fields.next(), mount) {
-                (Some("0"), Some(""), Some(path), Some(mount)) => {
-                    own = Some(PathBuf::from(format!("{mount}/{}", path.trim_start_matches('/'))));
-                }
-                (_, Some(names), Some(_), _) => {
-                    v1.extend(names.split(',').filter(|n| !n.is_empty() && !n.contains('=')).map(str::to_owned));
-                }
-                _ => {}
-            }
-        }
+        // "8:pids:/" and "2:cpu,cpuacct:/" are v1, and so is "1:name=systemd:/", without controllers; "0::/user.slice" is v2.
+        let named = groups.lines().filter_map(|line| line.split(':').nth(1)).flat_map(|names| names.split(','));
+        let mut v1: Vec<String> = named.filter(|n| !n.is_empty() && !n.contains('=')).map(str::to_owned).collect();
         v1.sort_unstable();
-        Groups { own, v1 }
+        Groups { top: top.map(PathBuf::from), v1 }
     }
 }
 
 fn judge(groups: &Groups, controllers: Option<&str>, writable: bool) -> Check {
     let v1 = if groups.v1.is_empty() { "none".into() } else { groups.v1.join(" ") };
     let boot = "mount cgroup2 with these controllers: boot with systemd.unified_cgroup_hierarchy=1 or cgroup_no_v1=all";
-    let (Some(own), Some(controllers)) = (&groups.own, controllers) else {
+    let (Some(top), Some(controllers)) = (&groups.top, controllers) else {
         return Check::missing("cgroups", format!("no v2; controllers of v1: {v1}"), boot);
     };
-    let own = own.display();
+    let top = top.display();
     let has = |name: &&str| controllers.split_whitespace().any(|one| one == *name);
     let absent: Vec<&str> = WANTED.into_iter().filter(|name| !has(name)).collect();
     if absent.len() == WANTED.len() {
         return Check::missing(
             "cgroups",
-            format!("v2 at {own} has none of cpu, memory, pids; controllers of v1: {v1}"),
+            format!("v2 at {top} has none of cpu, memory, pids; controllers of v1: {v1}"),
             boot,
         );
     }
-    let remedy = "root, or a group that is this user's: systemd-run --user --scope -p Delegate=yes volt run ...";
     if !absent.is_empty() {
-        return Check::limited("cgroups", format!("v2 at {own} lacks {}", absent.join(", ")), remedy);
+        return Check::limited(
+            "cgroups",
+            format!("v2 at {top} lacks {}; controllers of v1: {v1}", absent.join(", ")),
+            boot,
+        );
     }
     if !writable {
-        return Check::limited("cgroups", format!("v2 at {own}, where this user cannot make a group"), remedy);
+        return Check::limited("cgroups", format!("v2 at {top}, where this user cannot make a group"), "run as root");
     }
-    Check::ok("cgroups", format!("v2 at {own}, with {controllers}; groups can be made"))
+    Check::ok("cgroups", format!("v2 at {top}, with {controllers}; groups can be made"))
 }
 
 #[cfg(test)]
@@ -88,28 +80,28 @@ mod tests {
 
     #[test]
     fn unified_hybrid_and_v1_hosts_are_told_apart() {
-        let unified = Groups::parse("0::/user.slice/session-3.scope", V2);
-        let own = Some("/sys/fs/cgroup/user.slice/session-3.scope".into());
-        assert_eq!(unified, Groups { own, v1: vec![] });
+        let top = || Some("/sys/fs/cgroup".into());
+        assert_eq!(Groups::parse("0::/user.slice/session-3.scope", V2), Groups { top: top(), v1: vec![] });
         let hybrid = "9:name=systemd:/\n8:pids:/\n2:cpu,cpuacct:/\n0::/";
         let names = ["cpu", "cpuacct", "pids"].map(str::to_owned).to_vec();
-        assert_eq!(Groups::parse(hybrid, V2), Groups { own: Some("/sys/fs/cgroup/".into()), v1: names.clone() });
+        assert_eq!(Groups::parse(hybrid, V2), Groups { top: top(), v1: names.clone() });
         let v1 = "22 1 0:5 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids";
-        assert_eq!(Groups::parse(hybrid, v1), Groups { own: None, v1: names });
-        assert_eq!(Groups::parse("", ""), Groups { own: None, v1: vec![] });
-        assert_eq!(Groups::parse("0\n::\nx", "a - cgroup2 "), Groups { own: None, v1: vec![] });
+        assert_eq!(Groups::parse(hybrid, v1), Groups { top: None, v1: names });
+        for (groups, mounts) in [("", ""), ("0\n::\nx", "a - cgroup2 ")] {
+            assert_eq!(Groups::parse(groups, mounts), Groups { top: None, v1: vec![] });
+        }
     }
 
     #[test]
     fn state_follows_from_controllers_and_rights() {
-        let v2 = Groups { own: Some("/sys/fs/cgroup".into()), v1: vec![] };
+        let v2 = Groups { top: Some("/sys/fs/cgroup".into()), v1: vec![] };
         let state = |controllers, writable| judge(&v2, controllers, writable).state;
         assert_eq!(state(Some("cpuset cpu io memory pids"), true), State::Ok);
         assert_eq!(state(Some("cpuset cpu io memory pids"), false), State::Limited);
         assert_eq!(state(Some("memory pids"), true), State::Limited);
         assert_eq!(state(Some("cpuset"), true), State::Missing);
         assert_eq!(state(None, true), State::Missing);
-        let v1 = judge(&Groups { own: None, v1: vec!["pids".into()] }, None, false);
+        let v1 = judge(&Groups { top: None, v1: vec!["pids".into()] }, None, false);
         assert_eq!(v1.state, State::Missing);
         assert!(v1.detail.contains("v1: pids"));
     }

@@ -2,20 +2,32 @@
 
 use confine::{Layer, Policy};
 
-use super::{Check, probe};
+use super::{Check, State, probe};
+use crate::identity::Range;
 
-/// Whether a VM's processes would start under the policy.
-pub fn policy(policy: Policy) -> Check {
-    judge(policy, &confine::missing())
+/// Whether a VM's processes would start under the policy, given what was found of namespaces and cgroups.
+pub fn policy(policy: Policy, namespaces: [&Check; 2], cgroups: &Check) -> Check {
+    let layers = confine::missing();
+    let mut missing: Vec<_> = layers.iter().map(|layer| (layer.to_string(), layer.remedy())).collect();
+    if let Err(why) = Range::usable() {
+        missing.push((format!("a user of the VM's own ({why})"), "see rights"));
+    }
+    if cgroups.state != State::Ok {
+        missing.push(("a cgroup with limits".into(), "see cgroups"));
+    }
+    if let Some(row) = namespaces.into_iter().find(|row| row.state != State::Ok) {
+        missing.push(("namespaces of the VM's own".into(), row.remedy.as_deref().unwrap_or_default()));
+    }
+    judge(policy, &missing)
 }
 
-fn judge(policy: Policy, missing: &[Layer]) -> Check {
+fn judge(policy: Policy, missing: &[(String, &str)]) -> Check {
     if missing.is_empty() {
         return Check::ok("confinement", "strict starts: no layer is missing");
     }
-    let join = |texts: Vec<String>| texts.join(", ");
-    let layers = join(missing.iter().map(Layer::to_string).collect());
-    let remedies = join(missing.iter().map(|layer| format!("{} for {layer}", layer.remedy())).collect());
+    let layers = missing.iter().map(|(what, _)| what.as_str()).collect::<Vec<_>>().join(", ");
+    let remedies: Vec<String> = missing.iter().map(|(what, remedy)| format!("{what}: {remedy}")).collect();
+    let remedies = remedies.join("; ");
     match policy {
         Policy::Strict => {
             Check::missing("confinement", format!("strict refuses to start without {layers}"), remedies).vital()
@@ -54,11 +66,10 @@ pub fn seccomp() -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::State;
 
     #[test]
     fn missing_layer_stops_strict_only() {
-        let missing = [Layer::Scopes, Layer::BoundingSet];
+        let missing = [Layer::Scopes, Layer::BoundingSet].map(|layer| (layer.to_string(), layer.remedy()));
         assert_eq!(judge(Policy::Strict, &[]).state, State::Ok);
         let strict = judge(Policy::Strict, &missing);
         assert_eq!((strict.state, strict.vital), (State::Missing, true));

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, open},
+    fs::{Mode, OFlags, open, stat},
     io::Errno,
 };
 use vmm_core::host::{self, HARDWARE};
@@ -28,10 +28,13 @@ pub fn device() -> Check {
     let kvm = match open_kvm() {
         Ok(kvm) => kvm,
         Err(errno) => {
-            let remedy = match errno {
-                Errno::ACCESS | Errno::PERM => "add this user to the group of /dev/kvm: usermod -aG kvm USER",
-                _ => "modprobe kvm_intel or kvm_amd; in the firmware, or the outer VM's settings, allow virtualisation",
-            };
+            if let (Errno::ACCESS | Errno::PERM, Ok(stat)) = (errno, stat("/dev/kvm")) {
+                let detail =
+                    format!("/dev/kvm: {errno}; it is group {}'s, mode {:o}", stat.st_gid, stat.st_mode & 0o777);
+                return absent(detail, "add this user to that group, as a rule: usermod -aG kvm USER");
+            }
+            let remedy =
+                "modprobe kvm_intel or kvm_amd; in the firmware, or the outer VM's settings, allow virtualisation";
             return absent(format!("/dev/kvm: {errno}"), remedy);
         }
     };

@@ -25,9 +25,8 @@ fn field(table: &str, name: &str) -> Option<u64> {
 
 /// Huge pages: those that guest RAM gets on demand, and the pools.
 pub fn huge_pages() -> Check {
-    const MADV_COLLAPSE: libc::c_int = 25;
     // SAFETY: advice on no memory at all: the kernel only says whether it knows it.
-    let collapse = unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_COLLAPSE) } == 0;
+    let collapse = unsafe { libc::madvise(std::ptr::null_mut(), 0, libc::MADV_COLLAPSE) } == 0;
     let mode = |file: &str| {
         let text = probe::read(&format!("/sys/kernel/mm/transparent_hugepage/{file}"));
         text.ok().and_then(|text| Some(chosen(&text)?.to_owned()))

@@ -146,10 +146,11 @@ fn examine(policy: Policy) -> Vec<Check> {
     let owned = users.state == State::Ok;
     let others = namespaces::others(owned);
     let network = [network::nftables(owned), network::tun(), network::bridge(owned)];
+    let groups = cgroups::check();
+    let policy = confinement::policy(policy, [&users, &others], &groups);
     let mut checks =
         vec![host::kernel(), kvm::device(), kvm::speed(), host::programs(), user::rights(), user::limits()];
-    checks.extend([confinement::policy(policy), confinement::landlock(), confinement::seccomp(), users, others]);
-    checks.push(cgroups::check());
+    checks.extend([policy, confinement::landlock(), confinement::seccomp(), users, others, groups]);
     checks.extend(network);
     checks.extend([memory::available(), memory::huge_pages(), memory::swap(), memory::same_page_merging()]);
     checks.extend([cpu::threads(), cpu::mitigations()]);

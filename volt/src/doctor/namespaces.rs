@@ -1,6 +1,10 @@
 //! Namespaces: each is tried, with a child that ends at once.
 
-use rustix::io::Errno;
+use rustix::{
+    io::Errno,
+    process::{Gid, Uid, geteuid},
+    thread::{UnshareFlags, set_thread_res_gid, set_thread_res_uid, unshare_unsafe},
+};
 
 use super::{Check, probe};
 
@@ -14,9 +18,20 @@ const OTHERS: [(&str, libc::c_int); 6] = [
     ("cgroup", libc::CLONE_NEWCGROUP),
 ];
 
+/// A user without rights.
+const NOBODY: u32 = 65534;
+
 /// User namespaces, and that one gives the rights it should: some hosts let it be made but forbid everything in it.
 pub fn users() -> Check {
-    let tried = probe::in_child(libc::CLONE_NEWUSER | libc::CLONE_NEWNS, || {
+    let tried = probe::in_child(0, || {
+        if geteuid().is_root() {
+            // A VM's user makes them, not root, whom the kernel forbids nothing.
+            let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+            set_thread_res_gid(gid, gid, gid)?;
+            set_thread_res_uid(uid, uid, uid)?;
+        }
+        // SAFETY: it takes nothing that this process, which ends soon, refers to.
+        unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
         // SAFETY: takes strings that end, and null where the kernel reads nothing. The mounts are a new namespace's.
         let done = unsafe {
             let root = c"/".as_ptr();
@@ -56,7 +71,7 @@ fn judge(tried: Result<(), Errno>, settings: &Settings) -> Check {
     let remedy = if *most == Some(0) {
         "sysctl user.max_user_namespaces=10000"
     } else if *unprivileged == Some(0) {
-        "root, or sysctl kernel.unprivileged_userns_clone=1"
+        "sysctl kernel.unprivileged_userns_clone=1"
     } else if *apparmor == Some(1) {
         "an AppArmor profile that allows volt userns, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
     } else if errno == Errno::NOSPC {
@@ -64,7 +79,7 @@ fn judge(tried: Result<(), Errno>, settings: &Settings) -> Check {
     } else if errno == Errno::INVAL || errno == Errno::NOSYS {
         "a kernel with CONFIG_USER_NS"
     } else {
-        "root; or let the outer sandbox (a container's seccomp filter, say) allow user namespaces"
+        "let the outer sandbox (a container's seccomp filter, say) allow user namespaces"
     };
     Check::missing("user-namespaces", format!("cannot be made: {errno}"), remedy)
 }

@@ -6,6 +6,7 @@ use rustix::{
 };
 
 use super::Check;
+use crate::identity::Range;
 
 /// Open files that the core of a VM may need.
 const OPEN_FILES: u64 = 4096;
@@ -18,23 +19,22 @@ pub fn rights() -> Check {
     groups.sort_unstable();
     groups.dedup();
     let groups: Vec<String> = groups.iter().take(32).map(u32::to_string).collect();
-    judge(&format!("user {}, groups {}", geteuid().as_raw(), groups.join(" ")), held)
+    judge(&format!("user {}, groups {}", geteuid().as_raw(), groups.join(" ")), held, Range::usable().err())
 }
 
-fn judge(who: &str, held: CapabilitySet) -> Check {
+/// `unusable`: why there are no users for VMs.
+fn judge(who: &str, held: CapabilitySet, unusable: Option<&str>) -> Check {
     let needed = [
         ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN, "networks"),
-        ("CAP_SETUID", CapabilitySet::SETUID, "a user of its own for each VM"),
-        ("CAP_SETGID", CapabilitySet::SETGID, "a group of its own for each VM"),
-        ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN, "namespaces and cgroups"),
         ("CAP_SETPCAP", CapabilitySet::SETPCAP, "the capability bounding set"),
     ];
-    let lacks: Vec<_> = needed.iter().filter(|(_, capability, _)| !held.contains(*capability)).collect();
-    if lacks.is_empty() {
+    let lacks = needed.iter().filter(|(_, capability, _)| !held.contains(*capability));
+    let mut list: Vec<String> = lacks.map(|(name, _, what)| format!("{name} ({what})")).collect();
+    list.extend(unusable.map(|why| format!("a user of its own for each VM ({why})")));
+    if list.is_empty() {
         let names = needed.map(|(name, ..)| name).join(", ");
-        return Check::ok("rights", format!("{who}: holds {names}"));
+        return Check::ok("rights", format!("{who}: holds {names}, and each VM can have a user of its own"));
     }
-    let list: Vec<String> = lacks.iter().map(|(name, _, what)| format!("{name} ({what})")).collect();
     let remedy = "run as root, or have root run the netmgr service; a VM without --net needs neither";
     Check::limited("rights", format!("{who}: lacks {}", list.join(", ")), remedy)
 }
@@ -62,9 +62,11 @@ mod tests {
 
     #[test]
     fn capability_that_is_lacking_is_named_with_its_use() {
-        assert_eq!(judge("user 0", CapabilitySet::all()).state, State::Ok);
-        let plain = judge("user 1000", CapabilitySet::all() - CapabilitySet::NET_ADMIN);
+        assert_eq!(judge("user 0", CapabilitySet::all(), None).state, State::Ok);
+        let plain = judge("user 1000", CapabilitySet::all() - CapabilitySet::NET_ADMIN, None);
         assert_eq!(plain.state, State::Limited);
         assert_eq!(plain.detail, "user 1000: lacks CAP_NET_ADMIN (networks)");
+        let inside = judge("user 0", CapabilitySet::all(), Some("elsewhere"));
+        assert_eq!(inside.detail, "user 0: lacks a user of its own for each VM (elsewhere)");
     }
 }

@@ -25,7 +25,7 @@ pub struct Host {
     /// Names this test's network namespace, which everything that it starts is in, but for what has one of its own.
     namespace: PathBuf,
     /// The first of the users that are this test's: who has its own namespaces is one of them.
-    user: u32,
+    pub user: u32,
 }
 
 /// Users that each test has, sixteen of them for services.

@@ -8,5 +8,6 @@ mod ends;
 mod host;
 mod kernel;
 mod life;
+mod plain;
 mod refusals;
 mod services;
