@@ -44,7 +44,8 @@ impl Instruction {
 pub fn allowed(program: &[Instruction]) -> Result<BTreeSet<u32>> {
     let mut numbers = BTreeSet::new();
     for number in (0..NUMBERS).flat_map(|number| [number, number | X32]) {
-        let mut walk = Walk { program, number, arguments: None, seen: BTreeSet::new() };
+        let is_let_through = |action| action == libc::SECCOMP_RET_ALLOW;
+        let mut walk = Walk { program, number, arguments: None, is_let_through, seen: BTreeSet::new() };
         if walk.allows(0, None)? {
             numbers.insert(number);
         }
@@ -54,13 +55,25 @@ pub fn allowed(program: &[Instruction]) -> Result<BTreeSet<u32>> {
 
 /// Whether `program` allows this very call.
 pub fn allows(program: &[Instruction], number: u32, arguments: [u64; 6]) -> Result<bool> {
-    Walk { program, number, arguments: Some(arguments), seen: BTreeSet::new() }.allows(0, None)
+    let is_let_through = |action| action == libc::SECCOMP_RET_ALLOW;
+    Walk { program, number, arguments: Some(arguments), is_let_through, seen: BTreeSet::new() }.allows(0, None)
+}
+
+/// Whether `program` lets the caller of this very call go on: allows it, or answers with an error in the kernel's stead.
+pub fn survives(program: &[Instruction], number: u32, arguments: [u64; 6]) -> Result<bool> {
+    let is_let_through = |action: u32| {
+        let action = action & libc::SECCOMP_RET_ACTION_FULL;
+        action == libc::SECCOMP_RET_ALLOW || action == libc::SECCOMP_RET_ERRNO
+    };
+    Walk { program, number, arguments: Some(arguments), is_let_through, seen: BTreeSet::new() }.allows(0, None)
 }
 
 struct Walk<'a> {
     program: &'a [Instruction],
     number: u32,
     arguments: Option<[u64; 6]>,
+    /// By what the program returns.
+    is_let_through: fn(u32) -> bool,
     /// Places that were walked from, with what was in the accumulator.
     seen: BTreeSet<(usize, Option<u32>)>,
 }
@@ -76,11 +89,11 @@ impl Walk<'_> {
             at += 1;
             let operand = k;
             match code {
-                0x20 => value = self.load(operand),                    // ld [k]
-                0x00 => value = Some(operand),                         // ld #k
-                0x54 => value = value.map(|value| value & operand),    // and #k
-                0x05 => at += usize::try_from(operand)?,               // ja
-                0x06 => return Ok(operand == libc::SECCOMP_RET_ALLOW), // ret #k
+                0x20 => value = self.load(operand),                 // ld [k]
+                0x00 => value = Some(operand),                      // ld #k
+                0x54 => value = value.map(|value| value & operand), // and #k
+                0x05 => at += usize::try_from(operand)?,            // ja
+                0x06 => return Ok((self.is_let_through)(operand)),  // ret #k
                 0x15 | 0x25 | 0x35 | 0x45 => {
                     let holds = |value: u32| match code {
                         0x15 => value == operand,
@@ -165,6 +178,7 @@ mod tests {
     #[test]
     fn other_actions_than_allow_do_not_count() {
         assert!(allowed(&program(&[(0x06, 0, 0, libc::SECCOMP_RET_LOG)])).unwrap().is_empty());
-        assert!(allowed(&program(&[(0x06, 0, 0, libc::SECCOMP_RET_ERRNO)])).unwrap().is_empty());
+        let error = program(&[(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32)]);
+        assert!(allowed(&error).unwrap().is_empty() && survives(&error, 0, [0; 6]).unwrap());
     }
 }

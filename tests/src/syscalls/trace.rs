@@ -61,7 +61,7 @@ pub struct Calls {
 pub struct Seen {
     /// By role.
     pub roles: BTreeMap<Role, Calls>,
-    /// Calls that a filter did not allow.
+    /// Calls that a filter ended a process for.
     pub refused: BTreeSet<String>,
     /// What a thread's own filter allows and one that it was started under does not.
     pub cut: BTreeSet<String>,
@@ -324,7 +324,7 @@ fn note(thread: &Thread, seen: &mut Seen, number: u32, arguments: [u64; 6]) -> R
     let restart = libc::SYS_restart_syscall as u32;
     let mut may_restart = false;
     for Installed { role, program } in thread.filters.iter().map(|filter| &**filter) {
-        if !bpf::allows(program, number, arguments)? {
+        if !bpf::survives(program, number, arguments)? {
             let arguments = arguments.map(|argument| format!("{argument:#x}")).join(", ");
             let Role { program, thread } = role;
             seen.refused.insert(format!("{program} {thread}: {}({arguments})", name(number)));
