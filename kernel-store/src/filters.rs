@@ -44,7 +44,7 @@ pub fn disk() -> Filter {
             libc::SYS_pread64,
             libc::SYS_write,
             libc::SYS_fsync,
-            libc::SYS_renameat,
+            libc::SYS_renameat2, // the one that every architecture has
             libc::SYS_unlinkat,
             libc::SYS_fstat,
             libc::SYS_fstatfs,

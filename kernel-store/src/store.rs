@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipc::{Code, Fault};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use sha2::Digest as _;
 
@@ -451,7 +451,8 @@ fn replace(dir: &OwnedFd, temporary: &str, name: &str, content: &[u8]) -> io::Re
         file.write_all(content)?;
         file.sync_all()
     };
-    let written = write().and_then(|()| Ok(rustix::fs::renameat(dir, temporary, dir, name)?));
+    let written =
+        write().and_then(|()| Ok(rustix::fs::renameat_with(dir, temporary, dir, name, RenameFlags::empty())?));
     if written.is_err() {
         // Nothing to do about it if this fails too; the next start sweeps.
         let _ = rustix::fs::unlinkat(dir, temporary, AtFlags::empty());

@@ -123,6 +123,7 @@ fn programs() -> Filter {
     ];
     Filter::new("programs")
         .with(&base::tokio())
+        .with(&base::timed_wait())
         .allow_if(libc::SYS_socketpair, unix)
         // The C library makes threads with clone3 where there is one; what that is to share cannot be looked at.
         .absent(&[libc::SYS_clone3])
@@ -168,7 +169,6 @@ fn programs() -> Filter {
             libc::SYS_pwritev,
             libc::SYS_fdatasync,
             libc::SYS_sendfile,
-            libc::SYS_flock,
             libc::SYS_getpeername,
             libc::SYS_getsockopt,
         ])

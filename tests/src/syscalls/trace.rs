@@ -61,8 +61,10 @@ pub struct Calls {
 pub struct Seen {
     /// By role.
     pub roles: BTreeMap<Role, Calls>,
-    /// Calls that a filter did not allow.
+    /// Calls that a filter ended a process for.
     pub refused: BTreeSet<String>,
+    /// What a thread's own filter allows and one that it was started under does not.
+    pub cut: BTreeSet<String>,
 }
 
 /// A filter that a thread is under, with those that it was under before.
@@ -293,11 +295,11 @@ impl Tracer<'_> {
                 }
                 for earlier in &thread.filters {
                     let before = bpf::allowed(&earlier.program)?;
-                    allowed.retain(|number| before.contains(number));
+                    let Role { program, thread } = &installed.role;
+                    let cut = allowed.extract_if(.., |number| !before.contains(number));
+                    self.seen.cut.extend(cut.map(|number| format!("{program} {thread}: {}", name(number))));
                 }
-                if !bpf::allows_the_rest(&installed.program)? {
-                    self.seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
-                }
+                self.seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
                 thread.filters.push(installed);
             }
             Ok(Syscall::None) | Err(_) => {}
@@ -321,13 +323,8 @@ impl Tracer<'_> {
 fn note(thread: &Thread, seen: &mut Seen, number: u32, arguments: [u64; 6]) -> Result<bool> {
     let restart = libc::SYS_restart_syscall as u32;
     let mut may_restart = false;
-    for filter in &thread.filters {
-        if bpf::answers(&filter.program, number, arguments)? {
-            return Ok(false);
-        }
-    }
     for Installed { role, program } in thread.filters.iter().map(|filter| &**filter) {
-        if !bpf::allows(program, number, arguments)? {
+        if !bpf::survives(program, number, arguments)? {
             let arguments = arguments.map(|argument| format!("{argument:#x}")).join(", ");
             let Role { program, thread } = role;
             seen.refused.insert(format!("{program} {thread}: {}({arguments})", name(number)));
@@ -390,20 +387,9 @@ fn program(pid: i32, programs: &[&str]) -> Option<Rc<str>> {
 
 fn role(tid: i32, program: Option<&str>) -> Role {
     let main = status(tid, "Tgid").is_some_and(|pid| pid == tid.to_string());
-    let name = status(tid, "Name").unwrap_or_default();
-    // A helper that `volt` forks has a name of its own, and its commands are one role.
-    let helper = name.strip_prefix("volt-");
-    let thread = if let Some(helper) = helper {
-        helper
-    } else if main {
-        "main"
-    } else {
-        &name
-    };
+    let thread = if main { "main".into() } else { status(tid, "Name").unwrap_or_default() };
     let thread = thread.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned();
-    let program = program.unwrap_or_default();
-    let program = if program.starts_with("volt ") && program != "volt run" { "volt" } else { program };
-    Role { program: program.to_owned(), thread }
+    Role { program: program.unwrap_or_default().to_owned(), thread }
 }
 
 /// A field of a thread's status.
