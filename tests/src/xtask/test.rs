@@ -100,7 +100,7 @@ fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
 fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
-    debian::install(&["iproute2", "util-linux"])?;
+    debian::install(&["iproute2", "util-linux", "xz-utils"])?;
     // Tests find the programs beside themselves.
     workspace.debug()?;
     // Without the archive, the tests that need stock kernels say that they are skipped.
