@@ -22,9 +22,11 @@ pub fn check(names: &[&str]) -> Result<()> {
         let (mut programs, mut user, mut namespaces) = (Vec::new(), None, Vec::new());
         for pid in members.split_whitespace() {
             let process = Path::new("/proc").join(pid);
-            let exe = fs::read_link(process.join("exe"))?;
+            // A thread of KVM's own, which is accounted to the VM and executes no file.
+            let Ok(exe) = fs::read_link(process.join("exe")) else { continue };
             let program = exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let status = fs::read_to_string(process.join("status"))?;
+            let status =
+                fs::read_to_string(process.join("status")).with_context(|| format!("{program} has no status"))?;
             let field = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name));
                 line.map(str::trim).with_context(|| format!("{program} has no {name}"))
@@ -65,7 +67,7 @@ pub fn check(names: &[&str]) -> Result<()> {
         namespaces.dedup();
         ensure!(namespaces.len() == PROGRAMS.len(), "Processes of {name} share a user namespace");
         for limit in ["memory.max", "pids.max", "cpu.max"] {
-            let value = fs::read_to_string(cgroup.join(limit))?;
+            let value = fs::read_to_string(cgroup.join(limit)).with_context(|| format!("Cannot read {limit}"))?;
             ensure!(value.starts_with(|first: char| first.is_ascii_digit()), "{limit} of {name} is {value:?}");
         }
         users.push(user);
