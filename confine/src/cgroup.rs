@@ -26,30 +26,39 @@ pub struct CgroupLimits {
     pub cpus: u64,
 }
 
-/// A cgroup that was made, with its limits. It stays until [`remove`](Cgroup::remove)d.
+/// A cgroup's place. What is [`make`](Cgroup::make)de there stays until it is [`remove`](Cgroup::remove)d.
 #[derive(Clone, Debug)]
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// Makes the cgroup `name`, in place of one of that name that a process which was killed has left.
+    /// Where the cgroup `name` is to be. Makes nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::NoCgroup`] where the host has none to give, and says why.
-    pub fn create(name: &str, limits: CgroupLimits) -> Result<Cgroup, Error> {
+    /// [`Error::NoCgroup`] where version 2 is not mounted.
+    pub fn place(name: &str) -> Result<Cgroup, Error> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::NoCgroup(e.to_string()))?;
-        Cgroup::create_in(&hierarchy(&mounts)?, name, limits)
+        hierarchy(&mounts).map(|top| Cgroup(top.join(PARENT).join(name)))
     }
 
-    fn create_in(top: &Path, name: &str, limits: CgroupLimits) -> Result<Cgroup, Error> {
-        let parent = top.join(PARENT);
+    /// Makes it, in place of one that a process which was killed has left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoCgroup`] where the host has none to give, and says why. Nothing of it is left then.
+    pub fn make(&self, limits: CgroupLimits) -> Result<(), Error> {
+        let own = &self.0;
+        let mut above = own.ancestors().skip(1);
+        let (Some(parent), Some(top)) = (above.next(), above.next()) else {
+            return Err(Error::NoCgroup(format!("{} is no place for one", own.display())));
+        };
         let failed = |path: &Path, error: io::Error| Error::NoCgroup(format!("{}: {error}", path.display()));
         let make = |path: &Path| match fs::create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(path, error)),
             _ => Ok(()),
         };
-        make(&parent)?;
-        for level in [top, &parent] {
+        make(parent)?;
+        for level in [top, parent] {
             let offered = read(&level.join("cgroup.controllers"))?;
             if let Some(missing) = CONTROLLERS.iter().find(|name| !offered.split_whitespace().any(|o| o == **name)) {
                 let why = format!("{} has no {missing} controller (cgroup v1 may have it)", level.display());
@@ -58,24 +67,22 @@ impl Cgroup {
             let path = level.join("cgroup.subtree_control");
             fs::write(&path, CONTROLLERS.map(|name| format!("+{name}")).join(" ")).map_err(|e| failed(&path, e))?;
         }
-        let own = parent.join(name);
         // One that is left over is empty, and has another VM's limits and counts.
-        let _absent = fs::remove_dir(&own);
-        make(&own)?;
-        let cgroup = Cgroup(own);
+        let _absent = fs::remove_dir(own);
+        make(own)?;
         for (file, value) in [
             ("memory.max", limits.memory.to_string()),
             ("memory.oom.group", "1".into()),
             ("pids.max", limits.pids.to_string()),
             ("cpu.max", format!("{} {PERIOD}", limits.cpus.saturating_mul(PERIOD))),
         ] {
-            let path = cgroup.0.join(file);
+            let path = own.join(file);
             if let Err(error) = fs::write(&path, value) {
-                let _empty = fs::remove_dir(&cgroup.0);
+                let _empty = fs::remove_dir(own);
                 return Err(failed(&path, error));
             }
         }
-        Ok(cgroup)
+        Ok(())
     }
 
     /// Its folder.
@@ -93,7 +100,7 @@ impl Cgroup {
         fs::write(&path, "0").map_err(|e| Error::NoCgroup(format!("{}: {e}", path.display())))
     }
 
-    /// Removes it, if no process is left in it. Whether it is gone.
+    /// Removes it, if no process is left in it. Whether it is gone, or never was.
     pub fn remove(&self) -> bool {
         match fs::remove_dir(&self.0) {
             Ok(()) => true,
@@ -133,8 +140,9 @@ mod tests {
     fn hierarchy_without_the_controllers_is_named_with_the_one_that_it_lacks() {
         let top = tempfile::tempdir().unwrap();
         fs::write(top.path().join("cgroup.controllers"), "cpuset cpu memory hugetlb\n").unwrap();
-        let error = Cgroup::create_in(top.path(), "web.7", LIMITS).unwrap_err().to_string();
+        let cgroup = Cgroup(top.path().join(PARENT).join("web.7"));
+        let error = cgroup.make(LIMITS).unwrap_err().to_string();
         assert!(error.contains("no pids controller"), "{error}");
-        assert!(!top.path().join("volt-vmm/web.7").exists());
+        assert!(!cgroup.path().exists() && cgroup.remove());
     }
 }

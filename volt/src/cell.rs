@@ -22,14 +22,18 @@ pub struct Cell {
     pub user: Option<User>,
     /// Keeps others from that user.
     pub claim: Option<OwnedFd>,
+    /// Where its cgroup is to be, until [`build`](Cell::build); then where it is.
     pub cgroup: Option<Cgroup>,
     /// Most processes and threads.
     pub processes: u64,
+    limits: CgroupLimits,
+    /// What cannot be had, and why.
+    missing: Vec<String>,
 }
 
 impl Cell {
-    /// Takes what this host and user can give. What cannot be had is said, or refused, as `policy` has it.
-    pub fn claim(config: &VmConfig, policy: Policy) -> Result<Cell, Fault> {
+    /// Takes a user, where this host and whoever starts the VM can give one, and settles the rest.
+    pub fn claim(config: &VmConfig) -> Result<Cell, Fault> {
         let devices = u64::try_from(config.disks.len() + config.nets.len()).unwrap_or(u64::MAX);
         let processes =
             (PROCESSES + u64::from(config.vcpus)).saturating_add(devices.saturating_mul(PROCESSES_PER_DEVICE));
@@ -40,36 +44,46 @@ impl Cell {
             // One more than the guest has, for its devices and console.
             cpus: u64::from(config.vcpus) + 1,
         };
-        let mut missing = Vec::new();
-        let mut cell = Cell { user: None, claim: None, cgroup: None, processes };
+        let mut cell = Cell { user: None, claim: None, cgroup: None, processes, limits, missing: Vec::new() };
         if let Err(why) = Range::usable() {
-            missing.push(format!("a user of the VM's own ({why})"));
-            missing.push("a cgroup with limits (needs root)".into());
-        } else {
-            let (user, claim) = Range::find()?.claim()?;
-            // With the user in its name no other VM of the host can have it.
-            match Cgroup::create(&format!("{}.{}", config.name, user.uid()), limits) {
-                Ok(cgroup) => cell.cgroup = Some(cgroup),
-                Err(confine::Error::NoCgroup(why)) => missing.push(format!("a cgroup with limits ({why})")),
-                Err(error) => missing.push(format!("a cgroup with limits ({error})")),
-            }
-            (cell.user, cell.claim) = (Some(user), Some(claim));
+            cell.missing.push(format!("a user of the VM's own ({why})"));
+            cell.missing.push("a cgroup with limits (needs root)".into());
+            return Ok(cell);
+        }
+        let (user, claim) = Range::find()?.claim()?;
+        // With the user in its name no other VM of the host can have it.
+        match Cgroup::place(&format!("{}.{}", config.name, user.uid())) {
+            Ok(cgroup) => cell.cgroup = Some(cgroup),
+            Err(error) => cell.lacks_cgroup(&error),
+        }
+        (cell.user, cell.claim) = (Some(user), Some(claim));
+        Ok(cell)
+    }
+
+    /// Makes the cgroup; from here on there is something to clear away, which whoever knows its place does. What cannot be had
+    /// is said, or refused, as `policy` has it.
+    pub fn build(&mut self, name: &str, policy: Policy) -> Result<(), Fault> {
+        if let Some(Err(error)) = self.cgroup.as_ref().map(|cgroup| cgroup.make(self.limits)) {
+            self.cgroup = None;
+            self.lacks_cgroup(&error);
         }
         match policy {
-            _ if missing.is_empty() => {}
-            Policy::BestEffort => say(format_args!("runs without {}", missing.join(", "))),
-            Policy::Strict => {
-                if let Some(cgroup) = &cell.cgroup {
-                    cgroup.remove();
-                }
-                return Err(Fault::new(
-                    Code::Unavailable,
-                    format!("run the VM {}", config.name),
-                    format!("policy strict refuses to run it without {}", missing.join(", ")),
-                    "Mend that, or allow less with --confinement best-effort",
-                ));
+            _ if self.missing.is_empty() => Ok(()),
+            Policy::BestEffort => {
+                say(format_args!("runs without {}", self.missing.join(", ")));
+                Ok(())
             }
+            Policy::Strict => Err(Fault::new(
+                Code::Unavailable,
+                format!("run the VM {name}"),
+                format!("policy strict refuses to run it without {}", self.missing.join(", ")),
+                "Mend that, or allow less with --confinement best-effort",
+            )),
         }
-        Ok(cell)
+    }
+
+    fn lacks_cgroup(&mut self, error: &confine::Error) {
+        let why = if let confine::Error::NoCgroup(why) = error { why.clone() } else { error.to_string() };
+        self.missing.push(format!("a cgroup with limits ({why})"));
     }
 }

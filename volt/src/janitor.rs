@@ -200,8 +200,10 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     if let Some(claim) = &cell.claim {
         sandbox = sandbox.keep_fd(claim.as_raw_fd());
     }
-    if let Some(parent) = cell.cgroup.as_ref().and_then(|cgroup| cgroup.path().parent()) {
-        sandbox = sandbox.allow_dir_rw(parent);
+    // Where the supervisor could not make one there is no folder.
+    let cgroups = cell.cgroup.as_ref().and_then(|cgroup| cgroup.path().parent());
+    if let Some(cgroups) = cgroups.filter(|path| path.is_dir()) {
+        sandbox = sandbox.allow_dir_rw(cgroups);
     }
     let confined = sandbox.confine().map_err(fault)?;
     let filter = Filter::new("janitor").with(&base::exit()).with(&base::heap()).with(&base::close());

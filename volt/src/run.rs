@@ -72,8 +72,8 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let opened = open(&config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
     let signals = block_signals()?;
-    let cell = Cell::claim(&config, policy)?;
-    let (endpoint, watch) = claim(&paths, &config.name, &cell, policy)?;
+    let mut cell = Cell::claim(&config)?;
+    let (endpoint, watch) = claim(&paths, &config.name, &mut cell, policy)?;
     let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
     let launcher = Launcher::start(&role)?;
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
@@ -137,11 +137,12 @@ fn open_kvm() -> Result<OwnedFd, Fault> {
 }
 
 /// Claims the VM's name: its control socket exists as long as this process.
-fn claim(paths: &Paths, name: &str, cell: &Cell, policy: Policy) -> Result<(Endpoint, Watch), Fault> {
+fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(Endpoint, Watch), Fault> {
     let path = paths.vm(name);
     let lock = services::lock(services::open_dir(&paths.runtime)?, &paths.runtime)?;
     janitor::sweep(&paths.vms());
     let janitor = Janitor::start(paths, name, lock, cell, policy)?;
+    cell.build(name, policy)?;
     let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| {
         let (code, remedy) = match e {
             ipc::Error::AlreadyExists { .. } => {
