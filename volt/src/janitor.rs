@@ -78,7 +78,7 @@ pub fn sweep(dir: &Path) {
 /// How long the janitor may take to clear up.
 const CLEARED: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How often, a hundredth of a second apart, to look whether the last process of a VM has left its cgroup.
-const LEAVING: u32 = 500;
+const LEAVING: u32 = 6000;
 
 /// The supervisor's end of a janitor that is not told yet what it is to watch over.
 pub struct Janitor {

@@ -184,7 +184,7 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
 
 fn nothing_left(volt: &Volt) -> Result<()> {
     leftovers::none(volt, Allowed::Services, Duration::from_secs(10))?;
-    walls::none_left(Duration::from_secs(10))
+    walls::none_left(Duration::from_secs(40))
 }
 
 /// Waits until a guest is up, and returns its address.

@@ -87,7 +87,11 @@ pub fn none_left(patience: Duration) -> Result<()> {
             return Ok(());
         }
         if Instant::now() > end {
-            bail!("Cgroups left behind after {} s: {left:?}", patience.as_secs());
+            let members = |path: &PathBuf| fs::read_to_string(path.join("cgroup.threads")).unwrap_or_default();
+            let names = |tid: &str| fs::read_to_string(Path::new("/proc").join(tid).join("stat")).unwrap_or_default();
+            let stats: Vec<_> =
+                left.iter().map(members).flat_map(|m| m.lines().map(names).collect::<Vec<_>>()).collect();
+            bail!("Cgroups left behind after {} s: {left:?}, with {stats:?}", patience.as_secs());
         }
         std::thread::sleep(Duration::from_millis(50));
     }
