@@ -74,7 +74,11 @@ pub fn footprint(volt: &Volt, report: &mut Report) -> Result<()> {
         let name = match program.as_str() {
             "volt" if pid == vm.pid() => "volt.supervisor".into(),
             "volt" if arguments.contains(" keep ") => "service.keeper".into(),
-            "volt" => "volt.janitor".into(),
+            // Its helpers are of the same program, and have names of their own.
+            "volt" => {
+                let name = std::fs::read_to_string(format!("/proc/{pid}/comm"))?;
+                format!("volt.{}", name.trim().trim_start_matches("volt-"))
+            }
             "netmgr" | "ipamd" | "kernel-store" => format!("service.{program}"),
             _ => format!("volt.{program}"),
         };

@@ -7,9 +7,12 @@ use std::{
 };
 
 use crate::{
-    host::{Host, Running, kill, until},
+    host::{Host, Running, kill, uid, until},
     kernel::{POWEROFF, SPIN, print},
 };
+
+/// The set that holds CAP_NET_ADMIN alone (capabilities(7)).
+const NET_ADMIN: u64 = 1 << 12;
 
 #[test]
 fn many_runs_at_once_start_each_service_once() {
@@ -105,4 +108,37 @@ fn services_and_their_sockets_go_once_nobody_needs_them() {
         if left.is_empty() && host.processes("volt keep").is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
     host.clean();
+}
+
+#[test]
+fn services_that_root_starts_are_users_of_their_own_and_netmgr_alone_has_a_capability() {
+    let test = "services_that_root_starts_are_users_of_their_own_and_netmgr_alone_has_a_capability";
+    let Some(host) = Host::new(test) else { return };
+    host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
+    let mut users = Vec::new();
+    for (service, capabilities) in [("kernel-store", 0), ("netmgr", NET_ADMIN), ("ipamd", 0)] {
+        let process = format!("/proc/{}", host.processes(service)[0]);
+        let status = fs::read_to_string(format!("{process}/status")).unwrap();
+        let set = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        for name in ["CapPrm:", "CapEff:", "CapBnd:"] {
+            assert_eq!(set(name), capabilities, "{service} {name}");
+        }
+        assert_eq!((set("CapInh:"), set("CapAmb:")), (0, 0), "{service}");
+        let user = uid(std::path::Path::new(&process));
+        assert!((host.user..host.user + 16).contains(&user), "{service} is user {user}");
+        users.push(user);
+        let seen: Vec<_> = fs::read_dir(format!("{process}/root")).unwrap().flatten().map(|e| e.file_name()).collect();
+        assert!(!seen.iter().any(|name| name == "etc"), "{service} sees {seen:?}");
+    }
+    users.sort_unstable();
+    users.dedup();
+    assert_eq!(users.len(), 3);
+    // What they keep is theirs from now on, also where they are started again.
+    for service in ["volt keep", "netmgr", "ipamd", "kernel-store"] {
+        kill(host.processes(service)[0], libc::SIGKILL);
+    }
+    host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
 }
