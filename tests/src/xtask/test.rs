@@ -5,6 +5,7 @@
 //! skipped, not as passed.
 
 use std::{
+    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -43,6 +44,13 @@ impl Tally {
     pub fn skip(&mut self, name: &str, why: &str) {
         println!("skipped {name}: {why}");
         self.skipped += 1;
+    }
+
+    /// Adds what came of other tests.
+    fn add(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped += other.skipped;
     }
 
     /// Passed, failed, skipped.
@@ -112,6 +120,16 @@ fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     })
 }
 
+/// How often a lab host is booted at most.
+const BOOTS: usize = 3;
+
+/// Whether the lab host's own kernel ran into a breakpoint of its own making. It patches its code with one processor
+/// while another runs it (KVM's static keys, at each start and end of a VM), and QEMU's emulation of two processors at
+/// once may run such a breakpoint after the kernel has taken it away again. Seen once in some ten runs, on 6.12.
+fn patched_itself_to_death(dir: &Path) -> bool {
+    std::fs::read(dir.join("console.log")).is_ok_and(|log| log.windows(10).any(|text| text == b"Oops: int3"))
+}
+
 fn stock_kernels(workspace: &Workspace) -> Result<[Kernel; 2]> {
     let lab = workspace.lab();
     Ok([Kernel::fetch(&lab, "6.1")?, Kernel::fetch(&lab, "6.12")?])
@@ -133,26 +151,36 @@ fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
             deadline: Duration::from_secs(600),
         };
         let on = format!("lab host {}", host.series);
-        let mut results = 0;
-        let run = boot.run(&workspace.lab().join("runs").join(host.series), &mut |event| {
-            results += 1;
-            match event {
-                Event::Ok(name) => {
-                    println!("ok {on}: {name}");
-                    tally.pass();
+        let dir = workspace.lab().join("runs").join(host.series);
+        for attempt in 1..=BOOTS {
+            let mut own = Tally::default();
+            let mut results = 0;
+            let run = boot.run(&dir, &mut |event| {
+                results += 1;
+                match event {
+                    Event::Ok(name) => {
+                        println!("ok {on}: {name}");
+                        own.pass();
+                    }
+                    Event::NotOk(name, why) => own.fail(&format!("{on}: {name}"), &why),
+                    Event::Skipped(name, why) => own.skip(&format!("{on}: {name}"), &why),
+                    Event::Say(text) => println!("{on}: {text}"),
+                    Event::Figure(..) | Event::Up | Event::End => {}
                 }
-                Event::NotOk(name, why) => tally.fail(&format!("{on}: {name}"), &why),
-                Event::Skipped(name, why) => tally.skip(&format!("{on}: {name}"), &why),
-                Event::Say(text) => println!("{on}: {text}"),
-                Event::Figure(..) | Event::Up | Event::End => {}
+            });
+            if run.is_err() && own.failed.is_empty() && attempt < BOOTS && patched_itself_to_death(&dir) {
+                println!("{on}: its own kernel died while QEMU emulated how it patches itself; all checks once more");
+                continue;
             }
-        });
-        let run = run.and_then(|()| {
-            ensure!(results > 0, "No check was made");
-            Ok(())
-        });
-        if let Err(why) = run {
-            tally.fail(&on, &format!("{why:#}"));
+            let run = run.and_then(|()| {
+                ensure!(results > 0, "No check was made");
+                Ok(())
+            });
+            if let Err(why) = run {
+                own.fail(&on, &format!("{why:#}"));
+            }
+            tally.add(own);
+            break;
         }
     }
     Ok(())
