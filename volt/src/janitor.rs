@@ -71,6 +71,9 @@ pub fn sweep(dir: &Path) {
         } else if path.extension().is_some_and(|end| end == "sock") && dead() {
             let _ = fs::remove_file(&path);
             let _ = fs::remove_file(ipc::lane_path(&path));
+        } else if path.extension().is_some_and(|end| end == "fds") && !path.with_extension("").exists() {
+            // The lane is bound first: whoever bound it was killed before the other.
+            let _ = fs::remove_file(&path);
         }
     }
 }
@@ -227,5 +230,27 @@ fn emptied(cgroup: &Cgroup) {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn sweep_removes_what_killed_processes_left_and_nothing_that_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let served = UnixListener::bind(path("live.sock")).unwrap();
+        for dead in ["dead.sock", "dead.sock.fds", "half.sock.fds", ".7.0", "live.sock.fds"] {
+            drop(UnixListener::bind(path(dead)).unwrap());
+        }
+        sweep(dir.path());
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["live.sock", "live.sock.fds"]);
+        drop(served);
     }
 }
