@@ -61,11 +61,11 @@ pub(crate) fn bad_token() -> Fault {
     )
 }
 
-pub(crate) fn too_many_tokens(uid: u32) -> Fault {
+pub(crate) fn too_many_tokens() -> Fault {
     Fault::new(
         Code::Exhausted,
         "keep a descriptor on the fd lane",
-        format!("as many as may wait already for user {uid} or this process of it"),
+        "as many as may wait already for this user, or this process of it",
         "Redeem some, or ask again in 30 s",
     )
 }
@@ -130,7 +130,7 @@ impl Lane {
         Lane::with_limits(Duration::from_secs(wire::TOKEN_LIFETIME_SECONDS.into()), wire::MAX_TOKENS_PER_USER.into())
     }
 
-    /// An empty table with tighter limits than the schema's.
+    /// An empty table with tighter limits than the schema's; with room for nobody, all are told that it is full.
     pub fn with_limits(lifetime: Duration, per_user: usize) -> Lane {
         let table = Table { waiting: HashMap::new(), lifetime, per_user };
         Lane { table: Rc::new(RefCell::new(table)), added: Rc::default() }
@@ -157,12 +157,12 @@ impl Lane {
     }
 
     fn keep(&self, fd: OwnedFd, peer: Peer, to: To) -> Result<Token, Fault> {
-        let token = Token::random()?;
         let mut table = self.table.borrow_mut();
         table.expire();
         if table.is_full_for(peer) {
-            return Err(too_many_tokens(peer.uid));
+            return Err(too_many_tokens());
         }
+        let token = Token::random()?;
         let until = Instant::now() + table.lifetime;
         table.waiting.insert(token, Waiting { fd, uid: peer.uid, pid: peer.pid, to, until });
         self.added.notify_one();

@@ -151,7 +151,7 @@ const WRONG_REPLY: Ended = Ended("the service's reply is malformed");
 fn refusal(status: u8) -> Result<Fault, Ended> {
     match status {
         wire::STATUS_BAD_TOKEN => Ok(bad_token()),
-        wire::STATUS_EXHAUSTED => Ok(too_many_tokens(rustix::process::geteuid().as_raw())),
+        wire::STATUS_EXHAUSTED => Ok(too_many_tokens()),
         _ => Err(WRONG_REPLY),
     }
 }

@@ -12,20 +12,24 @@ use anyhow::{Context, Result, ensure};
 use volt_tests::{
     syscalls::{
         name,
-        trace::{self, Role, Seen},
+        trace::{self, Calls, Role, Seen},
     },
     workspace::Workspace,
 };
 
 /// The programs whose threads are watched.
-const PROGRAMS: [&str; 6] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"];
+const PROGRAMS: [&str; 7] =
+    ["vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store", "volt"];
+/// Those that a VM's launcher starts, so that its list has all that theirs have.
+const LAUNCHED: [&str; 3] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend"];
 
-/// Watched as well, as the others run under the filter of its launcher. Its own lists are not held to the same yet.
-const STARTER: &str = "volt";
+/// The commands of `volt` that ask something and end.
+const CLIENTS: [&str; 4] = ["kernel", "list", "network", "stop"];
 
-/// What runs: test programs by package and name, and what of them is left out, as it takes long and shows nothing more.
+/// What runs: test programs by package and name, and which tests of them, or what is left out as it takes long and shows
+/// nothing more.
 const RUNS: [(&str, &[&str]); 15] = [
-    ("volt host", &["life::guest_that_powers_off"]),
+    ("volt host", &VOLT),
     ("vmm-core micro_guest", &["--skip=mute_backend", "--skip=every_size"]),
     ("vhost-blk-backend requests", &[]),
     ("vhost-blk-backend hostile", &[]),
@@ -41,13 +45,27 @@ const RUNS: [(&str, &[&str]); 15] = [
     ("kernel-store service", &["--skip=every_packing"]),
     ("kernel-store crash", &[]),
 ];
+/// Guests that end in every way, that are typed to and read from, clients, helpers that are kept waiting, what dies.
+const VOLT: [&str; 11] = [
+    "life::guest_that_resets_boots_again",
+    "life::second_signal_ends",
+    "life::stopped_vm_is_listed",
+    "console::input_that_ends",
+    "console::reader_that_has_stopped",
+    "console::terminal_passes_keys",
+    "control::control_socket_leads",
+    "ends::process_of_a_vm_that_dies",
+    "refusals::disk_of_another",
+    "services::sockets_of_who_has_ended",
+    "services::longest_list",
+];
 /// How long one may take.
 const LIMIT: Duration = Duration::from_secs(120);
 /// How often it runs before what it did not do counts: some calls are made only where threads meet in a certain moment.
 const TRIES: usize = 3;
 
 /// How many system calls a thread may have at most, or all threads of a program together.
-const GOALS: [(&str, Option<&str>, usize); 7] = [
+const GOALS: [(&str, Option<&str>, usize); 11] = [
     ("vmm-core", Some("vcpu"), 8),
     ("vmm-core", Some("main"), 25),
     ("vhost-net-backend", Some("worker"), 12),
@@ -55,6 +73,10 @@ const GOALS: [(&str, Option<&str>, usize); 7] = [
     ("ipamd", None, 40),
     ("kernel-store", None, 35),
     ("netmgr", None, 45),
+    ("volt", Some("run"), 25),
+    ("volt", Some("client"), 15),
+    ("volt", Some("janitor"), 10),
+    ("volt", Some("keep"), 10),
 ];
 
 #[test]
@@ -82,19 +104,12 @@ fn check() -> Result<()> {
                 continue;
             }
             failed.remove(test);
-            let watched = [&PROGRAMS[..], &[STARTER]].concat();
-            if let Err(error) = trace::run(command, &watched, &mut seen, LIMIT) {
+            if let Err(error) = trace::run(command, &PROGRAMS, &mut seen, LIMIT) {
                 failed.insert(test, format!("{error:#}"));
             }
         }
+        join(&mut seen);
     }
-    seen.roles.retain(|role, _| PROGRAMS.contains(&role.program.as_str()));
-    // The control link's thread is the `device` crate's, with one list and one code, in whichever backend.
-    let of_control = |role: &Role| role.program.starts_with("vhost-") && role.thread == "control";
-    let used = seen.roles.iter().filter(|(role, _)| of_control(role)).flat_map(|(_, calls)| calls.used.iter().copied());
-    let used: BTreeSet<u32> = used.collect();
-    seen.roles.iter_mut().filter(|(role, _)| of_control(role)).for_each(|(_, calls)| calls.used.extend(&used));
-    seen.cut.retain(|call| !call.starts_with(STARTER));
     for (Role { program, thread }, calls) in &seen.roles {
         println!("{program} {thread}: {} calls: {}", calls.allowed.len(), names(&calls.allowed));
     }
@@ -120,6 +135,30 @@ fn check() -> Result<()> {
     let (table, readme) = (table(&seen), std::fs::read_to_string(workspace.root.join("README.md"))?);
     ensure!(readme.contains(&table), "README.md does not have this table:\n{table}");
     Ok(())
+}
+
+/// Joins what is one: lists that several roles have, with the code.
+fn join(seen: &mut Seen) {
+    // The control link's thread is the `device` crate's, in whichever backend.
+    let of_control = |role: &Role| role.program.starts_with("vhost-") && role.thread == "control";
+    let used = used(seen, of_control);
+    seen.roles.iter_mut().filter(|(role, _)| of_control(role)).for_each(|(_, calls)| calls.used.extend(&used));
+    // The short commands.
+    let volt = |thread: &str| Role { program: "volt".into(), thread: thread.into() };
+    for command in CLIENTS {
+        if let Some(Calls { allowed, used }) = seen.roles.remove(&volt(command)) {
+            let client = seen.roles.entry(volt("client")).or_default();
+            (client.allowed.extend(allowed), client.used.extend(used));
+        }
+    }
+    // Whatever a VM's programs do, they do under the launcher's list; that they do it shows without a launcher as well.
+    let used = self::used(seen, |role| LAUNCHED.contains(&role.program.as_str()));
+    seen.roles.entry(volt("launcher")).or_default().used.extend(used);
+}
+
+/// What those roles have made.
+fn used(seen: &Seen, of: impl Fn(&Role) -> bool) -> BTreeSet<u32> {
+    seen.roles.iter().filter(|(role, _)| of(role)).flat_map(|(_, calls)| calls.used.iter().copied()).collect()
 }
 
 fn all_are_seen(seen: &Seen) -> bool {

@@ -2,15 +2,13 @@
 
 use confine::{Filter, Rule, base};
 
+/// Bytes of heap for a process that waits and tidies up.
+pub const SMALL_HEAP: usize = 1 << 20;
+
 /// A short command: talks over the links that it has, and prints what it heard.
 pub fn client() -> Filter {
     let output = vec![Rule::eq(0, 1)];
-    Filter::new("client")
-        .with(&base::tokio())
-        .with(&base::heap())
-        .with(&links())
-        .with(&poll())
-        .allow_if(libc::SYS_write, output)
+    Filter::new("client").with(&base::tokio()).with(&base::heap()).with(&links()).allow_if(libc::SYS_write, output)
 }
 
 /// To make sure of what a socket is, before talking over it.
@@ -31,21 +29,12 @@ pub fn supervisor() -> Filter {
         .with(&base::listener())
         .with(&base::timed_wait())
         .with(&links())
-        .with(&lane())
         .with(&poll())
         .allow_if(libc::SYS_read, vec![Rule::eq64(2, size_of::<libc::signalfd_siginfo>() as u64)])
         .allow_if(libc::SYS_socketpair, vec![Rule::eq(0, libc::AF_UNIX as u32)]) // the links of a VM
         .allow_if(libc::SYS_pidfd_send_signal, vec![Rule::eq(1, libc::SIGKILL as u32)])
         .allow_if(libc::SYS_ioctl, vec![Rule::eq(1, libc::TCSETS2 as u32)]) // the terminal's modes, at the end
-        .allow(&[
-            libc::SYS_clock_nanosleep,
-            libc::SYS_getrandom, // tokens of the fd lane
-        ])
-}
-
-/// What a refusal on the fd lane says, it says of this user.
-fn lane() -> Filter {
-    Filter::new("lane").allow(&[libc::SYS_geteuid])
+        .allow(&[libc::SYS_clock_nanosleep])
 }
 
 /// The launcher of a VM's programs. A filter is inherited by every program started under it, so this one has to allow whatever
@@ -71,7 +60,7 @@ fn memory() -> Filter {
         .with(&base::heap())
         .allow_if(libc::SYS_mmap, not_executable())
         .allow_if(libc::SYS_mprotect, not_executable())
-        .allow(&[libc::SYS_munmap, libc::SYS_mremap, libc::SYS_madvise])
+        .allow(&[libc::SYS_munmap, libc::SYS_madvise])
 }
 
 /// Starting and reaping a program.
@@ -147,7 +136,6 @@ fn programs() -> Filter {
             libc::SYS_gettid,
             libc::SYS_ioctl, // KVM, TAP, block devices
             libc::SYS_pread64,
-            libc::SYS_clock_nanosleep,
             libc::SYS_set_tid_address,
             libc::SYS_rt_sigaction,
             libc::SYS_set_robust_list,
@@ -185,11 +173,13 @@ pub fn unlink() -> Filter {
     ])
 }
 
-/// As well removing a folder.
-pub fn remove() -> Filter {
-    Filter::new("remove").with(&unlink()).allow(&[
+/// Removing a folder.
+pub fn rmdir() -> Filter {
+    Filter::new("rmdir").allow(&[
         #[cfg(target_arch = "x86_64")]
         libc::SYS_rmdir,
+        #[cfg(not(target_arch = "x86_64"))]
+        libc::SYS_unlinkat,
     ])
 }
 

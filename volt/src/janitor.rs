@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use confine::{Cgroup, Filter, Policy, Sandbox, base};
+use confine::{Cgroup, Filter, Heap, Policy, Sandbox, base};
 use ipc::{Code, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -196,6 +196,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     let own = paths_of(&paths.vm(name)).into_iter().zip(inodes).map(|(path, inode)| Own { path, inode });
     let own: Vec<Own> = own.collect();
     let mut sandbox = Sandbox::new("volt-janitor", policy)
+        .heap(Heap::Reserved(filters::SMALL_HEAP))
         .keep_fd(wait.as_raw_fd())
         .keep_fd(runtime.as_raw_fd())
         .allow_dir_rw(&paths.vms());
@@ -209,13 +210,18 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
         sandbox = sandbox.allow_dir_rw(cgroups);
     }
     let confined = sandbox.confine().map_err(fault)?;
-    let filter = Filter::new("janitor").with(&base::exit()).with(&base::heap()).with(&base::close());
-    let filter = filter.with(&filters::remove()).with(&filters::lock()).allow(&[libc::SYS_read]);
+    let mut filter = Filter::new("janitor").with(&base::close()).with(&filters::unlink()).with(&filters::lock());
+    if cell.cgroup.is_some() {
+        filter = filter.with(&filters::rmdir());
+    }
+    // It has one thread, and nobody to say anything to.
+    let filter = filter.allow(&[libc::SYS_read, libc::SYS_exit_group]);
     let _narrow = confined.enter(&filter).map_err(fault)?;
     read(&wait, &mut [0u8; 1]);
-    let locked = lock(runtime, &paths.runtime)?;
-    own.iter().for_each(Own::remove);
-    drop(locked);
+    // Where the lock cannot be had the sockets stay: the next `volt run` sweeps them up.
+    if let Ok(_lock) = lock(runtime, &paths.runtime) {
+        own.iter().for_each(Own::remove);
+    }
     // The supervisor's sign that the name is free.
     drop(wait);
     cell.cgroup.iter().for_each(emptied);

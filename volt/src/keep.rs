@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
 
-use confine::{Child, Filter, Policy, Sandbox, Spawn, User, base};
+use confine::{Child, Filter, Heap, Policy, Rule, Sandbox, Spawn, User, base};
 use ipc::{Code, Endpoint, Fault};
 use rustix::event::{PollFd, PollFlags};
 
@@ -119,15 +119,18 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         Fault::new(Code::Unavailable, "confine the keeper", e.to_string(), "See volt --help on --confinement")
     };
     drop(log);
-    let mut sandbox = Sandbox::new("volt-keep", policy).allow_dir_rw(&paths.runtime);
+    let mut sandbox =
+        Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP)).allow_dir_rw(&paths.runtime);
     for k in &kept {
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
     }
     let confined = sandbox.confine().map_err(fault)?;
-    let filter = Filter::new("keeper").with(&base::exit()).with(&base::heap()).with(&base::close());
-    let filter = filter.with(&filters::poll()).with(&filters::unlink()).with(&filters::lock()).allow(&[
+    // It has one thread.
+    let filter = Filter::new("keeper").with(&base::close()).with(&filters::poll()).with(&filters::unlink());
+    let filter = filter.with(&filters::lock()).allow_if(libc::SYS_write, vec![Rule::eq(0, 2)]).allow(&[
         libc::SYS_wait4,
         libc::SYS_openat, // the runtime directory, to lock it
+        libc::SYS_exit_group,
     ]);
     let _narrow = confined.enter(&filter).map_err(fault)?;
 

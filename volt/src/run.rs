@@ -213,7 +213,9 @@ async fn supervise(
     stop_on_signals(signals, control.clone())?;
     let services = Services::new(found.connect()?)?;
     let bootstrap = control.clone();
-    tokio::task::spawn_local(ipc::serve(endpoint, clients, Lane::new(), Limits::default(), None, move |_| {
+    // Nothing that a VM is asked for takes a descriptor.
+    let lane = Lane::with_limits(Duration::ZERO, 0);
+    tokio::task::spawn_local(ipc::serve(endpoint, clients, lane, Limits::default(), None, move |_| {
         Ok(bootstrap.client().client)
     }));
 

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 
 /// AUDIT_ARCH_X86_64.
 const ARCH: u32 = 0xc000_003e;
-/// Past the last number of x86-64 (which are below 600 for years to come), and the bit that marks the x32 ABI's.
-const NUMBERS: u32 = 1024;
+/// The last number that is looked at (x86-64's are below 600 for years to come), and the bit that marks the x32 ABI's.
+pub const LAST_NUMBER: u32 = 1023;
 const X32: u32 = 0x4000_0000;
 
 /// `struct sock_filter`.
@@ -43,7 +43,7 @@ impl Instruction {
 /// The numbers of x86-64's system calls that `program` allows with some arguments.
 pub fn allowed(program: &[Instruction]) -> Result<BTreeSet<u32>> {
     let mut numbers = BTreeSet::new();
-    for number in (0..NUMBERS).flat_map(|number| [number, number | X32]) {
+    for number in (0..=LAST_NUMBER).flat_map(|number| [number, number | X32]) {
         let is_let_through = |action| action == libc::SECCOMP_RET_ALLOW;
         let mut walk = Walk { program, number, arguments: None, is_let_through, seen: BTreeSet::new() };
         if walk.allows(0, None)? {
@@ -165,7 +165,7 @@ mod tests {
     fn numbers_of_the_x32_abi_are_seen() {
         let filter = program(&[(0x20, 0, 0, 0), (0x45, 0, 1, X32), ALLOW, KILL]);
         let numbers = allowed(&filter).unwrap();
-        assert!(numbers.len() == NUMBERS as usize && numbers.iter().all(|number| number & X32 != 0));
+        assert!(numbers.len() == LAST_NUMBER as usize + 1 && numbers.iter().all(|number| number & X32 != 0));
     }
 
     #[test]

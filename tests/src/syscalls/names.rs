@@ -29,7 +29,7 @@ const NAMES: &[(libc::c_long, &str)] = names![
     SYS_prlimit64 "prlimit64" SYS_pwrite64 "pwrite64" SYS_pwritev "pwritev" SYS_pwritev2 "pwritev2" SYS_read "read"
     SYS_readlink "readlink" SYS_readlinkat "readlinkat" SYS_readv "readv" SYS_recvfrom "recvfrom"
     SYS_recvmsg "recvmsg" SYS_rename "rename" SYS_renameat "renameat" SYS_renameat2 "renameat2"
-    SYS_restart_syscall "restart_syscall" SYS_rseq "rseq" SYS_rt_sigaction "rt_sigaction"
+    SYS_restart_syscall "restart_syscall" SYS_rmdir "rmdir" SYS_rseq "rseq" SYS_rt_sigaction "rt_sigaction"
     SYS_rt_sigprocmask "rt_sigprocmask" SYS_rt_sigreturn "rt_sigreturn" SYS_sched_getaffinity "sched_getaffinity"
     SYS_sched_yield "sched_yield" SYS_seccomp "seccomp" SYS_sendfile "sendfile" SYS_sendmsg "sendmsg"
     SYS_sendto "sendto" SYS_set_robust_list "set_robust_list" SYS_set_tid_address "set_tid_address"

@@ -38,12 +38,13 @@ const HOLD: Duration = Duration::from_millis(12);
 /// How often one process is stopped at most.
 const POKES: u32 = 8;
 
-/// The threads of one name in one program.
+/// The threads of one name in one program, over all its processes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Role {
     /// The program's name.
     pub program: String,
-    /// The thread's, without a number at its end; `main` for a process's first.
+    /// The thread's, without a number at its end. For a process's first: what the process calls itself after the
+    /// program's name and a dash, the command where a program has many, or `main`.
     pub thread: String,
 }
 
@@ -71,6 +72,15 @@ pub struct Seen {
 struct Installed {
     role: Role,
     program: Vec<Instruction>,
+    /// What it allows.
+    allowed: BTreeSet<u32>,
+}
+
+impl Installed {
+    /// One that only answers some calls in the kernel's stead, and leaves all others to the filter beside it.
+    fn leaves_the_rest(&self) -> bool {
+        self.allowed.contains(&bpf::LAST_NUMBER)
+    }
 }
 
 /// One thread of any traced process.
@@ -284,22 +294,29 @@ impl Tracer<'_> {
                     self.poke(tracee.tid());
                 } else if let Some(program) = filter_of(tracee, number, arguments) {
                     let role = role(tracee.tid(), thread.program.as_deref());
-                    thread.installing = Some(Rc::new(Installed { role, program }));
+                    let allowed = bpf::allowed(&program)?;
+                    thread.installing = Some(Rc::new(Installed { role, program, allowed }));
                 }
             }
             Ok(Syscall::Exit(result)) => {
                 let Some(installed) = thread.installing.take().filter(|_| result == 0) else { return Ok(()) };
-                let mut allowed = bpf::allowed(&installed.program)?;
+                let mut allowed = installed.allowed.clone();
                 if only_asks_whether_open(&installed.program)? {
                     allowed.remove(&(libc::SYS_fcntl as u32));
                 }
                 for earlier in &thread.filters {
-                    let before = bpf::allowed(&earlier.program)?;
                     let Role { program, thread } = &installed.role;
-                    let cut = allowed.extract_if(.., |number| !before.contains(number));
-                    self.seen.cut.extend(cut.map(|number| format!("{program} {thread}: {}", name(number))));
+                    let cut = allowed.extract_if(.., |number| !earlier.allowed.contains(number));
+                    // That a filter has to allow what the one beside it answers is no mistake.
+                    if !earlier.leaves_the_rest() {
+                        self.seen.cut.extend(cut.map(|number| format!("{program} {thread}: {}", name(number))));
+                    } else {
+                        cut.for_each(drop);
+                    }
                 }
-                self.seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
+                if !installed.leaves_the_rest() {
+                    self.seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
+                }
                 thread.filters.push(installed);
             }
             Ok(Syscall::None) | Err(_) => {}
@@ -323,7 +340,7 @@ impl Tracer<'_> {
 fn note(thread: &Thread, seen: &mut Seen, number: u32, arguments: [u64; 6]) -> Result<bool> {
     let restart = libc::SYS_restart_syscall as u32;
     let mut may_restart = false;
-    for Installed { role, program } in thread.filters.iter().map(|filter| &**filter) {
+    for Installed { role, program, .. } in thread.filters.iter().map(|filter| &**filter) {
         if !bpf::survives(program, number, arguments)? {
             let arguments = arguments.map(|argument| format!("{argument:#x}")).join(", ");
             let Role { program, thread } = role;
@@ -387,9 +404,13 @@ fn program(pid: i32, programs: &[&str]) -> Option<Rc<str>> {
 
 fn role(tid: i32, program: Option<&str>) -> Role {
     let main = status(tid, "Tgid").is_some_and(|pid| pid == tid.to_string());
-    let thread = if main { "main".into() } else { status(tid, "Name").unwrap_or_default() };
+    let name = status(tid, "Name").unwrap_or_default();
+    let program = program.unwrap_or_default();
+    let (program, command) = program.split_once(' ').unwrap_or((program, "main"));
+    let own = name.strip_prefix(program).and_then(|rest| rest.strip_prefix('-'));
+    let thread = if main { own.unwrap_or(command) } else { &name };
     let thread = thread.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned();
-    Role { program: program.unwrap_or_default().to_owned(), thread }
+    Role { program: program.to_owned(), thread }
 }
 
 /// A field of a thread's status.

@@ -33,6 +33,13 @@ fn input_that_ends_or_never_was_does_not_end_the_guest() {
     assert_eq!(host.run(host.plain("folder", &kernel).stdin(folder)).ok().out, "Volt");
     let ended = Running::start(host.plain("ended", &kernel).stdin(Stdio::piped()));
     assert_eq!(ended.end().ok().out, "Volt");
+    // Nothing to read yet, and whoever gave it made it non-blocking.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&reader, true).unwrap();
+    let late = Running::start(host.plain("late", &host.kernel("echo", &[&print("up"), &echo()])).stdin(reader));
+    late.says("up");
+    writer.write_all(b".").unwrap();
+    assert_eq!(late.end().ok().out, "up.");
 }
 
 #[test]
@@ -64,13 +71,18 @@ fn closed_output_and_error_do_not_end_the_guest() {
 #[test]
 fn reader_that_has_stopped_reading_does_not_hold_up_the_end() {
     let Some(host) = Host::new("reader_that_has_stopped_reading_does_not_hold_up_the_end") else { return };
-    let (_reader, writer) = std::io::pipe().unwrap();
-    let vm = Running::start(host.full("web", &host.kernel("flood", &[&flood()])).stdout(writer));
-    host.runs("web");
-    std::thread::sleep(Duration::from_millis(300));
-    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
-    vm.end().ok();
-    host.clean();
+    for blocks in [true, false] {
+        let (_reader, mut writer) = std::io::pipe().unwrap();
+        let room = rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
+        writer.write_all(&vec![b'.'; room]).unwrap();
+        rustix::io::ioctl_fionbio(&writer, !blocks).unwrap();
+        let vm = Running::start(host.full("web", &host.kernel("flood", &[&flood()])).stdout(writer));
+        host.runs("web");
+        std::thread::sleep(Duration::from_millis(300));
+        host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+        vm.end().ok();
+        host.clean();
+    }
 }
 
 /// A terminal: the side that shows it, and the side that programs have.

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use schema::kernel_store_capnp::kernel_store;
+
 use crate::{
     host::{Host, Running, kill, uid, until},
     kernel::{POWEROFF, SPIN, print},
@@ -108,6 +110,79 @@ fn services_and_their_sockets_go_once_nobody_needs_them() {
         if left.is_empty() && host.processes("volt keep").is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     });
     host.clean();
+}
+
+#[test]
+fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cannot_be_had_in_time() {
+    let test = "sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cannot_be_had_in_time";
+    let Some(host) = Host::new(test) else { return };
+    let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));
+    // They wait for it five seconds.
+    for in_time in [true, false] {
+        let vm = Running::start(&mut host.full("web", &spin));
+        vm.says("up");
+        let lock = fs::File::open(host.path("run")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        kill(host.processes("ipamd")[0], libc::SIGKILL);
+        vm.signal(libc::SIGKILL);
+        vm.end();
+        let left = || {
+            let sockets = ["run", "run/vms"].map(|folder| host.sockets(folder)).concat();
+            sockets.into_iter().filter(|name| ["ipamd.", "web."].iter().any(|of| name.starts_with(of))).count()
+        };
+        if in_time {
+            std::thread::sleep(Duration::from_millis(500));
+            assert_eq!(left(), 4);
+            drop(lock);
+            until("the sockets are gone", || if left() == 0 { Ok(()) } else { Err(left().to_string()) });
+        } else {
+            until("the keeper and the janitor have given up", || {
+                let log = fs::read_to_string(host.path("state/services.log")).unwrap();
+                let waiting = host.processes("volt");
+                if log.contains("held the lock for 5 s") && waiting.is_empty() { Ok(()) } else { Err(log) }
+            });
+            assert_eq!(left(), 4);
+            drop(lock);
+            host.run(&mut host.full("other", &off)).ok();
+        }
+        host.clean();
+    }
+}
+
+/// A kernel store of somebody else's, with as many kernels as one may list.
+struct Crowded;
+
+impl kernel_store::Server for Crowded {
+    async fn list(
+        self: std::rc::Rc<Self>,
+        _: kernel_store::ListParams,
+        mut results: kernel_store::ListResults,
+    ) -> Result<(), capnp::Error> {
+        let mut kernels = results.get().init_kernels(1024);
+        for n in 0..1024 {
+            let mut kernel = kernels.reborrow().get(n);
+            kernel.set_digest(format!("{n:064x}"));
+            kernel.set_alias(format!("{n}\x1b[2J{}", "a".repeat(48)));
+            kernel.set_version("6.\x07");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn longest_list_is_printed_whole_and_a_service_s_text_cannot_command_the_terminal() {
+    let test = "longest_list_is_printed_whole_and_a_service_s_text_cannot_command_the_terminal";
+    let Some(host) = Host::new(test) else { return };
+    host.run(&mut host.volt(&["list"])).ok();
+    let endpoint = ipc::Endpoint::bind(&host.path("run/kernel-store.sock"), 0o600).unwrap();
+    std::thread::spawn(move || {
+        let clients = ipc::Clients::root_and([]);
+        let bootstrap = |_| Ok(capnp_rpc::new_client::<kernel_store::Client, _>(Crowded).client);
+        ipc::run(ipc::serve(endpoint, clients, ipc::Lane::new(), ipc::Limits::default(), None, bootstrap))
+    });
+    let listed = host.run(&mut host.volt(&["kernel", "list"])).ok().out;
+    assert_eq!(listed.lines().count(), 1 + 1024);
+    assert!(listed.lines().last().unwrap().contains("1023?[2Jaaa") && !listed.contains(['\x1b', '\x07']));
 }
 
 #[test]
