@@ -4,6 +4,7 @@
 //! has one that it does not use is shown by running the programs under a tracer (`tests/tests/syscalls.rs`).
 
 use crate::filter::{Filter, Rule};
+use crate::memory_file;
 
 /// What any thread needs: to wait for another, without a limit of time, and to say a line on stderr.
 pub fn thread() -> Filter {
@@ -31,6 +32,13 @@ pub fn blocks() -> Filter {
     Filter::new("blocks")
         .allow_if(libc::SYS_mmap, vec![writable.and(Rule::masked_eq(3, kind, private))])
         .allow(&[libc::SYS_munmap])
+}
+
+/// To make [`memory_file`](crate::memory_file())s: where the kernel knows such that cannot be executed, no others.
+pub fn memory_files() -> Filter {
+    let never_executed = u64::from(libc::MFD_NOEXEC_SEAL);
+    let flags = if memory_file::is_known() { never_executed } else { 0 };
+    Filter::new("memory-files").allow_if(libc::SYS_memfd_create, vec![Rule::masked_eq(1, never_executed, flags)])
 }
 
 /// To ask for the time, where the vDSO cannot tell it (an unstable TSC, an emulated CPU).

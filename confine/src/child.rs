@@ -1,13 +1,14 @@
 //! A started child: signalled and awaited through its pidfd, so never another process that took over its number.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, waitpid};
 
 use crate::error::Error;
 
@@ -25,16 +26,34 @@ pub struct Child {
 }
 
 impl Child {
-    /// Takes charge of a child that was not waited for yet. If that fails, the child is killed and reaped.
-    pub fn adopt(pid: Pid) -> Result<Child, Errno> {
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Child { pid, pidfd, status: None, detached: false }),
-            Err(errno) => {
-                // Not waited for, so the number is still that child's; both steps fail only if it is gone.
-                let _gone = rustix::process::kill_process(pid, Signal::KILL);
-                let _gone = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
-                Err(errno)
+    /// Forks as the kernel does, the child in new `namespaces` (`CLONE_NEW*`). In the child this returns `None`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says: the namespaces may not be had, or processes, memory or fds have run out.
+    ///
+    /// # Safety
+    ///
+    /// The child has the calling thread alone, and a copy of the memory in which other threads may have been amid
+    /// anything: it has to end by `_exit` or an exec, and until then use nothing that they might have held.
+    pub unsafe fn fork(namespaces: libc::c_int) -> Result<Option<Child>, Errno> {
+        let mut pidfd: RawFd = -1;
+        // Without CLONE_VM the child has a copy of the memory and goes on on the same stack. (The C library's fork takes no flags.)
+        // SAFETY: the kernel writes one number to `pidfd`, which outlives the call; the rest is the caller's duty.
+        let pid = unsafe {
+            let flags = namespaces | libc::CLONE_PIDFD | libc::SIGCHLD;
+            libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0_usize, &raw mut pidfd, 0_usize, 0_usize)
+        };
+        let error = Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::AGAIN);
+        match i32::try_from(pid) {
+            Ok(0) => Ok(None),
+            Ok(pid) => {
+                let pid = Pid::from_raw(pid).filter(|_| pid > 0 && pidfd >= 0).ok_or(error)?;
+                // SAFETY: the kernel has just made it for this process, close-on-exec; nothing else has it.
+                let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+                Ok(Some(Child { pid, pidfd, status: None, detached: false }))
             }
+            Err(_) => Err(error),
         }
     }
 

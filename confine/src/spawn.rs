@@ -14,7 +14,6 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, fcntl_dupfd_cloexec, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
 
 use crate::child::{Child, readable};
 use crate::error::Error;
@@ -169,9 +168,8 @@ impl Spawn {
             die_with_parent: self.die_with_parent,
             isolated: self.isolated,
         };
-        let pid = plan.fork().map_err(|errno| failed("fork", errno))?;
+        let child = plan.fork().map_err(|errno| failed("fork", errno))?;
         drop(report);
-        let child = Child::adopt(pid).map_err(|errno| failed("open its pidfd", errno))?;
 
         if !readable(answer.as_fd(), EXEC).map_err(|errno| failed("wait for it", errno))? {
             return Err(failed("execute it in time", Errno::TIMEDOUT));
@@ -211,7 +209,7 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn fork(&self) -> Result<Pid, Errno> {
+    fn fork(&self) -> Result<Child, Errno> {
         // The caller's signal handlers must not run in the child, so signals wait until it has none.
         // SAFETY: both sets are initialised by the calls that get their addresses.
         let before = unsafe {
@@ -221,18 +219,15 @@ impl Plan<'_> {
             before
         };
         let namespaces = if self.isolated { libc::CLONE_NEWUSER | libc::CLONE_NEWPID } else { 0 };
-        // The kernel's own fork, as the C library's takes no flags.
-        // SAFETY: without CLONE_VM the child has a copy of the memory and goes on on the same stack. It runs `become_program`
-        // only, which uses nothing of the C library's state and never returns.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, namespaces | libc::SIGCHLD, 0, 0, 0, 0) };
-        if pid == 0 {
+        // SAFETY: the child runs `become_program` only, which uses nothing of the C library's state and never returns.
+        let forked = unsafe { Child::fork(namespaces) };
+        if matches!(forked, Ok(None)) {
             // SAFETY: this is the child of a fork, and the plan's pointers are valid in its copy of the memory.
             unsafe { self.become_program() }
         }
-        let error = Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::AGAIN);
         // SAFETY: `before` was filled in above.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
-        i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(error)
+        forked.and_then(|child| child.ok_or(Errno::AGAIN))
     }
 
     /// Turns the child of a fork into the program, or reports the step that failed.

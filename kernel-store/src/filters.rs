@@ -38,6 +38,7 @@ pub fn disk() -> Filter {
         .with(&base::blocks())
         .with(&base::clock())
         .with(&base::close())
+        .with(&base::memory_files())
         .allow(&[
             libc::SYS_openat,
             libc::SYS_mkdirat,
@@ -49,7 +50,6 @@ pub fn disk() -> Filter {
             libc::SYS_fstat,
             libc::SYS_fstatfs,
             libc::SYS_getdents64,
-            libc::SYS_memfd_create,
             libc::SYS_ftruncate,
         ])
         // A kernel on its way into a memory file.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// A memory file of fixed size, mapped, that nobody else has. Memory is taken as it is written to.
@@ -26,7 +26,7 @@ impl Draft {
     /// # Errors
     /// Where the kernel refuses the file or the mapping.
     pub fn new(len: usize) -> io::Result<Draft> {
-        let fd = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let fd = confine::memory_file("kernel")?;
         rustix::fs::ftruncate(&fd, len as u64)?;
         // SAFETY: a new mapping at an address that the kernel chooses touches nothing that exists.
         let start = unsafe {

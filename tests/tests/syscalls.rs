@@ -148,7 +148,8 @@ fn join(seen: &mut Seen) {
     for command in CLIENTS {
         if let Some(Calls { allowed, used }) = seen.roles.remove(&volt(command)) {
             let client = seen.roles.entry(volt("client")).or_default();
-            (client.allowed.extend(allowed), client.used.extend(used));
+            client.allowed.extend(allowed);
+            client.used.extend(used);
         }
     }
     // Whatever a VM's programs do, they do under the launcher's list; that they do it shows without a launcher as well.

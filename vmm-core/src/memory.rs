@@ -4,7 +4,7 @@
 use crate::error::Error;
 use crate::layout::{PAGE, RAM_HIGH_START, RAM_LOW_LIMIT};
 use crate::virtio::RamRegion;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::SealFlags;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -77,8 +77,7 @@ impl Ram {
     /// Makes, seals and maps `size` bytes, whole pages.
     pub fn new(size: u64) -> Result<Ram, Error> {
         let wrong = |step| move |errno: Errno| Error::Memory { step, size, source: errno.into() };
-        let fd = rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(wrong("create"))?;
+        let fd = confine::memory_file("guest-ram").map_err(|source| Error::Memory { step: "create", size, source })?;
         rustix::fs::ftruncate(&fd, size).map_err(wrong("set aside"))?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(wrong("seal"))?;

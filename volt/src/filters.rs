@@ -66,16 +66,16 @@ fn memory() -> Filter {
 /// Starting and reaping a program.
 fn start() -> Filter {
     // Its own way to start a program, with and without namespaces.
-    let namespaces = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID | libc::SIGCHLD) as u64;
+    let fork = libc::CLONE_PIDFD | libc::SIGCHLD;
+    let isolated = fork | libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
     Filter::new("start")
         .with(&poll())
-        .allow_if(libc::SYS_clone, vec![Rule::eq64(0, libc::SIGCHLD as u64), Rule::eq64(0, namespaces)])
+        .allow_if(libc::SYS_clone, vec![Rule::eq64(0, fork as u64), Rule::eq64(0, isolated as u64)])
         .allow_if(libc::SYS_pidfd_send_signal, vec![Rule::eq(1, libc::SIGKILL as u32)])
         .allow(&[
             libc::SYS_recvmsg,
             libc::SYS_sendmsg,
             libc::SYS_execveat,
-            libc::SYS_pidfd_open,
             libc::SYS_wait4,
             libc::SYS_setsid,
             libc::SYS_dup3,
@@ -113,6 +113,7 @@ fn programs() -> Filter {
     Filter::new("programs")
         .with(&base::tokio())
         .with(&base::timed_wait())
+        .with(&base::memory_files())
         .allow_if(libc::SYS_socketpair, unix)
         // The C library makes threads with clone3 where there is one; what that is to share cannot be looked at.
         .absent(&[libc::SYS_clone3])
@@ -147,7 +148,6 @@ fn programs() -> Filter {
             libc::SYS_seccomp,
             libc::SYS_landlock_create_ruleset,
             libc::SYS_landlock_restrict_self,
-            libc::SYS_memfd_create,
             libc::SYS_ftruncate,
             libc::SYS_fstat,
             libc::SYS_statx,

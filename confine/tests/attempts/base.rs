@@ -6,12 +6,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use confine::{Filter, Heap, base};
+use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Runtime;
 
-use crate::harness::{attempt, confined, sandbox};
+use crate::harness::{attempt, confined, done, filter, is_refused, sandbox};
 
 /// Allocates in many sizes, through the heap, arenas, and mappings that grow and shrink.
 fn allocate() -> usize {
@@ -277,4 +278,39 @@ fn listener_beside_tokio_is_enough_to_accept_and_to_ask_who_connected() {
     let more = Filter::new("geteuid").allow(&[libc::SYS_geteuid]);
     serve(base::tokio().with(&base::listener()).with(&more)).passes();
     serve(base::tokio().with(&more)).is_killed_by(libc::SIGSYS);
+}
+
+#[test]
+fn a_memory_file_takes_seals_and_is_never_executed_and_no_others_are_made() {
+    let known = rustix::fs::memfd_create("probe", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL).is_ok();
+    attempt(move || {
+        let file = confine::memory_file("data").unwrap();
+        rustix::io::write(&file, b"#!/bin/true\n").unwrap();
+        if known {
+            is_refused(rustix::fs::fchmod(&file, Mode::RWXU).map_err(Into::into), libc::EPERM);
+            // SAFETY: empty lists and an empty path, all ended by a null; a success would not return.
+            let executed = unsafe {
+                let none = [std::ptr::null::<libc::c_char>()];
+                let (none, fd) = (none.as_ptr(), file.as_raw_fd());
+                libc::syscall(libc::SYS_execveat, fd, c"".as_ptr(), none, none, libc::AT_EMPTY_PATH)
+            };
+            is_refused(done(executed), libc::EACCES);
+        }
+        rustix::fs::fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SEAL).unwrap();
+    })
+    .passes();
+    let makes = |make: fn() -> bool| {
+        attempt(move || {
+            let filter = filter().with(&base::close()).with(&base::memory_files());
+            confined().enter(&filter).unwrap();
+            assert!(make());
+        })
+    };
+    makes(|| confine::memory_file("data").is_ok()).passes();
+    let other = makes(|| rustix::fs::memfd_create("plain", MemfdFlags::CLOEXEC).is_ok());
+    if known {
+        other.is_killed_by(libc::SIGSYS)
+    } else {
+        other.passes()
+    };
 }

@@ -24,9 +24,17 @@ fn map(hand: &mut Hand, protection: i32) -> Result<u64, Held> {
     call!(hand, SYS_mmap, 0, 4096, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
 }
 
-fn memfd(hand: &mut Hand) -> Result<u64, Held> {
+fn memfd(hand: &mut Hand, flags: u32) -> Result<u64, Held> {
     let name = hand.text("")?;
-    call!(hand, SYS_memfd_create, name, 0)
+    call!(hand, SYS_memfd_create, name, flags)
+}
+
+fn execute_fd(hand: &mut Hand, fd: u64) -> Result<u64, Held> {
+    let script = hand.put(SCRIPT)?;
+    call!(hand, SYS_write, fd, script, SCRIPT.len())?;
+    let (empty, list) = (hand.text("")?, hand.room(8)?);
+    // An error of the interpreter's is one after the file was accepted to be executed.
+    call!(hand, SYS_execveat, fd, empty, list, 0, libc::AT_EMPTY_PATH; or [libc::ENOENT, libc::ENOEXEC])
 }
 
 pub(super) const ALL: &[Attempt] = &[
@@ -34,12 +42,17 @@ pub(super) const ALL: &[Attempt] = &[
     code("execute one of Volt's programs", |h, s| execute(h, &s.world.program)),
     code("execute its own program anew", |h, _| execute(h, "/proc/self/exe")),
     code("execute a file in memory", |h, _| {
-        let fd = memfd(h)?;
-        let script = h.put(SCRIPT)?;
-        call!(h, SYS_write, fd, script, SCRIPT.len())?;
-        let (empty, list) = (h.text("")?, h.room(8)?);
-        // An error of the interpreter's is one after the file was accepted to be executed.
-        call!(h, SYS_execveat, fd, empty, list, 0, libc::AT_EMPTY_PATH; or [libc::ENOENT, libc::ENOEXEC])
+        let fd = memfd(h, 0)?;
+        execute_fd(h, fd)
+    }),
+    code("execute a file in memory that is not for that", |h, _| {
+        let fd = memfd(h, libc::MFD_NOEXEC_SEAL)?;
+        execute_fd(h, fd)
+    }),
+    code("turn a file in memory into one to be executed", |h, _| {
+        let fd = memfd(h, libc::MFD_NOEXEC_SEAL)?;
+        call!(h, SYS_fchmod, fd, 0o700)?;
+        execute_fd(h, fd)
     }),
     code("execute one of its descriptors", |h, s| {
         let fd = s.fds.first().ok_or(Held::Absent)?.0;
@@ -60,7 +73,7 @@ pub(super) const ALL: &[Attempt] = &[
         call!(h, SYS_pkey_mprotect, at, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, -1)
     }),
     code("map a file in memory executable", |h, _| {
-        let fd = memfd(h)?;
+        let fd = memfd(h, libc::MFD_NOEXEC_SEAL)?;
         call!(h, SYS_mmap, 0, 4096, PROT_READ | PROT_EXEC, libc::MAP_SHARED, fd, 0)
     }),
     code("map one of its descriptors executable", |h, s| {
@@ -82,6 +95,10 @@ pub(super) const ALL: &[Attempt] = &[
     code("fork", |h, _| call!(h, SYS_fork)),
     code("vfork", |h, _| call!(h, SYS_vfork)),
     code("clone a process", |h, _| call!(h, SYS_clone, libc::SIGCHLD, 0, 0, 0, 0)),
+    code("clone a process, and get hold of it", |h, _| {
+        let pidfd = h.room(8)?;
+        call!(h, SYS_clone, libc::SIGCHLD | libc::CLONE_PIDFD, 0, pidfd, 0, 0)
+    }),
     code("clone a thread", |h, _| {
         let stack = h.room(64)?;
         let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;

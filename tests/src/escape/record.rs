@@ -95,7 +95,17 @@ const GROUPS: [(&str, &[&str]); 14] = [
             "write a sibling's memory",
         ],
     ),
-    ("start processes", &["fork", "vfork", "clone a process", "clone a thread", "clone by clone3"]),
+    (
+        "start processes",
+        &[
+            "fork",
+            "vfork",
+            "clone a process",
+            "clone a process, and get hold of it",
+            "clone a thread",
+            "clone by clone3",
+        ],
+    ),
     (
         "make memory executable",
         &[

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::{io::Errno, process::Pid};
+use rustix::io::Errno;
 
 /// More than any file that is read here has.
 const MAX: u64 = 256 << 10;
@@ -31,19 +31,14 @@ pub fn number(path: &str) -> Option<u64> {
 ///
 /// Where the child cannot be made, the probe fails, or takes too long.
 pub fn in_child(namespaces: libc::c_int, probe: fn() -> Result<(), Errno>) -> Result<(), Errno> {
-    let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM and a stack this is a fork, and this process has one thread (see `examine`): the child has a
-    // copy of all memory in a consistent state. It runs the probe and ends by `_exit`, so nothing of the parent's runs twice.
-    let pid = unsafe {
-        let pid = libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize);
-        if pid == 0 {
-            // The errno fits an exit code; one that does not is none of the probes'.
-            libc::_exit(probe().map_or_else(|errno| errno.raw_os_error().clamp(1, 255), |()| 0));
-        }
-        pid
+    // SAFETY: this process has one thread (see `examine`), so the child has a copy of all memory in a consistent state. It runs
+    // the probe and ends by `_exit`, so nothing of the parent's runs twice.
+    let Some(mut child) = (unsafe { confine::Child::fork(namespaces) })? else {
+        // The errno fits an exit code; one that does not is none of the probes'.
+        let code = probe().map_or_else(|errno| errno.raw_os_error().clamp(1, 255), |()| 0);
+        // SAFETY: takes a number.
+        unsafe { libc::_exit(code) }
     };
-    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or_else(last_errno)?;
-    let mut child = confine::Child::adopt(pid)?;
     let status = child.wait_for(CHILD).map_err(|_| Errno::CHILD)?.ok_or(Errno::TIMEDOUT)?;
     match status.code() {
         Some(0) => Ok(()),
