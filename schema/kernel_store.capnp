@@ -33,7 +33,7 @@ interface Kernel {
   info @0 () -> (info :KernelInfo);
 
   open @1 () -> (image :FdLane.FdToken);
-  # The unpacked kernel: a memfd sealed against every change (F_SEAL_SHRINK, GROW, WRITE, SEAL) that holds one ELF executable, already checked
+  # The unpacked kernel: a memfd sealed against every change (F_SEAL_SHRINK, GROW, WRITE, SEAL; from Linux 6.3 on EXEC as well) that holds one ELF executable, already checked
   # against the facts in `info`. The descriptor may be shared with other holders: use pread or mmap, never the file offset.
 }
 

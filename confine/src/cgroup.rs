@@ -90,6 +90,11 @@ impl Cgroup {
         &self.0
     }
 
+    /// The same, for who sees the folder that it is in at `folder`.
+    pub fn seen_in(&self, folder: &Path) -> Cgroup {
+        Cgroup(self.0.file_name().map_or_else(|| folder.to_owned(), |name| folder.join(name)))
+    }
+
     /// Moves the calling process into it; what it starts is in it as well.
     ///
     /// # Errors

@@ -45,16 +45,13 @@ impl Child {
             libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0_usize, &raw mut pidfd, 0_usize, 0_usize)
         };
         let error = Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::AGAIN);
-        match i32::try_from(pid) {
-            Ok(0) => Ok(None),
-            Ok(pid) => {
-                let pid = Pid::from_raw(pid).filter(|_| pid > 0 && pidfd >= 0).ok_or(error)?;
-                // SAFETY: the kernel has just made it for this process, close-on-exec; nothing else has it.
-                let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-                Ok(Some(Child { pid, pidfd, status: None, detached: false }))
-            }
-            Err(_) => Err(error),
+        if pid == 0 {
+            return Ok(None);
         }
+        let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(error)?;
+        // SAFETY: the kernel has just made it for this process, close-on-exec; nothing else has it.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        Ok(Some(Child { pid, pidfd, status: None, detached: false }))
     }
 
     /// Its process id; not reused before it was waited for.

@@ -19,6 +19,7 @@ const NEWEST: ABI = ABI::V10;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Access {
     DirRw,
+    DirRemove,
     DirRo,
     DirExec,
     FileRw,
@@ -30,6 +31,7 @@ impl Access {
             Access::DirRw => make_bitflags!(AccessFs::{
                 ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile | RemoveDir | Refer
             }),
+            Access::DirRemove => make_bitflags!(AccessFs::{ReadDir | RemoveFile | RemoveDir}),
             Access::DirRo => make_bitflags!(AccessFs::{ReadFile | ReadDir}),
             Access::DirExec => make_bitflags!(AccessFs::{ReadFile | Execute}),
             Access::FileRw => make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev}),

@@ -64,6 +64,12 @@ impl Sandbox {
         self
     }
 
+    /// Keeps files and empty directories beneath `dir` removable, and `dir` to be opened; nothing there to be read or written.
+    pub fn allow_removal(mut self, dir: &Path) -> Sandbox {
+        self.paths.push((dir.to_path_buf(), Access::DirRemove));
+        self
+    }
+
     /// Keeps one file reachable, to read and write; if it is a device, its ioctls as well.
     pub fn allow_file_rw(mut self, file: &Path) -> Sandbox {
         self.paths.push((file.to_path_buf(), Access::FileRw));

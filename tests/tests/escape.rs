@@ -42,14 +42,10 @@ const GRANTS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "keeper/main",
-        &["remove another VM's control socket", "statx a file", "name a directory", "open one of its descriptors anew"],
+        &["remove another VM's control socket"],
         "it removes the services' sockets, in the runtime directory",
     ),
-    (
-        "janitor/main",
-        &["remove another VM's control socket", "statx a file"],
-        "it removes its VM's socket, in the folder of all",
-    ),
+    ("janitor/main", &["remove another VM's control socket"], "it removes its VM's socket, in the folder of all"),
     (
         "launcher/main",
         &[

@@ -2,8 +2,9 @@
 //!
 //! A process of its own, forked before the socket is bound: it holds one end of a socket pair and the runtime directory's
 //! socket folder, and may do nothing but wait for the other end to close, and remove those names. It stays the user that
-//! `volt run` was started by, as the folders are that user's, without any capability. Everything else a VM has (processes,
-//! port, lease, descriptors) is given back by the kernel closing its links.
+//! `volt run` was started by, as the folders are that user's, without any capability; started by root it is in namespaces of
+//! its own, where it finds the folders of sockets and of cgroups, and nothing else. Everything else a VM has (processes, port,
+//! lease, descriptors) is given back by the kernel closing its links.
 
 use std::{
     fs::{self, File},
@@ -14,11 +15,12 @@ use std::{
     time::Duration,
 };
 
-use confine::{Cgroup, Filter, Heap, Policy, Sandbox, base};
+use confine::{Cgroup, Filter, Heap, Policy, Root, Sandbox, base};
 use ipc::{Code, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType},
+    process::{Pid, WaitOptions},
 };
 
 use crate::{
@@ -41,6 +43,11 @@ impl Own {
     pub fn both(path: &Path) -> Vec<Own> {
         let own = |path: PathBuf| inode(&path).map(|inode| Own { path, inode });
         paths_of(path).into_iter().filter_map(own).collect()
+    }
+
+    /// The same, for who sees its folder at `folder`.
+    pub fn seen_in(&self, folder: &Path) -> Own {
+        Own { path: self.path.file_name().map_or_else(|| folder.into(), |name| folder.join(name)), ..self.clone() }
     }
 
     /// Removes it, unless somebody else has put something of theirs there since. Under the lock, where that may happen now.
@@ -78,6 +85,9 @@ pub fn sweep(dir: &Path) {
     }
 }
 
+/// Where a janitor with a root of its own finds the sockets, and the cgroups.
+const VMS: &str = "/vms";
+const CGROUPS: &str = "/cgroups";
 /// How long the janitor may take to clear up.
 const CLEARED: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How often, a hundredth of a second apart, to look whether the last process of a VM has left its cgroup.
@@ -115,16 +125,28 @@ impl Janitor {
         let (wait, socket) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|e| not_started(paths, e))?;
+        let alone = cell.user.is_some();
+        // It is a grandchild: only what is forked later gets into a pid namespace.
         // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
-        // child may use everything that the parent could: no lock is held by a thread that does not exist in it.
-        match unsafe { libc::fork() } {
-            -1 => Err(not_started(paths, io::Error::last_os_error())),
-            0 => {
+        // children may use everything that the parent could: no lock is held by a thread that does not exist in them.
+        let between = unsafe { libc::fork() };
+        if between == 0 {
+            // SAFETY: takes no pointer; and as above.
+            let forked = unsafe { if alone && libc::unshare(libc::CLONE_NEWPID) != 0 { -1 } else { libc::fork() } };
+            if forked == 0 {
                 drop(socket);
                 let status = run(wait, lock, paths, name, cell, policy).map_err(say);
                 confine::exit(i32::from(status.is_err()))
             }
-            _ => Ok(Janitor { socket, lock }),
+            confine::exit(if forked > 0 { 0 } else { io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) })
+        }
+        let between = (between > 0).then(|| Pid::from_raw(between)).flatten();
+        let between = between.ok_or_else(|| not_started(paths, io::Error::last_os_error()))?;
+        let ended = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(between), WaitOptions::empty()));
+        match ended.map_err(|e| not_started(paths, e))?.and_then(|(_, status)| status.exit_status()) {
+            Some(0) => Ok(Janitor { socket, lock }),
+            Some(errno) => Err(not_started(paths, io::Error::from_raw_os_error(errno))),
+            None => Err(not_started(paths, io::Error::other("it was killed"))),
         }
     }
 
@@ -193,25 +215,33 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
         return Ok(());
     };
     drop(claimed);
-    let own = paths_of(&paths.vm(name)).into_iter().zip(inodes).map(|(path, inode)| Own { path, inode });
-    let own: Vec<Own> = own.collect();
+    let mut own: Vec<Own> =
+        paths_of(&paths.vm(name)).into_iter().zip(inodes).map(|(path, inode)| Own { path, inode }).collect();
+    let mut cgroup = cell.cgroup.clone();
     let mut sandbox = Sandbox::new("volt-janitor", policy)
         .heap(Heap::Reserved(filters::SMALL_HEAP))
         .keep_fd(wait.as_raw_fd())
-        .keep_fd(runtime.as_raw_fd())
-        .allow_dir_rw(&paths.vms());
+        .keep_fd(runtime.as_raw_fd());
     // The VM's user is taken until the last process of it is gone.
     if let Some(claim) = &cell.claim {
         sandbox = sandbox.keep_fd(claim.as_raw_fd());
     }
+    let (vms, alone) = (paths.vms(), cell.user.is_some());
     // Where the supervisor could not make one there is no folder.
-    let cgroups = cell.cgroup.as_ref().and_then(|cgroup| cgroup.path().parent());
-    if let Some(cgroups) = cgroups.filter(|path| path.is_dir()) {
-        sandbox = sandbox.allow_dir_rw(cgroups);
+    let cgroups = cell.cgroup.as_ref().and_then(|cgroup| cgroup.path().parent()).filter(|path| path.is_dir());
+    let mut root = Root::empty();
+    for (from, at) in [Some((vms.as_path(), VMS)), cgroups.map(|path| (path, CGROUPS))].into_iter().flatten() {
+        root = root.folder(from, at);
+        sandbox = sandbox.allow_removal(if alone { Path::new(at) } else { from });
+    }
+    if alone {
+        sandbox = sandbox.root(root, true);
+        own.iter_mut().for_each(|own| *own = own.seen_in(Path::new(VMS)));
+        cgroup = cgroup.map(|cgroup| cgroup.seen_in(Path::new(CGROUPS)));
     }
     let confined = sandbox.confine().map_err(fault)?;
     let mut filter = Filter::new("janitor").with(&base::close()).with(&filters::unlink()).with(&filters::lock());
-    if cell.cgroup.is_some() {
+    if cgroup.is_some() {
         filter = filter.with(&filters::rmdir());
     }
     // It has one thread, and nobody to say anything to.
@@ -224,7 +254,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     }
     // The supervisor's sign that the name is free.
     drop(wait);
-    cell.cgroup.iter().for_each(emptied);
+    cgroup.iter().for_each(emptied);
     Ok(())
 }
 

@@ -6,9 +6,10 @@
 use std::{
     fs::File,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    path::Path,
 };
 
-use confine::{Child, Filter, Heap, Policy, Rule, Sandbox, Spawn, User, base};
+use confine::{Child, Filter, Heap, Policy, Root, Rule, Sandbox, Spawn, User, base};
 use ipc::{Code, Endpoint, Fault};
 use rustix::event::{PollFd, PollFlags};
 
@@ -95,15 +96,15 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<i32, Fault> {
     let sockets: Vec<Own> = services.iter().flat_map(|start| Own::both(&paths.service(start.service.name()))).collect();
     let result = keep(&paths, policy, services);
     if result.is_err() {
-        remove(&paths, &sockets);
+        remove(&paths, &paths.runtime, &sockets);
     }
     result.map(|()| 0)
 }
 
 /// Removes sockets under the lock, so that a successor's are not mistaken for these. Where it cannot be had they stay:
-/// whoever binds next replaces a dead socket.
-fn remove(paths: &Paths, sockets: &[Own]) {
-    match open_dir(&paths.runtime).and_then(|dir| lock(dir, &paths.runtime)) {
+/// whoever binds next replaces a dead socket. `runtime` is where this process sees the runtime directory.
+fn remove(paths: &Paths, runtime: &Path, sockets: &[Own]) {
+    match open_dir(runtime).and_then(|dir| lock(dir, &paths.runtime)) {
         Ok(_lock) => sockets.iter().for_each(Own::remove),
         Err(fault) => say(fault),
     }
@@ -112,6 +113,8 @@ fn remove(paths: &Paths, sockets: &[Own]) {
 fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault> {
     let log = open_log(paths)?;
     let mut kept = Vec::new();
+    // Who can give the services users of their own can leave for namespaces.
+    let alone = services.iter().any(|start| start.user.is_some());
     for start in services {
         kept.push(launch(paths, policy, start, &log)?);
     }
@@ -119,19 +122,26 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         Fault::new(Code::Unavailable, "confine the keeper", e.to_string(), "See volt --help on --confinement")
     };
     drop(log);
-    let mut sandbox =
-        Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP)).allow_dir_rw(&paths.runtime);
+    let mut sandbox = Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP));
+    let runtime = if alone { Path::new("/") } else { &paths.runtime };
+    sandbox = sandbox.allow_removal(runtime);
+    if alone {
+        sandbox = sandbox.root(Root::empty().folder(&paths.runtime, "/"), true);
+        kept.iter_mut().flat_map(|kept| &mut kept.sockets).for_each(|own| *own = own.seen_in(runtime));
+    }
     for k in &kept {
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
     }
     let confined = sandbox.confine().map_err(fault)?;
     // It has one thread.
     let filter = Filter::new("keeper").with(&base::close()).with(&filters::poll()).with(&filters::unlink());
-    let filter = filter.with(&filters::lock()).allow_if(libc::SYS_write, vec![Rule::eq(0, 2)]).allow(&[
-        libc::SYS_wait4,
-        libc::SYS_openat, // the runtime directory, to lock it
-        libc::SYS_exit_group,
-    ]);
+    // To open the runtime directory, to lock it.
+    let read_only = Rule::eq(2, (libc::O_RDONLY | libc::O_CLOEXEC) as u32);
+    let filter = filter
+        .with(&filters::lock())
+        .allow_if(libc::SYS_openat, vec![read_only])
+        .allow_if(libc::SYS_write, vec![Rule::eq(0, 2)])
+        .allow(&[libc::SYS_wait4, libc::SYS_exit_group]);
     let _narrow = confined.enter(&filter).map_err(fault)?;
 
     while !kept.is_empty() {
@@ -150,7 +160,7 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
                 {
                     say(format_args!("{} ended with {status}", k.name));
                 }
-                remove(paths, &k.sockets);
+                remove(paths, runtime, &k.sockets);
             } else {
                 rest.push(k);
             }

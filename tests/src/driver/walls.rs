@@ -13,6 +13,14 @@ const CGROUPS: &str = "/sys/fs/cgroup/volt-vmm";
 /// The processes of a VM that has a disk and a card, less its supervisor and its janitor.
 const PROGRAMS: [&str; 3] = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"];
 
+/// The helpers that stay who started them, what each finds as its root, and whether it is alone in a pid namespace.
+const HELPERS: [(&str, &[&str], bool); 2] = [
+    ("volt-janitor", &["cgroups", "vms"], true),
+    ("volt-keep", &["ipamd.sock", "kernel-store.sock", "netmgr.sock", "vms"], false),
+];
+/// The namespaces that a confined process has to itself, beside those of users and processes.
+const KINDS: [&str; 5] = ["mnt", "net", "ipc", "uts", "cgroup"];
+
 /// Checks the VMs of those names, each of which has a disk and a card.
 pub fn check(names: &[&str]) -> Result<()> {
     let mut users = Vec::new();
@@ -31,14 +39,7 @@ pub fn check(names: &[&str]) -> Result<()> {
                 let line = status.lines().find_map(|line| line.strip_prefix(name));
                 line.map(str::trim).with_context(|| format!("{program} has no {name}"))
             };
-            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-                ensure!(
-                    field(set)?.trim_start_matches('0').is_empty(),
-                    "{program} of {name} has {set} {}",
-                    field(set)?
-                );
-            }
-            ensure!(field("NoNewPrivs:")? == "1" && field("Seccomp:")? == "2", "{program} of {name} is not confined");
+            is_confined(&program, &status)?;
             let ids: Vec<&str> = field("Uid:")?.split_whitespace().chain(field("Gid:")?.split_whitespace()).collect();
             let id = ids.first().copied().unwrap_or_default().to_owned();
             ensure!(ids.iter().all(|other| *other == id) && id != "0", "{program} of {name} has the ids {ids:?}");
@@ -48,7 +49,7 @@ pub fn check(names: &[&str]) -> Result<()> {
                 fs::read_dir(process.join("root"))?.next().is_none(),
                 "The root of {program} of {name} is not empty"
             );
-            for kind in ["user", "mnt", "net", "ipc", "uts", "cgroup"] {
+            for kind in KINDS.into_iter().chain(["user"]) {
                 let (own, first) = (namespace(&process, kind)?, namespace(Path::new("/proc/self"), kind)?);
                 ensure!(own != first, "{program} of {name} is in the host's {kind} namespace");
             }
@@ -75,6 +76,42 @@ pub fn check(names: &[&str]) -> Result<()> {
     let count = users.len();
     users.dedup();
     ensure!(users.len() == count, "VMs share the user {users:?}");
+    let janitors = helpers()?;
+    ensure!(janitors == count, "{janitors} janitors are there, and {count} VMs");
+    Ok(())
+}
+
+/// Checks the helpers; how many VMs' there are.
+fn helpers() -> Result<usize> {
+    let mut janitors = 0;
+    for process in fs::read_dir("/proc")?.flatten().map(|entry| entry.path()) {
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let Some((name, expected, alone)) = HELPERS.into_iter().find(|(known, ..)| *known == name.trim()) else {
+            continue;
+        };
+        let status = fs::read_to_string(process.join("status"))?;
+        is_confined(name, &status)?;
+        for kind in KINDS.into_iter().chain(alone.then_some("pid")) {
+            let (own, first) = (namespace(&process, kind)?, namespace(Path::new("/proc/self"), kind)?);
+            ensure!(own != first, "{name} is in the host's {kind} namespace");
+        }
+        let found = fs::read_dir(process.join("root"))?.flatten();
+        let mut found: Vec<_> = found.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        found.retain(|name| !name.ends_with(".fds"));
+        found.sort_unstable();
+        ensure!(found == expected, "{name} finds {found:?} in its root");
+        janitors += usize::from(alone);
+    }
+    Ok(janitors)
+}
+
+/// Without a capability, and under filters.
+fn is_confined(program: &str, status: &str) -> Result<()> {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        ensure!(field(set).bytes().all(|digit| digit == b'0'), "{program} has {set} {}", field(set));
+    }
+    ensure!(field("NoNewPrivs:") == "1" && field("Seccomp:") == "2", "{program} is not confined");
     Ok(())
 }
 

@@ -46,7 +46,7 @@ impl fmt::Display for Class {
 }
 
 /// How an attempt is made.
-pub(super) type Act = fn(&mut Hand, &Scene<'_>) -> Result<u64, Held>;
+pub(super) type Act = fn(&mut Hand, &Scene) -> Result<u64, Held>;
 
 /// One thing that an attacker tries.
 pub struct Attempt {

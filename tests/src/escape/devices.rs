@@ -25,13 +25,13 @@ const VM: &str = "anon_inode:kvm-vm";
 const VCPU: &str = "anon_inode:kvm-vcpu";
 const TAP: &str = "/dev/net/tun";
 
-fn ask(hand: &mut Hand, scene: &Scene<'_>, what: &str, request: u32, argument: u64) -> Result<u64, Held> {
+fn ask(hand: &mut Hand, scene: &Scene, what: &str, request: u32, argument: u64) -> Result<u64, Held> {
     let fd = scene.fd(what)?;
     call!(hand, SYS_ioctl, fd, request, argument; or [EFAULT, EINVAL, EEXIST, EBUSY, libc::E2BIG])
 }
 
 /// What belongs to the disk's image.
-fn disk(hand: &mut Hand, scene: &Scene<'_>, number: libc::c_long, arguments: &[u64]) -> Result<u64, Held> {
+fn disk(hand: &mut Hand, scene: &Scene, number: libc::c_long, arguments: &[u64]) -> Result<u64, Held> {
     let fd = scene.fd(&scene.world.own_disk)?;
     hand.call(number, &[&[fd.unsigned_abs().into()], arguments].concat())
 }

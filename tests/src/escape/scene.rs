@@ -27,6 +27,7 @@ const DISK: u64 = 64 << 10;
 const DIR: &str = "/tmp/volt-tests";
 
 /// The names of what is there.
+#[derive(Clone)]
 pub struct World {
     /// A directory that all may write.
     pub dir: String,
@@ -77,9 +78,9 @@ pub struct World {
 }
 
 /// What an attempt knows of the process that makes it.
-pub struct Scene<'a> {
-    /// Everything else.
-    pub world: &'a World,
+pub struct Scene {
+    /// Everything else, by the paths at which that process sees it, if it does.
+    pub world: World,
     /// Its descriptors beyond the three standard ones, and what they are.
     pub fds: Vec<(i32, String)>,
     /// The number by which it names itself.
@@ -92,7 +93,7 @@ pub struct Scene<'a> {
     pub stranger: i32,
 }
 
-impl Scene<'_> {
+impl Scene {
     /// The first of its descriptors that is `what`.
     pub fn fd(&self, what: &str) -> Result<i32, Held> {
         self.fds.iter().find(|(_, name)| name.starts_with(what)).map(|(fd, _)| *fd).ok_or(Held::Absent)
@@ -190,7 +191,7 @@ impl Host {
 
     /// Every thread of every process that runs for the first VM, and of the services, in a fixed order.
     pub fn targets(&self) -> Result<Vec<Target>> {
-        let foreign = descendants(self.neighbour.id().cast_signed())?;
+        let foreign = self.of_neighbour()?;
         let mut targets = Vec::new();
         for pid in self.programs()? {
             if foreign.contains(&pid) {
@@ -214,7 +215,7 @@ impl Host {
     /// How many processes its user may have, as a target's own program sets it.
     pub fn processes(&self, target: &Target) -> Result<u64> {
         // The neighbour's counterpart was left alone. Of the services there is none.
-        for pid in descendants(self.neighbour.id().cast_signed())? {
+        for pid in self.of_neighbour()? {
             if self.program(pid).is_some() && self.role(pid)? == target.program {
                 return limits::processes(pid);
             }
@@ -223,14 +224,14 @@ impl Host {
     }
 
     /// What a target knows.
-    pub fn scene(&self, target: &Target) -> Result<Scene<'_>> {
+    pub fn scene(&self, target: &Target) -> Result<Scene> {
         let named = |pid: i32| number_in(pid, target.pid).with_context(|| format!("{pid} has ended"));
         let all = descendants(self.web.id().cast_signed())?;
         let parts = ["vmm-core", "vhost-blk-backend"];
         let is_part = |pid: &i32| self.program(*pid).is_some_and(|program| parts.contains(&program.as_str()));
         let sibling = all.into_iter().filter(|pid| *pid != target.pid).find(is_part);
         Ok(Scene {
-            world: &self.world,
+            world: self.seen_by(target),
             fds: descriptors(target.pid)?.into_iter().filter(|(fd, _)| *fd > 2).collect(),
             own: named(target.pid)?,
             sibling: named(sibling.context("A process without sibling")?)?,
@@ -293,6 +294,35 @@ impl Host {
         }
         ended(&mut self.web)?;
         ended(&mut self.neighbour)
+    }
+
+    /// The paths at which a target sees what is there, if it does: the helpers have roots of their own, of these folders.
+    fn seen_by(&self, target: &Target) -> World {
+        let mut world = self.world.clone();
+        let (folder, at) = match target.program.as_str() {
+            "keeper" => (self.volt.runtime.clone(), "/"),
+            "janitor" => (self.volt.runtime.join("vms"), "/vms"),
+            _ => return world,
+        };
+        let World { netmgr, ipamd, kernel_store, vm, vm_victim, .. } = &mut world;
+        for path in [netmgr, ipamd, kernel_store, vm, vm_victim] {
+            if let Ok(rest) = Path::new(path.as_str()).strip_prefix(&folder) {
+                *path = Path::new(at).join(rest).display().to_string();
+            }
+        }
+        world
+    }
+
+    /// The processes of the second VM. Its janitor is nobody's child, and has the words that `volt run` was called with.
+    fn of_neighbour(&self) -> Result<Vec<i32>> {
+        let mut all = descendants(self.neighbour.id().cast_signed())?;
+        for pid in self.programs()? {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if words.split(|byte| *byte == 0).any(|word| word == b"other") {
+                all.push(pid);
+            }
+        }
+        Ok(all)
     }
 
     fn neighbour_core(&self) -> Result<i32> {

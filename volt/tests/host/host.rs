@@ -123,7 +123,13 @@ impl Host {
                 continue;
             };
             let user = uid(&entry.path());
-            if namespace != self.namespace && !(self.user..self.user + USERS).contains(&user) {
+            // The helpers that stay who started them have a folder of the test's as a root of their own.
+            let folder = self.dir.path().file_name().unwrap().to_str().unwrap();
+            let mounts = fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+            let ours = namespace == self.namespace
+                || (self.user..self.user + USERS).contains(&user)
+                || mounts.contains(&format!("/{folder}/run"));
+            if !ours {
                 continue;
             }
             let keeper =
