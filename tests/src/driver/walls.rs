@@ -109,7 +109,8 @@ fn helpers() -> Result<usize> {
 fn is_confined(program: &str, status: &str) -> Result<()> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
     for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-        ensure!(field(set).bytes().all(|digit| digit == b'0'), "{program} has {set} {}", field(set));
+        let none = !field(set).is_empty() && field(set).bytes().all(|digit| digit == b'0');
+        ensure!(none, "{program} has {set} {}", field(set));
     }
     ensure!(field("NoNewPrivs:") == "1" && field("Seccomp:") == "2", "{program} is not confined");
     Ok(())
