@@ -124,7 +124,7 @@ pub(crate) fn leave(root: &Root, network: bool, owner: Option<crate::User>) -> R
     root.enter(owner)
 }
 
-/// Leaves for user, mount, network, ipc, uts and cgroup namespaces of its own, with an empty root and with no id mapped
+/// Leaves for user, mount, network, ipc, uts and cgroup namespaces of its own, with that root and with no id mapped
 /// but its own. What the process starts is in them as well. Takes no right where the kernel lets users make namespaces.
 /// To be called while there is one thread.
 ///
@@ -132,7 +132,7 @@ pub(crate) fn leave(root: &Root, network: bool, owner: Option<crate::User>) -> R
 ///
 /// [`Error::NoNamespaces`] where the kernel forbids it or has no more to give: nothing is changed then. After any other the
 /// process is neither here nor there, and should end.
-pub fn isolate() -> Result<(), Error> {
+pub fn isolate(root: &Root) -> Result<(), Error> {
     let failed = |tried| step(tried, "mount /proc");
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     unshare(
@@ -151,7 +151,7 @@ pub fn isolate() -> Result<(), Error> {
         let path = Path::new("/proc/self").join(map);
         fs::write(&path, content).map_err(|source| Error::Path { path, source })?;
     }
-    Root::empty().enter(None)
+    root.enter(None)
 }
 
 fn unshare(flags: UnshareFlags) -> Result<(), Error> {

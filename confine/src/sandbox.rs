@@ -102,6 +102,23 @@ impl Sandbox {
         self
     }
 
+    /// As [`root`](Sandbox::root), without any network, in a user namespace where that right is not held. Whether it can be had:
+    /// where users may not make namespaces and the policy is best-effort, nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`isolate`](crate::isolate) has it. The process should end then.
+    pub fn alone(self, root: Root) -> Result<(Sandbox, bool), Error> {
+        if caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN).unwrap_or(false) {
+            return Ok((self.root(root, true), true));
+        }
+        match namespaces::isolate(&root) {
+            Ok(()) => Ok((self, true)),
+            Err(Error::NoNamespaces(_)) if self.policy == Policy::BestEffort => Ok((self, false)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Becomes that user. Takes `CAP_SETUID` and `CAP_SETGID`; a capability to keep is kept.
     pub fn user(mut self, user: User) -> Sandbox {
         self.user = Some(user);

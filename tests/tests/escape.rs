@@ -7,6 +7,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -24,8 +25,11 @@ use volt_tests::{
 /// Where `cargo xtask blast-radius` wants the results: see `volt_tests::escape::record`.
 const WRITE: &str = "VOLT_WRITE_BLAST_RADIUS";
 
+/// A thread, attempts that succeed, and why they may.
+type Grant = (&'static str, &'static [&'static str], &'static str);
+
 /// What a thread may do though no other may: its work. Everything else that succeeds with every layer in force is a hole.
-const GRANTS: &[(&str, &[&str], &str)] = &[
+const GRANTS: &[Grant] = &[
     ("vmm-core/vcpu", &["KVM_RUN"], "it runs the guest"),
     ("vmm-core/virtio", &["KVM_IRQFD", "KVM_IOEVENTFD"], "it wires queues to backends when the driver is ready"),
     ("vhost-net-backend/main", &["TUNSETOFFLOAD"], "the driver chooses the offloads"),
@@ -57,16 +61,26 @@ const GRANTS: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
+/// What else succeeds where a plain user has started it all.
+const PLAIN_GRANTS: &[Grant] = &[(
+    "kernel-store/disk",
+    &["list the kernels that are stored", "name a directory"],
+    "it keeps kernels; in a user namespace, which a root of its own takes, it could not tell root from other peers",
+)];
+
+/// Nobody's on this host.
+const PLAIN_USER: u32 = 0x7300_0000;
+
 #[test]
 fn a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more() -> Result<()> {
     let name = "a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more";
     check(name, || {
-        let (findings, said) = report::attack(&programs()?)?;
+        let (findings, said) = report::attack(&programs()?, None, &[Layers::All, Layers::WithoutSeccomp])?;
         let here = Record::new(&findings);
         if let Some(path) = std::env::var_os(WRITE) {
             fs::write(&path, here.to_text()?)?;
         }
-        let holes: Vec<String> = findings.iter().filter(|finding| is_hole(finding)).map(describe).collect();
+        let holes = holes(&findings, &[GRANTS]);
         ensure!(holes.is_empty(), "With every layer in force:\n{}", holes.join("\n"));
         let unused = unused_grants(&findings);
         ensure!(unused.is_empty(), "Granted, but nothing succeeds by it:\n{}", unused.join("\n"));
@@ -83,6 +97,28 @@ fn a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more() -> Re
         let (beyond, no_more) = (here.beyond(&known), here.no_more(&known));
         ensure!(beyond.is_empty(), "More than is on record:\n{}", beyond.join("\n"));
         ensure!(no_more.is_empty(), "Less than is on record: cargo xtask blast-radius\n{}", no_more.join("\n"));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_plain_user_s_thread_that_is_taken_over_reaches_no_more() -> Result<()> {
+    const NAME: &str = "a_plain_user_s_thread_that_is_taken_over_reaches_no_more";
+    let programs = programs()?.canonicalize()?;
+    let closed = |path: &&Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o001 == 0);
+    if let Some(closed) = programs.ancestors().find(closed) {
+        println!("skipped: {NAME}: a plain user cannot reach the programs through {}", closed.display());
+        return Ok(());
+    }
+    check(NAME, || {
+        let (findings, said) = report::attack(&programs, Some(PLAIN_USER), &[Layers::All])?;
+        let lacks = ["runs without Landlock", "runs without namespaces"];
+        if let Some(lacks) = said.lines().find(|line| lacks.iter().any(|lacks| line.contains(lacks))) {
+            println!("Not judged, as this host lacks a layer: {lacks}");
+            return Ok(());
+        }
+        let holes = holes(&findings, &[GRANTS, PLAIN_GRANTS]);
+        ensure!(!findings.is_empty() && holes.is_empty(), "With every layer in force:\n{}", holes.join("\n"));
         Ok(())
     })
 }
@@ -123,11 +159,16 @@ fn check(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
     }
 }
 
-fn is_hole(finding: &Finding) -> bool {
-    let role = finding.target.to_string();
-    let granted = |(thread, names, _): &(&str, &[&str], &str)| role == *thread && names.contains(&finding.attempt.name);
-    let of_old = role == "launcher/main" && finding.attempt.name == "execute a file in memory" && executes_any_memory();
-    finding.layers == Layers::All && finding.result.is_ok() && !of_old && !GRANTS.iter().any(granted)
+/// What succeeds with every layer in force and is granted to nobody.
+fn holes(findings: &[Finding], grants: &[&[Grant]]) -> Vec<String> {
+    let is_hole = |finding: &&Finding| {
+        let (role, name) = (finding.target.to_string(), finding.attempt.name);
+        let mut granted = grants.iter().copied().flatten();
+        let granted = granted.any(|(thread, names, _)| role == *thread && names.contains(&name));
+        let of_old = role == "launcher/main" && name == "execute a file in memory" && executes_any_memory();
+        finding.layers == Layers::All && finding.result.is_ok() && !granted && !of_old
+    };
+    findings.iter().filter(is_hole).map(describe).collect()
 }
 
 /// Whether this kernel has no memory files that cannot be executed: who may make some and execute others may execute those.

@@ -2,8 +2,8 @@
 //!
 //! A process of its own, forked before the socket is bound: it holds one end of a socket pair and the runtime directory's
 //! socket folder, and may do nothing but wait for the other end to close, and remove those names. It stays the user that
-//! `volt run` was started by, as the folders are that user's, without any capability; started by root it is in namespaces of
-//! its own, where it finds the folders of sockets and of cgroups, and nothing else. Everything else a VM has (processes, port,
+//! `volt run` was started by, as the folders are that user's, without any capability and in namespaces of its own, where it
+//! finds the folders of sockets and of cgroups, and nothing else. Everything else a VM has (processes, port,
 //! lease, descriptors) is given back by the kernel closing its links.
 
 use std::{
@@ -125,8 +125,8 @@ impl Janitor {
         let (wait, socket) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|e| not_started(paths, e))?;
+        // It is a grandchild: only what is forked later gets into a pid namespace. That takes root.
         let alone = cell.user.is_some();
-        // It is a grandchild: only what is forked later gets into a pid namespace.
         // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
         // children may use everything that the parent could: no lock is held by a thread that does not exist in them.
         let between = unsafe { libc::fork() };
@@ -226,16 +226,16 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     if let Some(claim) = &cell.claim {
         sandbox = sandbox.keep_fd(claim.as_raw_fd());
     }
-    let (vms, alone) = (paths.vms(), cell.user.is_some());
-    // Where the supervisor could not make one there is no folder.
-    let cgroups = cell.cgroup.as_ref().and_then(|cgroup| cgroup.path().parent()).filter(|path| path.is_dir());
-    let mut root = Root::empty();
-    for (from, at) in [Some((vms.as_path(), VMS)), cgroups.map(|path| (path, CGROUPS))].into_iter().flatten() {
-        root = root.folder(from, at);
+    // Where the supervisor could not make one there is no folder of cgroups.
+    let cgroups = cgroup.as_ref().and_then(|cgroup| cgroup.path().parent()).filter(|path| path.is_dir());
+    let folders = [Some((paths.vms(), VMS)), cgroups.map(|path| (path.to_owned(), CGROUPS))];
+    let folders: Vec<_> = folders.into_iter().flatten().collect();
+    let root = folders.iter().fold(Root::empty(), |root, (from, at)| root.folder(from, at));
+    let (mut sandbox, alone) = sandbox.alone(root).map_err(fault)?;
+    for (from, at) in &folders {
         sandbox = sandbox.allow_removal(if alone { Path::new(at) } else { from });
     }
     if alone {
-        sandbox = sandbox.root(root, true);
         own.iter_mut().for_each(|own| *own = own.seen_in(Path::new(VMS)));
         cgroup = cgroup.map(|cgroup| cgroup.seen_in(Path::new(CGROUPS)));
     }

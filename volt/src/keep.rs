@@ -113,8 +113,6 @@ fn remove(paths: &Paths, runtime: &Path, sockets: &[Own]) {
 fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault> {
     let log = open_log(paths)?;
     let mut kept = Vec::new();
-    // Who can give the services users of their own can leave for namespaces.
-    let alone = services.iter().any(|start| start.user.is_some());
     for start in services {
         kept.push(launch(paths, policy, start, &log)?);
     }
@@ -122,11 +120,11 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         Fault::new(Code::Unavailable, "confine the keeper", e.to_string(), "See volt --help on --confinement")
     };
     drop(log);
-    let mut sandbox = Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP));
+    let sandbox = Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP));
+    let (sandbox, alone) = sandbox.alone(Root::empty().folder(&paths.runtime, "/")).map_err(fault)?;
     let runtime = if alone { Path::new("/") } else { &paths.runtime };
-    sandbox = sandbox.allow_removal(runtime);
+    let mut sandbox = sandbox.allow_removal(runtime);
     if alone {
-        sandbox = sandbox.root(Root::empty().folder(&paths.runtime, "/"), true);
         kept.iter_mut().flat_map(|kept| &mut kept.sockets).for_each(|own| *own = own.seen_in(runtime));
     }
     for k in &kept {

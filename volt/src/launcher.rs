@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use confine::{Cgroup, Child, Limit, Policy, Sandbox, Spawn, User};
+use confine::{Cgroup, Child, Limit, Policy, Root, Sandbox, Spawn, User};
 use ipc::{Code, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -254,7 +254,7 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
     if let Some(user) = role.user {
         user.become_it().map_err(|e| fault(&e))?;
     }
-    let isolated = match confine::isolate() {
+    let isolated = match confine::isolate(&Root::empty()) {
         Ok(()) => true,
         Err(e @ confine::Error::NoNamespaces(_)) if role.policy == Policy::BestEffort => {
             say(format_args!("runs without namespaces of the VM's own. {}", with_causes(&e)));

@@ -172,7 +172,7 @@ fn isolated_processes_see_no_file_no_interface_and_no_other_user() {
         let before = ["user", "mnt", "net", "ipc", "uts", "cgroup"].map(namespace);
         let own = File::open("/proc/self/ns/pid").unwrap();
         let namespaces = File::options().read(true).custom_flags(O_PATH).open("/proc/self/ns").unwrap();
-        confine::isolate().unwrap();
+        confine::isolate(&confine::Root::empty()).unwrap();
         assert_eq!(fs::read_dir("/").unwrap().count(), 0);
         assert!(File::create("/new").is_err());
         for outside in ["/etc/passwd", "/proc/self/status", "/../etc"] {

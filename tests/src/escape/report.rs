@@ -22,14 +22,14 @@ pub struct Finding {
     pub result: Result<u64, Held>,
 }
 
-/// Takes over every thread of every program, one after another, and has each try everything. Gives what came of it, and
-/// what `volt run` said of layers that this kernel lacks.
-pub fn attack(programs: &Path) -> Result<(Vec<Finding>, String)> {
-    let mut host = Host::start(programs)?;
+/// Takes over every thread of every program that root, or a plain `user`, has started, one after another, and has each try
+/// everything against each of `layers`. Gives what came of it, and what `volt run` said of layers that this kernel lacks.
+pub fn attack(programs: &Path, user: Option<u32>, layers: &[Layers]) -> Result<(Vec<Finding>, String)> {
+    let mut host = Host::start(programs, user)?;
     let mut findings = Vec::new();
     for target in host.targets()? {
         let on = || format!("{target} (pid {}, thread {})", target.pid, target.tid);
-        let done = attack_from(&host, &target, &mut findings).and_then(|()| host.check());
+        let done = attack_from(&host, &target, layers, &mut findings).and_then(|()| host.check());
         done.with_context(|| format!("{}; its VM said: {}", on(), host.said()))?;
     }
     let said = host.said();
@@ -37,10 +37,10 @@ pub fn attack(programs: &Path) -> Result<(Vec<Finding>, String)> {
     Ok((findings, said))
 }
 
-fn attack_from(host: &Host, target: &Target, findings: &mut Vec<Finding>) -> Result<()> {
+fn attack_from(host: &Host, target: &Target, layers: &[Layers], findings: &mut Vec<Finding>) -> Result<()> {
     let (scene, processes) = (host.scene(target)?, host.processes(target)?);
     let mut foothold = Foothold::take(target.pid, target.tid)?;
-    for layers in [Layers::All, Layers::WithoutSeccomp] {
+    for layers in layers.iter().copied() {
         for attempt in attempts::all() {
             host.renew()?;
             let result = foothold.attempt(layers, attempt.memory, processes, |hand| (attempt.act)(hand, &scene));
@@ -55,7 +55,7 @@ fn attack_from(host: &Host, target: &Target, findings: &mut Vec<Finding>) -> Res
 ///
 /// Each time that ends its process, and with it the VM, which is then started again.
 pub fn kill(programs: &Path) -> Result<Vec<(String, Outcome)>> {
-    let mut host = Host::start(programs)?;
+    let mut host = Host::start(programs, None)?;
     let mut roles: Vec<String> = host.targets()?.iter().map(ToString::to_string).collect();
     roles.dedup();
     let mut outcomes = Vec::new();

@@ -6,19 +6,24 @@ use std::{
     os::{
         linux::net::SocketAddrExt,
         unix::{
-            fs::PermissionsExt,
+            fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
             net::{SocketAddr, UnixListener},
+            process::CommandExt,
         },
     },
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Output},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{CWD, FileType, Mode};
 
 use super::{foothold::Held, limits, terminal};
-use crate::{namespaces, volt::Volt};
+use crate::{
+    namespaces,
+    volt::{Volt, finish},
+};
 
 /// How long anything may take: a debug build on a machine with other work.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -125,14 +130,16 @@ pub struct Host {
     /// What is there.
     pub world: World,
     volt: Volt,
+    /// The plain user that runs it all; nobody but root, if absent.
+    user: Option<u32>,
     web: Child,
     neighbour: Child,
     _sockets: (TcpListener, UdpSocket, UnixListener, UnixListener),
 }
 
 impl Host {
-    /// Starts it all, in namespaces that the caller has made for it.
-    pub fn start(programs: &Path) -> Result<Host> {
+    /// Starts it all, as root or as a plain `user`, in namespaces that the caller has made for it.
+    pub fn start(programs: &Path, user: Option<u32>) -> Result<Host> {
         let dir = PathBuf::from(DIR);
         namespaces::prepare(&dir)?;
         let at = |name: &str| dir.join(name).display().to_string();
@@ -147,8 +154,17 @@ impl Host {
             fs::set_permissions(dir.join(name), fs::Permissions::from_mode(mode))?;
         }
         fs::create_dir_all(dir.join("all/mount"))?;
+        if let Some(user) = user {
+            for folder in [&volt.runtime, &volt.state] {
+                fs::create_dir(folder)?;
+            }
+            for path in [&volt.runtime, &volt.state, &dir.join("web.img"), &dir.join("other.img")] {
+                chown(path, Some(user), Some(user))?;
+            }
+            open_kvm(&dir.join("kvm"))?;
+        }
         // The first one starts the services as well.
-        let (web, neighbour) = (run(&volt, "web")?, run(&volt, "other")?);
+        let (web, neighbour) = (run(&volt, user, "web")?, run(&volt, user, "other")?);
 
         let (tcp, udp) = (TcpListener::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
         let hidden = "volt-escape";
@@ -166,7 +182,8 @@ impl Host {
             vm_victim: socket("vms/victim.sock"),
             disk: at("other.img"),
             own_disk: at("web.img"),
-            database: first_file(&volt.state.join("ipamd"))?,
+            // A plain user's VMs have no network, and need no addresses.
+            database: user.map_or_else(|| first_file(&volt.state.join("ipamd")), |_| Ok(at("state/ipamd/none")))?,
             kernels: volt.state.join("kernel-store").display().to_string(),
             program: programs.join("netmgr").display().to_string(),
             netmgr: socket("netmgr.sock"),
@@ -182,7 +199,7 @@ impl Host {
             memory: String::new(),
             shared: shared_memory()?,
         };
-        let mut host = Host { world, volt, web, neighbour, _sockets: (tcp, udp, abstracted, listener) };
+        let mut host = Host { world, volt, user, web, neighbour, _sockets: (tcp, udp, abstracted, listener) };
         let core = host.neighbour_core()?;
         let memory = descriptors(core)?.into_iter().find(|(_, name)| name.starts_with("/memfd:"));
         host.world.memory = format!("fd/{}", memory.context("The neighbour's core has no memory")?.0);
@@ -280,20 +297,26 @@ impl Host {
 
     /// Starts the first VM again, whatever of it is left, and the services that have ended.
     pub fn restart(&mut self) -> Result<()> {
-        let _gone_already = self.volt.run(&["stop", "web", "--grace", "0"], PATIENCE)?;
+        let _gone_already = self.stop_vm("web")?;
         ended(&mut self.web)?;
-        self.web = run(&self.volt, "web")?;
+        self.web = run(&self.volt, self.user, "web")?;
         Ok(())
     }
 
     /// Ends both VMs in the way that a user does: they still can be.
     pub fn stop(mut self) -> Result<()> {
         for name in ["web", "other"] {
-            let out = self.volt.run(&["stop", name, "--grace", "0"], PATIENCE)?;
+            let out = self.stop_vm(name)?;
             ensure!(out.status.success(), "volt stop {name}: {}", String::from_utf8_lossy(&out.stderr));
         }
         ended(&mut self.web)?;
         ended(&mut self.neighbour)
+    }
+
+    fn stop_vm(&self, name: &str) -> Result<Output> {
+        let mut command = self.volt.command(&["stop", name, "--grace", "0"]);
+        becomes(&mut command, self.user);
+        finish(command, PATIENCE)
     }
 
     /// The paths at which a target sees what is there, if it does: the helpers have roots of their own, of these folders.
@@ -363,16 +386,31 @@ impl Host {
     }
 }
 
-/// Starts a VM with a disk and a card, and waits until its guest runs.
-fn run(volt: &Volt, name: &str) -> Result<Child> {
+/// Lets all use KVM: its node at `path` takes the place of the one that there is, in this mount namespace.
+fn open_kvm(path: &Path) -> Result<()> {
+    let kvm = Path::new("/dev/kvm");
+    let found = fs::metadata(kvm)?;
+    ensure!(found.file_type().is_char_device(), "/dev/kvm is no device");
+    let mode = Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, found.rdev()).context("Cannot make a node")?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+    rustix::mount::mount_bind(path, kvm).context("Cannot mount a node")
+}
+
+/// Starts a VM with a disk and, by root, a card, and waits until its guest runs.
+fn run(volt: &Volt, user: Option<u32>, name: &str) -> Result<Child> {
     let dir = Path::new(DIR);
-    let mut command = volt.command(&["run", "--name", name, "--memory", "64M", "--net", "volt0", "--kernel"]);
+    let mut command = volt.command(&["run", "--name", name, "--memory", "64M", "--kernel"]);
     command.arg(dir.join("kernel")).arg("--disk").arg(dir.join(format!("{name}.img")));
+    if user.is_none() {
+        command.args(["--net", "volt0"]);
+    }
     command.stdout(fs::File::create(dir.join(format!("{name}.out")))?);
     terminal::give(&mut command, dir.join(format!("{name}.err")))?;
     if name == "web" {
         limits::unlimited(&mut command);
     }
+    becomes(&mut command, user);
     let mut child = command.spawn().context("Cannot run volt")?;
     // With it go the last of our own descriptors of the terminal.
     drop(command);
@@ -387,6 +425,22 @@ fn run(volt: &Volt, name: &str) -> Result<Child> {
         ensure!(ended.is_none() && Instant::now() < end, "The VM {name} does not run: {ended:?} {}", why());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Has a command run as that user, if there is one.
+fn becomes(command: &mut Command, user: Option<u32>) {
+    let Some(user) = user else { return };
+    let change = move || {
+        // SAFETY: no groups are read, as their number is 0; the others take numbers.
+        let done = unsafe {
+            libc::setgroups(0, std::ptr::null()) == 0
+                && libc::setresgid(user, user, user) == 0
+                && libc::setresuid(user, user, user) == 0
+        };
+        if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec only async-signal-safe functions may run; these are three system calls.
+    unsafe { command.pre_exec(change) };
 }
 
 /// Waits for the end of a child.
