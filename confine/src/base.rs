@@ -36,9 +36,12 @@ pub fn blocks() -> Filter {
 
 /// To make [`memory_file`](crate::memory_file())s: where the kernel knows such that cannot be executed, no others.
 pub fn memory_files() -> Filter {
+    let filter = Filter::new("memory-files");
+    if !memory_file::is_known() {
+        return filter.allow(&[libc::SYS_memfd_create]);
+    }
     let never_executed = u64::from(libc::MFD_NOEXEC_SEAL);
-    let flags = if memory_file::is_known() { never_executed } else { 0 };
-    Filter::new("memory-files").allow_if(libc::SYS_memfd_create, vec![Rule::masked_eq(1, never_executed, flags)])
+    filter.allow_if(libc::SYS_memfd_create, vec![Rule::masked_eq(1, never_executed, never_executed)])
 }
 
 /// To ask for the time, where the vDSO cannot tell it (an unstable TSC, an emulated CPU).

@@ -7,7 +7,7 @@ use std::{
     ffi::OsStr,
     fs,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::{
             ffi::OsStrExt,
             fs::{MetadataExt, PermissionsExt, chown},
@@ -95,8 +95,10 @@ fn control_socket_leads_to_one_vm_and_to_no_service() {
         handed::knows_only(vm::Client::TYPE_ID, &connection).await;
         let vm: vm::Client = connection.bootstrap();
         handed::knows_only(vm::Client::TYPE_ID, &handed::hand_over(&vm.client)).await;
-        // It has nothing to hand out over its lane either.
+        // It has nothing to hand out over its lane either, and takes nothing.
         assert_eq!(connection.claim(&[7; 16]).await.unwrap_err().code, Code::BadToken);
+        let null = fs::File::open("/dev/null").unwrap();
+        assert_eq!(connection.deposit(null.as_fd()).await.unwrap_err().code, Code::Exhausted);
         let answer = connection.call("ask a VM", PATIENCE, vm.info_request().send()).await.unwrap();
         assert_eq!(answer.get().unwrap().get_info().unwrap().get_name().unwrap(), "web");
     })
