@@ -17,6 +17,10 @@ pub enum Heap {
     Reserved(usize),
 }
 
+/// Bytes of the largest pages that there are.
+#[cfg(target_env = "gnu")]
+const PAGE: usize = 64 << 10;
+
 /// What [`Heap::Mapping`] maps.
 #[cfg(target_env = "gnu")]
 const LARGE: libc::c_int = 4 << 20;
@@ -55,8 +59,13 @@ fn settle_allocator(heap: Heap) {
             libc::mallopt(libc::M_MMAP_MAX, 0);
         }
         if let Heap::Reserved(bytes) = heap {
-            // The block is the heap's end, so freeing it leaves all of it there. (A compiler that sees through this sees no use.)
-            libc::free(std::hint::black_box(libc::malloc(bytes)));
+            // (A compiler that sees through this sees no use.)
+            let block = std::hint::black_box(libc::malloc(bytes));
+            // Or one touch may take 2 MiB. The pages that are the block's alone; a kernel without huge pages refuses.
+            let first = block.map_addr(|at| at.next_multiple_of(PAGE));
+            let _refused = libc::madvise(first, bytes.saturating_sub(2 * PAGE), libc::MADV_NOHUGEPAGE);
+            // It is the heap's end, so freeing it leaves all of it there.
+            libc::free(block);
         }
     }
 }

@@ -314,3 +314,26 @@ fn a_memory_file_takes_seals_and_is_never_executed_and_no_others_are_made() {
         other.passes()
     };
 }
+
+#[test]
+fn a_reserved_heap_takes_no_huge_pages_for_single_touches() {
+    if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        return println!("skipped: this kernel has no transparent huge pages");
+    }
+    attempt(|| {
+        let mut smaps = std::fs::File::open("/proc/self/smaps").unwrap();
+        let _confined = sandbox().heap(Heap::Reserved(8 << 20)).keep_fd(smaps.as_raw_fd()).confine().unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut smaps, &mut text).unwrap();
+        // Of each mapping a line with its size comes first, in KiB, and its flags last.
+        let mut size = 0;
+        let reserved = text.lines().any(|line| {
+            if let Some(number) = line.strip_prefix("Size:") {
+                size = number.trim().trim_end_matches(" kB").parse().unwrap();
+            }
+            line.starts_with("VmFlags:") && size >= 7 << 10 && line.split_whitespace().any(|flag| flag == "nh")
+        });
+        assert!(reserved, "{text}");
+    })
+    .passes();
+}
