@@ -1,4 +1,4 @@
-//! Memory files that nobody can execute: what is written to them stays data.
+//! Memory files that nobody can execute as a program.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{
@@ -13,12 +14,16 @@ use rustix::mount::{
 use rustix::process::{DumpableBehavior, chdir, getegid, geteuid, pivot_root, set_dumpable_behavior};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::child::Child;
 use crate::error::{Error, step};
 
 /// Where the new root is put together. It hides what was there, which by then nobody needs any more.
 const WORKSHOP: &str = "/proc";
 /// The most that a root which is read-only soon may hold: folders and a device node.
 const ROOT_SIZE: &std::ffi::CStr = c"size=64k,nr_inodes=32,mode=0755";
+
+/// How long a rehearsal may take.
+const REHEARSAL: Duration = Duration::from_secs(5);
 
 /// What a process is to find as `/`.
 #[derive(Clone, Debug, Default)]
@@ -130,9 +135,41 @@ pub(crate) fn leave(root: &Root, network: bool, owner: Option<crate::User>) -> R
 ///
 /// # Errors
 ///
-/// [`Error::NoNamespaces`] where the kernel forbids it or has no more to give: nothing is changed then. After any other the
+/// [`Error::NoNamespaces`] where the kernel forbids it, has no more to give, or (to a plain user) gives them and lets nothing be
+/// done there: nothing is changed then. After any other the
 /// process is neither here nor there, and should end.
 pub fn isolate(root: &Root) -> Result<(), Error> {
+    // Some hosts let a user make namespaces, and then do nothing in them.
+    if !caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN).unwrap_or(false) {
+        rehearse(root)?;
+    }
+    isolate_now(root)
+}
+
+/// Leaves in a child that is thrown away.
+fn rehearse(root: &Root) -> Result<(), Error> {
+    let refused = |errno: i32| Error::NoNamespaces(std::io::Error::from_raw_os_error(errno));
+    // SAFETY: this process has one thread (the caller's duty), so the child may use all that this one could; it ends by `_exit`.
+    let Some(mut child) = (unsafe { Child::fork(0) }).map_err(|errno| refused(errno.raw_os_error()))? else {
+        let errno = isolate_now(root).err().map_or(0, |error| errno_of(&error).clamp(1, 255));
+        // SAFETY: takes a number.
+        unsafe { libc::_exit(errno) }
+    };
+    match child.wait_for(REHEARSAL)?.and_then(|status| status.code()) {
+        Some(0) => Ok(()),
+        Some(errno) => Err(refused(errno)),
+        None => Err(refused(libc::ETIMEDOUT)),
+    }
+}
+
+/// What the kernel said, below what an error says.
+fn errno_of(error: &Error) -> i32 {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let mut causes = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes.find_map(std::io::Error::raw_os_error).unwrap_or(libc::EPERM)
+}
+
+fn isolate_now(root: &Root) -> Result<(), Error> {
     let failed = |tried| step(tried, "mount /proc");
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     unshare(

@@ -103,7 +103,7 @@ impl Sandbox {
     }
 
     /// As [`root`](Sandbox::root), without any network, in a user namespace where that right is not held. Whether it can be had:
-    /// where users may not make namespaces and the policy is best-effort, nothing is changed.
+    /// where a user cannot have it and the policy is best-effort, nothing is changed.
     ///
     /// # Errors
     ///

@@ -46,14 +46,17 @@ fn main() {
 
 fn serve(arguments: Arguments) -> Result<(), Error> {
     let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
-    let (path, dir) = state_dir(&arguments.state_dir, arguments.user)?;
+    let path = ipc::private_folder_for(arguments.user.map(User::uid), &arguments.state_dir)
+        .map_err(|error| Error::StateDir(arguments.state_dir.clone(), error))?;
     let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
     let sandbox =
         keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
-    let (sandbox, _) = sandbox.service(arguments.user, &path)?;
+    let (sandbox, seen) = sandbox.service(arguments.user, &path)?;
     // Images are large and rare.
     let sandbox = sandbox.limit(Limit::OpenFiles, 4096).heap(Heap::Mapping);
-    let confined = sandbox.keep_fd(dir.as_raw_fd()).confine()?;
+    let confined = sandbox.confine()?;
+    // In the root that it has now: a descriptor from before would lead out of that.
+    let dir = claim(&seen, &path)?;
 
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
     let (disk, disk_mailbox) = worker();
@@ -95,21 +98,20 @@ fn keep_files(dir: OwnedFd, limits: Limits, mailbox: Mailbox<Store>, ready: &ipc
     }
 }
 
-/// The state directory's own path and the directory, made if need be, and locked.
-fn state_dir(path: &Path, user: Option<User>) -> Result<(PathBuf, OwnedFd), Error> {
+/// The state directory, locked. `seen` is where this process sees it, `path` what its user calls it.
+fn claim(seen: &Path, path: &Path) -> Result<OwnedFd, Error> {
     let failed = |error| Error::StateDir(path.into(), error);
-    let path = ipc::private_folder_for(user.map(User::uid), path).map_err(failed)?;
-    let dir = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    let dir = rustix::fs::open(seen, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| failed(e.into()))?;
     // A predecessor that was just killed may still be on its way out.
     for _ in 0..40 {
         match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok((path, dir)),
+            Ok(()) => return Ok(dir),
             Err(rustix::io::Errno::AGAIN) => std::thread::sleep(Duration::from_millis(50)),
             Err(e) => return Err(failed(e.into())),
         }
     }
-    Err(Error::InUse(path))
+    Err(Error::InUse(path.into()))
 }
 
 /// An error and its causes, once each.

@@ -185,7 +185,8 @@ pub fn rmdir() -> Filter {
 
 /// Waiting for a lock.
 pub fn lock() -> Filter {
-    Filter::new("lock").allow(&[libc::SYS_flock, libc::SYS_clock_nanosleep])
+    // A process that is stopped and continued resumes its sleep through the last.
+    Filter::new("lock").allow(&[libc::SYS_flock, libc::SYS_clock_nanosleep, libc::SYS_restart_syscall])
 }
 
 /// Waiting for descriptors.

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use confine::{Cgroup, Filter, Heap, Policy, Root, Sandbox, base};
+use confine::{Cgroup, Filter, Heap, Policy, Root, Rule, Sandbox, base};
 use ipc::{Code, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
@@ -88,7 +88,9 @@ pub fn sweep(dir: &Path) {
 /// Where a janitor with a root of its own finds the sockets, and the cgroups.
 const VMS: &str = "/vms";
 const CGROUPS: &str = "/cgroups";
-/// How long the janitor may take to clear up.
+/// What the janitor says once it is narrow.
+const READY: &[u8] = b"r";
+/// How long the janitor may take to confine itself, and to clear up.
 const CLEARED: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How often, a hundredth of a second apart, to look whether the last process of a VM has left its cgroup.
 const LEAVING: u32 = 6000;
@@ -109,6 +111,18 @@ impl AsFd for Watch {
 }
 
 impl Watch {
+    /// Waits until the janitor has confined itself: without it nothing may start.
+    pub fn ready(&self, paths: &Paths) -> Result<(), Fault> {
+        let limit = Some(&CLEARED);
+        let answered = rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], limit);
+        match answered.map(|count| (count > 0).then(|| read(&self.0, &mut [0; 1]))) {
+            Ok(Some(1)) => Ok(()),
+            Ok(Some(_)) => Err(not_started(paths, "the janitor has ended, for the reason that it gave")),
+            Ok(None) => Err(not_started(paths, "the janitor did not answer within 5 s")),
+            Err(e) => Err(not_started(paths, e)),
+        }
+    }
+
     /// Has the sockets removed, and returns once they are.
     pub fn clear(self) {
         // A janitor that was killed has closed its end: whoever takes the name next sweeps up after it.
@@ -166,7 +180,7 @@ impl Janitor {
 }
 
 fn not_started(paths: &Paths, why: impl std::fmt::Display) -> Fault {
-    let remedy = "Raise this user's limit of processes and open files";
+    let remedy = "Raise this user's limit of processes and open files, and see volt doctor";
     Fault::new(Code::Unavailable, format!("watch over {}", paths.vms().display()), why.to_string(), remedy)
 }
 
@@ -198,15 +212,13 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     let fault = |e: confine::Error| {
         Fault::new(Code::Unavailable, "confine the janitor", e.to_string(), "See volt --help on --confinement")
     };
-    // Its own, not inherited: a lock belongs to whoever opened.
-    let runtime = open_dir(&paths.runtime)?;
     // A session of its own: the terminal's Ctrl-C and hang-up, and a kill of volt's process group, pass it by.
     let _ = rustix::process::setsid();
     // Whoever reads volt's output should not have to wait for the janitor to end as well.
-    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
-        let _ = rustix::stdio::dup2_stdin(&null);
-        let _ = rustix::stdio::dup2_stdout(&null);
-        let _ = rustix::stdio::dup2_stderr(&null);
+    let null = File::options().read(true).write(true).open("/dev/null").ok();
+    if let Some(null) = &null {
+        let _ = rustix::stdio::dup2_stdin(null);
+        let _ = rustix::stdio::dup2_stdout(null);
     }
     let _ = std::env::set_current_dir("/");
     let Some(inodes) = hear(&wait) else {
@@ -218,17 +230,19 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     let mut own: Vec<Own> =
         paths_of(&paths.vm(name)).into_iter().zip(inodes).map(|(path, inode)| Own { path, inode }).collect();
     let mut cgroup = cell.cgroup.clone();
-    let mut sandbox = Sandbox::new("volt-janitor", policy)
-        .heap(Heap::Reserved(filters::SMALL_HEAP))
-        .keep_fd(wait.as_raw_fd())
-        .keep_fd(runtime.as_raw_fd());
+    let mut sandbox =
+        Sandbox::new("volt-janitor", policy).heap(Heap::Reserved(filters::SMALL_HEAP)).keep_fd(wait.as_raw_fd());
+    if let Some(null) = &null {
+        sandbox = sandbox.keep_fd(null.as_raw_fd());
+    }
     // The VM's user is taken until the last process of it is gone.
     if let Some(claim) = &cell.claim {
         sandbox = sandbox.keep_fd(claim.as_raw_fd());
     }
     // Where the supervisor could not make one there is no folder of cgroups.
     let cgroups = cgroup.as_ref().and_then(|cgroup| cgroup.path().parent()).filter(|path| path.is_dir());
-    let folders = [Some((paths.vms(), VMS)), cgroups.map(|path| (path.to_owned(), CGROUPS))];
+    let folder = paths.vms();
+    let folders = [Some((folder.clone(), VMS)), cgroups.map(|path| (path.to_owned(), CGROUPS))];
     let folders: Vec<_> = folders.into_iter().flatten().collect();
     let root = folders.iter().fold(Root::empty(), |root, (from, at)| root.folder(from, at));
     let (mut sandbox, alone) = sandbox.alone(root).map_err(fault)?;
@@ -240,16 +254,24 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
         cgroup = cgroup.map(|cgroup| cgroup.seen_in(Path::new(CGROUPS)));
     }
     let confined = sandbox.confine().map_err(fault)?;
+    // In the root that it has now: a descriptor from before would lead out of that. Its own, as a lock belongs to whoever opened.
+    let dir = open_dir(if alone { Path::new(VMS) } else { &folder })?;
     let mut filter = Filter::new("janitor").with(&base::close()).with(&filters::unlink()).with(&filters::lock());
     if cgroup.is_some() {
         filter = filter.with(&filters::rmdir());
     }
-    // It has one thread, and nobody to say anything to.
-    let filter = filter.allow(&[libc::SYS_read, libc::SYS_exit_group]);
+    // It has one thread, and soon nobody to say anything to.
+    let filter = filter
+        .allow_if(libc::SYS_write, vec![Rule::eq(0, wait.as_raw_fd().cast_unsigned())])
+        .allow(&[libc::SYS_read, libc::SYS_exit_group]);
+    if let Some(null) = null {
+        let _ = rustix::stdio::dup2_stderr(null);
+    }
     let _narrow = confined.enter(&filter).map_err(fault)?;
+    let _gone = rustix::io::write(&wait, READY);
     read(&wait, &mut [0u8; 1]);
     // Where the lock cannot be had the sockets stay: the next `volt run` sweeps them up.
-    if let Ok(_lock) = lock(runtime, &paths.runtime) {
+    if let Ok(_lock) = lock(dir, &folder) {
         own.iter().for_each(Own::remove);
     }
     // The supervisor's sign that the name is free.
@@ -258,8 +280,8 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     Ok(())
 }
 
-/// Removes a cgroup once it is empty. One that does not become so (a process that hangs in the kernel) is left, with its user:
-/// whoever has that user next removes it.
+/// Removes a cgroup once it is empty. One that does not become so (a process that hangs in the kernel) is left:
+/// a VM of that name and user takes its place.
 fn emptied(cgroup: &Cgroup) {
     for _ in 0..LEAVING {
         if cgroup.remove() {

@@ -96,7 +96,10 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<i32, Fault> {
     let sockets: Vec<Own> = services.iter().flat_map(|start| Own::both(&paths.service(start.service.name()))).collect();
     let result = keep(&paths, policy, services);
     if result.is_err() {
-        remove(&paths, &paths.runtime, &sockets);
+        // It may have failed on either side of its change of root.
+        let here = if paths.runtime.is_dir() { paths.runtime.as_path() } else { Path::new("/") };
+        let sockets: Vec<Own> = sockets.iter().map(|own| own.seen_in(here)).collect();
+        remove(&paths, here, &sockets);
     }
     result.map(|()| 0)
 }
@@ -122,6 +125,9 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
     drop(log);
     let sandbox = Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP));
     let (sandbox, alone) = sandbox.alone(Root::empty().folder(&paths.runtime, "/")).map_err(fault)?;
+    if !alone {
+        say("the keeper runs without namespaces of its own, as this host lets no user make any");
+    }
     let runtime = if alone { Path::new("/") } else { &paths.runtime };
     let mut sandbox = sandbox.allow_removal(runtime);
     if alone {

@@ -28,6 +28,9 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 
 fn main() {
+    // Whoever started this may have it ignored, and then no child could be waited for.
+    // SAFETY: no handler is set, and there is one thread.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Run(args) => run::run(cli.confinement, args),

@@ -79,6 +79,7 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
     let found = services::ensure(&paths, wanted, |missing| keep::start(&paths, policy, missing))?;
 
+    watch.ready(&paths)?;
     let [rpc, lane] = endpoint.as_fds();
     let others = [rpc, lane, watch.as_fd(), launcher.as_fd(), signals.as_fd()];
     // Whoever starts the VM may stop it, and not who its processes run as.
@@ -139,7 +140,7 @@ fn open_kvm() -> Result<OwnedFd, Fault> {
 /// Claims the VM's name: its control socket exists as long as this process.
 fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(Endpoint, Watch), Fault> {
     let path = paths.vm(name);
-    let lock = services::lock(services::open_dir(&paths.runtime)?, &paths.runtime)?;
+    let lock = services::lock(services::open_dir(&paths.vms())?, &paths.vms())?;
     janitor::sweep(&paths.vms());
     let janitor = Janitor::start(paths, name, lock, cell, policy)?;
     cell.build(name, policy)?;

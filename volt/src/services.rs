@@ -223,7 +223,7 @@ pub fn open_dir(dir: &Path) -> Result<OwnedFd, Fault> {
     })
 }
 
-/// Takes the lock that decides who starts or clears away services and VMs' sockets: on the runtime directory itself,
+/// Takes the lock that decides who starts or clears away services, or VMs' sockets: on the directory of their sockets itself,
 /// so that it leaves no file. Given back when the descriptor is closed.
 pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Fault> {
     let fault = |why: String| {

@@ -10,8 +10,13 @@ use crate::harness::{attempt, filter, is_root, sandbox};
 
 /// Makes this process's kernel one that lacks a syscall.
 fn kernel_without(syscall: i64) {
+    refuse(syscall, libc::ENOSYS);
+}
+
+/// Has this process's kernel answer a syscall with an error.
+pub fn refuse(syscall: i64, errno: i32) {
     let arch = std::env::consts::ARCH.try_into().unwrap();
-    let none = SeccompAction::Errno(libc::ENOSYS as u32);
+    let none = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(BTreeMap::from([(syscall, vec![])]), SeccompAction::Allow, none, arch);
     seccompiler::apply_filter(&BpfProgram::try_from(filter.unwrap()).unwrap()).unwrap();
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
 use caps::{CapSet, Capability, CapsHashSet};
-use confine::{Error, Root, Spawn, User, caps};
+use confine::{Error, Policy, Root, Sandbox, Spawn, User, caps};
 use libc::{EACCES, EPERM, O_PATH};
 
 use crate::harness::{attempt, done, is_refused, is_root, sandbox};
@@ -189,6 +189,30 @@ fn isolated_processes_see_no_file_no_interface_and_no_other_user() {
             is_refused(done(libc::setgroups(0, std::ptr::null())), EPERM);
         }
         drop(own);
+    })
+    .passes();
+}
+
+#[test]
+fn where_namespaces_can_be_made_and_not_used_nothing_is_changed_and_best_effort_goes_on() {
+    if !is_root() {
+        return;
+    }
+    // As on hosts whose AppArmor lets every user make namespaces, and takes all rights there.
+    attempt(|| {
+        user().become_it().unwrap();
+        caps::clear(None, CapSet::Effective).unwrap();
+        crate::policy::refuse(libc::SYS_pivot_root, EACCES);
+        let before = ["user", "mnt", "net"].map(namespace);
+        match confine::isolate(&Root::empty()) {
+            Err(Error::NoNamespaces(source)) => assert_eq!(source.raw_os_error(), Some(EACCES)),
+            other => panic!("{other:?}"),
+        }
+        let (_sandbox, alone) = sandbox().alone(Root::empty()).unwrap();
+        assert!(!alone);
+        let strict = Sandbox::new("attempt", Policy::Strict).alone(Root::empty());
+        assert!(matches!(strict, Err(Error::NoNamespaces(_))));
+        assert_eq!(["user", "mnt", "net"].map(namespace), before);
     })
     .passes();
 }

@@ -5,6 +5,7 @@ use libc::{AT_FDCWD, O_CREAT, O_DIRECTORY, O_PATH, O_RDONLY, O_RDWR, O_WRONLY};
 use super::{
     attempts::{Act, Attempt, Class, call},
     foothold::{Hand, Held},
+    scene::Scene,
 };
 
 const fn file(name: &'static str, act: Act) -> Attempt {
@@ -14,6 +15,24 @@ const fn file(name: &'static str, act: Act) -> Attempt {
 fn open(hand: &mut Hand, path: &str, flags: i32) -> Result<u64, Held> {
     let path = hand.text(path)?;
     call!(hand, SYS_openat, AT_FDCWD, path, flags, 0o666)
+}
+
+/// Tries each of its descriptors that has a path: of a folder, the way up and on to a file of the host's.
+fn out_of_folder(
+    hand: &mut Hand,
+    scene: &Scene,
+    act: fn(&mut Hand, i32, u64) -> Result<u64, Held>,
+) -> Result<u64, Held> {
+    let path = hand.text("../../../../../../../../etc/passwd")?;
+    let mut held = Err(Held::Absent);
+    for (fd, _) in scene.fds.iter().filter(|(_, name)| name.starts_with('/')) {
+        held = act(hand, *fd, path);
+        // Who was killed tries no more.
+        if !matches!(held, Err(Held::Refused(_))) {
+            break;
+        }
+    }
+    held
 }
 
 pub(super) const ALL: &[Attempt] = &[
@@ -80,6 +99,15 @@ pub(super) const ALL: &[Attempt] = &[
     file("open one of its descriptors anew", |h, s| {
         let fd = s.fds.first().ok_or(Held::Absent)?.0;
         open(h, &format!("/proc/self/fd/{fd}"), O_RDWR)
+    }),
+    file("look out of a folder that it has", |h, s| {
+        out_of_folder(h, s, |h, fd, path| {
+            let room = h.room(512)?;
+            call!(h, SYS_statx, fd, path, 0, 0xfff, room)
+        })
+    }),
+    file("open a file out of a folder that it has", |h, s| {
+        out_of_folder(h, s, |h, fd, path| call!(h, SYS_openat, fd, path, libc::O_RDONLY | libc::O_CLOEXEC))
     }),
     file("open /dev/kvm", |h, _| open(h, "/dev/kvm", O_RDWR)),
     file("open /dev/net/tun as the driver's user does", |h, _| {

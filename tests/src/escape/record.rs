@@ -63,6 +63,7 @@ const GROUPS: [(&str, &[&str]); 14] = [
             "change its directory",
             "watch a directory",
             "make a file handle",
+            "look out of a folder that it has",
         ],
     ),
     (

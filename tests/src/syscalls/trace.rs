@@ -336,7 +336,8 @@ impl Tracer<'_> {
     }
 }
 
-/// Notes a call that is about to be made under filters; whether one of them has `restart_syscall`, and it was not seen.
+/// Notes a call that is about to be made under filters; whether `restart_syscall` was not yet seen under one of them. (One
+/// that waits and does not have it is found so.)
 fn note(thread: &Thread, seen: &mut Seen, number: u32, arguments: [u64; 6]) -> Result<bool> {
     let restart = libc::SYS_restart_syscall as u32;
     let mut may_restart = false;
@@ -348,7 +349,7 @@ fn note(thread: &Thread, seen: &mut Seen, number: u32, arguments: [u64; 6]) -> R
         }
         let calls = seen.roles.entry(role.clone()).or_default();
         calls.used.insert(number);
-        may_restart |= calls.allowed.contains(&restart) && !calls.used.contains(&restart);
+        may_restart |= !calls.used.contains(&restart);
     }
     Ok(may_restart)
 }

@@ -121,8 +121,10 @@ fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cann
     for in_time in [true, false] {
         let vm = Running::start(&mut host.full("web", &spin));
         vm.says("up");
-        let lock = fs::File::open(host.path("run")).unwrap();
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let locks = ["run", "run/vms"].map(|folder| fs::File::open(host.path(folder)).unwrap());
+        for lock in &locks {
+            rustix::fs::flock(lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        }
         kill(host.processes("ipamd")[0], libc::SIGKILL);
         vm.signal(libc::SIGKILL);
         vm.end();
@@ -133,7 +135,7 @@ fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cann
         if in_time {
             std::thread::sleep(Duration::from_millis(500));
             assert_eq!(left(), 4);
-            drop(lock);
+            drop(locks);
             until("the sockets are gone", || if left() == 0 { Ok(()) } else { Err(left().to_string()) });
         } else {
             until("the keeper and the janitor have given up", || {
@@ -142,7 +144,7 @@ fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cann
                 if log.contains("held the lock for 5 s") && waiting.is_empty() { Ok(()) } else { Err(log) }
             });
             assert_eq!(left(), 4);
-            drop(lock);
+            drop(locks);
             host.run(&mut host.full("other", &off)).ok();
         }
         host.clean();
