@@ -129,6 +129,11 @@ pub(crate) fn leave(root: &Root, network: bool, owner: Option<crate::User>) -> R
     root.enter(owner)
 }
 
+/// Whether this process may [`leave`].
+pub(crate) fn may_leave() -> bool {
+    caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN).unwrap_or(false)
+}
+
 /// Leaves for user, mount, network, ipc, uts and cgroup namespaces of its own, with that root and with no id mapped
 /// but its own. What the process starts is in them as well. Takes no right where the kernel lets users make namespaces.
 /// To be called while there is one thread.
@@ -140,7 +145,7 @@ pub(crate) fn leave(root: &Root, network: bool, owner: Option<crate::User>) -> R
 /// process is neither here nor there, and should end.
 pub fn isolate(root: &Root) -> Result<(), Error> {
     // Some hosts let a user make namespaces, and then do nothing in them.
-    if !caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN).unwrap_or(false) {
+    if !may_leave() {
         rehearse(root)?;
     }
     isolate_now(root)

@@ -48,15 +48,20 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
     let path = ipc::private_folder_for(arguments.user.map(User::uid), &arguments.state_dir)
         .map_err(|error| Error::StateDir(arguments.state_dir.clone(), error))?;
+    // Before anything there is handed over.
+    let mut dir = claim(&path, &path)?;
     let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
     let sandbox =
         keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
     let (sandbox, seen) = sandbox.service(arguments.user, &path)?;
     // Images are large and rare.
     let sandbox = sandbox.limit(Limit::OpenFiles, 4096).heap(Heap::Mapping);
-    let confined = sandbox.confine()?;
-    // In the root that it has now: a descriptor from before would lead out of that.
-    let dir = claim(&seen, &path)?;
+    let confined = sandbox.keep_fd(dir.as_raw_fd()).confine()?;
+    if seen != path {
+        // Once more, in the root that it has now: a descriptor from before would lead out of that.
+        drop(dir);
+        dir = claim(&seen, &path)?;
+    }
 
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
     let (disk, disk_mailbox) = worker();

@@ -91,7 +91,7 @@ const CGROUPS: &str = "/cgroups";
 /// What the janitor says once it is narrow.
 const READY: &[u8] = b"r";
 /// How long the janitor may take to confine itself, and to clear up.
-const CLEARED: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+const LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How often, a hundredth of a second apart, to look whether the last process of a VM has left its cgroup.
 const LEAVING: u32 = 6000;
 
@@ -113,7 +113,7 @@ impl AsFd for Watch {
 impl Watch {
     /// Waits until the janitor has confined itself: without it nothing may start.
     pub fn ready(&self, paths: &Paths) -> Result<(), Fault> {
-        let limit = Some(&CLEARED);
+        let limit = Some(&LIMIT);
         let answered = rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], limit);
         match answered.map(|count| (count > 0).then(|| read(&self.0, &mut [0; 1]))) {
             Ok(Some(1)) => Ok(()),
@@ -127,7 +127,7 @@ impl Watch {
     pub fn clear(self) {
         // A janitor that was killed has closed its end: whoever takes the name next sweeps up after it.
         let _gone = rustix::net::shutdown(&self.0, Shutdown::Write);
-        let _ended = rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&CLEARED));
+        let _ended = rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&LIMIT));
     }
 }
 

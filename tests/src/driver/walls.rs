@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -18,6 +19,9 @@ const HELPERS: [(&str, &[&str], bool); 2] = [
     ("volt-janitor", &["cgroups", "vms"], true),
     ("volt-keep", &["ipamd.sock", "kernel-store.sock", "netmgr.sock", "vms"], false),
 ];
+/// Limits of VMs that have 256 MiB, one CPU or two, a disk and a card: bytes; processes; and microseconds in each 100 000.
+const LIMITS: [(&str, RangeInclusive<u64>); 3] =
+    [("memory.max", 256 << 20..=512 << 20), ("pids.max", 16..=32), ("cpu.max", 200_000..=300_000)];
 /// The namespaces that a confined process has to itself, beside those of users and processes.
 const KINDS: [&str; 5] = ["mnt", "net", "ipc", "uts", "cgroup"];
 
@@ -40,6 +44,8 @@ pub fn check(names: &[&str]) -> Result<()> {
                 line.map(str::trim).with_context(|| format!("{program} has no {name}"))
             };
             is_confined(&program, &status)?;
+            let score = fs::read_to_string(process.join("oom_score_adj")).context("Cannot read an OOM score")?;
+            ensure!(score.trim() == "500", "{program} of {name} has the OOM score {score:?}");
             let ids: Vec<&str> = field("Uid:")?.split_whitespace().chain(field("Gid:")?.split_whitespace()).collect();
             let id = ids.first().copied().unwrap_or_default().to_owned();
             ensure!(ids.iter().all(|other| *other == id) && id != "0", "{program} of {name} has the ids {ids:?}");
@@ -67,9 +73,10 @@ pub fn check(names: &[&str]) -> Result<()> {
         namespaces.sort_unstable();
         namespaces.dedup();
         ensure!(namespaces.len() == PROGRAMS.len(), "Processes of {name} share a user namespace");
-        for limit in ["memory.max", "pids.max", "cpu.max"] {
+        for (limit, size) in LIMITS {
             let value = fs::read_to_string(cgroup.join(limit)).with_context(|| format!("Cannot read {limit}"))?;
-            ensure!(value.starts_with(|first: char| first.is_ascii_digit()), "{limit} of {name} is {value:?}");
+            let number = value.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+            ensure!(number.is_some_and(|number| size.contains(&number)), "{limit} of {name} is {value:?}");
         }
         users.push(user);
     }
