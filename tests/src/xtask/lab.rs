@@ -47,6 +47,8 @@ impl std::error::Error for NeverUp {}
 pub enum Clock {
     /// As on any machine: two CPUs that run in parallel, for functions and races.
     Wall,
+    /// As well, with one CPU: where two that are emulated are one too many.
+    OneCpu,
     /// One CPU, one nanosecond an instruction: the same figure on any machine, however noisy.
     Instructions,
 }
@@ -179,6 +181,7 @@ impl Lab<'_> {
         let mut qemu = Command::new("qemu-system-x86_64");
         match self.clock {
             Clock::Wall => qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]),
+            Clock::OneCpu => qemu.args(["-accel", "tcg", "-smp", "1"]),
             Clock::Instructions => qemu.args(["-accel", "tcg", "-icount", "shift=0,sleep=off"]),
         };
         qemu.args(["-M", "q35", "-cpu", "max", "-m", "3072", "-nodefaults", "-display", "none", "-no-reboot"])
