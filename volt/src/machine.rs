@@ -18,8 +18,9 @@ use tokio::io::Interest;
 
 use crate::launcher::{Launcher, Process, Request};
 
-/// How long the core may take until the vCPUs run: every backend's handshake has a deadline of its own within it.
-const START_DEADLINE: Duration = Duration::from_secs(20);
+/// How long the core may take until the vCPUs run: every backend's handshake has a deadline of its own within it. The rest is
+/// reading kernel and initrd, from a slow disk on a busy host; whoever has waited enough may stop the VM meanwhile.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a process may take to end by itself once its work is over.
 const END_DEADLINE: Duration = Duration::from_secs(2);
 

@@ -21,11 +21,6 @@ mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t tmpfs -o mode=0755 run /run
 mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t cgroup2 cgroup /sys/fs/cgroup
-# The first CPU limit and the end of the last one make the kernel patch its own code, which QEMU's emulation of two
-# processors at once gets wrong now and then. One limit that stays keeps VMs from doing so.
-echo +cpu >/sys/fs/cgroup/cgroup.subtree_control
-mkdir /sys/fs/cgroup/limited
-echo "100000 100000" >/sys/fs/cgroup/limited/cpu.max
 mount -t tracefs trace /sys/kernel/tracing
 for module in $(cat /modules); do
     insmod "/lib/modules/$module" || echo "lab: module $module failed"
