@@ -63,6 +63,11 @@ pub enum Error {
         "Cannot make namespaces: allow them to this user where the host does not: sysctl user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0"
     )]
     NoNamespaces(#[source] io::Error),
+    /// The kernel gives namespaces, and no mounts in them.
+    #[error(
+        "Cannot make a root of its own: an outer sandbox (AppArmor's, a container's) forbids mounts, allow them there"
+    )]
+    NoRoot(#[source] io::Error),
     /// No cgroup with limits can be had.
     #[error("Cannot make a cgroup with limits: {0}")]
     NoCgroup(String),

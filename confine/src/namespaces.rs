@@ -3,10 +3,12 @@
 //! Uses `/proc` and mounts, so it belongs into the wide phase. Whoever has left is left: there is no way back.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, mount_remount,
     move_mount, open_tree, unmount,
@@ -21,6 +23,9 @@ use crate::error::{Error, step};
 const WORKSHOP: &str = "/proc";
 /// The most that a root which is read-only soon may hold: folders and a device node.
 const ROOT_SIZE: &std::ffi::CStr = c"size=64k,nr_inodes=32,mode=0755";
+
+/// How every new root is mounted.
+const GUARDED: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
 
 /// How long a rehearsal may take.
 const REHEARSAL: Duration = Duration::from_secs(5);
@@ -50,55 +55,76 @@ impl Root {
         self
     }
 
-    /// Makes it the calling process's root, in a mount namespace that is its own already, for `owner`.
+    /// Makes it the calling process's root, in a mount namespace that is its own already, for `owner`. Where mounts are
+    /// forbidden, [`Error::NoRoot`], the root stays what it was.
     fn enter(&self, owner: Option<crate::User>) -> Result<(), Error> {
-        let failed = |tried| step(tried, "an outer sandbox may forbid it");
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .map_err(failed("keep mounts to itself"))?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let clone = |(from, at): &(PathBuf, PathBuf)| match open_tree(CWD, from, flags) {
-            Ok(tree) => Ok((tree, at.clone())),
-            Err(errno) => Err(Error::Path { path: from.clone(), source: errno.into() }),
-        };
-        let trees = self.folders.iter().map(clone).collect::<Result<Vec<_>, _>>()?;
-        let place = |tree, at: &Path| {
-            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-            move_mount(tree, "", CWD, at, flags).map_err(failed("mount a folder in its new root"))
-        };
-        let guarded = MountFlags::NOSUID | MountFlags::NOEXEC;
-        let writable = match trees.as_slice() {
-            [(tree, at)] if at == Path::new("/") => {
-                place(tree, Path::new(WORKSHOP))?;
-                true
-            }
-            trees => {
-                let made = mount("volt", WORKSHOP, "tmpfs", guarded, ROOT_SIZE);
-                made.map_err(failed("mount an empty file system"))?;
-                for (tree, at) in trees {
-                    let at = inside(at);
-                    fs::create_dir_all(&at).map_err(|source| Error::Path { path: at.clone(), source })?;
-                    place(tree, &at)?;
-                }
-                for (at, major, minor) in &self.devices {
-                    device(&inside(at), *major, *minor, owner)?;
-                }
-                false
-            }
-        };
-        chdir(WORKSHOP).map_err(failed("enter its new root"))?;
-        // The old root comes to lie on the new one, and is taken off.
-        pivot_root(".", ".").map_err(failed("change its root"))?;
+        self.replace(owner).map_err(|error| match error {
+            Error::Step { source, .. } => Error::NoRoot(source),
+            other => other,
+        })?;
+        let failed = |tried| step(tried, "report this as a defect");
         unmount(".", UnmountFlags::DETACH).map_err(failed("leave the old root"))?;
         chdir("/").map_err(failed("enter its new root"))?;
-        let mut flags = MountFlags::BIND | guarded;
+        let mut flags = MountFlags::BIND | GUARDED;
         if self.devices.is_empty() {
             flags |= MountFlags::NODEV;
         }
-        if !writable {
+        if !self.is_one_folder() {
             flags |= MountFlags::RDONLY;
         }
         mount_remount("/", flags, c"").map_err(failed("guard its new root"))
     }
+
+    /// Whether it is a folder as it is, and so as writable as that.
+    fn is_one_folder(&self) -> bool {
+        matches!(self.folders.as_slice(), [(_, at)] if at == Path::new("/"))
+    }
+
+    /// Puts it together and changes the root to it, on which the old one comes to lie. Until then nothing is lost.
+    fn replace(&self, owner: Option<crate::User>) -> Result<(), Error> {
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .map_err(refused("keep mounts to itself"))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let clone = |(from, at): &(PathBuf, PathBuf)| match open_tree(CWD, from, flags) {
+            Ok(tree) => Ok((tree, at.clone())),
+            Err(Errno::PERM) => Err(refused("take a folder along")(Errno::PERM)),
+            Err(errno) => Err(Error::Path { path: from.clone(), source: errno.into() }),
+        };
+        let trees = self.folders.iter().map(clone).collect::<Result<Vec<_>, _>>()?;
+        match trees.as_slice() {
+            [(tree, _)] if self.is_one_folder() => place(tree, Path::new(WORKSHOP))?,
+            _ => mount("volt", WORKSHOP, "tmpfs", GUARDED, ROOT_SIZE).map_err(refused("mount an empty file system"))?,
+        }
+        self.furnish(&trees, owner).inspect_err(|_| {
+            // What the workshop hid is seen again.
+            let _ = chdir("/");
+            let _ = unmount(WORKSHOP, UnmountFlags::DETACH);
+        })
+    }
+
+    fn furnish(&self, trees: &[(OwnedFd, PathBuf)], owner: Option<crate::User>) -> Result<(), Error> {
+        if !self.is_one_folder() {
+            for (tree, at) in trees {
+                let at = inside(at);
+                fs::create_dir_all(&at).map_err(|source| Error::Path { path: at.clone(), source })?;
+                place(tree, &at)?;
+            }
+        }
+        for (at, major, minor) in &self.devices {
+            device(&inside(at), *major, *minor, owner)?;
+        }
+        chdir(WORKSHOP).map_err(refused("enter its new root"))?;
+        pivot_root(".", ".").map_err(refused("change its root"))
+    }
+}
+
+fn refused(tried: &'static str) -> impl Fn(Errno) -> Error {
+    step(tried, "an outer sandbox may forbid it")
+}
+
+fn place(tree: &OwnedFd, at: &Path) -> Result<(), Error> {
+    move_mount(tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(refused("mount a folder in its new root"))
 }
 
 /// A path of the new root, while that is being put together.
@@ -113,13 +139,14 @@ fn device(at: &Path, major: u32, minor: u32, owner: Option<crate::User>) -> Resu
     }
     let number = rustix::fs::makedev(major, minor);
     mknodat(CWD, at, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, number)
-        .map_err(|errno| failed(errno.into()))?;
+        .map_err(refused("make a device node"))?;
     let owner = owner.map(crate::User::uid);
     std::os::unix::fs::chown(at, owner, owner).map_err(failed)
 }
 
 /// Leaves for own mount, ipc, uts and cgroup namespaces with that root, and for an own, empty network one where
-/// `network` says so. Takes `CAP_SYS_ADMIN`. `owner` is who the process becomes next.
+/// `network` says so. Takes `CAP_SYS_ADMIN`. `owner` is who the process becomes next. [`Error::NoNamespaces`]: nothing was
+/// changed; [`Error::NoRoot`]: the root was not.
 pub(crate) fn leave(root: &Root, network: bool, owner: Option<crate::User>) -> Result<(), Error> {
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
     if network {
@@ -140,14 +167,11 @@ pub(crate) fn may_leave() -> bool {
 ///
 /// # Errors
 ///
-/// [`Error::NoNamespaces`] where the kernel forbids it, has no more to give, or (to a plain user) gives them and lets nothing be
-/// done there: nothing is changed then. After any other the
-/// process is neither here nor there, and should end.
+/// [`Error::NoNamespaces`] where the kernel forbids it, has no more to give, or gives them and lets nothing be done there: nothing
+/// is changed then. After any other the process is neither here nor there, and should end.
 pub fn isolate(root: &Root) -> Result<(), Error> {
     // Some hosts let a user make namespaces, and then do nothing in them.
-    if !may_leave() {
-        rehearse(root)?;
-    }
+    rehearse(root)?;
     isolate_now(root)
 }
 

@@ -5,7 +5,7 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, chdir, chroot, set_dumpable_behavior};
 use rustix::thread::set_no_new_privs;
 
 use crate::confined::Confined;
@@ -28,7 +28,6 @@ pub struct Sandbox {
     paths: Vec<(PathBuf, Access)>,
     programs: Vec<OwnedFd>,
     capability: Option<caps::Capability>,
-    root: Option<(Root, bool)>,
     user: Option<User>,
     limits: Limits,
     heap: Heap,
@@ -44,7 +43,6 @@ impl Sandbox {
             paths: Vec::new(),
             programs: Vec::new(),
             capability: None,
-            root: None,
             user: None,
             limits: Limits::safe(),
             heap: Heap::Growing,
@@ -95,48 +93,65 @@ impl Sandbox {
         self
     }
 
-    /// Leaves for namespaces of its own (mount, ipc, uts and cgroup; with `own_network` an empty network as well) with that
-    /// root. Paths to keep are looked for in it. Takes `CAP_SYS_ADMIN`.
-    pub fn root(mut self, root: Root, own_network: bool) -> Sandbox {
-        self.root = Some((root, own_network));
-        self
-    }
-
-    /// As [`root`](Sandbox::root), without any network, in a user namespace where that right is not held. Whether it can be had:
-    /// where a user cannot have it and the policy is best-effort, nothing is changed.
+    /// Leaves at once for namespaces of its own (mount, ipc, uts and cgroup; with `own_network` an empty network as well) with
+    /// that root. Paths to keep are looked for in it. Takes `CAP_SYS_ADMIN`. Whether it has that root: where the host (an
+    /// outer sandbox, say) forbids it and the policy is best-effort, it says so and the root is what it was.
     ///
     /// # Errors
     ///
-    /// As [`isolate`](crate::isolate) has it. The process should end then.
-    pub fn alone(self, root: Root) -> Result<(Sandbox, bool), Error> {
+    /// Where that is forbidden and the policy strict, or a folder is not there. The process should end then.
+    pub fn root(self, root: &Root, own_network: bool) -> Result<(Sandbox, bool), Error> {
+        let left = namespaces::leave(root, own_network, self.user);
+        self.has_left(left)
+    }
+
+    /// As [`root`](Sandbox::root), without any network, in a user namespace where that right is not held.
+    ///
+    /// # Errors
+    ///
+    /// As [`root`](Sandbox::root).
+    pub fn alone(self, root: &Root) -> Result<(Sandbox, bool), Error> {
         if namespaces::may_leave() {
-            return Ok((self.root(root, true), true));
+            return self.root(root, true);
         }
-        match namespaces::isolate(&root) {
+        self.has_left(namespaces::isolate(root))
+    }
+
+    fn has_left(self, outcome: Result<(), Error>) -> Result<(Sandbox, bool), Error> {
+        match outcome {
             Ok(()) => Ok((self, true)),
-            Err(Error::NoNamespaces(_)) if self.policy == Policy::BestEffort => Ok((self, false)),
+            Err(Error::NoRoot(why) | Error::NoNamespaces(why)) if self.policy == Policy::BestEffort => {
+                eprintln!("{}: runs without a root of its own, as this host forbids it ({why})", self.program);
+                Ok((self, false))
+            }
             Err(error) => Err(error),
         }
     }
 
-    /// Becomes that user. Takes `CAP_SETUID` and `CAP_SETGID`; a capability to keep is kept.
+    /// Becomes that user, in [`confine`](Sandbox::confine). Takes `CAP_SETUID` and `CAP_SETGID`; a capability to keep is kept.
     pub fn user(mut self, user: User) -> Sandbox {
         self.user = Some(user);
         self
     }
 
     /// Keeps what a service has: the files beneath `folder`, as [`allow_dir_rw`](Sandbox::allow_dir_rw). Where there is a
-    /// `user` to become, the folder is handed over to it, is `/` from then on, and nothing else is seen, nor any network.
-    /// Returns as well where the folder is in the narrow phase.
+    /// `user` to become, the folder is handed over to it, is `/` from now on, and nothing else is seen, nor any network, as
+    /// [`root`](Sandbox::root) has it; where it says that it cannot, by chroot(2). Returns as well where the folder is from now on.
     ///
     /// # Errors
     ///
-    /// Where the folder cannot be handed over.
+    /// Where the folder cannot be handed over; as [`root`](Sandbox::root).
     pub fn service(self, user: Option<User>, folder: &Path) -> Result<(Sandbox, PathBuf), Error> {
         let Some(user) = user else { return Ok((self.allow_dir_rw(folder), folder.to_path_buf())) };
         user.own(folder)?;
+        let (sandbox, alone) = self.user(user).root(&Root::empty().folder(folder, "/"), true)?;
+        if !alone {
+            // The user may have no way to its folder but as the root that it was left in.
+            let failed = step("change its root", "an outer sandbox may forbid it");
+            chroot(folder).and_then(|()| chdir("/")).map_err(failed)?;
+        }
         let root = PathBuf::from("/");
-        Ok((self.user(user).root(Root::empty().folder(folder, "/"), true).allow_dir_rw(&root), root))
+        Ok((sandbox.allow_dir_rw(&root), root))
     }
 
     /// Keeps one capability, permitted and effective; the last call counts. It has to be held already.
@@ -180,9 +195,6 @@ impl Sandbox {
         }
         let programs = self.programs.iter().map(AsRawFd::as_raw_fd);
         fds::close_all_but(&self.fds.iter().copied().chain(programs).collect::<Vec<_>>())?;
-        if let Some((root, network)) = &self.root {
-            namespaces::leave(root, *network, self.user)?;
-        }
         if let Some(user) = self.user {
             user.become_it()?;
         }
@@ -198,13 +210,16 @@ impl Sandbox {
     }
 }
 
-/// Fails if the process has another thread. Needs no /proc, which an empty root does not have.
+/// Fails if the process has another thread. Needs no /proc, which an empty root does not have, but where an outer sandbox
+/// (Docker's) forbids the question. In an empty root there the program's word has to do: it was executed a moment ago.
 fn single_threaded() -> Result<(), Error> {
     // A thread that was joined may still be on its way out of the kernel.
     const PATIENCE: std::time::Duration = std::time::Duration::from_millis(2);
     for _ in 0..50 {
         // SAFETY: takes no pointers; a single thread it leaves as it is, for several it is refused.
-        if unsafe { libc::unshare(libc::CLONE_THREAD) } == 0 {
+        let alone = unsafe { libc::unshare(libc::CLONE_THREAD) } == 0;
+        let unknown = !alone && std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL);
+        if alone || unknown && std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count) == 1 {
             return Ok(());
         }
         std::thread::sleep(PATIENCE);

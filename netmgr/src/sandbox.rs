@@ -34,7 +34,7 @@ pub fn confine(policy: Policy, user: Option<User>, keep: &[RawFd]) -> Result<Con
         root = root.folder(settings, ipv6::FOLDER);
     }
     if let Some(user) = user {
-        sandbox = sandbox.user(user).root(root, false);
+        (sandbox, _) = sandbox.user(user).root(&root, false)?;
     }
     sandbox.confine()
 }

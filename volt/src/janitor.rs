@@ -245,7 +245,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     let folders = [Some((folder.clone(), VMS)), cgroups.map(|path| (path.to_owned(), CGROUPS))];
     let folders: Vec<_> = folders.into_iter().flatten().collect();
     let root = folders.iter().fold(Root::empty(), |root, (from, at)| root.folder(from, at));
-    let (mut sandbox, alone) = sandbox.alone(root).map_err(fault)?;
+    let (mut sandbox, alone) = sandbox.alone(&root).map_err(fault)?;
     for (from, at) in &folders {
         sandbox = sandbox.allow_removal(if alone { Path::new(at) } else { from });
     }

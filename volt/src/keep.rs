@@ -124,10 +124,7 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
     };
     drop(log);
     let sandbox = Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP));
-    let (sandbox, alone) = sandbox.alone(Root::empty().folder(&paths.runtime, "/")).map_err(fault)?;
-    if !alone {
-        say("the keeper runs without namespaces of its own, as this host lets no user make any");
-    }
+    let (sandbox, alone) = sandbox.alone(&Root::empty().folder(&paths.runtime, "/")).map_err(fault)?;
     let runtime = if alone { Path::new("/") } else { &paths.runtime };
     let mut sandbox = sandbox.allow_removal(runtime);
     if alone {

@@ -174,7 +174,7 @@ fn confine(
         .keep_fd(opened.kvm.as_raw_fd());
     // In no user namespace of its own: there it could not tell root from other peers. So namespaces take root.
     if let Some(user) = cell.user {
-        sandbox = sandbox.user(user).root(Root::empty(), true);
+        (sandbox, _) = sandbox.user(user).root(&Root::empty(), true).map_err(|e| not_confined(&e))?;
     }
     // Nobody else gets the VM's user as long as this process, or the janitor, has it.
     if let Some(claim) = &cell.claim {

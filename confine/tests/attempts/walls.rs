@@ -150,7 +150,8 @@ fn a_root_of_ones_own_holds_the_folders_and_devices_it_was_given_and_cannot_be_w
         fs::write(dir.join("f"), "given").unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         let root = Root::empty().folder(&dir, "/some/where").device("/dev/zero", 1, 5);
-        let sandbox = sandbox().user(user()).root(root, true);
+        let (sandbox, alone) = sandbox().user(user()).root(&root, true).unwrap();
+        assert!(alone);
         let confined = sandbox.allow_dir_ro(Path::new("/")).allow_file_rw(Path::new("/dev/zero")).confine().unwrap();
         // The folder itself is root's, with mode 0700.
         assert_eq!(fs::read_dir("/some/where").unwrap_err().raw_os_error(), Some(EACCES));
@@ -208,11 +209,59 @@ fn where_namespaces_can_be_made_and_not_used_nothing_is_changed_and_best_effort_
             Err(Error::NoNamespaces(source)) => assert_eq!(source.raw_os_error(), Some(EACCES)),
             other => panic!("{other:?}"),
         }
-        let (_sandbox, alone) = sandbox().alone(Root::empty()).unwrap();
+        let (_sandbox, alone) = sandbox().alone(&Root::empty()).unwrap();
         assert!(!alone);
-        let strict = Sandbox::new("attempt", Policy::Strict).alone(Root::empty());
+        let strict = Sandbox::new("attempt", Policy::Strict).alone(&Root::empty());
         assert!(matches!(strict, Err(Error::NoNamespaces(_))));
         assert_eq!(["user", "mnt", "net"].map(namespace), before);
+    })
+    .passes();
+}
+
+#[test]
+fn where_root_may_make_no_mounts_best_effort_goes_on_with_a_changed_root_and_says_so() {
+    if !is_root() {
+        return;
+    }
+    // As in containers that have CAP_SYS_ADMIN, and mounts forbidden.
+    for forbidden in
+        [libc::SYS_unshare, libc::SYS_mount, libc::SYS_open_tree, libc::SYS_move_mount, libc::SYS_pivot_root]
+    {
+        attempt(move || {
+            let dir = tempfile::tempdir().unwrap().keep();
+            fs::write(dir.join("f"), "mine").unwrap();
+            let namespaces = File::options().read(true).custom_flags(O_PATH).open("/proc/self/ns").unwrap();
+            let network = || rustix::fs::readlinkat(&namespaces, "net", Vec::new()).unwrap();
+            let before = network();
+            crate::policy::refuse(forbidden, EPERM);
+            let (sandbox, folder) = sandbox().service(Some(user()), &dir).unwrap();
+            assert_eq!(folder, Path::new("/"));
+            assert_eq!(network() == before, forbidden == libc::SYS_unshare);
+            drop(namespaces);
+            drop(sandbox.confine().unwrap());
+            assert_eq!(fs::read_to_string("/f").unwrap(), "mine");
+            fs::write("/g", "new").unwrap();
+            for outside in ["/etc/passwd", "/proc/self/status", "/../etc/passwd"] {
+                assert_eq!(fs::metadata(outside).unwrap_err().kind(), io::ErrorKind::NotFound, "{outside}");
+            }
+        })
+        .passes()
+        .says("attempt: runs without a root of its own, as this host forbids it (Operation not permitted");
+    }
+}
+
+#[test]
+fn where_root_may_make_no_mounts_strict_refuses() {
+    if !is_root() {
+        return;
+    }
+    attempt(|| {
+        let dir = tempfile::tempdir().unwrap();
+        crate::policy::refuse(libc::SYS_pivot_root, EPERM);
+        let strict = Sandbox::new("attempt", Policy::Strict).service(Some(user()), dir.path());
+        assert!(matches!(strict, Err(Error::NoRoot(_))));
+        // What was put together is gone, and what it hid is there.
+        assert!(Path::new("/proc/self/status").exists());
     })
     .passes();
 }

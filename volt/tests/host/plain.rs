@@ -1,14 +1,16 @@
-//! The same command as a plain user: what user namespaces give is taken, and what is missing is said.
+//! The same command as a plain user, and where an outer sandbox forbids mounts: what is to be had is taken, and what is
+//! missing is said.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs,
     os::unix::{
         fs::{MetadataExt, PermissionsExt, chown},
         process::CommandExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
+    ptr,
 };
 
 use crate::{
@@ -18,20 +20,11 @@ use crate::{
 
 /// Has `command` run as `user`, who may use KVM through `node`.
 fn as_user(command: &mut Command, user: u32, node: &Path) {
-    let node = CString::new(node.as_os_str().as_encoded_bytes()).unwrap();
+    with_node(command, node, c"/dev/kvm");
     let become_user = move || {
-        // SAFETY: all are system calls on numbers and on texts that outlive them; the mount namespace is the child's own.
+        // SAFETY: all are system calls on numbers.
         let done = unsafe {
-            libc::unshare(libc::CLONE_NEWNS) == 0
-                && libc::mount(
-                    c"".as_ptr(),
-                    c"/".as_ptr(),
-                    c"".as_ptr(),
-                    libc::MS_REC | libc::MS_PRIVATE,
-                    std::ptr::null(),
-                ) == 0
-                && libc::mount(node.as_ptr(), c"/dev/kvm".as_ptr(), c"".as_ptr(), libc::MS_BIND, std::ptr::null()) == 0
-                && libc::setgroups(0, std::ptr::null()) == 0
+            libc::setgroups(0, ptr::null()) == 0
                 && libc::setresgid(user, user, user) == 0
                 && libc::setresuid(user, user, user) == 0
         };
@@ -39,6 +32,33 @@ fn as_user(command: &mut Command, user: u32, node: &Path) {
     };
     // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(become_user) };
+}
+
+/// Has `command` see `node` as `device`.
+fn with_node(command: &mut Command, node: &Path, device: &'static CStr) {
+    let node = CString::new(node.as_os_str().as_encoded_bytes()).unwrap();
+    let mount = move || {
+        // SAFETY: all are system calls on numbers and on texts that outlive them; the mount namespace is the child's own.
+        let done = unsafe {
+            libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(c"".as_ptr(), c"/".as_ptr(), c"".as_ptr(), libc::MS_REC | libc::MS_PRIVATE, ptr::null())
+                    == 0
+                && libc::mount(node.as_ptr(), device.as_ptr(), c"".as_ptr(), libc::MS_BIND, ptr::null()) == 0
+        };
+        if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(mount) };
+}
+
+/// Makes a node of the same device as `like`, for everybody.
+fn node(path: PathBuf, like: &str) -> PathBuf {
+    let text = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: the path outlives the call.
+    let made = unsafe { libc::mknod(text.as_ptr(), libc::S_IFCHR | 0o666, fs::metadata(like).unwrap().rdev()) };
+    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    path
 }
 
 #[test]
@@ -55,12 +75,7 @@ fn a_plain_user_s_vm_is_alone_in_namespaces_and_what_is_missing_is_said() {
         fs::create_dir(host.path(dir)).unwrap();
         chown(host.path(dir), Some(user), Some(user)).unwrap();
     }
-    let node = host.path("kvm");
-    let path = CString::new(node.as_os_str().as_encoded_bytes()).unwrap();
-    // SAFETY: the path outlives the call.
-    let made = unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o666, fs::metadata("/dev/kvm").unwrap().rdev()) };
-    assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
-    fs::set_permissions(&node, fs::Permissions::from_mode(0o666)).unwrap();
+    let node = node(host.path("kvm"), "/dev/kvm");
     let kernel = host.kernel("echo", &[&print("up"), &echo(), POWEROFF, SPIN]);
     fs::set_permissions(&kernel, fs::Permissions::from_mode(0o644)).unwrap();
     let disk = host.path("own-disk");
@@ -103,4 +118,62 @@ fn a_plain_user_s_vm_is_alone_in_namespaces_and_what_is_missing_is_said() {
     let mut strict = host.volt(&["--confinement", "strict", "run", "--name", "web", "--kernel", &kernel]);
     as_user(&mut strict, user, &node);
     host.run(&mut strict).refused(&["a user of the VM's own", "strict"]);
+}
+
+/// Has `command` run where mounts are refused, as in a container that has CAP_SYS_ADMIN and AppArmor's usual profile.
+fn without_mounts(command: &mut Command) {
+    let forbidden = [libc::SYS_mount, libc::SYS_open_tree, libc::SYS_move_mount, libc::SYS_pivot_root];
+    let op = |code: u32, jt: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf: 0, k };
+    let jump = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    // The number of the call, then for each a jump over the rest to the refusal.
+    let mut program = vec![op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
+    for (n, call) in forbidden.into_iter().enumerate() {
+        program.push(op(jump, (forbidden.len() - n) as u8, call as u32));
+    }
+    program.push(op(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW));
+    program.push(op(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
+    let install = move || {
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
+        // SAFETY: the program is as long as it says, and outlives the call, which copies it.
+        match unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec it makes a system call only, and allocates nothing.
+    unsafe { command.pre_exec(install) };
+}
+
+#[test]
+fn where_mounts_are_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said() {
+    let test = "where_mounts_are_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said";
+    let Some(host) = Host::new(test) else { return };
+    let kernel = host.kernel("echo", &[&print("up"), &echo(), POWEROFF, SPIN]);
+    let mut command = host.full("web", &kernel);
+    // netmgr has no node of its own there.
+    with_node(&mut command, &node(host.path("tun"), "/dev/net/tun"), c"/dev/net/tun");
+    without_mounts(&mut command);
+    let vm = Running::start(&mut command);
+    vm.says("up");
+    for program in ["vmm-core", "vhost-blk-backend", "vhost-net-backend", "ipamd", "kernel-store", "netmgr"] {
+        let [pid] = host.processes(program)[..] else { panic!("{program}: {:?}", host.processes(program)) };
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert_ne!(uid(Path::new(&format!("/proc/{pid}"))), 0, "{program}");
+        assert!(status.contains("\nSeccomp:\t2\n") && status.contains("\nNoNewPrivs:\t1\n"), "{program}: {status}");
+    }
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    let ended = vm.end().ok();
+    for missing in ["volt: runs without a root of its own", "without namespaces of the VM's own"] {
+        assert!(ended.err.contains(missing), "{missing:?} is not in {:?}", ended.err);
+    }
+    let log = fs::read_to_string(host.path("state").join("services.log")).unwrap();
+    for service in ["ipamd", "kernel-store", "netmgr"] {
+        assert!(log.contains(&format!("{service}: runs without a root of its own")), "{log}");
+    }
+    host.clean();
+
+    let mut strict = host.volt(&["--confinement", "strict", "run", "--name", "web", "--kernel", &kernel]);
+    without_mounts(&mut strict);
+    host.run(&mut strict).refused(&["strict"]);
+    host.clean();
 }
