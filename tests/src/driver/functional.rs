@@ -100,6 +100,11 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
         "each VM's processes have a user, namespaces, an empty root and a cgroup with limits of their own",
         || walls::check(&["web", "db"]),
     )?;
+    steps.step("a guest uses all of its memory within the limits of its VM, which hold beyond that", || {
+        db.command("memory", ANSWER)?;
+        walls::hold("db", 200 << 20)?;
+        db.command("cpus:1", ANSWER)
+    })?;
     steps.step("a second VM of the same name is refused and the first one lives on", || {
         let out = volt_tests::volt::finish(volt.boot(&db_files.vm("web", 1)), END)?;
         let text = String::from_utf8_lossy(&out.stderr);
@@ -151,8 +156,16 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
         ensure!(status.success(), "It ended with {status}; {}", interrupted.last());
         Ok(())
     })?;
-    steps.step("SIGKILL of volt leaves no process, interface or file", || {
+    steps.step("memory beyond a VM's limit ends that VM, says so, and ends no other", || {
         ready(&mut killed)?;
+        let mut greedy = Console::start("greedy", volt.boot(&files.0.vm("greedy", 1)))?;
+        walls::overflow("greedy", ANSWER)?;
+        let status = greedy.wait(END)?;
+        let said = greedy.transcript.join(" ");
+        ensure!(!status.success() && said.contains("signal: 9"), "It ended with {status} and said {said}");
+        killed.command("cpus:2", ANSWER)
+    })?;
+    steps.step("SIGKILL of volt leaves no process, interface or file", || {
         killed.signal(Signal::KILL)?;
         killed.wait(END)?;
         nothing_left(volt)

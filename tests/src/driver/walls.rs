@@ -3,7 +3,9 @@
 use std::{
     fs,
     ops::RangeInclusive,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
@@ -122,6 +124,54 @@ fn is_confined(program: &str, status: &str) -> Result<()> {
     }
     ensure!(field("NoNewPrivs:") == "1" && field("Seccomp:") == "2", "{program} is not confined");
     Ok(())
+}
+
+/// Checks that a VM whose guest has touched `used` bytes was never held up by its limits, and that processes beyond their
+/// number are refused.
+pub fn hold(name: &str, used: u64) -> Result<()> {
+    let cgroup = cgroup(name)?;
+    let number = |file: &str, key: &str| {
+        let text = fs::read_to_string(cgroup.join(file)).with_context(|| format!("Cannot read {file}"))?;
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(key)).and_then(|rest| rest.trim().parse::<u64>().ok());
+        value.with_context(|| format!("{file} of {name} has no {key:?}: {text:?}"))
+    };
+    let charged = number("memory.current", "")?;
+    ensure!(charged >= used, "{name} is charged {charged} bytes, and its guest has touched {used}");
+    for (file, event) in [("memory.events", "max "), ("memory.events", "oom_kill "), ("pids.events", "max ")] {
+        let count = number(file, event)?;
+        ensure!(count == 0, "{file} of {name} says {event}{count}");
+    }
+    let out = stranger(&cgroup, "for n in $(seq 40); do sleep 2 & done; wait")?;
+    ensure!(number("pids.events", "max ")? > 0, "40 processes more in the cgroup of {name} were let be: {out:?}");
+    Ok(())
+}
+
+/// Takes more memory in a VM's cgroup than that may have, once its core is there.
+pub fn overflow(name: &str, patience: Duration) -> Result<()> {
+    let end = Instant::now() + patience;
+    let has_core = |cgroup: &PathBuf| {
+        let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+        members
+            .lines()
+            .any(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "vmm-core\n"))
+    };
+    let cgroup = loop {
+        match cgroup(name) {
+            Ok(cgroup) if has_core(&cgroup) => break cgroup,
+            _ => ensure!(Instant::now() < end, "{name} has no core after {} s", patience.as_secs()),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let out = stranger(&cgroup, "exec dd if=/dev/zero of=/dev/null bs=600M count=1")?;
+    ensure!(out.status.signal() == Some(libc::SIGKILL), "600 MB in the cgroup of {name} ended with {}", out.status);
+    Ok(())
+}
+
+/// Runs a script in a VM's cgroup, and is nothing of the VM's.
+fn stranger(cgroup: &Path, script: &str) -> Result<Output> {
+    let script = format!("echo $$ >{}/cgroup.procs; {script}", cgroup.display());
+    Command::new("sh").arg("-c").arg(script).output().context("Cannot start a shell")
 }
 
 /// Waits until no VM has a cgroup.

@@ -54,6 +54,12 @@ obey() {
     cpus:*)
         have=$(grep -c ^processor /proc/cpuinfo)
         [ "$have" = "${1#*:}" ] || { echo "lab: $1 failed: there are $have"; return; } ;;
+    memory) # all but what the kernel and this shell take
+        have=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)
+        mkdir -p /fill && mount -t tmpfs -o size=100% fill /fill &&
+            dd if=/dev/zero of=/fill/all bs=1M count=$((have / 1024 - 24)) 2>/dev/null ||
+            { echo "lab: $1 failed: of $have KiB"; return; }
+        umount /fill ;;
     idle) while :; do sleep 3600; done ;;
     reboot) echo "lab: reboot ok"; sync; reboot -f ;;
     poweroff) echo "lab: poweroff ok"; sync; poweroff -f ;;

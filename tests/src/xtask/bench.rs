@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     debian::{self, Kernel},
+    emulator::Emulator,
     image,
     lab::{Clock, Event, Lab},
     sizes, startup,
@@ -84,7 +85,8 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<()> {
 }
 
 fn in_lab(workspace: &Workspace, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    debian::install(&["qemu-system-x86", "busybox-static"])?;
+    debian::install(&["busybox-static"])?;
+    let emulator = Emulator::fetch(&workspace.lab())?;
     let kernel = Kernel::fetch(&workspace.lab(), "6.1")?;
     let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
     let mut archive = image::host(&kernel, &programs, &[(&kernel, image::guest(&kernel, "")?)])?;
@@ -97,7 +99,7 @@ fn in_lab(workspace: &Workspace, wanted: impl Fn(&str) -> bool) -> Result<()> {
     }
     let image = archive.finish();
     for bench in BENCHES.iter().filter(|bench| wanted(bench.name)) {
-        let figures = measure(workspace, bench, &kernel, image.clone())?;
+        let figures = measure(workspace, bench, &emulator, &kernel, image.clone())?;
         publish(workspace, bench.name, &(bench.rows)(&figures, &peers), bench.note)?;
     }
     Ok(())
@@ -113,11 +115,18 @@ fn publish(workspace: &Workspace, name: &str, rows: &[Row], note: &str) -> Resul
     Ok(())
 }
 
-fn measure(workspace: &Workspace, bench: &Bench, kernel: &Kernel, image: Vec<u8>) -> Result<Figures> {
+fn measure(
+    workspace: &Workspace,
+    bench: &Bench,
+    emulator: &Emulator,
+    kernel: &Kernel,
+    image: Vec<u8>,
+) -> Result<Figures> {
     let scenario = format!("bench-{}", bench.name);
     debian::say(&format!("measuring {} in the lab; this takes a few minutes", bench.name));
     let dir = workspace.lab().join("runs").join(&scenario);
-    let lab = Lab { kernel, image, scenario: &scenario, clock: bench.clock, deadline: Duration::from_secs(900) };
+    let lab =
+        Lab { emulator, kernel, image, scenario: &scenario, clock: bench.clock, deadline: Duration::from_secs(900) };
     let mut figures = Figures::new();
     lab.run(&dir, &mut |event| {
         if let Event::Figure(name, value) = event {

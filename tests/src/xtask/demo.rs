@@ -7,6 +7,7 @@ use volt_tests::{demo, namespaces, volt::Volt};
 
 use crate::{
     debian::{self, Kernel},
+    emulator::Emulator,
     image, kvm,
     lab::{Clock, Event, Lab},
     workspace::{PROGRAMS, Workspace},
@@ -64,10 +65,11 @@ pub fn inside(programs: &Path, staged: &Path) -> Result<()> {
 }
 
 fn in_lab(workspace: &Workspace, lab: &Path, kernel: &Kernel, initrd: Vec<u8>) -> Result<()> {
-    debian::install(&["qemu-system-x86"])?;
+    let emulator = Emulator::fetch(lab)?;
     let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
     let archive = image::host(kernel, &programs, &[(kernel, initrd)])?;
     let boot = Lab {
+        emulator: &emulator,
         kernel,
         image: archive.finish(),
         scenario: "demo",

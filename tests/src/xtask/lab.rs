@@ -25,7 +25,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::debian::Kernel;
+use crate::{debian::Kernel, emulator::Emulator};
 
 /// How long the lab host may take to boot, up to the driver's first line. It takes 5 to 15 s.
 const UP: Duration = Duration::from_secs(120);
@@ -45,9 +45,9 @@ impl std::error::Error for NeverUp {}
 /// How the lab host's time passes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
-    /// As on any machine.
+    /// As on any machine: two CPUs that run in parallel, for functions and races.
     Wall,
-    /// One nanosecond an instruction: the same figure on any machine, however noisy.
+    /// One CPU, one nanosecond an instruction: the same figure on any machine, however noisy.
     Instructions,
 }
 
@@ -101,6 +101,8 @@ impl Event {
 
 /// One boot of the lab host.
 pub struct Lab<'a> {
+    /// What it runs in.
+    pub emulator: &'a Emulator,
     /// Kernel of the lab host.
     pub kernel: &'a Kernel,
     /// Its initramfs.
@@ -176,15 +178,13 @@ impl Lab<'_> {
             "console=ttyS0 panic=-1 reboot=t mitigations=off random.trust_cpu=on quiet lab.scenario={}",
             self.scenario
         );
-        let mut qemu = Command::new("qemu-system-x86_64");
+        let mut qemu = self.emulator.command();
         match self.clock {
             // Without those features kernels copy eight bytes at a time, not one, and QEMU takes the same time for either.
-            Clock::Wall => qemu.args(["-accel", "tcg", "-cpu", "max,-erms,-fsrm"]),
+            Clock::Wall => qemu.args(["-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max,-erms,-fsrm"]),
             Clock::Instructions => qemu.args(["-accel", "tcg", "-icount", "shift=0,sleep=off", "-cpu", "max"]),
         };
-        // One CPU: with two, be their threads one or two, QEMU 7.2 runs stale code where kernels patch theirs, and loses
-        // a guest's state when its vCPU moves. Hosts and guests died of it, one boot in ten, QEMU's own guests among them.
-        qemu.args(["-M", "q35", "-smp", "1", "-m", "3072"])
+        qemu.args(["-M", "q35", "-m", "3072"])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")
             .arg(&self.kernel.bzimage)
@@ -210,7 +210,7 @@ impl Machine {
         };
         // SAFETY: between fork and exec only async-signal-safe functions may run; this is one system call.
         unsafe { command.pre_exec(die_with_parent) };
-        Ok(Machine(command.spawn().context("Cannot start qemu-system-x86_64")?))
+        Ok(Machine(command.spawn().context("Cannot start QEMU")?))
     }
 }
 

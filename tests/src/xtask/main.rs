@@ -6,6 +6,7 @@ mod bench;
 mod blast_radius;
 mod debian;
 mod demo;
+mod emulator;
 mod harness;
 mod image;
 mod kernel_image;

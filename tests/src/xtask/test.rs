@@ -13,6 +13,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::{
     debian::{self, Kernel},
+    emulator::Emulator,
     harness, image,
     lab::{Clock, Event, Lab},
     schema, sizes,
@@ -119,13 +120,15 @@ fn stock_kernels(workspace: &Workspace) -> Result<[Kernel; 2]> {
 
 /// The whole product on the real KVM of two lab hosts.
 fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
-    debian::install(&["qemu-system-x86", "busybox-static"])?;
+    debian::install(&["busybox-static"])?;
+    let emulator = Emulator::fetch(&workspace.lab())?;
     let kernels = stock_kernels(workspace)?;
     tally.record("release programs are static, and the core is small", sizes::check(&workspace.release(&PROGRAMS)?));
     let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
     for host in &kernels {
         let guests = kernels.iter().map(|guest| Ok((guest, image::guest(guest, "")?))).collect::<Result<Vec<_>>>()?;
         let boot = Lab {
+            emulator: &emulator,
             kernel: host,
             image: image::host(host, &programs, &guests)?.finish(),
             scenario: "functional",
