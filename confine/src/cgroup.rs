@@ -2,8 +2,9 @@
 //!
 //! Takes root: the files are root's. Volt's cgroups are below `volt-vmm` at the top of the hierarchy.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
@@ -85,6 +86,16 @@ impl Cgroup {
         Ok(())
     }
 
+    /// What tells whether its limit of memory was passed.
+    ///
+    /// # Errors
+    ///
+    /// Where the cgroup is not there.
+    pub fn watch_memory(&self) -> Result<MemoryWatch, Error> {
+        let path = self.0.join("memory.events");
+        File::open(&path).map(MemoryWatch).map_err(|e| Error::NoCgroup(format!("{}: {e}", path.display())))
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.0
@@ -114,6 +125,43 @@ impl Cgroup {
     }
 }
 
+/// The kernel's counts of what a cgroup's limit of memory did, for who cannot open a file any more.
+#[derive(Debug)]
+pub struct MemoryWatch(File);
+
+impl MemoryWatch {
+    /// Bytes of each read, for a filter.
+    pub const READ: usize = 128;
+
+    /// Whether the kernel has ended processes of the cgroup for taking more than the limit. To be asked once.
+    pub fn was_passed(&self) -> bool {
+        let (mut file, mut events, mut part) = (&self.0, Vec::new(), [0; Self::READ]);
+        while let Ok(n @ 1..) = file.read(&mut part) {
+            events.extend(part.iter().take(n));
+            // The kernel's file has some hundred bytes.
+            if events.len() > 4096 {
+                break;
+            }
+        }
+        killed(&String::from_utf8_lossy(&events))
+    }
+}
+
+impl AsFd for MemoryWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Whether a cgroup's `memory.events` tell of processes that were killed, and of the cgroup's own want: the host's kills as well.
+fn killed(events: &str) -> bool {
+    let happened = |event: &str| {
+        let count = events.lines().find_map(|line| line.strip_prefix(event)?.trim().parse::<u64>().ok());
+        count.is_some_and(|count| count > 0)
+    };
+    happened("oom ") && happened("oom_kill ")
+}
+
 fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|e| Error::NoCgroup(format!("{}: {e}", path.display())))
 }
@@ -139,6 +187,25 @@ mod tests {
         let v2 = "31 20 0:27 / /sys/fs/cgroup rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(hierarchy(&format!("{v1}{v2}")).unwrap(), Path::new("/sys/fs/cgroup"));
         assert!(hierarchy(v1).unwrap_err().to_string().contains("not mounted"));
+    }
+
+    #[test]
+    fn killed_processes_are_found_among_a_limit_s_events() {
+        let events = |oom, kills| format!("low 0\nhigh 0\nmax 17\noom {oom}\noom_kill {kills}\noom_group_kill 1\n");
+        assert!(killed(&events(1, 3)));
+        // The second is the host's own want of memory.
+        for none in [&events(1, 0), &events(0, 3), "", "oom 1\noom_kill x", "oom 1\noom_killer 1"] {
+            assert!(!killed(none), "{none}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup(dir.path().to_owned());
+        assert!(cgroup.watch_memory().is_err());
+        for (content, passed) in
+            [(events(1, 1), true), (events(1, 0), false), ("low 0\n".repeat(10_000) + &events(1, 1), false)]
+        {
+            fs::write(dir.path().join("memory.events"), content).unwrap();
+            assert_eq!(cgroup.watch_memory().unwrap().was_passed(), passed);
+        }
     }
 
     #[test]

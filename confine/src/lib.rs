@@ -41,7 +41,7 @@ mod spawn;
 pub mod base;
 
 pub use caps::Capability;
-pub use cgroup::{Cgroup, CgroupLimits};
+pub use cgroup::{Cgroup, CgroupLimits, MemoryWatch};
 pub use child::Child;
 pub use confined::{Confined, JoinHandle, Narrow, exit};
 pub use error::Error;

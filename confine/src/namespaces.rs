@@ -58,10 +58,7 @@ impl Root {
     /// Makes it the calling process's root, in a mount namespace that is its own already, for `owner`. Where mounts are
     /// forbidden, [`Error::NoRoot`], the root stays what it was.
     fn enter(&self, owner: Option<crate::User>) -> Result<(), Error> {
-        self.replace(owner).map_err(|error| match error {
-            Error::Step { source, .. } => Error::NoRoot(source),
-            other => other,
-        })?;
+        self.replace(owner)?;
         let failed = |tried| step(tried, "report this as a defect");
         unmount(".", UnmountFlags::DETACH).map_err(failed("leave the old root"))?;
         chdir("/").map_err(failed("enter its new root"))?;
@@ -87,7 +84,7 @@ impl Root {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let clone = |(from, at): &(PathBuf, PathBuf)| match open_tree(CWD, from, flags) {
             Ok(tree) => Ok((tree, at.clone())),
-            Err(Errno::PERM) => Err(refused("take a folder along")(Errno::PERM)),
+            Err(errno) if forbids(errno) => Err(refused("take a folder along")(errno)),
             Err(errno) => Err(Error::Path { path: from.clone(), source: errno.into() }),
         };
         let trees = self.folders.iter().map(clone).collect::<Result<Vec<_>, _>>()?;
@@ -95,10 +92,11 @@ impl Root {
             [(tree, _)] if self.is_one_folder() => place(tree, Path::new(WORKSHOP))?,
             _ => mount("volt", WORKSHOP, "tmpfs", GUARDED, ROOT_SIZE).map_err(refused("mount an empty file system"))?,
         }
-        self.furnish(&trees, owner).inspect_err(|_| {
+        self.furnish(&trees, owner).or_else(|error| {
             // What the workshop hid is seen again.
-            let _ = chdir("/");
-            let _ = unmount(WORKSHOP, UnmountFlags::DETACH);
+            let uncovered = chdir("/").and_then(|()| unmount(WORKSHOP, UnmountFlags::DETACH));
+            uncovered.map_err(step("take its new root away again", "an outer sandbox may forbid it"))?;
+            Err(error)
         })
     }
 
@@ -118,8 +116,17 @@ impl Root {
     }
 }
 
+/// Whether the answer is that this is not allowed here, whatever else there is of memory, time and limits.
+fn forbids(errno: Errno) -> bool {
+    matches!(errno, Errno::PERM | Errno::ACCESS | Errno::NOSYS)
+}
+
+/// The error of a step on the way to a new root.
 fn refused(tried: &'static str) -> impl Fn(Errno) -> Error {
-    step(tried, "an outer sandbox may forbid it")
+    move |errno| match errno {
+        errno if forbids(errno) => Error::NoRoot(errno.into()),
+        errno => step(tried, "an outer sandbox may forbid it")(errno),
+    }
 }
 
 fn place(tree: &OwnedFd, at: &Path) -> Result<(), Error> {
@@ -167,8 +174,8 @@ pub(crate) fn may_leave() -> bool {
 ///
 /// # Errors
 ///
-/// [`Error::NoNamespaces`] where the kernel forbids it, has no more to give, or gives them and lets nothing be done there: nothing
-/// is changed then. After any other the process is neither here nor there, and should end.
+/// [`Error::NoNamespaces`] where the kernel forbids it, has none to give, or gives them and lets nothing be done there: nothing
+/// is changed then. After any other (a want of memory, say) the process should end.
 pub fn isolate(root: &Root) -> Result<(), Error> {
     // Some hosts let a user make namespaces, and then do nothing in them.
     rehearse(root)?;
@@ -177,18 +184,28 @@ pub fn isolate(root: &Root) -> Result<(), Error> {
 
 /// Leaves in a child that is thrown away.
 fn rehearse(root: &Root) -> Result<(), Error> {
-    let refused = |errno: i32| Error::NoNamespaces(std::io::Error::from_raw_os_error(errno));
+    let failed = step("try namespaces in a child", "free memory, or wait until the host is less busy");
     // SAFETY: this process has one thread (the caller's duty), so the child may use all that this one could; it ends by `_exit`.
-    let Some(mut child) = (unsafe { Child::fork(0) }).map_err(|errno| refused(errno.raw_os_error()))? else {
+    let Some(mut child) = (unsafe { Child::fork(0) }).map_err(&failed)? else {
         let errno = isolate_now(root).err().map_or(0, |error| errno_of(&error).clamp(1, 255));
         // SAFETY: takes a number.
         unsafe { libc::_exit(errno) }
     };
     match child.wait_for(REHEARSAL)?.and_then(|status| status.code()) {
         Some(0) => Ok(()),
-        Some(errno) => Err(refused(errno)),
-        None => Err(refused(libc::ETIMEDOUT)),
+        Some(code) if has_none(Errno::from_raw_os_error(code)) => {
+            Err(Error::NoNamespaces(std::io::Error::from_raw_os_error(code)))
+        }
+        Some(code) => Err(failed(Errno::from_raw_os_error(code))),
+        // It was killed, or is not done in time.
+        None => Err(failed(Errno::TIMEDOUT)),
     }
+}
+
+/// Whether the answer is that there are no namespaces for this user, and will be none: their kind is not known, or their number
+/// is limited (`user.max_user_namespaces`).
+fn has_none(errno: Errno) -> bool {
+    forbids(errno) || matches!(errno, Errno::INVAL | Errno::NOSPC | Errno::USERS)
 }
 
 /// What the kernel said, below what an error says.
@@ -222,5 +239,8 @@ fn isolate_now(root: &Root) -> Result<(), Error> {
 
 fn unshare(flags: UnshareFlags) -> Result<(), Error> {
     // SAFETY: what is unsafe is CLONE_FILES, which is not among the flags.
-    unsafe { unshare_unsafe(flags) }.map_err(|errno| Error::NoNamespaces(errno.into()))
+    unsafe { unshare_unsafe(flags) }.map_err(|errno| match errno {
+        errno if has_none(errno) => Error::NoNamespaces(errno.into()),
+        errno => step("make namespaces", "free memory")(errno),
+    })
 }

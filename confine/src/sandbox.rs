@@ -101,6 +101,7 @@ impl Sandbox {
     ///
     /// Where that is forbidden and the policy strict, or a folder is not there. The process should end then.
     pub fn root(self, root: &Root, own_network: bool) -> Result<(Sandbox, bool), Error> {
+        single_threaded()?;
         let left = namespaces::leave(root, own_network, self.user);
         self.has_left(left)
     }
@@ -114,18 +115,19 @@ impl Sandbox {
         if namespaces::may_leave() {
             return self.root(root, true);
         }
+        single_threaded()?;
         self.has_left(namespaces::isolate(root))
     }
 
     fn has_left(self, outcome: Result<(), Error>) -> Result<(Sandbox, bool), Error> {
-        match outcome {
-            Ok(()) => Ok((self, true)),
-            Err(Error::NoRoot(why) | Error::NoNamespaces(why)) if self.policy == Policy::BestEffort => {
-                eprintln!("{}: runs without a root of its own, as this host forbids it ({why})", self.program);
-                Ok((self, false))
-            }
-            Err(error) => Err(error),
-        }
+        let (lost, why) = match outcome {
+            Ok(()) => return Ok((self, true)),
+            Err(Error::NoRoot(why)) if self.policy == Policy::BestEffort => ("a root", why),
+            Err(Error::NoNamespaces(why)) if self.policy == Policy::BestEffort => ("namespaces", why),
+            Err(error) => return Err(error),
+        };
+        eprintln!("{}: runs without {lost} of its own, as this host forbids it ({why})", self.program);
+        Ok((self, false))
     }
 
     /// Becomes that user, in [`confine`](Sandbox::confine). Takes `CAP_SETUID` and `CAP_SETGID`; a capability to keep is kept.
@@ -210,16 +212,15 @@ impl Sandbox {
     }
 }
 
-/// Fails if the process has another thread. Needs no /proc, which an empty root does not have, but where an outer sandbox
-/// (Docker's) forbids the question. In an empty root there the program's word has to do: it was executed a moment ago.
+/// Fails if the process has another thread. Needs no /proc, which neither an empty root nor a launcher's filter leaves. Where an
+/// outer sandbox (Docker's) forbids the question itself, the program's word has to do: it was executed a moment ago.
 fn single_threaded() -> Result<(), Error> {
     // A thread that was joined may still be on its way out of the kernel.
     const PATIENCE: std::time::Duration = std::time::Duration::from_millis(2);
     for _ in 0..50 {
         // SAFETY: takes no pointers; a single thread it leaves as it is, for several it is refused.
         let alone = unsafe { libc::unshare(libc::CLONE_THREAD) } == 0;
-        let unknown = !alone && std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL);
-        if alone || unknown && std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count) == 1 {
+        if alone || std::io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
             return Ok(());
         }
         std::thread::sleep(PATIENCE);

@@ -1,6 +1,10 @@
 //! What `volt`'s own threads may ask of the kernel once they listen to others.
 
-use confine::{Filter, Rule, base};
+use confine::{Filter, MemoryWatch, Rule, base};
+
+/// Bytes of the supervisor's reads: of signals, and of its cgroup's events at the end.
+const READ: usize = size_of::<libc::signalfd_siginfo>();
+const _: () = assert!(READ == MemoryWatch::READ);
 
 /// Bytes of heap for a process that waits and tidies up.
 pub const SMALL_HEAP: usize = 1 << 20;
@@ -30,7 +34,7 @@ pub fn supervisor() -> Filter {
         .with(&base::timed_wait())
         .with(&links())
         .with(&poll())
-        .allow_if(libc::SYS_read, vec![Rule::eq64(2, size_of::<libc::signalfd_siginfo>() as u64)])
+        .allow_if(libc::SYS_read, vec![Rule::eq64(2, READ as u64)])
         .allow_if(libc::SYS_socketpair, vec![Rule::eq(0, libc::AF_UNIX as u32)]) // the links of a VM
         .allow_if(libc::SYS_pidfd_send_signal, vec![Rule::eq(1, libc::SIGKILL as u32)])
         .allow_if(libc::SYS_ioctl, vec![Rule::eq(1, libc::TCSETS2 as u32)]) // the terminal's modes, at the end

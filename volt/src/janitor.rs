@@ -146,7 +146,14 @@ impl Janitor {
         let between = unsafe { libc::fork() };
         if between == 0 {
             // SAFETY: takes no pointer; and as above.
-            let forked = unsafe { if alone && libc::unshare(libc::CLONE_NEWPID) != 0 { -1 } else { libc::fork() } };
+            let parted = !alone || unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0;
+            let goes_on = parted
+                || policy == Policy::BestEffort && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+            if goes_on && !parted {
+                say("the janitor runs without a pid namespace of its own, as this host forbids it");
+            }
+            // SAFETY: as above.
+            let forked = if goes_on { unsafe { libc::fork() } } else { -1 };
             if forked == 0 {
                 drop(socket);
                 let status = run(wait, lock, paths, name, cell, policy).map_err(say);

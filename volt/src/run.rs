@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use confine::{Confined, Limit, Policy, Root, Sandbox};
+use confine::{Confined, Limit, MemoryWatch, Policy, Root, Sandbox};
 use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits, Runtime};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
@@ -63,6 +63,7 @@ struct Links {
     console: Console,
     launcher: Launcher,
     watch: Watch,
+    memory: Option<MemoryWatch>,
 }
 
 /// Runs one VM until it ends.
@@ -76,19 +77,21 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let (endpoint, watch) = claim(&paths, &config.name, &mut cell, policy)?;
     let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
     let launcher = Launcher::start(&role)?;
+    let memory = cell.cgroup.as_ref().and_then(|cgroup| cgroup.watch_memory().ok());
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
     let found = services::ensure(&paths, wanted, |missing| keep::start(&paths, policy, missing))?;
 
     watch.ready(&paths)?;
     let [rpc, lane] = endpoint.as_fds();
-    let others = [rpc, lane, watch.as_fd(), launcher.as_fd(), signals.as_fd()];
+    let mut others = vec![rpc, lane, watch.as_fd(), launcher.as_fd(), signals.as_fd()];
+    others.extend(memory.as_ref().map(AsFd::as_fd));
     // Whoever starts the VM may stop it, and not who its processes run as.
     let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
     let confined = confine(policy, &opened, &found, &cell, &others)?;
     let console = Console::start(&confined)?;
     let runtime = runtime()?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
-    let links = Links { endpoint, clients, found, signals, console, launcher, watch };
+    let links = Links { endpoint, clients, found, signals, console, launcher, watch, memory };
     runtime.run(supervise(&paths, policy, &config, opened, links))
 }
 
@@ -209,7 +212,7 @@ async fn supervise(
     opened: Opened,
     links: Links,
 ) -> Result<i32, Fault> {
-    let Links { endpoint, clients, found, signals, console, launcher, watch } = links;
+    let Links { endpoint, clients, found, signals, console, launcher, watch, memory } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     stop_on_signals(signals, control.clone())?;
     let services = Services::new(found.connect()?)?;
@@ -226,17 +229,25 @@ async fn supervise(
         Ok(None) => Ok(Exit::stopped("it was stopped before it started")),
         Err(fault) => Err(services::with_log(paths, fault)),
     };
+    let internal = |detail| Exit { reason: Reason::InternalError, detail };
+    let result = match result {
+        Ok(exit) if is_orderly(&exit) => Ok(exit),
+        // Of all the processes that saw it, none is left to say so.
+        _ if memory.is_some_and(|memory| memory.was_passed()) => {
+            Ok(internal("the kernel ended its processes, as they took more memory than its cgroup may".into()))
+        }
+        result => result,
+    };
     resources::release(services.network.as_ref(), cards).await;
     console.finish();
     drop(launcher);
     // Whoever hears of the end over the control socket may use the name again.
     watch.clear();
-    let internal = |fault: &Fault| Exit { reason: Reason::InternalError, detail: fault.to_string() };
-    control.set_ended(result.as_ref().map_or_else(internal, Exit::clone));
+    control.set_ended(result.as_ref().map_or_else(|fault| internal(fault.to_string()), Exit::clone));
     // They hear of it before the connections go.
     tokio::time::sleep(Duration::from_millis(1)).await;
     let exit = result?;
-    if !matches!(exit.reason, Reason::Poweroff | Reason::Reset | Reason::Stopped) {
+    if !is_orderly(&exit) {
         let tried = format!("run the VM {}", config.name);
         return Err(Fault::new(
             Code::Internal,
@@ -246,6 +257,11 @@ async fn supervise(
         ));
     }
     Ok(0)
+}
+
+/// Whether the guest, or somebody who may, wanted that end.
+fn is_orderly(exit: &Exit) -> bool {
+    matches!(exit.reason, Reason::Poweroff | Reason::Reset | Reason::Stopped)
 }
 
 /// Takes the signals that end a program as something to read, from here on and in every thread; but for those that

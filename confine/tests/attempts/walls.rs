@@ -227,6 +227,7 @@ fn where_root_may_make_no_mounts_best_effort_goes_on_with_a_changed_root_and_say
     for forbidden in
         [libc::SYS_unshare, libc::SYS_mount, libc::SYS_open_tree, libc::SYS_move_mount, libc::SYS_pivot_root]
     {
+        let lost = if forbidden == libc::SYS_unshare { "namespaces" } else { "a root" };
         attempt(move || {
             let dir = tempfile::tempdir().unwrap().keep();
             fs::write(dir.join("f"), "mine").unwrap();
@@ -246,7 +247,7 @@ fn where_root_may_make_no_mounts_best_effort_goes_on_with_a_changed_root_and_say
             }
         })
         .passes()
-        .says("attempt: runs without a root of its own, as this host forbids it (Operation not permitted");
+        .says(&format!("attempt: runs without {lost} of its own, as this host forbids it (Operation not permitted"));
     }
 }
 

@@ -1,9 +1,7 @@
 //! The QEMU that the lab host runs in: Debian 12's own where it is new enough, else the one of its backports, unpacked under
 //! `target/lab` without being installed, and without a change to the machine's package lists.
 //!
-//! Before version 8.1 QEMU translates code that another processor is just changing, and enters what it read into its cache
-//! although that has changed meanwhile: with two processors some ten boots of a lab host go by until a kernel, the host's or a
-//! guest's, runs into a breakpoint that is gone, or stands still.
+//! Before version 8.1 QEMU may go on with code that was changed while it translated it, and kernels change theirs as they run.
 
 use std::{
     ffi::OsString,
@@ -109,7 +107,14 @@ fn unpack(dir: &Path) -> Result<()> {
 /// Where this machine gets Debian 12 from.
 fn mirror() -> String {
     let mut list = Command::new("apt-get");
-    list.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Codename: bookworm"]);
+    list.args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Created-By: Packages",
+        "Origin: Debian",
+        "Codename: bookworm",
+    ]);
     let first = output(&mut list).ok().and_then(|listed| listed.lines().next().map(str::to_owned));
     first.unwrap_or_else(|| "http://deb.debian.org/debian/".into())
 }
