@@ -133,9 +133,9 @@ impl MemoryWatch {
     /// Bytes of each read, for a filter.
     pub const READ: usize = 128;
 
-    /// Whether the kernel has ended processes of the cgroup for taking more than the limit. To be asked once.
-    pub fn was_passed(&self) -> bool {
-        let (mut file, mut events, mut part) = (&self.0, Vec::new(), [0; Self::READ]);
+    /// Whether the kernel has ended processes of the cgroup for taking more than the limit.
+    pub fn was_passed(self) -> bool {
+        let (mut file, mut events, mut part) = (self.0, Vec::new(), [0; Self::READ]);
         while let Ok(n @ 1..) = file.read(&mut part) {
             events.extend(part.iter().take(n));
             // The kernel's file has some hundred bytes.

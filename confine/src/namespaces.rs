@@ -159,7 +159,8 @@ pub(crate) fn leave(root: &Root, network: bool, owner: Option<crate::User>) -> R
     if network {
         flags |= UnshareFlags::NEWNET;
     }
-    unshare(flags)?;
+    // That there are no more is not that there are none: who may make them is to have them.
+    unshare(flags, forbids)?;
     root.enter(owner)
 }
 
@@ -175,7 +176,8 @@ pub(crate) fn may_leave() -> bool {
 /// # Errors
 ///
 /// [`Error::NoNamespaces`] where the kernel forbids it, has none to give, or gives them and lets nothing be done there: nothing
-/// is changed then. After any other (a want of memory, say) the process should end.
+/// is changed then. After any other (a want of memory, say; [`Error::NoRoot`] where the rehearsal of it had gone well) the
+/// process should end.
 pub fn isolate(root: &Root) -> Result<(), Error> {
     // Some hosts let a user make namespaces, and then do nothing in them.
     rehearse(root)?;
@@ -225,6 +227,7 @@ fn isolate_now(root: &Root) -> Result<(), Error> {
             | UnshareFlags::NEWIPC
             | UnshareFlags::NEWUTS
             | UnshareFlags::NEWCGROUP,
+        has_none,
     )?;
     // A process that has changed its user is not dumpable, and its maps are root's. The next phase undoes this.
     set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(failed("map its user"))?;
@@ -237,10 +240,11 @@ fn isolate_now(root: &Root) -> Result<(), Error> {
     root.enter(None)
 }
 
-fn unshare(flags: UnshareFlags) -> Result<(), Error> {
+/// Makes namespaces; `none` tells which answers mean that there are none to be had.
+fn unshare(flags: UnshareFlags, none: fn(Errno) -> bool) -> Result<(), Error> {
     // SAFETY: what is unsafe is CLONE_FILES, which is not among the flags.
     unsafe { unshare_unsafe(flags) }.map_err(|errno| match errno {
-        errno if has_none(errno) => Error::NoNamespaces(errno.into()),
-        errno => step("make namespaces", "free memory")(errno),
+        errno if none(errno) => Error::NoNamespaces(errno.into()),
+        errno => step("make namespaces", "raise sysctl user.max_*_namespaces, or free memory")(errno),
     })
 }

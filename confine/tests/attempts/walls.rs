@@ -252,6 +252,22 @@ fn where_root_may_make_no_mounts_best_effort_goes_on_with_a_changed_root_and_say
 }
 
 #[test]
+fn root_that_has_used_its_namespaces_up_is_refused_and_does_not_go_on_without() {
+    if !is_root() {
+        return;
+    }
+    attempt(|| {
+        let dir = tempfile::tempdir().unwrap();
+        // What says unshare(2) past user.max_net_namespaces.
+        crate::policy::refuse(libc::SYS_unshare, libc::ENOSPC);
+        let outcome = sandbox().service(Some(user()), dir.path());
+        assert!(matches!(outcome, Err(Error::Step { .. })));
+    })
+    .passes()
+    .says_nothing();
+}
+
+#[test]
 fn where_root_may_make_no_mounts_strict_refuses() {
     if !is_root() {
         return;

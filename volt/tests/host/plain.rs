@@ -1,5 +1,5 @@
-//! The same command as a plain user, and where an outer sandbox forbids mounts: what is to be had is taken, and what is
-//! missing is said.
+//! The same command as a plain user, and where an outer sandbox forbids mounts or namespaces: what is to be had is taken,
+//! and what is missing is said.
 
 use std::{
     ffi::{CStr, CString},
@@ -187,6 +187,6 @@ fn where_mounts_are_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said() {
 #[test]
 fn where_unshare_is_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said() {
     let test = "where_unshare_is_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said";
-    // As in a container of Docker's, or under systemd's RestrictNamespaces=.
+    // As under systemd's RestrictNamespaces=.
     runs_and_says(test, &[libc::SYS_unshare], "namespaces");
 }
