@@ -75,7 +75,7 @@ fn unpack(dir: &Path) -> Result<()> {
         fs::create_dir_all(apt.join(folder))?;
     }
     let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    fs::write(apt.join("sources.list"), format!("deb [signed-by={key}] {} {BACKPORTS} main\n", mirror()))?;
+    fs::write(apt.join("sources.list"), format!("deb [signed-by={key}] {} {BACKPORTS} main\n", mirror()?))?;
     // Lists and caches of its own. The fetching user of apt cannot write below a private target directory.
     let option = |name: &str, value: &str| format!("{name}={}", apt.join(value).display());
     let options = [
@@ -104,8 +104,8 @@ fn unpack(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where this machine gets Debian 12 from.
-fn mirror() -> String {
+/// Where this machine gets Debian 12 from: what apt says. Backports are beside it on every mirror.
+fn mirror() -> Result<String> {
     let mut list = Command::new("apt-get");
     list.args([
         "indextargets",
@@ -115,13 +115,20 @@ fn mirror() -> String {
         "Origin: Debian",
         "Codename: bookworm",
     ]);
-    let first = output(&mut list).ok().and_then(|listed| listed.lines().next().map(str::to_owned));
-    first.unwrap_or_else(|| "http://deb.debian.org/debian/".into())
+    first(&output(&mut list)?)
+}
+
+fn first(listed: &str) -> Result<String> {
+    let first = listed.lines().map(str::trim).find(|line| !line.is_empty());
+    first.map(str::to_owned).context(
+        "apt knows no mirror of Debian 12 (`apt-get indextargets` lists none). Name one in /etc/apt/sources.list, and run \
+         `apt-get update`",
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{first, parse};
 
     #[test]
     fn versions_are_found_in_what_qemu_says() {
@@ -129,5 +136,13 @@ mod tests {
         assert_eq!(parse("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
         assert_eq!(parse("QEMU emulator version x"), None);
         assert_eq!(parse("no such program"), None);
+    }
+
+    #[test]
+    fn mirror_is_the_first_that_apt_lists_and_none_says_what_to_do() {
+        assert_eq!(first("\nmirror one\nmirror two\n").unwrap(), "mirror one");
+        for none in ["", "\n \n"] {
+            assert!(first(none).unwrap_err().to_string().contains("/etc/apt/sources.list"));
+        }
     }
 }

@@ -1,0 +1,48 @@
+//! What is true of the sources themselves, wherever they lie.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, ensure};
+use volt_tests::workspace::Workspace;
+
+/// Texts that are others': a licence's own words, and where cargo found what it locked.
+const FOREIGN: [&str; 2] = ["LICENSE", "Cargo.lock"];
+
+/// Every file of the tree, but for what is built and what git keeps.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let (entry, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        let kind = fs::symlink_metadata(&entry)?;
+        if kind.is_dir() && name != "target" && name != ".git" {
+            files(&entry, found)?;
+        } else if kind.is_file() {
+            found.push(entry);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn tree_names_no_host_to_download_from() -> Result<()> {
+    let root = Workspace::find()?.root;
+    let mut found = Vec::new();
+    files(&root, &mut found)?;
+    found.retain(|path| !FOREIGN.iter().any(|name| *path == root.join(name)));
+    // Were nothing looked at, nothing would be found.
+    ensure!(found.contains(&root.join("tests/tests/sources.rs")), "The tree is not at {}", root.display());
+    let mut named = Vec::new();
+    for path in found {
+        let text = String::from_utf8_lossy(&fs::read(&path)?).to_ascii_lowercase();
+        for (n, line) in text.lines().enumerate() {
+            // Put together here, so that this file names none.
+            if ["http", "https", "ftp", "ssh"].iter().any(|scheme| line.contains(&format!("{scheme}:{}", "//"))) {
+                named.push(format!("{}:{}: {}", path.display(), n + 1, line.trim()));
+            }
+        }
+    }
+    ensure!(named.is_empty(), "Hosts are named; say what apt or cargo say, or the title of a text: {named:#?}");
+    Ok(())
+}
