@@ -1,4 +1,4 @@
-//! Each process can be assumed to be fully taken over, and the damage is what its row in the README says.
+//! Each process can be assumed to be fully taken over, and the damage is what its section of docs/SECURITY.md says.
 //!
 //! Every thread of a running VM, of the helpers and of the services is taken over in turn, and tries everything that
 //! `volt_tests::escape` knows, once with every layer of confinement in force and once without seccomp. No program has
@@ -136,10 +136,11 @@ fn a_call_that_no_thread_may_make_ends_the_process_of_each() -> Result<()> {
 }
 
 #[test]
-fn the_readme_says_what_is_on_record() -> Result<()> {
+fn docs_say_what_is_on_record() -> Result<()> {
     let known = Record::read(&fs::read_to_string(root().join("tests/blast-radius.json"))?)?;
-    let readme = fs::read_to_string(root().join("README.md"))?;
-    ensure!(record::insert(&readme, &known.table())? == readme, "The README differs: cargo xtask blast-radius");
+    let page = fs::read_to_string(root().join(record::PAGE))?;
+    let current = record::insert(&page, &known.to_markdown())? == page;
+    ensure!(current, "{} differs: cargo xtask blast-radius", record::PAGE);
     Ok(())
 }
 

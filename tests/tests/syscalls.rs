@@ -129,11 +129,11 @@ fn check() -> Result<()> {
         ensure!(together.len() <= most, "{program} {thread:?} has {} calls, and {most} are the most", together.len());
     }
     if without_kvm {
-        println!("What README says was not checked: without /dev/kvm vmm-core was not seen");
+        println!("What docs/SECURITY.md says was not checked: without /dev/kvm vmm-core was not seen");
         return Ok(());
     }
-    let (table, readme) = (table(&seen), std::fs::read_to_string(workspace.root.join("README.md"))?);
-    ensure!(readme.contains(&table), "README.md does not have this table:\n{table}");
+    let (table, page) = (table(&seen), std::fs::read_to_string(workspace.root.join("docs/SECURITY.md"))?);
+    ensure!(page.contains(&table), "docs/SECURITY.md does not have this table:\n{table}");
     Ok(())
 }
 
@@ -179,7 +179,7 @@ fn names(numbers: &BTreeSet<u32>) -> String {
     numbers.iter().map(|number| name(*number)).collect::<Vec<_>>().join(" ")
 }
 
-/// The table in README.md.
+/// The table in docs/SECURITY.md.
 fn table(seen: &Seen) -> String {
     let mut table = String::from("| program | system calls of each thread | of all together |\n|---|---|---|\n");
     for program in PROGRAMS {

@@ -110,7 +110,7 @@ fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
 fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Fault> {
     let tried = format!("define the network in {}", file.display());
     let fault =
-        |why: String| Fault::new(Code::InvalidArgument, &tried, why, "Name a JSON file such as the README shows");
+        |why: String| Fault::new(Code::InvalidArgument, &tried, why, "Name a JSON file such as docs/RUNNING.md shows");
     check_file("the network's configuration", file)?;
     let size = fs::metadata(file).map_err(|e| fault(e.to_string()))?.len();
     if size > MAX_CONFIG {

@@ -1,5 +1,5 @@
-//! What is on record of the suite's results: the file `tests/blast-radius.json`, and the README's table, which is made
-//! from it. `cargo xtask blast-radius` writes both anew.
+//! What is on record of the suite's results: the file `tests/blast-radius.json`, and a part of docs/SECURITY.md, which
+//! is made from it. `cargo xtask blast-radius` writes both anew.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -26,6 +26,9 @@ pub struct Record {
     ends: BTreeMap<String, Ends>,
 }
 
+/// The page that shows it, below the workspace's folder.
+pub const PAGE: &str = "docs/SECURITY.md";
+
 /// How many attempts ended in which way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Ends {
@@ -37,7 +40,7 @@ struct Ends {
     reached_without_seccomp: usize,
 }
 
-/// Programs in the order of the table, and what each has by its work, which no attempt counts.
+/// Programs in the order of the page, and what each has by its work, which no attempt counts.
 const PROGRAMS: [(&str, &str); 10] = [
     ("vmm-core", "its guest's memory and console"),
     ("vhost-net-backend", "its guest's memory, the frames of its TAP"),
@@ -224,44 +227,47 @@ impl Record {
         turned(record).beyond(self)
     }
 
-    /// The table.
-    pub fn table(&self) -> String {
+    /// The record for people: a section for each program.
+    pub fn to_markdown(&self) -> String {
         let all = |attempt: &Attempt| {
             let whose = words(&self.without_seccomp, attempt.name);
             PROGRAMS.iter().all(|(program, _)| whose.contains(program))
         };
-        let mut text = String::from(
-            "| taken over | has anyway | and reaches | seccomp + others hold | without seccomp, others hold | but not |\n\
-             |---|---|---|---|---|---|\n",
-        );
+        let mut text = String::new();
         for (program, has) in PROGRAMS {
             let Some(ends) = self.ends.get(program) else { continue };
-            let reached = cell(|attempt| {
+            let reached = by_class(|attempt| {
                 let mut threads = words(&self.reached, attempt.name);
                 threads.retain(|role| role.split('/').next() == Some(program));
                 threads.iter_mut().for_each(|role| *role = role.split('/').next_back().unwrap_or_default());
                 (!threads.is_empty()).then(|| threads.join(", "))
             });
-            let rest = cell(|attempt| {
+            let rest = by_class(|attempt| {
                 let granted = words(&self.reached, attempt.name);
                 let granted = granted.iter().any(|role| role.split('/').next() == Some(program));
                 let succeeds = words(&self.without_seccomp, attempt.name).contains(&program);
                 (succeeds && !granted && !all(attempt)).then(String::new)
             });
             let of = ends.reached + ends.killed + ends.refused;
-            let _ = writeln!(
+            let _ = write!(
                 text,
-                "| `{program}` | {has} | {reached} | {} + {} of {of} | {} of {of} | {rest} |",
-                ends.killed, ends.refused, ends.refused_without_seccomp,
+                "\n### `{program}`\n\nIt has anyway: {has}.\n\nIt reaches beside that{}\n\
+                 Of {of} attempts, seccomp ends {} and other layers refuse {}. Without seccomp, other layers refuse {}{}",
+                list(reached, ": nothing.\n"),
+                ends.killed,
+                ends.refused,
+                ends.refused_without_seccomp,
+                list(rest, ".\n").replacen(':', ", but not:", 1),
             );
         }
-        let common = cell(|attempt| all(attempt).then(String::new));
         let _ = write!(
             text,
-            "\n{} attempts from each of {} threads; those that need a descriptor which the process does not have are not \
-             counted. Without seccomp, every one of these programs could also, to itself and in its own namespaces (no \
-             namespace holds vsock): {common}.\n",
-            self.attempts, self.threads,
+            "\n### All of them\n\n{} attempts from each of {} threads; those that need a descriptor which the process does \
+             not\nhave are not counted. Without seccomp, every one of these programs could also, to itself and in its own\n\
+             namespaces (no namespace holds vsock){}",
+            self.attempts,
+            self.threads,
+            list(by_class(|attempt| all(attempt).then(String::new)), ": nothing.\n"),
         );
         text
     }
@@ -272,9 +278,9 @@ fn words<'a>(map: &'a BTreeMap<String, String>, attempt: &str) -> Vec<&'a str> {
     map.get(attempt).map(|whose| whose.split(' ').collect()).unwrap_or_default()
 }
 
-/// Attempts by class, each with the threads that `mark` gives for it. Those of a group that have the same threads go
-/// by the group's name.
-fn cell(mark: impl Fn(&Attempt) -> Option<String>) -> String {
+/// Attempts, a line a class, each with the threads that `mark` gives for it. Those of a group that have the same threads
+/// go by the group's name.
+fn by_class(mark: impl Fn(&Attempt) -> Option<String>) -> Vec<String> {
     let of_class = |class: Class| {
         let mut marked: Vec<(&str, String)> = attempts::all()
             .filter(|attempt| attempt.class == class)
@@ -295,15 +301,40 @@ fn cell(mark: impl Fn(&Attempt) -> Option<String>) -> String {
             .collect();
         (!found.is_empty()).then(|| format!("*{class}:* {}", found.join(", ")))
     };
-    let cells: Vec<String> = Class::ALL.into_iter().filter_map(of_class).collect();
-    if cells.is_empty() { "nothing".into() } else { cells.join("; ") }
+    Class::ALL.into_iter().filter_map(of_class).collect()
 }
 
-/// The README with the table in the place that is marked for it.
-pub fn insert(readme: &str, table: &str) -> Result<String> {
+/// Behind a phrase: a colon and those lines, or what is said where there are none.
+fn list(lines: Vec<String>, none: &str) -> String {
+    if lines.is_empty() {
+        return none.into();
+    }
+    lines.iter().fold(String::from(":\n\n"), |text, line| text + "* " + &wrapped(line) + "\n")
+}
+
+/// An entry of a list, in lines as long as the page's.
+fn wrapped(entry: &str) -> String {
+    const WIDTH: usize = 118;
+    let (mut text, mut column) = (String::new(), 0);
+    for word in entry.split(' ') {
+        if column > 0 && column + 1 + word.len() > WIDTH {
+            text.push_str("\n  ");
+            column = 0;
+        } else if column > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += word.len();
+    }
+    text
+}
+
+/// The page with the record in the place that is marked for it.
+pub fn insert(page: &str, record: &str) -> Result<String> {
     const BEGIN: &str = "<!-- blast radius: made by `cargo xtask blast-radius` -->\n";
     const END: &str = "<!-- end of blast radius -->\n";
-    let (before, rest) = readme.split_once(BEGIN).context("The README has no place for the table")?;
-    let (_, after) = rest.split_once(END).context("The README's table has no end")?;
-    Ok(format!("{before}{BEGIN}{table}{END}{after}"))
+    let (before, rest) = page.split_once(BEGIN).context("The page has no place for the record")?;
+    let (_, after) = rest.split_once(END).context("The record's place has no end")?;
+    Ok(format!("{before}{BEGIN}{record}\n{END}{after}"))
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask blast-radius`: has the escape suite try everything, and writes down what succeeded: the record, and the
-//! README's table.
+//! `cargo xtask blast-radius`: has the escape suite try everything, and writes down what succeeded: the record, and what
+//! docs/SECURITY.md says of it.
 
 use std::fs;
 
@@ -16,9 +16,9 @@ pub fn write(workspace: &Workspace) -> Result<()> {
     command.args(["test", "--package", "volt-tests", "--test", "escape", "no_more", "--", "--nocapture"]);
     let status = command.env("VOLT_WRITE_BLAST_RADIUS", &record).current_dir(&workspace.root).status();
     let status = status.context("Cannot run cargo")?;
-    let readme = workspace.root.join("README.md");
-    let table = Record::read(&fs::read_to_string(&record)?)?.table();
-    fs::write(&readme, record::insert(&fs::read_to_string(&readme)?, &table)?)?;
+    let page = workspace.root.join(record::PAGE);
+    let text = Record::read(&fs::read_to_string(&record)?)?.to_markdown();
+    fs::write(&page, record::insert(&fs::read_to_string(&page)?, &text)?)?;
     ensure!(status.success(), "The suite does not hold, for the reason above; what it found is written down");
     Ok(())
 }

@@ -26,7 +26,7 @@ const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
        cargo xtask test [TIER]...     run the tests: unit, host, lab (all of them if none is named)
        cargo xtask bench [NAME]...    measure: boot, footprint, confine, size (all of them if none is named)
-       cargo xtask blast-radius       have the escape suite try everything and write what succeeds into the README";
+       cargo xtask blast-radius       have the escape suite try everything and write what succeeds into docs/SECURITY.md";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
