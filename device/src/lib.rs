@@ -111,14 +111,7 @@ pub fn run<D: Device>(options: &Options, device: Result<D, BoxError>) -> ! {
 
 /// One line: the error and what caused it.
 fn report(program: &str, error: &(dyn std::error::Error + 'static)) {
-    let mut line = format!("{program}: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    eprintln!("{}", line.replace('\n', " "));
+    eprintln!("{program}: {}", ipc::chain(error));
 }
 
 fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {

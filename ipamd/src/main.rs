@@ -34,7 +34,7 @@ struct Arguments {
 fn main() {
     let served = serve(Arguments::parse());
     if let Err(error) = &served {
-        eprintln!("ipamd: {}", chain(error));
+        eprintln!("ipamd: {}", ipc::chain(error));
     }
     confine::exit(served.is_err().into())
 }
@@ -96,10 +96,4 @@ fn keep(state_dir: &Path, mailbox: Mailbox, ready: &ipc::Sender<Result<(), Error
             Ok(())
         }
     }
-}
-
-/// An error and its causes, once each.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{Code, Fault};
+use crate::{Code, Fault, chain};
 
 /// Why a vat could not be set up, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -67,15 +67,7 @@ pub enum Error {
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
-        let text = {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                text = format!("{text} ({cause})");
-                source = cause.source();
-            }
-            text
-        };
+        let text = chain(&error);
         match error {
             Error::Connection(fault) => fault,
             Error::AlreadyExists { .. } => Fault::new(Code::AlreadyExists, "set up a vat", text, ""),

@@ -96,6 +96,13 @@ fn name(code: Code) -> &'static str {
     NAMES.iter().find(|(known, _)| *known == code).map_or("internal", |(_, name)| name)
 }
 
+/// An error and its causes, each after a colon: for a [`Fault`]'s `why`, and for the line that a program ends with. What an
+/// error says last, the kernel's own word, is often all that helps; `to_string` on the error drops it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    harmless(&causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}")))
+}
+
 /// One line of printable text of bounded length.
 fn harmless(text: &str) -> String {
     let mut out = String::new();
@@ -174,6 +181,26 @@ mod tests {
     fn a_fault_without_a_remedy_ends_after_the_cause() {
         let fault = Fault::new(Code::Revoked, "use lease", "it was released.", "");
         assert_eq!(fault.to_string(), "revoked: use lease: it was released.");
+    }
+
+    #[test]
+    fn chain_has_every_cause_once_in_one_bounded_line() {
+        #[derive(Debug, thiserror::Error)]
+        enum Link {
+            #[error("cannot boot")]
+            Outer(#[source] Box<Link>),
+            #[error(transparent)]
+            Seen(#[from] std::io::Error),
+            #[error("a\nb\u{1b}[2J")]
+            Hostile,
+            #[error("{}", "x".repeat(1 << 20))]
+            Long,
+        }
+        let kernel = Link::Seen(std::io::Error::from_raw_os_error(libc::ENOENT));
+        let outer = |link| chain(&Link::Outer(Box::new(link)));
+        assert_eq!(outer(kernel), "cannot boot: No such file or directory (os error 2)");
+        assert_eq!(outer(Link::Hostile), "cannot boot: a b [2J");
+        assert_eq!(outer(Link::Long).len(), LONGEST_REASON);
     }
 
     proptest! {

@@ -39,7 +39,7 @@ pub use clients::Clients;
 pub use connection::{Connection, call};
 pub use endpoint::{Endpoint, LinkSocket, lane_path};
 pub use error::Error;
-pub use fault::{Code, Fault};
+pub use fault::{Code, Fault, chain};
 pub use folder::{private_folder, private_folder_for};
 pub use lane::{Lane, Token};
 pub use limits::{Limits, Peer};

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    Clients, Code, Endpoint, Error, Fault, Lane, Limits, LinkSocket, Peer, endpoint,
+    Clients, Code, Endpoint, Error, Fault, Lane, Limits, LinkSocket, Peer, chain, endpoint,
     lane_socket::LaneSocket,
     link::Link,
     stream::{send, watch},
@@ -67,7 +67,7 @@ pub async fn serve(
                 }
             };
             if let Err(e) = ended {
-                log.line(&format!("Connection of user {}, process {}: {e}", peer.uid, peer.pid));
+                log.line(&format!("Connection of user {}, process {}: {}", peer.uid, peer.pid, chain(&e)));
             }
         }
     });

@@ -39,7 +39,7 @@ struct Arguments {
 fn main() {
     let served = serve(Arguments::parse());
     if let Err(error) = &served {
-        eprintln!("kernel-store: {}", chain(error));
+        eprintln!("kernel-store: {}", ipc::chain(error));
     }
     confine::exit(served.is_err().into())
 }
@@ -117,10 +117,4 @@ fn claim(seen: &Path, path: &Path) -> Result<OwnedFd, Error> {
         }
     }
     Err(Error::InUse(path.into()))
-}
-
-/// An error and its causes, once each.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -131,9 +131,7 @@ impl Error {
 
     /// The failure of a call, as schema/errors.capnp has it.
     pub fn fault(&self, tried: &str) -> Fault {
-        let why =
-            std::error::Error::source(self).map_or_else(|| self.to_string(), |source| format!("{self}: {source}"));
-        Fault::new(self.code(), tried, why, self.remedy())
+        Fault::new(self.code(), tried, ipc::chain(self), self.remedy())
     }
 }
 

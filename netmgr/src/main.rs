@@ -47,8 +47,7 @@ struct Arguments {
 fn main() {
     let served = run(&Arguments::parse());
     if let Err(error) = &served {
-        let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-        eprintln!("netmgr: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+        eprintln!("netmgr: {}", ipc::chain(error));
     }
     confine::exit(served.is_err().into())
 }

@@ -189,7 +189,7 @@ impl Server {
                     Ok(()) => break,
                     Err(virtio::Error::NotReady(_)) if Instant::now() < limit => sleep(TICK).await,
                     Err(virtio::Error::NotReady(_)) => return Err(unavailable("a backend's handshake took too long")),
-                    Err(error) => return Err(unavailable(error.to_string())),
+                    Err(error) => return Err(unavailable(ipc::chain(&error))),
                 }
             }
         }

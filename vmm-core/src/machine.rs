@@ -237,7 +237,7 @@ fn create_devices(
         let regions = memory::regions(ram.size());
         let platform = Platform { vm: vm.clone(), memfd: memfd.clone(), regions, mmio_base, gsi };
         let device = virtio::new(spec, platform);
-        made.push(device.map_err(|error| Error::Device { index, why: error.to_string() })?);
+        made.push(device.map_err(|error| Error::Device { index, why: ipc::chain(&error) })?);
     }
     Ok(made)
 }

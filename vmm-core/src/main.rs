@@ -1,7 +1,5 @@
 //! `vmm-core`: one VM's KVM core. See the library of the same name.
 
-use std::error::Error as _;
-
 use vmm_core::args::Config;
 
 fn main() {
@@ -9,13 +7,7 @@ fn main() {
     let code = match result {
         Ok(()) => 0,
         Err(error) => {
-            let mut line = error.to_string();
-            let mut source = error.source();
-            while let Some(cause) = source {
-                line.push_str(&format!(": {cause}"));
-                source = cause.source();
-            }
-            eprintln!("vmm-core: {line}");
+            eprintln!("vmm-core: {}", ipc::chain(&error));
             1
         }
     };

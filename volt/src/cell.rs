@@ -83,7 +83,7 @@ impl Cell {
     }
 
     fn lacks_cgroup(&mut self, error: &confine::Error) {
-        let why = if let confine::Error::NoCgroup(why) = error { why.clone() } else { error.to_string() };
+        let why = if let confine::Error::NoCgroup(why) = error { why.clone() } else { ipc::chain(error) };
         self.missing.push(format!("a cgroup with limits ({why})"));
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use confine::{Policy, Sandbox};
 use futures::future::join_all;
-use ipc::{Code, Connection, Fault};
+use ipc::{Code, Connection, Fault, chain};
 use schema::{
     kernel_store_capnp::{kernel_info, kernel_store},
     vm_capnp::{vm, vm_info},
@@ -21,7 +21,7 @@ use crate::{
     config::{check_file, check_name},
     filters, keep,
     paths::Paths,
-    resources,
+    printable, resources,
     run::runtime,
     services::{self, CALL_DEADLINE, Found, Service},
 };
@@ -47,12 +47,7 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
 fn list(paths: &Paths, policy: Policy) -> Result<i32, Fault> {
     let dir = paths.vms();
     let entries = fs::read_dir(&dir).map_err(|e| {
-        Fault::new(
-            Code::Unavailable,
-            format!("list {}", dir.display()),
-            e.to_string(),
-            "Make it readable for this user",
-        )
+        Fault::new(Code::Unavailable, format!("list {}", dir.display()), chain(&e), "Make it readable for this user")
     })?;
     let names = entries
         .flatten()
@@ -82,12 +77,7 @@ fn vm_row(info: vm_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
         vm_info::State::Running => "running",
         vm_info::State::Stopped => "stopped",
     };
-    Ok([
-        printable(info.get_name()?)?,
-        state.into(),
-        info.get_vcpus().to_string(),
-        format!("{}M", info.get_memory() >> 20),
-    ])
+    Ok([text(info.get_name()?)?, state.into(), info.get_vcpus().to_string(), format!("{}M", info.get_memory() >> 20)])
 }
 
 fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
@@ -112,11 +102,11 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Fau
     let fault =
         |why: String| Fault::new(Code::InvalidArgument, &tried, why, "Name a JSON file such as docs/RUNNING.md shows");
     check_file("the network's configuration", file)?;
-    let size = fs::metadata(file).map_err(|e| fault(e.to_string()))?.len();
+    let size = fs::metadata(file).map_err(|e| fault(chain(&e)))?.len();
     if size > MAX_CONFIG {
         return Err(fault(format!("it holds {size} bytes, more than {MAX_CONFIG}")));
     }
-    let config = fs::read_to_string(file).map_err(|e| fault(e.to_string()))?;
+    let config = fs::read_to_string(file).map_err(|e| fault(chain(&e)))?;
     ask(paths, policy, &[Service::Ipamd, Service::Netmgr], &[], async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(no_link()) };
         let pool =
@@ -133,7 +123,7 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32,
             check_file("the kernel's image", file)?;
             let image: OwnedFd = File::open(file)
                 .map_err(|e| {
-                    Fault::new(Code::InvalidArgument, &tried, e.to_string(), "Name a kernel image that you may read")
+                    Fault::new(Code::InvalidArgument, &tried, chain(&e), "Name a kernel image that you may read")
                 })?
                 .into();
             ask(paths, policy, wanted, &[&image], async |links| {
@@ -160,14 +150,14 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32,
 }
 
 fn kernel_row(info: kernel_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
-    let digest: String = printable(info.get_digest()?)?.chars().take(16).collect();
-    let version = printable(info.get_version()?)?.split(' ').next().unwrap_or_default().to_owned();
-    Ok([digest, printable(info.get_alias()?)?, (info.get_size() >> 20).to_string(), version])
+    let digest: String = text(info.get_digest()?)?.chars().take(16).collect();
+    let version = text(info.get_version()?)?.split(' ').next().unwrap_or_default().to_owned();
+    Ok([digest, text(info.get_alias()?)?, (info.get_size() >> 20).to_string(), version])
 }
 
-/// A service's text as a terminal may see it: a kernel image states its version itself.
-fn printable(text: capnp::text::Reader<'_>) -> Result<String, capnp::Error> {
-    Ok(text.to_string()?.chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+/// A service's text as a terminal may see it.
+fn text(reader: capnp::text::Reader<'_>) -> Result<String, capnp::Error> {
+    Ok(printable(reader.to_str()?))
 }
 
 /// Finds or starts the services, confines this process, and asks them.
@@ -200,9 +190,9 @@ fn confined(
     for fd in found.as_raw_fds().into_iter().chain(keep.iter().map(|fd| fd.as_raw_fd())) {
         sandbox = sandbox.keep_fd(fd);
     }
-    let confined = sandbox.confine().map_err(|e| fault(e.to_string()))?;
+    let confined = sandbox.confine().map_err(|e| fault(chain(&e)))?;
     let runtime = runtime()?;
-    let _narrow = confined.enter(&filters::client()).map_err(|e| fault(e.to_string()))?;
+    let _narrow = confined.enter(&filters::client()).map_err(|e| fault(chain(&e)))?;
     runtime.run(async { work(found.connect()?).await })?;
     Ok(0)
 }
@@ -234,7 +224,7 @@ fn print(text: &str) -> Result<(), Fault> {
     let mut out = io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Fault::new(Code::Unavailable, "write to standard output", e.to_string(), "See where it leads to"))
+            Err(Fault::new(Code::Unavailable, "write to standard output", chain(&e), "See where it leads to"))
         }
         _ => Ok(()),
     }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, chain};
 use serde::Deserialize;
 
 use crate::cli::RunArgs;
@@ -223,9 +223,8 @@ fn read_file(path: &Path) -> Result<File, Fault> {
             "Name a TOML file that describes a VM",
         ));
     }
-    let text =
-        fs::read_to_string(path).map_err(|e| invalid(&what, e.to_string(), "Name a TOML file that you may read"))?;
-    toml::from_str(&text).map_err(|e| invalid(&what, e.to_string().trim().replace('\n', " "), "Correct that line"))
+    let text = fs::read_to_string(path).map_err(|e| invalid(&what, chain(&e), "Name a TOML file that you may read"))?;
+    toml::from_str(&text).map_err(|e| invalid(&what, chain(&e).trim(), "Correct that line"))
 }
 
 fn kernel_ref(base: &Path, text: &str) -> KernelRef {
@@ -269,7 +268,7 @@ pub fn check_file(flag: &str, path: &Path) -> Result<(), Fault> {
         )
     };
     match fs::metadata(path) {
-        Err(e) => Err(fault(e.to_string())),
+        Err(e) => Err(fault(chain(&e))),
         Ok(meta) if !meta.is_file() => Err(fault("it is not a regular file".into())),
         Ok(_) => Ok(()),
     }

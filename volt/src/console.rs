@@ -12,7 +12,7 @@ use std::{
 
 use crate::filters;
 use confine::{Confined, Filter, JoinHandle, base};
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, chain};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 
@@ -41,23 +41,23 @@ impl Console {
                 "Raise this user's limit of processes and open files",
             )
         };
-        let (ours, core_end) = UnixStream::pair().map_err(|e| fault(e.to_string()))?;
-        let copy_in = ours.try_clone().map_err(|e| fault(e.to_string()))?;
+        let (ours, core_end) = UnixStream::pair().map_err(|e| fault(chain(&e)))?;
+        let copy_in = ours.try_clone().map_err(|e| fault(chain(&e)))?;
         let filter = Filter::new("console").with(&base::thread()).with(&base::close()).with(&filters::poll());
         let filter = filter.allow(&[libc::SYS_read, libc::SYS_write]);
         let output = confined
             .spawn("console-out", &filter, move || copy(ours.as_fd(), rustix::stdio::stdout()))
-            .map_err(|e| fault(e.to_string()))?;
+            .map_err(|e| fault(chain(&e)))?;
         confined
             .spawn("console-in", &filter, move || copy(rustix::stdio::stdin(), copy_in.as_fd()))
-            .map_err(|e| fault(e.to_string()))?;
+            .map_err(|e| fault(chain(&e)))?;
         Ok(Console { core_end, output: Some(output), terminal: raw_terminal() })
     }
 
     /// The end that a core gets.
     pub fn core_end(&self) -> Result<OwnedFd, Fault> {
         self.core_end.try_clone().map(OwnedFd::from).map_err(|e| {
-            Fault::new(Code::Unavailable, "set up the console", e.to_string(), "Raise this user's limit of open files")
+            Fault::new(Code::Unavailable, "set up the console", chain(&e), "Raise this user's limit of open files")
         })
     }
 

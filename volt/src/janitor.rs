@@ -217,7 +217,7 @@ fn read(wait: &OwnedFd, buffer: &mut [u8]) -> usize {
 
 fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, policy: Policy) -> Result<(), Fault> {
     let fault = |e: confine::Error| {
-        Fault::new(Code::Unavailable, "confine the janitor", e.to_string(), "See volt --help on --confinement")
+        Fault::new(Code::Unavailable, "confine the janitor", ipc::chain(&e), "See volt --help on --confinement")
     };
     // A session of its own: the terminal's Ctrl-C and hang-up, and a kill of volt's process group, pass it by.
     let _ = rustix::process::setsid();

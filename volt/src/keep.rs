@@ -55,7 +55,7 @@ pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>)
     if started.is_err() {
         sockets.iter().for_each(Own::remove);
     }
-    started.map_err(|e| fault(e.to_string()))
+    started.map_err(|e| fault(ipc::chain(&e)))
 }
 
 /// The services' log: they outlive the terminal that they were started from.
@@ -120,7 +120,7 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         kept.push(launch(paths, policy, start, &log)?);
     }
     let fault = |e: confine::Error| {
-        Fault::new(Code::Unavailable, "confine the keeper", e.to_string(), "See volt --help on --confinement")
+        Fault::new(Code::Unavailable, "confine the keeper", ipc::chain(&e), "See volt --help on --confinement")
     };
     drop(log);
     let sandbox = Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP));
@@ -216,5 +216,5 @@ fn launch(paths: &Paths, policy: Policy, start: Start, log: &OwnedFd) -> Result<
         spawn.arg("--state-dir").arg(paths.state.join(service.name()));
     }
     spawn.stderr(log.try_clone().map_err(|e| fault(e.to_string()))?);
-    Ok(Kept { name: service.name(), child: spawn.spawn().map_err(|e| fault(e.to_string()))?, sockets })
+    Ok(Kept { name: service.name(), child: spawn.spawn().map_err(|e| fault(ipc::chain(&e)))?, sockets })
 }

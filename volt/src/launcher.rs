@@ -17,7 +17,7 @@ use std::{
 };
 
 use confine::{Cgroup, Child, Limit, Policy, Root, Sandbox, Spawn, User};
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, chain};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
@@ -118,7 +118,7 @@ impl Launcher {
         };
         let (socket, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|e| failed(e.to_string()))?;
+                .map_err(|e| failed(chain(&e)))?;
         // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
         // child may use everything that the parent could.
         match unsafe { libc::fork() } {
@@ -181,7 +181,7 @@ impl Launcher {
         match rustix::event::poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&limit)) {
             Ok(0) => return Err(format!("the launcher did not answer within {} s", DEADLINE.as_secs())),
             Ok(_) => {}
-            Err(e) => return Err(e.to_string()),
+            Err(e) => return Err(chain(&e)),
         }
         match receive(&self.socket, RecvFlags::DONTWAIT) {
             Ok((answer, fds)) if !answer.is_empty() => Ok((answer, fds)),
@@ -231,13 +231,13 @@ struct Programs {
 /// The launcher's wide phase and the entry into its narrow one.
 fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault> {
     let fault = |why: &dyn std::error::Error| {
-        Fault::new(Code::Unavailable, "confine the launcher of the VM's programs", with_causes(why), "See volt doctor")
+        Fault::new(Code::Unavailable, "confine the launcher of the VM's programs", chain(why), "See volt doctor")
     };
     let open = |path: &Path| {
         let opened = rustix::fs::open(path, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, 0.into());
         opened.map_err(|e| {
             let remedy = "Keep Volt's programs in one folder";
-            Fault::new(Code::Unavailable, format!("open {}", path.display()), e.to_string(), remedy)
+            Fault::new(Code::Unavailable, format!("open {}", path.display()), chain(&e), remedy)
         })
     };
     let files =
@@ -257,7 +257,7 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
     let isolated = match confine::isolate(&Root::empty()) {
         Ok(()) => true,
         Err(e @ confine::Error::NoNamespaces(_)) if role.policy == Policy::BestEffort => {
-            say(format_args!("runs without namespaces of the VM's own. {}", with_causes(&e)));
+            say(format_args!("runs without namespaces of the VM's own. {}", chain(&e)));
             false
         }
         Err(e) => return Err(fault(&e)),
@@ -291,12 +291,7 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
             Ok(request) => request,
             Err(Errno::CONNRESET) => return Ok(()),
             Err(e) => {
-                return Err(Fault::new(
-                    Code::Internal,
-                    "hear from the supervisor",
-                    e.to_string(),
-                    "Report this defect",
-                ));
+                return Err(Fault::new(Code::Internal, "hear from the supervisor", chain(&e), "Report this defect"));
             }
         };
         let sent = match packet.split_first() {
@@ -325,7 +320,7 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
 fn start(programs: &Programs, request: &[u8], fds: Vec<OwnedFd>) -> Result<Child, String> {
     let (place, text) = request.split_first().ok_or("it names no program")?;
     let (name, file) = programs.files.get(usize::from(*place)).ok_or("it names no program of a VM")?;
-    let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| e.to_string());
+    let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| chain(&e));
     let mut spawn = Spawn::from_fd(Path::new(name), copy(file)?, copy(&programs.null)?);
     for arg in text.split(|byte| *byte == 0).take(text.iter().filter(|byte| **byte == 0).count()) {
         spawn.arg(std::str::from_utf8(arg).map_err(|_| "an argument is not UTF-8")?);
@@ -337,13 +332,7 @@ fn start(programs: &Programs, request: &[u8], fds: Vec<OwnedFd>) -> Result<Child
     if programs.isolated {
         spawn.isolated();
     }
-    spawn.spawn().map_err(|error| with_causes(&error))
-}
-
-/// An error and its causes, once each.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    spawn.spawn().map_err(|error| chain(&error))
 }
 
 fn wait(children: &mut Vec<Child>, number: &[u8]) -> Vec<u8> {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipc::{Code, Connection, Fault};
+use ipc::{Code, Connection, Fault, chain};
 use schema::{device_capnp::device_backend, vm_capnp::vm};
 use tokio::io::Interest;
 
@@ -201,12 +201,12 @@ async fn wait_end(launcher: &Launcher, process: &mut Process) {
 
 fn pair() -> Result<(UnixStream, UnixStream), Fault> {
     UnixStream::pair().map_err(|e| {
-        Fault::new(Code::Unavailable, "make a socket pair", e.to_string(), "Raise this user's limit of open files")
+        Fault::new(Code::Unavailable, "make a socket pair", chain(&e), "Raise this user's limit of open files")
     })
 }
 
 fn dup(fd: &OwnedFd) -> Result<OwnedFd, Fault> {
     fd.try_clone().map_err(|e| {
-        Fault::new(Code::Unavailable, "duplicate a descriptor", e.to_string(), "Raise this user's limit of open files")
+        Fault::new(Code::Unavailable, "duplicate a descriptor", chain(&e), "Raise this user's limit of open files")
     })
 }

@@ -46,5 +46,10 @@ fn main() {
 
 /// A line for people, on standard error. That nobody reads it any more (`2>&1 | head`) is no reason to end.
 fn say(line: impl Display) {
-    let _ = writeln!(std::io::stderr(), "volt: {line}");
+    let _ = writeln!(std::io::stderr(), "volt: {}", printable(&line.to_string()));
+}
+
+/// A text as a terminal may see it. What a user names, a service answers or a kernel image says of itself may hold anything.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

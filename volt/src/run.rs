@@ -13,7 +13,7 @@ use std::{
 };
 
 use confine::{Confined, Limit, MemoryWatch, Policy, Root, Sandbox};
-use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits, Runtime};
+use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits, Runtime, chain};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
 
@@ -99,7 +99,7 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
 pub fn runtime() -> Result<Runtime, Fault> {
     Runtime::new().map_err(|e| {
         let remedy = "Raise this user's limit of open files";
-        Fault::new(Code::Unavailable, "prepare to talk to others", e.to_string(), remedy)
+        Fault::new(Code::Unavailable, "prepare to talk to others", chain(&e), remedy)
     })
 }
 
@@ -126,7 +126,7 @@ fn open_file(path: &Path, write: bool) -> Result<OwnedFd, Fault> {
         } else {
             "Make it readable for this user"
         };
-        Fault::new(Code::PermissionDenied, format!("open {}", path.display()), e.to_string(), remedy)
+        Fault::new(Code::PermissionDenied, format!("open {}", path.display()), chain(&e), remedy)
     })
 }
 
@@ -136,7 +136,7 @@ fn open_kvm() -> Result<OwnedFd, Fault> {
             std::io::ErrorKind::PermissionDenied => "Run as root, or as a member of the group that owns /dev/kvm",
             _ => "Enable virtualisation in the firmware, or nested virtualisation on the outer host, and load kvm_intel or kvm_amd",
         };
-        Fault::new(Code::Unavailable, "open /dev/kvm", e.to_string(), remedy)
+        Fault::new(Code::Unavailable, "open /dev/kvm", chain(&e), remedy)
     })
 }
 
@@ -154,13 +154,13 @@ fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(
             }
             _ => (Code::Unavailable, "Or name another runtime directory in VOLT_RUNTIME_DIR".into()),
         };
-        Fault::new(code, format!("run a VM called {name}"), e.to_string(), remedy)
+        Fault::new(code, format!("run a VM called {name}"), chain(&e), remedy)
     })?;
     let watch = janitor.watch(paths, &Own::both(&path))?;
     // From here on removing the sockets is the janitor's: this process will not be able to.
     let (rpc, lane) = endpoint.into_fds();
     let endpoint = Endpoint::from_fds(rpc, lane)
-        .map_err(|e| Fault::new(Code::Internal, "serve the VM's socket", e.to_string(), "Report this as a defect"))?;
+        .map_err(|e| Fault::new(Code::Internal, "serve the VM's socket", chain(&e), "Report this as a defect"))?;
     Ok((endpoint, watch))
 }
 
@@ -200,7 +200,7 @@ fn not_confined(error: &confine::Error) -> Fault {
     Fault::new(
         Code::Unavailable,
         "confine the supervisor",
-        error.to_string(),
+        chain(error),
         "Use --confinement best-effort to run with what this host has",
     )
 }
@@ -299,7 +299,7 @@ fn block_signals() -> Result<OwnedFd, Fault> {
 /// Turns Ctrl-C and the like into requests to stop: the first one lets the guest power off, the second one does not wait.
 fn stop_on_signals(signals: OwnedFd, control: Rc<Control>) -> Result<(), Fault> {
     let fault = |e: std::io::Error| {
-        Fault::new(Code::Unavailable, "watch for signals", e.to_string(), "Raise this user's limit of open files")
+        Fault::new(Code::Unavailable, "watch for signals", chain(&e), "Raise this user's limit of open files")
     };
     let signals = ipc::watch(signals, Interest::READABLE).map_err(fault)?;
     tokio::task::spawn_local(async move {
@@ -417,7 +417,7 @@ async fn watch(machine: &mut Machine<'_>, control: &Control) -> Exit {
         let exit = answer.get()?.get_exit()?;
         Ok(Exit { reason: exit.get_reason()?, detail: exit.get_detail()?.to_string()? })
     });
-    let mut exit = exit.unwrap_or_else(|e| Exit { reason: Reason::InternalError, detail: e.to_string() });
+    let mut exit = exit.unwrap_or_else(|e| Exit { reason: Reason::InternalError, detail: chain(&e) });
     if matches!(exit.reason, Reason::DeviceFailed | Reason::InternalError)
         && let Some(ended) = machine.first_ended().await
     {

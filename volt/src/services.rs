@@ -176,7 +176,7 @@ fn bind_unless_served(paths: &Paths, service: Service) -> Result<Option<Endpoint
             bound => {
                 let remedy = "Remove what is there, or name another directory in VOLT_RUNTIME_DIR";
                 let tried = format!("serve {}", path.display());
-                return bound.map(Some).map_err(|e| Fault::new(Code::Unavailable, tried, e.to_string(), remedy));
+                return bound.map(Some).map_err(|e| Fault::new(Code::Unavailable, tried, ipc::chain(&e), remedy));
             }
         }
         tries += 1;

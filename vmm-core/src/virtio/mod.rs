@@ -177,15 +177,3 @@ pub fn new(spec: DeviceSpec, platform: Platform) -> Result<(Arc<MmioDevice>, Dev
     let events = Box::new(events::KvmEvents::new(vm, mmio_base, gsi));
     thread::build(spec, memfd, regions, events, thread::Deadlines::default())
 }
-
-/// `error` and all its sources on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

@@ -18,7 +18,7 @@ use super::frontend::{Frontend, Vring, Wishes};
 use super::regs::{Activation, Registers};
 use super::requests::BackendRequests;
 use super::wire::MAX_REGIONS;
-use super::{DeviceSpec, Error, MAX_CONFIG, MAX_QUEUES, RamRegion, chain};
+use super::{DeviceSpec, Error, MAX_CONFIG, MAX_QUEUES, RamRegion};
 
 /// What a backend has for each operation, from its first message to its last.
 #[derive(Clone, Copy)]
@@ -105,7 +105,7 @@ impl DeviceThread {
         let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
         let why = match served {
             Ok(Ok(())) => String::from("The device was given up"),
-            Ok(Err(error)) => chain(&error),
+            Ok(Err(error)) => ipc::chain(&error),
             Err(_) => String::from("Its thread panicked, which is a bug in this program; please report the line above"),
         };
         let why = self.shared.fail(format!("Virtio device {}: {why}", self.wishes.virtio_id));

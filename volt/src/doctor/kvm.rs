@@ -55,7 +55,7 @@ pub fn speed() -> Check {
     thread::spawn(move || sender.send(host::instructions_per_second(kvm)));
     match result.recv_timeout(DEADLINE) {
         Ok(Ok(rate)) => judge(rate),
-        Ok(Err(error)) => Check::missing("kvm-speed", error.to_string(), "see kvm").vital(),
+        Ok(Err(error)) => Check::missing("kvm-speed", ipc::chain(&error), "see kvm").vital(),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
             let detail = format!("a guest of a few instructions did not end in {} s", DEADLINE.as_secs());
             Check::missing("kvm-speed", detail, "see what the kernel says: dmesg").vital()
