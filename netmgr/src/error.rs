@@ -103,7 +103,7 @@ impl Error {
             Error::ForeignInterface { name } => {
                 format!("Choose another name, or remove that interface (ip link delete {name})")
             }
-            Error::SubnetHeld { .. } => "Choose another subnet".into(),
+            Error::SubnetHeld { .. } => "Choose another subnet, or take that away first".into(),
             Error::BridgeGone(_) => "Define the network again".into(),
             Error::PortExists { .. } => "Release that port first, or choose another name".into(),
             Error::PortInUse { interface } => {

@@ -18,9 +18,12 @@ use crate::{
     config::Address,
     error::Error,
     ipv6::{self, Switch},
-    link::{Link, Said},
+    link::{Link, Route, Said, Through},
     netlink::{self, DEADLINE, Failure, Refusal, Request, Socket},
 };
+
+/// How often a list that was interrupted by a change is asked for before that is an error.
+const DUMPS: usize = 32;
 
 /// An interface, and what is asked of it or to be changed.
 pub type Whom = LinkMessageBuilder<LinkUnspec>;
@@ -96,25 +99,20 @@ impl Kernel {
 
     /// Takes all steps, and gives the interfaces that the kernel describes; the first failure of a needed one is the error.
     pub fn run(&mut self, steps: &mut Steps) -> Result<Vec<Link>, Error> {
+        let Steps { requests, tried } = std::mem::take(steps);
         let mut links = Vec::new();
-        self.exchange(steps, |said| {
+        let each = |said| {
             if let Said::Link(link) = said {
                 links.push(*link);
             }
-        })?;
-        Ok(links)
-    }
-
-    fn exchange(&mut self, steps: &mut Steps, each: impl FnMut(Said)) -> Result<(), Error> {
-        let Steps { requests, tried } = std::mem::take(steps);
-        let answers = self
-            .socket
-            .exchange(requests, each)
-            .map_err(|failure| failed(failure, tried.first().map_or("", |(tried, _)| tried)))?;
+        };
+        let first = tried.first().map_or("", |(tried, _)| tried);
+        let answers = self.socket.exchange(requests, each).map_err(|failure| failed(failure, first))?;
         answers.into_iter().zip(tried).try_for_each(|(answer, (tried, needed))| match answer {
             Err(refusal) if needed => Err(refused(refusal, &tried)),
             _ => Ok(()),
-        })
+        })?;
+        Ok(links)
     }
 
     /// The interface, if there is one. A name finds alternative names as well.
@@ -129,55 +127,87 @@ impl Kernel {
     /// All interfaces, or those that are ports of the bridge with that index.
     pub fn links(&mut self, of: Option<u32>) -> Result<Vec<Link>, Error> {
         let whom = brief(of.map_or_else(Whom::new, |bridge| Whom::new().controller(bridge)));
-        let dump = RouteNetlinkMessage::GetLink(whom.build());
-        let mut links = self.run(Steps::default().add("list the interfaces", NLM_F_DUMP, dump))?;
-        links.retain(|link| of.is_none_or(|bridge| link.master == bridge));
-        Ok(links)
+        self.dump("list the interfaces", &RouteNetlinkMessage::GetLink(whom.build()), |said| match said {
+            Said::Link(link) => Some(*link).filter(|link| of.is_none_or(|bridge| link.master == bridge)),
+            _ => None,
+        })
     }
 
     /// All IPv4 addresses, each with the index of its interface.
     pub fn addresses(&mut self) -> Result<Vec<(u32, Address)>, Error> {
-        let mut found = Vec::new();
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
-        let dump = RouteNetlinkMessage::GetAddress(message);
-        self.exchange(Steps::default().add("list the addresses", NLM_F_DUMP, dump), |said| {
-            if let Said::Address(index, address) = said {
-                found.push((index, address));
-            }
-        })?;
-        Ok(found)
+        self.dump("list the addresses", &RouteNetlinkMessage::GetAddress(message), |said| match said {
+            Said::Address(index, address) => Some((index, address)),
+            _ => None,
+        })
     }
 
-    /// Who, other than the interface with index `except`, uses addresses of a subnet: by an address whose subnet overlaps it, or
-    /// by a route in the main table ([`Route::holds`]).
+    /// Those routes of the main table that hold `subnet` ([`Route::holds`]).
+    fn routes_that_hold(&mut self, subnet: Address) -> Result<Vec<Route>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.attributes.push(RouteAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
+        let routes = self.dump("list the routes", &RouteNetlinkMessage::GetRoute(message), |said| match said {
+            Said::Route(route) => Some(route).filter(|route| route.holds(subnet)),
+            _ => None,
+        });
+        match routes {
+            // A namespace in which no route has ever been has no main table.
+            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+            routes => routes,
+        }
+    }
+
+    /// A list of which nothing is missing: one that the kernel says was interrupted by a change is asked for again.
+    fn dump<T>(
+        &mut self,
+        tried: &str,
+        message: &RouteNetlinkMessage,
+        pick: impl Fn(Said) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        for _ in 0..DUMPS {
+            let mut found = Vec::new();
+            let request = netlink::request(message.clone(), NLM_F_DUMP);
+            let answers = self.socket.exchange(vec![request], |said| found.extend(pick(said)));
+            match answers.map_err(|failure| failed(failure, tried))?.pop() {
+                Some(Ok(())) => return Ok(found),
+                Some(Err(refusal)) if refusal.errno == netlink::INTERRUPTED => {}
+                Some(Err(refusal)) => return Err(refused(refusal, tried)),
+                None => return Err(odd(tried)),
+            }
+        }
+        Err(Error::Answer { tried: tried.to_owned(), why: "what there is changed each time while it was listed" })
+    }
+
+    /// What, other than the interface with index `except`, uses addresses of a subnet: an address whose subnet overlaps it, or
+    /// a route in the main table ([`Route::holds`]).
     pub fn holder(&mut self, subnet: Address, except: Option<u32>) -> Result<Option<(Address, String)>, Error> {
-        let mut found = self
+        let address = self
             .addresses()?
             .into_iter()
             .find(|(index, address)| Some(*index) != except && address.prefix != 0 && address.overlaps(subnet));
-        if found.is_none() {
-            let mut message = RouteMessage::default();
-            message.header.address_family = AddressFamily::Inet;
-            message.attributes.push(RouteAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
-            let dump = RouteNetlinkMessage::GetRoute(message);
-            let outcome = self.exchange(Steps::default().add("list the routes", NLM_F_DUMP, dump), |said| {
-                if let Said::Route(route) = said
-                    && Some(route.through) != except
-                    && route.holds(subnet)
-                {
-                    found = found.or(Some((route.through, route.to)));
-                }
-            });
-            match outcome {
-                // A namespace in which no route has ever been has no main table.
-                Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {}
-                other => other?,
+        let (held, what, through) = match address {
+            Some((index, held)) => (held, "an address", Through::Interface(index)),
+            None => {
+                let except = except.map(Through::Interface);
+                let route = self.routes_that_hold(subnet)?.into_iter().find(|route| Some(route.through) != except);
+                let Some(route) = route else { return Ok(None) };
+                (route.to, "a route", route.through)
             }
-        }
-        let Some((index, held)) = found else { return Ok(None) };
-        let holder = if index == 0 { None } else { self.link(LinkUnspec::new_with_index(index))? };
-        Ok(Some((held, holder.map_or_else(|| "a route".to_owned(), |link| format!("interface {}", link.name)))))
+        };
+        Ok(Some((
+            held,
+            match through {
+                Through::Interface(index) => {
+                    let link = self.link(LinkUnspec::new_with_index(index))?;
+                    let name = link.map_or_else(|| format!("with index {index}"), |link| link.name);
+                    format!("{what} of interface {name}")
+                }
+                Through::Several => format!("{what} through several interfaces"),
+                Through::Nothing => format!("{what} to nowhere (blackhole, unreachable or prohibit)"),
+            },
+        )))
     }
 
     /// Deletes an interface for which `ours` holds and sees to it that it is gone; leaves any other one alone.

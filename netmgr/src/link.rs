@@ -15,7 +15,7 @@ use rtnetlink::{
         AddressFamily,
         address::AddressHeader,
         link::{BridgeStpState, InfoBridge, InfoKind, LinkFlags, LinkHeader},
-        route::RouteHeader,
+        route::{RouteHeader, RouteProtocol},
     },
 };
 
@@ -141,10 +141,21 @@ fn read_address(body: &[u8]) -> Option<(u32, Address)> {
 pub struct Route {
     /// What it leads to.
     pub to: Address,
-    /// Index of the interface it goes through; 0 for none, or several.
-    pub through: u32,
-    /// Whether the destination is on the link itself: there is no gateway.
-    pub direct: bool,
+    /// Where it leads through.
+    pub through: Through,
+    /// Whether the kernel made it, for an address whose subnet is on the link.
+    pub connected: bool,
+}
+
+/// Where a route leads through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// The interface with that index.
+    Interface(u32),
+    /// More than one interface.
+    Several,
+    /// None: what goes there is dropped or refused.
+    Nothing,
 }
 
 impl Route {
@@ -154,22 +165,25 @@ impl Route {
         if family != AddressFamily::Inet || prefix > 32 || header.table != RouteHeader::RT_TABLE_MAIN {
             return None;
         }
-        let mut route = Route { to: Address { ip: Ipv4Addr::UNSPECIFIED, prefix }, through: 0, direct: true };
+        let to = Address { ip: Ipv4Addr::UNSPECIFIED, prefix };
+        let connected = header.protocol == RouteProtocol::Kernel;
+        let mut route = Route { to, through: Through::Nothing, connected };
         for one in attributes(body, &header) {
             match one.kind() {
                 libc::RTA_DST => route.to.ip = ip(one.value())?,
-                libc::RTA_OIF => route.through = parse_u32(one.value()).ok()?,
-                libc::RTA_GATEWAY | libc::RTA_VIA | libc::RTA_MULTIPATH => route.direct = false,
+                libc::RTA_OIF => route.through = Through::Interface(parse_u32(one.value()).ok()?),
+                libc::RTA_MULTIPATH => route.through = Through::Several,
                 _ => {}
             }
         }
         Some(route)
     }
 
-    /// Whether somebody who has this route uses `subnet`. A wider route by way of a gateway (the default route, or a
-    /// company's 10.0.0.0/8) does not: it is there for what no narrower one covers.
+    /// Whether somebody who has this route uses `subnet`: it is for addresses of the subnet and for no others, or they are on its link. A wider
+    /// one is there for what no narrower one covers, be it by way of a gateway (the default route), a tunnel (0.0.0.0/1, as VPN clients
+    /// have it) or nothing (a blackhole for 10.0.0.0/8).
     pub fn holds(&self, subnet: Address) -> bool {
-        self.to.prefix != 0 && (subnet.contains(self.to) || self.direct && self.to.contains(subnet))
+        subnet.contains(self.to) || self.connected && self.to.contains(subnet)
     }
 }
 
@@ -213,21 +227,24 @@ mod tests {
     }
 
     #[test]
-    fn route_holds_a_subnet_it_is_for_and_not_one_that_a_gateway_covers() {
+    fn route_holds_a_subnet_that_it_is_for_or_that_is_on_its_link_and_no_other() {
         let subnet = at([10, 42, 0, 1], 24);
-        let route = |to, direct| Route { to, through: 2, direct };
+        let route = |to, connected| Route { to, through: Through::Interface(2), connected };
         for held in [
             route(at([10, 42, 0, 0], 24), true),
             route(at([10, 42, 0, 0], 24), false),
             route(at([10, 42, 0, 9], 32), false),
+            route(at([10, 42, 0, 128], 25), false),
+            route(at([10, 42, 0, 0], 23), true),
             route(at([10, 0, 0, 0], 8), true),
         ] {
             assert!(held.holds(subnet), "{held:?}");
         }
         for free in [
-            route(at([0, 0, 0, 0], 0), true),
             route(at([0, 0, 0, 0], 0), false),
+            route(at([0, 0, 0, 0], 1), false),
             route(at([10, 0, 0, 0], 8), false),
+            route(at([10, 42, 0, 0], 23), false),
             route(at([10, 43, 0, 0], 16), true),
         ] {
             assert!(!free.holds(subnet), "{free:?}");

@@ -12,7 +12,9 @@ use std::{
 };
 
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator, parse_string},
+    packet_core::{
+        NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator, parse_string,
+    },
     packet_route::RouteNetlinkMessage,
     sys,
 };
@@ -26,6 +28,10 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 const BUFFER: usize = 32 * 1024;
 /// Netlink-packet-core lacks the types of a refusal's attributes (linux/netlink.h).
 const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// The `errno` of the answer to a dump that does not show one state of things: something changed while the kernel made it
+/// (`NLM_F_DUMP_INTR`). The kernel itself has no such answer.
+pub const INTERRUPTED: i32 = libc::ESTALE;
 
 /// Why an exchange as a whole failed.
 #[derive(Debug)]
@@ -114,6 +120,7 @@ impl Socket {
     fn receive(&mut self, first: u32, count: usize, mut each: impl FnMut(Said)) -> Result<Vec<Answer>, Failure> {
         let end = Instant::now() + DEADLINE;
         let mut answers = Vec::new();
+        let mut interrupted = false;
         while answers.len() < count {
             if Instant::now() >= end {
                 return Err(Failure::Deadline);
@@ -132,12 +139,17 @@ impl Socket {
                 if header.sequence_number.wrapping_sub(first) as usize >= count {
                     continue;
                 }
+                // On any message of the dump: the first one behind the change, or the last.
+                interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match payload {
                     NetlinkPayload::InnerMessage(said) => each(said),
                     // With `NETLINK_CAP_ACK` it repeats the request's header and no more.
                     NetlinkPayload::Error(error) => {
                         let attributes = error.header.get(mem::size_of::<libc::nlmsghdr>()..);
                         answers.push(answer(error.raw_code(), attributes.unwrap_or_default()));
+                    }
+                    NetlinkPayload::Done(_) if mem::take(&mut interrupted) => {
+                        answers.push(Err(Refusal { errno: INTERRUPTED, text: String::new() }));
                     }
                     NetlinkPayload::Done(done) => answers.push(answer(done.code, &done.extended_ack)),
                     _ => {}
@@ -182,8 +194,8 @@ fn retried<T>(mut attempt: impl FnMut() -> io::Result<T>) -> Result<T, Failure> 
 #[cfg(test)]
 mod tests {
     use rtnetlink::{
-        LinkUnspec,
-        packet_core::{Emitable, ErrorMessage, NLM_F_DUMP, NLMSG_ERROR, Nla},
+        LinkBridge, LinkMessageBuilder, LinkUnspec,
+        packet_core::{Emitable, ErrorMessage, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLMSG_ERROR, Nla},
         packet_route::{
             address::AddressMessage,
             link::{LinkAttribute, LinkMessage},
@@ -305,6 +317,44 @@ mod tests {
         });
         assert!(matches!(answers.unwrap()[..], [Ok(())]));
         assert!(names.iter().any(|name| name == "lo"), "{names:?}");
+    }
+
+    #[test]
+    fn dump_during_which_something_changes_is_no_answer_and_the_next_one_is() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: making a network namespace takes root");
+            return;
+        }
+        let test = || {
+            // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+            let mut changer = Socket::open().unwrap();
+            let bridge = |name: &str| LinkMessageBuilder::<LinkBridge>::new(name).build();
+            let many = (0..200).map(|n| RouteNetlinkMessage::NewLink(bridge(&format!("d{n}"))));
+            let many = many.map(|message| request(message, NLM_F_CREATE | NLM_F_EXCL)).collect();
+            assert!(changer.exchange(many, |_| ()).unwrap().iter().all(Result::is_ok));
+
+            let mut socket = Socket::open().unwrap();
+            let dump = || request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP);
+            let mut first = dump();
+            first.header.sequence_number = socket.next;
+            socket.socket.send(&serialized(first), 0).unwrap();
+            // A part of the list. The kernel makes the others as they are read.
+            socket.socket.recv_from(&mut Vec::with_capacity(BUFFER), 0).unwrap();
+            let rename = LinkUnspec::new_with_index(2).name("e0").build();
+            changer.exchange(vec![request(RouteNetlinkMessage::SetLink(rename), 0)], |_| ()).unwrap()[0]
+                .as_ref()
+                .unwrap();
+            let answers = socket.receive(socket.next, 1, |_| ()).unwrap();
+            assert_eq!(answers[0].as_ref().unwrap_err().errno, INTERRUPTED);
+
+            socket.next += 1;
+            let mut links = 0;
+            let answers = socket.exchange(vec![dump()], |_| links += 1).unwrap();
+            assert!(answers[0].is_ok());
+            assert_eq!(links, 201, "and lo");
+        };
+        std::thread::spawn(test).join().unwrap();
     }
 
     #[test]

@@ -158,14 +158,21 @@ fn foreign_interface_with_the_name_as_alternative_name_is_a_conflict() {
 
 #[test]
 fn subnet_that_a_foreign_interface_or_route_holds_is_a_conflict_and_leaves_nothing() {
-    let holders: [&[&str]; 5] = [
-        &["addr add 10.42.0.9/24 dev up0"],
-        &["addr add 10.42.0.200/32 dev up0"],
-        &["addr add 10.1.2.3/8 dev up0"],
-        &["addr add 192.0.2.1/24 dev up0", "route add 10.42.0.0/24 via 192.0.2.2"],
-        &["route add blackhole 10.42.0.128/25"],
+    let holders: [(&[&str], &str); 6] = [
+        (&["addr add 10.42.0.9/24 dev up0"], "10.42.0.9/24, which an address of interface up0 holds"),
+        (&["addr add 10.42.0.200/32 dev up0"], "10.42.0.200/32, which an address of interface up0 holds"),
+        (&["addr add 10.1.2.3/8 dev up0"], "10.1.2.3/8, which an address of interface up0 holds"),
+        (
+            &["addr add 192.0.2.1/24 dev up0", "route add 10.42.0.0/24 via 192.0.2.2"],
+            "10.42.0.0/24, which a route of interface up0 holds",
+        ),
+        (&["route add blackhole 10.42.0.128/25"], "10.42.0.128/25, which a route to nowhere"),
+        (
+            &["addr add 192.0.2.1/24 dev up0", "route add 10.42.0.7 nexthop via 192.0.2.2 nexthop via 192.0.2.3"],
+            "10.42.0.7/32, which a route through several interfaces holds",
+        ),
     ];
-    for holder in holders {
+    for (holder, found) in holders {
         in_own_network(move || {
             ip("link add up0 type veth peer up1");
             ip("link set up0 up");
@@ -176,20 +183,31 @@ fn subnet_that_a_foreign_interface_or_route_holds_is_a_conflict_and_leaves_nothi
             let fault =
                 block_on(async { Client::new(&netmgr).await.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap() });
             assert_eq!(fault.code, Code::Conflict, "{holder:?}: {fault}");
-            assert!(fault.why.contains("10.42.0.1/24") && fault.why.contains("holds"), "{fault}");
+            assert!(fault.why.contains("10.42.0.1/24") && fault.why.contains(found), "{fault}");
             assert_eq!((interfaces(), ip("-4 -o addr"), ip("route")), before, "{holder:?}");
         });
     }
 }
 
 #[test]
-fn default_route_and_wider_routes_by_a_gateway_are_no_conflict() {
+fn routes_that_are_wider_than_the_subnet_are_no_conflict() {
     in_own_network(|| {
         ip("link add up0 type veth peer up1");
         ip("link set up0 up");
         ip("addr add 192.0.2.1/24 dev up0");
-        ip("route add default via 192.0.2.2");
-        ip("route add 10.0.0.0/8 via 192.0.2.2");
+        for route in [
+            "default via 192.0.2.2",
+            "10.0.0.0/8 via 192.0.2.2",
+            // What VPN clients make, to come before the default route.
+            "0.0.0.0/1 dev up0",
+            "128.0.0.0/1 dev up0",
+            "10.0.0.0/9 dev up0",
+            "blackhole 10.0.0.0/10",
+            "unreachable 10.42.0.0/16",
+            "10.42.0.0/23 dev up0",
+        ] {
+            ip(&format!("route add {route}"));
+        }
         let netmgr = Netmgr::start();
         block_on(async { Client::new(&netmgr).await.define_default().await });
         assert!(ip("route").contains("10.42.0.0/24 dev volt0"));
@@ -205,7 +223,7 @@ fn subnets_of_two_networks_of_ours_must_not_overlap() {
             client.define_default().await;
             let fault = client.define("volt1", "10.42.0.129", 25, 0).await.err().unwrap();
             assert_eq!(fault.code, Code::Conflict);
-            assert!(fault.why.contains("interface volt0"), "{fault}");
+            assert!(fault.why.contains("an address of interface volt0"), "{fault}");
             client.define("volt1", "10.42.1.1", 24, 0).await.unwrap();
             assert_eq!(interfaces(), ["volt0", "volt1"]);
         });
