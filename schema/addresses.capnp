@@ -17,9 +17,11 @@ interface Ipam {
   # Errors: invalidArgument (says which key and why), conflict (overlaps another pool, or a live lease would fall outside).
 
   pool @1 (network :Text) -> (pool :Pool);
-  # Errors: notFound.
+  # The pool of a network. `volt0` is built in, with the configuration above less its reservations: it need not be defined by anybody, and is defined by
+  # the first who asks for it. Errors: notFound, conflict (of the built-in network only: its subnet overlaps another pool).
 
   list @2 () -> (pools :List(PoolInfo));
+  # Every pool, by name of its network; the built-in one also before it is defined, unless its subnet overlaps another's.
 }
 
 interface Pool {

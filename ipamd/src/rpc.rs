@@ -46,10 +46,7 @@ impl ipam::Server for Ipam {
     }
 
     async fn list(self: Rc<Self>, _: ipam::ListParams, mut results: ipam::ListResults) -> Done {
-        let pools = self
-            .0
-            .ask(|ledger| ledger.pools().into_iter().map(|id| ledger.pool(id)).collect::<Result<Vec<_>, _>>())
-            .await?;
+        let pools = self.0.ask(|ledger| ledger.list()).await?;
         let mut list = results.get().init_pools(length(pools.len()));
         for (index, (config, text, free)) in (0..).zip(&pools) {
             write_pool(list.reborrow().get(index), config, text, *free);

@@ -21,11 +21,6 @@ use crate::{
     services::{CALL_DEADLINE, IMPORT_DEADLINE},
 };
 
-/// The network that exists without anybody having defined it.
-const DEFAULT_NETWORK: &str = "volt0";
-/// And its configuration.
-const DEFAULT_CONFIG: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"}}"#;
-
 /// The links to the services that a VM needs.
 pub struct Services {
     pub kernels: Connection,
@@ -139,9 +134,6 @@ async fn network(
 ) -> Result<(pool::Client, network::Client), Fault> {
     let (pool, bridge) = futures::join!(find_pool(ipamd, name), find_bridge(netmgr, name));
     let pool = match pool {
-        Err(fault) if fault.code == Code::NotFound && name == DEFAULT_NETWORK => {
-            define_pool(ipamd, "define the default network", DEFAULT_CONFIG).await?
-        }
         Err(fault) if fault.code == Code::NotFound => {
             return Err(Fault::new(
                 fault.code,

@@ -10,7 +10,49 @@ use crate::config::PoolConfig;
 use crate::fault::{database, fault};
 use crate::store::{Binding, PoolId, Reserved};
 
+/// The network that exists without anybody having defined it.
+const BUILT_IN: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"}}"#;
+
 impl Ledger {
+    /// The pool of a network. The built-in one is defined by the first who asks for it.
+    ///
+    /// # Errors
+    /// As `Ipam.pool` in the schema.
+    pub fn find(&mut self, network: &str) -> Answer<PoolId> {
+        if let Some(id) = self.by_network.get(network) {
+            return Ok(*id);
+        }
+        let tried = format!("get the pool of network {network:?}");
+        match PoolConfig::parse(BUILT_IN) {
+            Ok(config) if config.network == network => self.define(BUILT_IN).map_err(|found| match found.code {
+                Code::Conflict => {
+                    let remedy = "Use that network, or define this one with a subnet of its own";
+                    fault(Code::Conflict, tried, format!("of the built-in network, {}", found.why), remedy)
+                }
+                _ => found,
+            }),
+            _ => Err(fault(Code::NotFound, tried, "there is none", "Define it first")),
+        }
+    }
+
+    /// Every pool as [`Ledger::pool`] gives it, by name of its network. Among them the built-in one, where it could be defined.
+    ///
+    /// # Errors
+    /// None but for a defect.
+    pub fn list(&self) -> Answer<Vec<(PoolConfig, String, u64)>> {
+        let mut list = self.by_network.values().map(|id| self.pool(*id)).collect::<Result<Vec<_>, _>>()?;
+        let fits = |config: &PoolConfig| {
+            self.pools.len() < self.limits.pools
+                && !self.pools.values().any(|pool| pool.config.subnet.overlaps(&config.subnet))
+        };
+        let built_in = PoolConfig::parse(BUILT_IN).ok().filter(|config| !self.by_network.contains_key(&config.network));
+        if let Some(config) = built_in.filter(fits) {
+            list.push((config.clone(), config.to_json(), all_of(&config).count()));
+        }
+        list.sort_by(|(one, ..), (other, ..)| one.network.cmp(&other.network));
+        Ok(list)
+    }
+
     /// Defines a pool, or changes it.
     ///
     /// # Errors

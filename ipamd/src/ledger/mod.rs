@@ -218,25 +218,6 @@ impl Ledger {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// The pool of a network.
-    ///
-    /// # Errors
-    /// `notFound`.
-    pub fn find(&self, network: &str) -> Answer<PoolId> {
-        let tried = || format!("get the pool of network {network:?}");
-        self.by_network
-            .get(network)
-            .copied()
-            .ok_or_else(|| fault(Code::NotFound, tried(), "there is none", "Define it first"))
-    }
-
-    /// Every pool, by name of its network.
-    pub fn pools(&self) -> Vec<PoolId> {
-        let mut named: Vec<_> = self.by_network.iter().collect();
-        named.sort();
-        named.into_iter().map(|(_, id)| *id).collect()
-    }
-
     /// A pool's configuration, as a struct and as text, and how many of its addresses are free.
     ///
     /// # Errors

@@ -282,7 +282,8 @@ fn pools_do_not_overlap_and_are_found_and_listed_by_network() {
     let overlapping = r#"{"network":"other","subnet":"10.0.0.0/8"}"#;
     assert_eq!(bench.ledger.define(overlapping).unwrap_err().code, Code::Conflict);
     let other = bench.ledger.define(r#"{"network":"other","subnet":"10.43.0.0/24"}"#).unwrap();
-    assert_eq!(bench.ledger.pools(), [other, bench.pool]);
+    let listed: Vec<_> = bench.ledger.list().unwrap().into_iter().map(|(config, ..)| config.network).collect();
+    assert_eq!(listed, ["other", "volt0"]);
     assert_eq!(bench.ledger.find("volt0"), Ok(bench.pool));
     assert_eq!(bench.ledger.find("x").unwrap_err().code, Code::NotFound);
     assert_eq!(bench.ledger.define("{}").unwrap_err().code, Code::InvalidArgument);
@@ -290,6 +291,36 @@ fn pools_do_not_overlap_and_are_found_and_listed_by_network() {
     bench.allocate("vm-a").unwrap();
     let quota = bench.quota.clone();
     bench.ledger.allocate(other, "vm-a", &quota).unwrap();
+}
+
+#[test]
+fn the_built_in_network_is_listed_and_is_defined_by_the_first_who_asks_for_it() {
+    let mut bench = Bench::with(r#"{"network":"other","subnet":"10.43.0.0/24"}"#, Limits::default());
+    let list = |bench: &Bench| {
+        let row = |(config, _, free): (PoolConfig, String, u64)| (config.network, config.subnet.to_string(), free);
+        bench.ledger.list().unwrap().into_iter().map(row).collect::<Vec<_>>()
+    };
+    let listed = list(&bench);
+    assert_eq!(listed[1], ("volt0".to_owned(), "10.42.0.0/24".to_owned(), 253));
+    assert_eq!(bench.ledger.pools.len(), 1, "a list defines nothing");
+    bench.pool = bench.ledger.find("volt0").unwrap();
+    assert_eq!(bench.ledger.find("volt0"), Ok(bench.pool));
+    assert_eq!(list(&bench), listed);
+    let lease = bench.allocate("vm-a").unwrap();
+    assert_eq!(bench.address(lease), "10.42.0.2");
+    assert_eq!(list(&bench)[1].2, 252);
+}
+
+#[test]
+fn the_built_in_network_gives_way_to_one_that_has_its_subnet() {
+    let mut bench = Bench::with(r#"{"network":"mine","subnet":"10.42.0.0/16"}"#, Limits::default());
+    assert_eq!(bench.ledger.list().unwrap().len(), 1);
+    let refused = bench.ledger.find("volt0").unwrap_err();
+    assert_eq!(refused.code, Code::Conflict);
+    assert!(refused.why.contains("10.42.0.0/16 of network mine"), "{refused}");
+    // The remedy works.
+    bench.ledger.define(r#"{"network":"volt0","subnet":"10.43.0.0/24"}"#).unwrap();
+    assert!(bench.ledger.find("volt0").is_ok());
 }
 
 #[test]
