@@ -33,6 +33,7 @@ mod metered;
 mod queue;
 mod serve;
 mod stream;
+mod turns;
 
 pub use actor::Actor;
 pub use clients::Clients;
@@ -44,9 +45,10 @@ pub use folder::{private_folder, private_folder_for};
 pub use lane::{Lane, Token};
 pub use limits::{Limits, Peer};
 pub use listen::Listen;
-pub use queue::{Gone, Receiver, Sender, queue};
+pub use queue::{Gone, Receiver, Refused, Sender, mailbox, queue};
 pub use serve::{serve, serve_lane_link, serve_link};
 pub use stream::watch;
+pub use turns::{ClientId, Room};
 
 /// What futures of this crate run on: sockets, timers and `tokio::task::spawn_local`, on the thread that made it, which
 /// is the only one. A program that confines itself makes it before, and runs it after.

@@ -1,21 +1,29 @@
 //! A queue from one thread to another, for threads with small seccomp filters: it waits on a lock and on nothing else.
 //! (The channels of std and of tokio yield the CPU where two threads meet in the wrong moment, which is a system call.)
+//! A [`mailbox`] is one that many clients ask by: each has its turn, and its own room.
 
 use std::{
-    collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
+use crate::{ClientId, Fault, Room, turns::Turns};
+
 /// Makes a queue. It has no limit: whoever sends sees to that.
 pub fn queue<T>() -> (Sender<T>, Receiver<T>) {
-    let state = State { waiting: VecDeque::new(), senders: 1, receiver: true };
+    mailbox(Room::ENDLESS)
+}
+
+/// Makes a queue that clients [`ask`](Sender::ask) by, in fair turns and within `room`, and that things without a limit are
+/// [`told`](Sender::send) by, such as what a `Drop` has to say.
+pub fn mailbox<T>(room: Room) -> (Sender<T>, Receiver<T>) {
+    let state = State { waiting: Turns::new(room), senders: 1, receiver: true };
     let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
     (Sender(shared.clone()), Receiver(shared))
 }
 
 struct State<T> {
-    waiting: VecDeque<T>,
+    waiting: Turns<T>,
     senders: usize,
     receiver: bool,
 }
@@ -35,11 +43,20 @@ impl<T> Shared<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gone;
 
+/// Why a request was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// The other end is gone.
+    Gone,
+    /// Its client has as many waiting as it may: `exhausted`.
+    Full(Fault),
+}
+
 /// Where things go in.
 pub struct Sender<T>(Arc<Shared<T>>);
 
 impl<T> Sender<T> {
-    /// Puts something in. Never waits.
+    /// Puts something in that comes out behind what was asked. Never waits.
     ///
     /// # Errors
     /// The receiver is gone, and what was to be sent is dropped.
@@ -48,10 +65,31 @@ impl<T> Sender<T> {
         if !state.receiver {
             return Err(Gone);
         }
-        state.waiting.push_back(value);
+        state.waiting.tell(value);
         drop(state);
         self.0.changed.notify_one();
         Ok(())
+    }
+
+    /// Puts a client's request in, which comes out when it is its client's turn. Never waits.
+    ///
+    /// # Errors
+    /// The receiver is gone, or the client has as many requests waiting as it may. What was to be sent is dropped.
+    pub fn ask(&self, client: ClientId, value: T) -> Result<(), Refused> {
+        let mut state = self.0.lock();
+        if !state.receiver {
+            return Err(Refused::Gone);
+        }
+        let taken = state.waiting.ask(client, value);
+        drop(state);
+        taken.map_err(Refused::Full)?;
+        self.0.changed.notify_one();
+        Ok(())
+    }
+
+    /// How many requests wait, of all clients.
+    pub fn asked(&self) -> usize {
+        self.0.lock().waiting.asked()
     }
 }
 
@@ -72,7 +110,8 @@ impl<T> Drop for Sender<T> {
     }
 }
 
-/// Where things come out, in the order in which they went in. Dropped, it drops what waits.
+/// Where things come out: what was sent in the order in which it went in, requests in their clients' turns and before what was sent, but
+/// for one thing sent after every eighth request. Dropped, it drops what waits.
 pub struct Receiver<T>(Arc<Shared<T>>);
 
 impl<T> Receiver<T> {
@@ -83,7 +122,7 @@ impl<T> Receiver<T> {
     pub fn receive(&self) -> Result<T, Gone> {
         let more = |state: &mut State<T>| state.waiting.is_empty() && state.senders > 0;
         let state = self.0.changed.wait_while(self.0.lock(), more);
-        state.unwrap_or_else(PoisonError::into_inner).waiting.pop_front().ok_or(Gone)
+        state.unwrap_or_else(PoisonError::into_inner).waiting.next().ok_or(Gone)
     }
 
     /// Waits for the next, until `limit`; `None` if there was none in time.
@@ -95,7 +134,7 @@ impl<T> Receiver<T> {
         let left = limit.saturating_duration_since(Instant::now());
         let waited = self.0.changed.wait_timeout_while(self.0.lock(), left, more);
         let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-        match state.waiting.pop_front() {
+        match state.waiting.next() {
             None if !waited.timed_out() => Err(Gone),
             next => Ok(next),
         }
@@ -103,7 +142,17 @@ impl<T> Receiver<T> {
 
     /// The next, if it waits already.
     pub fn receive_now(&self) -> Option<T> {
-        self.0.lock().waiting.pop_front()
+        self.0.lock().waiting.next()
+    }
+
+    /// The next request, if one waits already.
+    pub fn asked_now(&self) -> Option<T> {
+        self.0.lock().waiting.next_asked()
+    }
+
+    /// The next thing sent, if one waits already: for whoever has to know of all of them before it serves a request.
+    pub fn sent_now(&self) -> Option<T> {
+        self.0.lock().waiting.next_told()
     }
 }
 
@@ -111,7 +160,7 @@ impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.receiver = false;
-        let waiting = std::mem::take(&mut state.waiting);
+        let waiting = std::mem::replace(&mut state.waiting, Turns::new(Room::ENDLESS));
         // What waits may do anything when it is dropped, also send.
         drop(state);
         drop(waiting);
@@ -154,6 +203,22 @@ mod tests {
         assert_eq!(receiver.receive_until(late), Ok(Some(7)));
         assert_eq!(receiver.receive_until(late), Err(Gone));
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_request_wakes_its_receiver_and_one_past_its_clients_room_is_refused_at_once() {
+        let (sender, receiver) = mailbox(Room { per_client: 1, total: 10 });
+        sender.ask(ClientId::OWN, 1).unwrap();
+        assert!(
+            matches!(sender.ask(ClientId::OWN, 2), Err(Refused::Full(fault)) if fault.code == crate::Code::Exhausted)
+        );
+        sender.send(3).unwrap();
+        assert_eq!(sender.asked(), 1);
+        assert_eq!((receiver.receive(), receiver.asked_now(), receiver.sent_now()), (Ok(1), None, Some(3)));
+        let thread = std::thread::spawn(move || receiver.receive());
+        sender.ask(ClientId::OWN, 4).unwrap();
+        assert_eq!(thread.join().unwrap(), Ok(4));
+        assert_eq!(sender.ask(ClientId::OWN, 5), Err(Refused::Gone));
     }
 
     #[test]
