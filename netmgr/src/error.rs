@@ -60,9 +60,9 @@ pub enum Error {
     /// A deadline passed.
     #[error("the kernel did not answer within {seconds} s")]
     Deadline { seconds: u64 },
-    /// Too many calls wait for the kernel.
-    #[error("{0} calls wait for the kernel")]
-    Busy(usize),
+    /// Too many calls of this client wait for the kernel.
+    #[error("{0}")]
+    Busy(String),
     /// The object behind a capability is no more.
     #[error("the {0} behind this capability has been released")]
     Revoked(&'static str),

@@ -42,7 +42,7 @@ pub struct Host(Context);
 impl Host {
     /// What a client gets on connecting.
     pub fn bootstrap(worker: &Worker, lane: &Lane, peer: Peer) -> capnp::capability::Client {
-        let host: host::Client = new_client(Host(Context { worker: worker.clone(), lane: lane.clone(), peer }));
+        let host: host::Client = new_client(Host(Context { worker: worker.of(peer), lane: lane.clone(), peer }));
         host.client
     }
 }

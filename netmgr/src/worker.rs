@@ -7,14 +7,10 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     time::Duration,
 };
 
-use ipc::{Receiver, Sender};
+use ipc::{ClientId, Receiver, Refused, Room, Sender};
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::{error::Error, manager::Manager};
@@ -22,30 +18,37 @@ use crate::{error::Error, manager::Manager};
 /// The longest that a call waits for its job.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The most calls that wait at one time. What a `Drop` hands over does not count: it is bounded by what there is to release.
-const QUEUE: usize = 256;
+const ROOM: Room = Room { per_client: 128, total: 1024 };
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
-/// A handle on the thread; any number of them.
+/// A handle on the thread for one client; any number of them.
 pub struct Worker<S = Manager> {
     jobs: Sender<Job<S>>,
-    waiting: Arc<AtomicUsize>,
+    client: ClientId,
     deadline: Duration,
 }
 
 impl<S> Clone for Worker<S> {
     fn clone(&self) -> Worker<S> {
-        Worker { jobs: self.jobs.clone(), waiting: self.waiting.clone(), deadline: self.deadline }
+        self.of(self.client)
     }
 }
 
 /// The thread's end.
 pub struct Inbox<S = Manager>(Receiver<Job<S>>);
 
-/// Makes the queue.
+/// Makes the queue; the handle is this process's own.
 pub fn queue<S>() -> (Worker<S>, Inbox<S>) {
-    let (jobs, inbox) = ipc::queue();
-    (Worker { jobs, waiting: Arc::default(), deadline: DEADLINE }, Inbox(inbox))
+    let (jobs, inbox) = ipc::mailbox(ROOM);
+    (Worker { jobs, client: ClientId::OWN, deadline: DEADLINE }, Inbox(inbox))
+}
+
+impl<S> Worker<S> {
+    /// A handle for that client, whose turns are fair with the others'.
+    pub fn of(&self, client: impl Into<ClientId>) -> Worker<S> {
+        Worker { jobs: self.jobs.clone(), client: client.into(), deadline: self.deadline }
+    }
 }
 
 impl<S: 'static> Worker<S> {
@@ -54,19 +57,15 @@ impl<S: 'static> Worker<S> {
         &self,
         job: impl FnOnce(&mut S) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        // Only the RPC thread adds, so there is nothing between the look and the addition.
-        if self.waiting.load(Ordering::Relaxed) >= QUEUE {
-            return Err(Error::Busy(QUEUE));
-        }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
-        let waiting = self.waiting.clone();
         let job = move |state: &mut S| {
-            waiting.fetch_sub(1, Ordering::Relaxed);
             // Nobody waits: the answer is dropped here, and what it holds is released.
             let _ = answer.send(job(state));
         };
-        self.jobs.send(Box::new(job)).map_err(|_| Error::Ending)?;
+        self.jobs.ask(self.client, Box::new(job)).map_err(|refused| match refused {
+            Refused::Gone => Error::Ending,
+            Refused::Full(fault) => Error::Busy(fault.why),
+        })?;
         match timeout(self.deadline, answered).await {
             Ok(answer) => answer.map_err(|_| Error::Ending)?,
             Err(_) => Err(Error::Deadline { seconds: self.deadline.as_secs() }),
@@ -85,8 +84,12 @@ impl<S> Inbox<S> {
     /// process had better end, TAPs that nobody else has open go with it, and a new netmgr reads from the kernel what is there.
     pub fn run(self, mut state: S) {
         while let Ok(job) = self.0.receive() {
-            if catch_unwind(AssertUnwindSafe(|| job(&mut state))).is_err() {
-                return;
+            // What was handed over before a request came is done before that request: the workload of a port that went may have it anew.
+            let told = std::iter::from_fn(|| self.0.sent_now()).collect::<Vec<_>>();
+            for job in told.into_iter().chain([job]) {
+                if catch_unwind(AssertUnwindSafe(|| job(&mut state))).is_err() {
+                    return;
+                }
             }
         }
     }
@@ -95,7 +98,11 @@ impl<S> Inbox<S> {
 #[cfg(test)]
 mod tests {
     use std::{
-        sync::{atomic::AtomicBool, mpsc},
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+            mpsc,
+        },
         thread,
     };
 
@@ -149,25 +156,30 @@ mod tests {
     }
 
     #[test]
-    fn calls_past_the_limit_are_refused_and_releases_are_not() {
+    fn calls_of_a_client_past_its_limit_are_refused_and_others_and_releases_are_not() {
         let (worker, inbox) = queue::<Vec<u32>>();
         let one = |state: &mut Vec<u32>| {
             state.push(1);
-            Ok(())
+            Ok(state.len())
         };
         block_on(async {
-            let mut calls: Vec<_> = (0..QUEUE).map(|_| Box::pin(worker.ask(one))).collect();
+            let mut calls: Vec<_> = (0..ROOM.per_client).map(|_| Box::pin(worker.ask(one))).collect();
             for call in &mut calls {
                 assert!(futures_poll(call).await.is_none());
             }
-            assert!(matches!(worker.ask(|_| Ok(())).await, Err(Error::Busy(QUEUE))));
+            assert!(matches!(worker.ask(|_| Ok(())).await, Err(Error::Busy(_))));
             worker.tell(|state| state.push(2));
+            let of_other = worker.of(ipc::Peer::this_process());
+            let mut other = Box::pin(of_other.ask(one));
+            assert!(futures_poll(&mut other).await.is_none());
             let thread = thread::spawn(move || inbox.run(Vec::new()));
+            // Behind the release and one call of the client that has filled its room.
+            assert_eq!(other.await.unwrap(), 3);
             for call in calls {
                 call.await.unwrap();
             }
-            assert_eq!(worker.ask(|state| Ok(state.len())).await.unwrap(), QUEUE + 1);
-            drop(worker);
+            assert_eq!(worker.ask(|state| Ok(state.len())).await.unwrap(), ROOM.per_client + 2);
+            drop((worker, of_other));
             thread.join().unwrap();
         });
     }
