@@ -3,18 +3,17 @@
 //! `Drop` then gives back what it held.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ipc::{Code, Fault, Gone, Receiver, Sender};
-use tokio::sync::{Semaphore, oneshot};
+use ipc::{ClientId, Code, Fault, Gone, Receiver, Refused, Room, Sender};
+use tokio::sync::oneshot;
 
 use crate::fault::{database, fault};
 use crate::ledger::{Ledger, Now};
 use crate::store::{LeaseId, RefHash};
 
 /// Requests that may wait for the thread at one time.
-const MAILBOX: usize = 4096;
+const ROOM: Room = Room { per_client: 256, total: 4096 };
 /// Requests that share one commit at most.
 const GROUP: usize = 512;
 /// How soon to try again what must be done although nobody waits for it.
@@ -37,50 +36,49 @@ enum Message {
     Told(Told),
 }
 
-/// A handle on the thread.
+/// A handle on the thread for one client.
 #[derive(Clone)]
 pub struct Database {
     messages: Sender<Message>,
-    mailbox: Arc<Semaphore>,
+    client: ClientId,
 }
 
 /// The thread's end of it.
 pub struct Mailbox(Receiver<Message>);
 
-/// A handle, and what [`run`] needs to serve it.
+/// A handle of this process's own, and what [`run`] needs to serve it.
 pub fn mailbox() -> (Database, Mailbox) {
-    let (messages, mailbox) = ipc::queue();
-    (Database { messages, mailbox: Arc::new(Semaphore::new(MAILBOX)) }, Mailbox(mailbox))
+    let (messages, mailbox) = ipc::mailbox(ROOM);
+    (Database { messages, client: ClientId::OWN }, Mailbox(mailbox))
 }
 
 impl Database {
+    /// A handle for that client, whose turns are fair with the others'.
+    pub fn of(&self, client: impl Into<ClientId>) -> Database {
+        Database { messages: self.messages.clone(), client: client.into() }
+    }
+
     /// Has `f` done in a transaction and gives its answer once that is on the disk. What `f` wrote is undone if it fails.
     ///
     /// # Errors
-    /// Those of `f`; `exhausted` if too many requests wait or the disk is full; `internal` if the database fails.
+    /// Those of `f`; `exhausted` if too many requests of this client wait or the disk is full; `internal` if the database fails.
     pub async fn ask<T: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Ledger) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
-        let Ok(place) = self.mailbox.clone().try_acquire_owned() else {
-            return Err(fault(
-                Code::Exhausted,
-                "queue a request",
-                format!("{MAILBOX} requests wait already"),
-                "Ask again later",
-            ));
-        };
         let (sender, receiver) = oneshot::channel();
         let job: Job = Box::new(move |ledger| {
             let result = in_savepoint(ledger, f);
             Box::new(move |committed| {
-                drop(place);
                 // Nobody waits if this fails: the answer's own Drop sees to what it holds.
                 let _ = sender.send(committed.and(result));
             })
         });
         let lost = || fault(Code::Internal, "serve a request", "its handler panicked", "Report this as a defect");
-        self.messages.send(Message::Asked(job)).map_err(|_| lost())?;
+        self.messages.ask(self.client, Message::Asked(job)).map_err(|refused| match refused {
+            Refused::Gone => lost(),
+            Refused::Full(fault) => fault,
+        })?;
         receiver.await.map_err(|_| lost())?
     }
 
@@ -141,14 +139,14 @@ struct Turn {
 /// One transaction: whatever waits, committed together, then answered.
 fn turn(ledger: &mut Ledger, mailbox: &Mailbox, first: Option<Message>, told: &mut Vec<Told>) -> Result<Turn, Fault> {
     let mut jobs = Vec::new();
-    let mut message = first;
-    // Told before a request was made is done before that request, at the latest.
-    while let Some(next) = message {
-        match next {
+    let room = if first.is_some() { GROUP } else { 0 };
+    let asked = std::iter::from_fn(|| mailbox.0.asked_now()).take(room);
+    // Told before a request was made is done before that request, at the latest: so it is looked for after them.
+    for message in first.into_iter().chain(asked).chain(std::iter::from_fn(|| mailbox.0.sent_now())) {
+        match message {
             Message::Asked(job) => jobs.push(job),
             Message::Told(one) => told.push(one),
         }
-        message = if jobs.len() < GROUP { mailbox.0.receive_now() } else { None };
     }
     let mut answers = Vec::with_capacity(jobs.len());
     // A panic leaves memory in doubt, as a failed commit does; the unanswered are told by the drop of their senders.

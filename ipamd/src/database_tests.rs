@@ -4,6 +4,9 @@ use super::*;
 use crate::ledger::Limits;
 use crate::store::{Binding, Leased, Reserved, Store};
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 
 const CONFIG: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24"}"#;
 
@@ -49,7 +52,7 @@ fn what_waits_shares_one_commit_and_is_answered_after_it() {
             }));
         }
         // Every task has asked.
-        while Arc::strong_count(&database.mailbox) < 201 {
+        while database.messages.asked() < 100 {
             tokio::task::yield_now().await;
         }
         let mut told = Vec::new();
@@ -182,14 +185,27 @@ fn what_nobody_waits_for_stays_due_until_a_commit_has_it() {
 }
 
 #[test]
-fn the_mailbox_holds_so_many_requests_and_no_more() {
+fn a_client_has_so_many_requests_waiting_and_no_more_and_is_in_front_of_no_other() {
+    let NewLedger { mut ledger, dir: _dir, .. } = NewLedger::make(Limits::default());
     let (database, mailbox) = mailbox();
     block_on(async {
-        let mut waiting: Vec<_> = (0..MAILBOX).map(|_| Box::pin(database.ask(|_| Ok(())))).collect();
+        let mut waiting: Vec<_> = (0..ROOM.per_client).map(|_| Box::pin(database.ask(|_| Ok(())))).collect();
         for one in &mut waiting {
             assert!(futures::poll!(one).is_pending());
         }
         assert_eq!(database.ask(|_| Ok(())).await.unwrap_err().code, Code::Exhausted);
+        let other = database.of(ipc::Peer::this_process());
+        let mut other = Box::pin(other.ask(|_| Ok(())));
+        assert!(futures::poll!(&mut other).is_pending());
+        // Of two, one is the other client's.
+        let jobs: Vec<_> = std::iter::from_fn(|| mailbox.0.asked_now()).take(2).collect();
+        ledger.store().run("BEGIN").unwrap();
+        for job in jobs {
+            match job {
+                Message::Asked(job) => job(&mut ledger)(Ok(())),
+                Message::Told(_) => unreachable!("nothing was told"),
+            }
+        }
+        assert_eq!(other.await, Ok(()));
     });
-    drop(mailbox);
 }

@@ -63,8 +63,9 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
 
     let idle = arguments.listen.idle_exit();
     let served = database.clone();
-    let serve =
-        ipc::serve(endpoint, clients, Lane::new(), ipc::Limits::default(), idle, move |_| Ok(rpc::bootstrap(&served)));
+    let serve = ipc::serve(endpoint, clients, Lane::new(), ipc::Limits::default(), idle, move |peer| {
+        Ok(rpc::bootstrap(&served, peer))
+    });
     runtime.run(async {
         tokio::select! {
             served = serve => Ok(served?),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use capnp::capability::Client;
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, Peer};
 use schema::addresses_capnp::{allocator, ipam, lease, lease_info, pool, pool_info, reservation};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -23,8 +23,8 @@ const REF_BYTES: usize = 32;
 type Done = Result<(), capnp::Error>;
 
 /// What a client gets on connecting: everything.
-pub fn bootstrap(database: &Database) -> Client {
-    let ipam: ipam::Client = capnp_rpc::new_client(Ipam(database.clone()));
+pub fn bootstrap(database: &Database, peer: Peer) -> Client {
+    let ipam: ipam::Client = capnp_rpc::new_client(Ipam(database.of(peer)));
     Client::new(ipam.client.hook)
 }
 
