@@ -3,7 +3,6 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Parser;
@@ -77,7 +76,7 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
 
     let idle = arguments.listen.idle_exit();
     runtime.run(async move {
-        let service = Rc::new(Service::new(disk, unpacker));
+        let service = Service::new(disk, unpacker);
         let lane = Lane::new();
         let offered = lane.clone();
         ipc::serve(endpoint, clients, lane, ipc::Limits::default(), idle, move |peer| {

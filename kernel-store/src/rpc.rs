@@ -14,16 +14,16 @@ use crate::store;
 type Done = Result<(), capnp::Error>;
 
 /// What a client gets on connecting: the whole store.
-pub fn bootstrap(service: &Rc<Service>, lane: &Lane, peer: Peer) -> Client {
+pub fn bootstrap(service: &Service, lane: &Lane, peer: Peer) -> Client {
     let store: kernel_store::Client =
-        capnp_rpc::new_client(KernelStore(Link { service: service.clone(), lane: lane.clone(), peer }));
+        capnp_rpc::new_client(KernelStore(Link { service: service.of(peer), lane: lane.clone(), peer }));
     Client::new(store.client.hook)
 }
 
 /// A client, and what it talks to.
 #[derive(Clone)]
 struct Link {
-    service: Rc<Service>,
+    service: Service,
     lane: Lane,
     peer: Peer,
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, Peer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::digest::Digest;
@@ -34,10 +34,16 @@ const CACHE_BYTES: u64 = 256 << 20;
 const CHUNK: usize = 1 << 20;
 const TRIED: &str = "import a kernel";
 
-/// The three threads' common purpose, as the control thread has it.
+/// The three threads' common purpose, as the control thread has it for one client.
+#[derive(Clone)]
 pub struct Service {
     disk: Worker<Store>,
     unpacker: Worker<()>,
+    common: Rc<Common>,
+}
+
+/// What all clients share.
+struct Common {
     /// One import at a time: each may take a gigabyte of memory.
     turn: Arc<Semaphore>,
     waiting: Cell<usize>,
@@ -49,14 +55,18 @@ pub struct Service {
 impl Service {
     /// A service over the thread that has the files and the one that unpacks.
     pub fn new(disk: Worker<Store>, unpacker: Worker<()>) -> Service {
-        Service {
-            disk,
-            unpacker,
+        let common = Rc::new(Common {
             turn: Arc::new(Semaphore::new(1)),
             waiting: Cell::new(0),
             cache: RefCell::new(Cache::default()),
             loading: tokio::sync::Mutex::new(()),
-        }
+        });
+        Service { disk, unpacker, common }
+    }
+
+    /// As `peer` has it: with turns of its own on the threads.
+    pub fn of(&self, peer: Peer) -> Service {
+        Service { disk: self.disk.of(peer), unpacker: self.unpacker.of(peer), common: self.common.clone() }
     }
 
     /// The thread that has the files.
@@ -100,18 +110,18 @@ impl Service {
         });
         let unpacked = unpacked.await?;
         let (kernel, sealed) = self.disk.ask(move |store| store.keep(unpacked, &name)).await?;
-        self.cache.borrow_mut().put(kernel.entry.digest, Rc::new(sealed));
+        self.common.cache.borrow_mut().put(kernel.entry.digest, Rc::new(sealed));
         Ok(kernel)
     }
 
     /// Waits for the import that runs to end.
     async fn turn(&self) -> Result<Arc<OwnedSemaphorePermit>, Fault> {
         let busy = |why: String| Fault::new(Code::Exhausted, TRIED, why, "Try again later");
-        if self.turn.available_permits() == 0 && self.waiting.get() >= MAX_WAITING {
+        if self.common.turn.available_permits() == 0 && self.common.waiting.get() >= MAX_WAITING {
             return Err(busy(format!("{MAX_WAITING} imports wait already")));
         }
-        let _waiting = Counted::new(&self.waiting);
-        let turn = tokio::time::timeout(DEADLINE, self.turn.clone().acquire_owned()).await;
+        let _waiting = Counted::new(&self.common.waiting);
+        let turn = tokio::time::timeout(DEADLINE, self.common.turn.clone().acquire_owned()).await;
         match turn {
             Ok(Ok(turn)) => Ok(Arc::new(turn)),
             _ => Err(busy("the imports before it take longer than a minute".into())),
@@ -165,16 +175,16 @@ impl Service {
 
     async fn sealed(&self, kernel: &Arc<Kernel>) -> Result<Rc<SealedMemfd>, Fault> {
         let digest = kernel.entry.digest;
-        if let Some(sealed) = self.cache.borrow_mut().get(&digest) {
+        if let Some(sealed) = self.common.cache.borrow_mut().get(&digest) {
             return Ok(sealed);
         }
-        let _alone = self.loading.lock().await;
-        if let Some(sealed) = self.cache.borrow_mut().get(&digest) {
+        let _alone = self.common.loading.lock().await;
+        if let Some(sealed) = self.common.cache.borrow_mut().get(&digest) {
             return Ok(sealed);
         }
         let kernel = kernel.clone();
         let sealed = Rc::new(self.disk.ask(move |store| store.load(&kernel)).await?);
-        self.cache.borrow_mut().put(digest, sealed.clone());
+        self.common.cache.borrow_mut().put(digest, sealed.clone());
         Ok(sealed)
     }
 
@@ -184,7 +194,7 @@ impl Service {
     /// As [`Store::remove`].
     pub async fn remove(&self, reference: String) -> Result<(), Fault> {
         let digest = self.disk.ask(move |store| store.remove(&reference)).await?;
-        self.cache.borrow_mut().drop(&digest);
+        self.common.cache.borrow_mut().drop(&digest);
         Ok(())
     }
 }

@@ -1,35 +1,41 @@
 //! A thread that owns a state, and what the control thread asks of it. Once asked, a job runs to its end, whether or not anybody still waits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
-use ipc::{Code, Fault, Receiver, Sender};
-use tokio::sync::{Semaphore, oneshot};
+use ipc::{ClientId, Code, Fault, Receiver, Refused, Room, Sender};
+use tokio::sync::oneshot;
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
 /// Jobs that may wait at one time.
-const MAILBOX: usize = 1024;
+const ROOM: Room = Room { per_client: 128, total: 1024 };
 
-/// A handle on the thread.
+/// A handle on the thread for one client.
 pub struct Worker<S> {
     jobs: Sender<Job<S>>,
-    mailbox: Arc<Semaphore>,
+    client: ClientId,
 }
 
 impl<S> Clone for Worker<S> {
     fn clone(&self) -> Self {
-        Worker { jobs: self.jobs.clone(), mailbox: self.mailbox.clone() }
+        self.of(self.client)
     }
 }
 
 /// The thread's end of it.
 pub struct Mailbox<S>(Receiver<Job<S>>);
 
-/// A handle, and what [`Mailbox::serve`] needs.
+/// A handle of this process's own, and what [`Mailbox::serve`] needs.
 pub fn worker<S>() -> (Worker<S>, Mailbox<S>) {
-    let (jobs, mailbox) = ipc::queue();
-    (Worker { jobs, mailbox: Arc::new(Semaphore::new(MAILBOX)) }, Mailbox(mailbox))
+    let (jobs, mailbox) = ipc::mailbox(ROOM);
+    (Worker { jobs, client: ClientId::OWN }, Mailbox(mailbox))
+}
+
+impl<S> Worker<S> {
+    /// A handle for that client, whose turns are fair with the others'.
+    pub fn of(&self, client: impl Into<ClientId>) -> Worker<S> {
+        Worker { jobs: self.jobs.clone(), client: client.into() }
+    }
 }
 
 /// The job panicked.
@@ -46,33 +52,27 @@ impl<S: 'static> Worker<S> {
     /// Has `f` run on the state; `Err(Panicked)` inside if it panicked.
     ///
     /// # Errors
-    /// `exhausted` if too many jobs wait.
+    /// `exhausted` if too many jobs of this client wait.
     pub async fn try_ask<T: Send + 'static>(
         &self,
         f: impl FnOnce(&mut S) -> T + Send + 'static,
     ) -> Result<Result<T, Panicked>, Fault> {
-        let Ok(place) = self.mailbox.clone().try_acquire_owned() else {
-            return Err(Fault::new(
-                Code::Exhausted,
-                "queue a request",
-                format!("{MAILBOX} requests wait already"),
-                "Ask again later",
-            ));
-        };
         let (sender, receiver) = oneshot::channel();
         let job: Job<S> = Box::new(move |state| {
-            let _place = place;
             // Nobody waits any more if this fails, and the answer's own Drop sees to what it holds.
             let _ = sender.send(f(state));
         });
-        self.jobs.send(job).map_err(|_| Fault::from(Panicked))?;
+        self.jobs.ask(self.client, job).map_err(|refused| match refused {
+            Refused::Gone => Fault::from(Panicked),
+            Refused::Full(fault) => fault,
+        })?;
         Ok(receiver.await.map_err(|_| Panicked))
     }
 
     /// Has `f` run on the state.
     ///
     /// # Errors
-    /// Its own, `internal` if it panicked, `exhausted` if too many jobs wait.
+    /// Its own, `internal` if it panicked, `exhausted` if too many jobs of this client wait.
     pub async fn ask<T: Send + 'static>(
         &self,
         f: impl FnOnce(&mut S) -> Result<T, Fault> + Send + 'static,
@@ -126,14 +126,26 @@ mod tests {
     }
 
     #[test]
-    fn the_mailbox_holds_so_many_jobs_and_no_more() {
-        let (worker, _mailbox) = worker::<()>();
+    fn a_client_has_so_many_jobs_waiting_and_no_more_and_is_in_front_of_no_other() {
+        let (worker, mailbox) = worker::<usize>();
         ipc::run(async {
-            let mut waiting: Vec<_> = (0..MAILBOX).map(|_| Box::pin(worker.ask(|_| Ok(())))).collect();
+            let count = |state: &mut usize| {
+                *state += 1;
+                Ok(*state)
+            };
+            let mut waiting: Vec<_> = (0..ROOM.per_client).map(|_| Box::pin(worker.ask(count))).collect();
             for one in &mut waiting {
                 assert!(futures::poll!(one).is_pending());
             }
-            assert_eq!(worker.ask(|_| Ok(())).await.unwrap_err().code, Code::Exhausted);
+            assert_eq!(worker.ask(count).await.unwrap_err().code, Code::Exhausted);
+            let of_other = worker.of(ipc::Peer::this_process());
+            let mut other = Box::pin(of_other.ask(count));
+            assert!(futures::poll!(&mut other).is_pending());
+            let thread = std::thread::spawn(move || mailbox.serve(0));
+            assert_eq!(other.await.unwrap(), 2);
+            drop(waiting);
+            drop((worker, of_other));
+            thread.join().unwrap();
         })
         .unwrap();
     }
