@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
+use schema::names;
+
 use crate::json::Json;
-use crate::names;
 
 /// The longest configuration text that is accepted, in bytes.
 pub const MAX_CONFIG_BYTES: usize = 64 * 1024;
@@ -102,8 +103,21 @@ impl PoolConfig {
     /// Parses and checks a configuration text.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, in the order subnet, gateway, range, reservations.
+    /// The first thing that is wrong with it, in the order subnet, gateway, range, reservations, name.
     pub fn parse(text: &str) -> Result<PoolConfig, ConfigError> {
+        let config = PoolConfig::read(text)?;
+        if names::is_network(&config.network) {
+            return Ok(config);
+        }
+        let name = format!("{:?}", config.network);
+        Err(error("network", name, names::NETWORK_RULE, "Name the bridge, such as \"volt0\""))
+    }
+
+    /// As [`PoolConfig::parse`], and takes any name: a pool that was defined when the rule was a wider one has to be found, to be removed.
+    ///
+    /// # Errors
+    /// As [`PoolConfig::parse`].
+    pub fn read(text: &str) -> Result<PoolConfig, ConfigError> {
         if text.len() > MAX_CONFIG_BYTES {
             return Err(error(
                 "the text",
@@ -124,14 +138,6 @@ impl PoolConfig {
             fields("", &tree, ["network", "subnet", "gateway", "pool", "reservations"])?;
 
         let name = required("network", network)?;
-        if !names::is_network(name) {
-            return Err(error(
-                "network",
-                format_args!("{name:?}"),
-                names::NETWORK_RULE,
-                "Name the bridge, such as \"volt0\"",
-            ));
-        }
         let subnet = parse_subnet(required("subnet", subnet)?)?;
         let gateway = match gateway {
             Some(value) => host("gateway", value, &subnet)?,

@@ -43,6 +43,7 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
         ("\"start\":\"10.42.0.2\",", "", "pool.start", "required"),
         ("\"volt0\"", "5", "network", "a string is needed"),
         ("\"volt0\"", "\"a/b\"", "network", "1 to 15 bytes"),
+        ("\"volt0\"", "\"all\"", "network", "not be all or default"),
         ("10.42.0.0/24", "10.42.0.0", "subnet", "no prefix length"),
         ("10.42.0.0/24", "10.42.0/24", "subnet", "not an IPv4 address"),
         ("10.42.0.0/24", "10.42.0.0/024", "subnet", "not a prefix length"),

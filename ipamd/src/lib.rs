@@ -30,7 +30,6 @@ pub mod file;
 pub mod filters;
 pub mod json;
 pub mod ledger;
-pub mod names;
 pub mod policy;
 pub mod rpc;
 pub mod store;

@@ -7,6 +7,8 @@
 //! The schemas evolve by Cap'n Proto's rules: fields and methods are added at the end,
 //! never renumbered, retyped or removed.
 
+pub mod names;
+
 macro_rules! generated {
     ($($(#[$doc:meta])* $module:ident),* $(,)?) => {$(
         $(#[$doc])*

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipc::{Code, Fault};
+use schema::names;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::PoolConfig;
 use crate::fault::{database, fault};
-use crate::names;
 use crate::policy::FreeSet;
 use crate::store::{Binding, LeaseId, PoolId, RefHash, Store};
 
@@ -164,7 +164,7 @@ impl Ledger {
         let mut pools = HashMap::new();
         let mut by_network = HashMap::new();
         for (id, text) in self.store.pools().map_err(database(TRIED))? {
-            let config = PoolConfig::parse(&text).map_err(|e| {
+            let config = PoolConfig::read(&text).map_err(|e| {
                 fault(Code::Internal, TRIED, e.to_string(), "Put a backup of the database in its place")
             })?;
             by_network.insert(config.network.clone(), id);
