@@ -1,8 +1,11 @@
 @0xaa3c6ad1ffbe48a9;
 # Address pools, leases and reservations.
 #
-# Two lifetimes. A lease is bound to its holder. A reservation is durable: it says that an address belongs to a workload, whether or not
+# Three lifetimes. A lease is bound to its holder. With its `life` it is continued: who has that descriptor keeps it over any restart of the
+# service, and after its connection has ended. A reservation is durable: it says that an address belongs to a workload, whether or not
 # anybody holds it, and survives every restart.
+
+using FdLane = import "fd_lane.capnp";
 
 interface Ipam {
   # Holding this allows defining and using every pool. Bootstrap capability of `ipamd` for root, for the user ipamd runs as, and for the one it was
@@ -22,6 +25,11 @@ interface Ipam {
 
   list @2 () -> (pools :List(PoolInfo));
   # Every pool, by name of its network; the built-in one also before it is defined, unless its subnet overlaps another's.
+
+  removePool @3 (network :Text) -> ();
+  # Ends the pool of that network, and the reservations that its configuration makes. Calls on capabilities that came of it fail with `revoked`, also
+  # if the network is defined again. The built-in one is then as if nobody had asked for it.
+  # Errors: notFound, wrongState (an address is leased, a grace period runs, or there is a durable reservation).
 }
 
 interface Pool {
@@ -42,6 +50,12 @@ interface Pool {
 
   leases @4 (after :Text) -> (leases :List(LeaseInfo));
   # What is held or reserved, by address, at most 512 from the address behind `after` on; empty for the start.
+
+  resume @5 (life :FdLane.FdToken) -> (lease :Lease);
+  # A capability on the lease whose `life` this is, beside any other that there is: the way back for who lost its own because the service was restarted,
+  # or because it let its connection go. It has to be the open file that `life` gave, or a duplicate of it, still locked.
+  # Errors: badToken, notFound (it is not the life of a lease of this pool: that one has ended, or has a newer life; or it is another file, or this
+  # one but opened anew).
 }
 
 struct PoolInfo {
@@ -69,13 +83,20 @@ interface Allocator {
 }
 
 interface Lease {
-  # Holding this keeps one address. It is bound to its holder: when the last reference is dropped, or the connection ends, the address is kept
-  # for the same workload for a grace period (30 s), and is free after that.
+  # Holding this keeps one address. It is bound to its holder: when the last reference is dropped, or the connection ends, or the service is restarted,
+  # the address is kept for the same workload for a grace period (30 s), and is free after that; but for who has the lease's `life`.
 
   info @0 () -> (info :LeaseInfo);
 
   release @1 () -> ();
-  # Gives the address back now, without a grace period. Every later call on the lease fails with `revoked`.
+  # Gives the address back now, without a grace period, whoever has its life. Every later call on the lease fails with `revoked`.
+
+  life @2 () -> (life :FdLane.FdToken);
+  # A descriptor of an empty file, open for reading and locked (flock(2)). As long as any process has it or a duplicate open, the lease is held,
+  # whatever becomes of this capability, the connection and the service; once the last is closed (or unlocked) and nobody holds the lease
+  # otherwise, its grace period begins, some seconds later at most. `Pool.resume` takes it back for a capability.
+  # A lease has one life: asking again makes a new one, and the descriptor before it keeps nothing any more.
+  # Errors: revoked, exhausted (tokens, or the file system of the service's state is full).
 }
 
 interface Reservation {
@@ -99,7 +120,7 @@ struct LeaseInfo {
 
   enum State {
     held @0;
-    # Somebody holds the lease.
+    # Somebody holds the lease, or has its life.
     grace @1;
     # The holder has gone; only the same workload gets the address before the grace period ends.
     idle @2;

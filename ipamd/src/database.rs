@@ -160,7 +160,10 @@ fn turn(ledger: &mut Ledger, mailbox: &Mailbox, first: Option<Message>, told: &m
         ))
     });
     match &outcome {
-        Ok(()) => told.clear(),
+        Ok(()) => {
+            told.clear();
+            ledger.committed();
+        }
         Err(_) => {
             if ledger.store().in_transaction() {
                 ledger.store().run("ROLLBACK").map_err(database("undo a failed transaction"))?;

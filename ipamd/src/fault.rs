@@ -11,12 +11,7 @@ pub fn fault(code: Code, tried: impl Into<String>, why: impl Into<String>, remed
 /// What a failure of SQLite means to a caller.
 pub fn database(tried: &str) -> impl Fn(rusqlite::Error) -> Fault + '_ {
     move |error| match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => fault(
-            Code::Exhausted,
-            tried,
-            "the file system of the state directory is full",
-            "Free some space on it, then try again",
-        ),
+        Some(ErrorCode::DiskFull) => full(tried),
         Some(ErrorCode::ConstraintViolation) => fault(
             Code::Internal,
             tried,
@@ -30,4 +25,22 @@ pub fn database(tried: &str) -> impl Fn(rusqlite::Error) -> Fault + '_ {
             "See that the state directory is writable and its disk healthy",
         ),
     }
+}
+
+/// What a failure to make a file in the state directory means to a caller.
+pub fn file_system(tried: &str) -> impl Fn(std::io::Error) -> Fault + '_ {
+    move |error| match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => full(tried),
+        _ => fault(
+            Code::Internal,
+            tried,
+            format!("a file in the state directory cannot be made ({error})"),
+            "See that the state directory is writable and its disk healthy",
+        ),
+    }
+}
+
+fn full(tried: &str) -> Fault {
+    let why = "the file system of the state directory is full";
+    fault(Code::Exhausted, tried, why, "Free some space on it, then try again")
 }

@@ -34,6 +34,7 @@ pub fn database() -> Filter {
             libc::SYS_geteuid,
             libc::SYS_getpid,
             libc::SYS_clock_nanosleep, // the busy handler
+            libc::SYS_flock,           // lives of leases
         ])
         .allow_if(libc::SYS_fcntl, Rule::any(1, &fcntl.map(|command| command as u32)));
     // The log's; and the time in seconds, where the vDSO cannot tell it.

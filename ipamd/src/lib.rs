@@ -8,6 +8,7 @@
 //! | [`policy`] | says which address comes next | workloads, time, files, clients |
 //! | [`file`] | opens the database, or says why not | clients |
 //! | [`store`] | rows in SQLite; the database itself refuses a double allocation | clients, time |
+//! | [`lives`] | the locked files by which a lease outlives its connection | clients, time |
 //! | [`ledger`] | the rules: who may have which address, until when | clients, secrets |
 //! | [`database`] | the thread that has the file; one commit for all that waits | sockets |
 //! | [`rpc`] | the capabilities; what is dropped is given back | files |
@@ -19,6 +20,9 @@
 //! * An answer comes after its commit is on the disk (`synchronous=FULL`), also that of a call which only reads.
 //! * A lease in its grace period counts against the allocator it came from: otherwise one allocator could empty the pool by dropping leases.
 //! * The address that was given back last is handed out last.
+//! * A lease is held as long as a capability on it lives, or its life is locked, which the kernel sees to. Neither a connection's end nor this
+//!   process's is taken for the end of its holder.
+//! * The name of a pool or lease is never used for another one: what an old capability names is gone for good.
 //! * A workload that is given a reservation keeps the address it leases until it allocates again.
 //! * A reservation whose caller has gone before it was on the disk is taken back: nobody has its SturdyRef.
 
@@ -30,6 +34,7 @@ pub mod file;
 pub mod filters;
 pub mod json;
 pub mod ledger;
+pub mod lives;
 pub mod policy;
 pub mod rpc;
 pub mod store;

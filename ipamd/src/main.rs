@@ -9,8 +9,8 @@ use confine::{Policy, Sandbox, User};
 use ipamd::database::{self, Mailbox};
 use ipamd::error::Error;
 use ipamd::ledger::{Ledger, Limits, Now};
-use ipamd::store::Store;
-use ipamd::{filters, rpc};
+use ipamd::store::{LeaseId, Store};
+use ipamd::{filters, lives, rpc};
 use ipc::{Fault, Lane, Listen};
 use tokio::sync::oneshot;
 
@@ -49,6 +49,8 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
         .as_fds()
         .iter()
         .fold(Sandbox::new("ipamd", arguments.confinement), |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()));
+    // The database thread lists nothing.
+    let found = lives::found(&state_dir).map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
     let (sandbox, state_dir) = sandbox.service(arguments.user, &state_dir)?;
     let confined = sandbox.confine()?;
     let (database, mailbox) = database::mailbox();
@@ -56,15 +58,15 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     let (ready, started) = ipc::queue();
     let (ended, end) = oneshot::channel();
     let thread = confined.spawn("database", &filters::database(), move || {
-        let _ = ended.send(keep(&state_dir, mailbox, &ready));
+        let _ = ended.send(keep(&state_dir, &found, mailbox, &ready));
     })?;
     let _narrow = confined.enter(&filters::main())?;
     started.receive().map_err(|_| Error::Arguments("The database thread did not begin; report this as a defect"))??;
 
     let idle = arguments.listen.idle_exit();
-    let served = database.clone();
-    let serve = ipc::serve(endpoint, clients, Lane::new(), ipc::Limits::default(), idle, move |peer| {
-        Ok(rpc::bootstrap(&served, peer))
+    let (served, lane) = (database.clone(), Lane::new());
+    let serve = ipc::serve(endpoint, clients, lane.clone(), ipc::Limits::default(), idle, move |peer| {
+        Ok(rpc::bootstrap(&served, &lane, peer))
     });
     runtime.run(async {
         tokio::select! {
@@ -82,13 +84,19 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
 }
 
 /// The database thread's life.
-fn keep(state_dir: &Path, mailbox: Mailbox, ready: &ipc::Sender<Result<(), Error>>) -> Result<(), Fault> {
+fn keep(
+    state_dir: &Path,
+    lives: &[LeaseId],
+    mailbox: Mailbox,
+    ready: &ipc::Sender<Result<(), Error>>,
+) -> Result<(), Fault> {
     let path = state_dir.join("ipamd.sqlite");
     let ledger = Store::open(&path).and_then(|store| {
         Ledger::open(store, Limits::default(), Now::read()).map_err(|fault| Error::Load(path, fault))
     });
     match ledger {
-        Ok(ledger) => {
+        Ok(mut ledger) => {
+            ledger.sweep(lives);
             let _ = ready.send(Ok(()));
             database::run(ledger, mailbox)
         }

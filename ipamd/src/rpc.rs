@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use capnp::capability::Client;
-use ipc::{Code, Fault, Peer};
+use ipc::{Code, Fault, Lane, Peer};
 use schema::addresses_capnp::{allocator, ipam, lease, lease_info, pool, pool_info, reservation};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use crate::config::PoolConfig;
 use crate::database::{Database, Told};
 use crate::fault::fault;
-use crate::ledger::{Info, Quota};
+use crate::ledger::{Hold, Info, Ledger, Quota};
 use crate::store::{LeaseId, PoolId, RefHash, Reserved};
 
 /// The most leases that one allocator may have.
@@ -23,47 +23,72 @@ const REF_BYTES: usize = 32;
 type Done = Result<(), capnp::Error>;
 
 /// What a client gets on connecting: everything.
-pub fn bootstrap(database: &Database, peer: Peer) -> Client {
-    let ipam: ipam::Client = capnp_rpc::new_client(Ipam(database.of(peer)));
+pub fn bootstrap(database: &Database, lane: &Lane, peer: Peer) -> Client {
+    let ipam: ipam::Client =
+        capnp_rpc::new_client(Ipam(Rc::new(Link { database: database.of(peer), lane: lane.clone(), peer })));
     Client::new(ipam.client.hook)
 }
 
-struct Ipam(Database);
+/// A client's way to the database, and to its descriptors.
+struct Link {
+    database: Database,
+    lane: Lane,
+    peer: Peer,
+}
+
+impl Link {
+    fn pool(self: &Rc<Self>, id: PoolId) -> pool::Client {
+        capnp_rpc::new_client(Pool { id, link: self.clone() })
+    }
+
+    /// Makes a [`Lease`] of each hold, so that one whose answer nobody awaits any more is given back.
+    fn lease(&self) -> impl FnOnce(Hold) -> Held + Send + 'static {
+        let database = self.database.clone();
+        move |hold| Held { lease: hold.lease, hold: Some(hold), database }
+    }
+}
+
+struct Ipam(Rc<Link>);
 
 impl ipam::Server for Ipam {
     async fn define_pool(self: Rc<Self>, params: ipam::DefinePoolParams, mut results: ipam::DefinePoolResults) -> Done {
         let config = text("define a pool", "config", params.get()?.get_config()?)?;
-        let id = self.0.ask(move |ledger| ledger.define(&config)).await?;
-        results.get().set_pool(capnp_rpc::new_client(Pool { id, database: self.0.clone() }));
+        let id = self.0.database.ask(move |ledger| ledger.define(&config)).await?;
+        results.get().set_pool(self.0.pool(id));
         Ok(())
     }
 
     async fn pool(self: Rc<Self>, params: ipam::PoolParams, mut results: ipam::PoolResults) -> Done {
         let network = text("get a pool", "network", params.get()?.get_network()?)?;
-        let id = self.0.ask(move |ledger| ledger.find(&network)).await?;
-        results.get().set_pool(capnp_rpc::new_client(Pool { id, database: self.0.clone() }));
+        let id = self.0.database.ask(move |ledger| ledger.find(&network)).await?;
+        results.get().set_pool(self.0.pool(id));
         Ok(())
     }
 
     async fn list(self: Rc<Self>, _: ipam::ListParams, mut results: ipam::ListResults) -> Done {
-        let pools = self.0.ask(|ledger| ledger.list()).await?;
+        let pools = self.0.database.ask(|ledger| ledger.list()).await?;
         let mut list = results.get().init_pools(length(pools.len()));
         for (index, (config, text, free)) in (0..).zip(&pools) {
             write_pool(list.reborrow().get(index), config, text, *free);
         }
         Ok(())
     }
+
+    async fn remove_pool(self: Rc<Self>, params: ipam::RemovePoolParams, _: ipam::RemovePoolResults) -> Done {
+        let network = text("remove a pool", "network", params.get()?.get_network()?)?;
+        Ok(self.0.database.ask(move |ledger| ledger.remove(&network)).await?)
+    }
 }
 
 struct Pool {
     id: PoolId,
-    database: Database,
+    link: Rc<Link>,
 }
 
 impl pool::Server for Pool {
     async fn info(self: Rc<Self>, _: pool::InfoParams, mut results: pool::InfoResults) -> Done {
         let id = self.id;
-        let (config, text, free) = self.database.ask(move |ledger| ledger.pool(id)).await?;
+        let (config, text, free) = self.link.database.ask(move |ledger| ledger.pool(id)).await?;
         write_pool(results.get().init_info(), &config, &text, free);
         Ok(())
     }
@@ -74,12 +99,10 @@ impl pool::Server for Pool {
             let why = format!("maxLeases = {most} is not within 1 to {MAX_LEASES}");
             return Err(fault(Code::InvalidArgument, "make an allocator", why, "Choose a number within").into());
         }
+        let id = self.id;
+        self.link.database.ask(move |ledger| ledger.pool(id).map(drop)).await?;
         let quota: Quota = Arc::new(Semaphore::new(most as usize));
-        results.get().set_allocator(capnp_rpc::new_client(Allocator {
-            pool: self.id,
-            quota,
-            database: self.database.clone(),
-        }));
+        results.get().set_allocator(capnp_rpc::new_client(Allocator { pool: self.id, quota, link: self.link.clone() }));
         Ok(())
     }
 
@@ -89,16 +112,17 @@ impl pool::Server for Pool {
         let workload = text(TRIED, "workload", params.get_workload()?)?;
         let address = text(TRIED, "address", params.get_address()?)?;
         let sturdy_ref = random()?;
-        let (id, hash, database) = (self.id, hash(&sturdy_ref), self.database.clone());
+        let (id, hash, database) = (self.id, hash(&sturdy_ref), self.link.database.clone());
         // If the caller goes while this is on its way to the disk, nobody will ever have the reference.
         let unclaimed = self
+            .link
             .database
             .ask(move |ledger| {
                 ledger.reserve(id, &workload, &address, &hash).map(|()| Unclaimed { hash: Some(hash), database })
             })
             .await?;
         let mut results = results.get();
-        results.set_reservation(capnp_rpc::new_client(Reservation { hash, database: self.database.clone() }));
+        results.set_reservation(capnp_rpc::new_client(Reservation { hash, database: self.link.database.clone() }));
         results.set_sturdy_ref(&sturdy_ref);
         unclaimed.claim();
         Ok(())
@@ -113,19 +137,30 @@ impl pool::Server for Pool {
             );
         }
         let (id, hash) = (self.id, hash(sturdy_ref));
-        self.database.ask(move |ledger| ledger.restore(id, &hash)).await?;
-        results.get().set_reservation(capnp_rpc::new_client(Reservation { hash, database: self.database.clone() }));
+        self.link.database.ask(move |ledger| ledger.restore(id, &hash)).await?;
+        results
+            .get()
+            .set_reservation(capnp_rpc::new_client(Reservation { hash, database: self.link.database.clone() }));
         Ok(())
     }
 
     async fn leases(self: Rc<Self>, params: pool::LeasesParams, mut results: pool::LeasesResults) -> Done {
         let after = text("list leases", "after", params.get()?.get_after()?)?;
         let id = self.id;
-        let leases = self.database.ask(move |ledger| ledger.leases(id, &after)).await?;
+        let leases = self.link.database.ask(move |ledger| ledger.leases(id, &after)).await?;
         let mut list = results.get().init_leases(length(leases.len()));
         for (index, info) in (0..).zip(&leases) {
             write_lease(list.reborrow().get(index), info);
         }
+        Ok(())
+    }
+
+    async fn resume(self: Rc<Self>, params: pool::ResumeParams, mut results: pool::ResumeResults) -> Done {
+        let Link { database, lane, peer } = &*self.link;
+        let life = lane.redeem(params.get()?.get_life()?.get_bytes()?, *peer)?;
+        let (id, lease) = (self.id, self.link.lease());
+        let held = database.ask(move |ledger| ledger.resume(id, &life).map(lease)).await?;
+        results.get().set_lease(capnp_rpc::new_client(Lease { held, link: self.link.clone() }));
         Ok(())
     }
 }
@@ -133,7 +168,7 @@ impl pool::Server for Pool {
 struct Allocator {
     pool: PoolId,
     quota: Quota,
-    database: Database,
+    link: Rc<Link>,
 }
 
 impl allocator::Server for Allocator {
@@ -143,40 +178,61 @@ impl allocator::Server for Allocator {
         mut results: allocator::AllocateResults,
     ) -> Done {
         let workload = text("allocate an address", "workload", params.get()?.get_workload()?)?;
-        let (pool, quota, database) = (self.pool, self.quota.clone(), self.database.clone());
-        // Made with the lease, so that a lease whose answer nobody awaits any more is given back.
-        let held = self
-            .database
-            .ask(move |ledger| ledger.allocate(pool, &workload, &quota).map(|id| Held { id, database }))
-            .await?;
-        results.get().set_lease(capnp_rpc::new_client(held));
+        let (pool, quota, lease) = (self.pool, self.quota.clone(), self.link.lease());
+        let allocate = move |ledger: &mut Ledger| {
+            let allocated = ledger.allocate(pool, &workload, &quota)?;
+            Ok(lease(ledger.hold(allocated)))
+        };
+        let held = self.link.database.ask(allocate).await?;
+        results.get().set_lease(capnp_rpc::new_client(Lease { held, link: self.link.clone() }));
         Ok(())
     }
 }
 
-/// A lease that somebody holds, as long as this lives.
+/// A hold on a lease, whose end the database is told of.
 struct Held {
-    id: LeaseId,
+    lease: LeaseId,
+    hold: Option<Hold>,
     database: Database,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.database.tell(Told::Abandoned(self.id));
+        self.hold = None;
+        self.database.tell(Told::Abandoned(self.lease));
     }
 }
 
-impl lease::Server for Held {
+struct Lease {
+    held: Held,
+    link: Rc<Link>,
+}
+
+impl Lease {
+    fn id(&self) -> LeaseId {
+        self.held.lease
+    }
+}
+
+impl lease::Server for Lease {
     async fn info(self: Rc<Self>, _: lease::InfoParams, mut results: lease::InfoResults) -> Done {
-        let id = self.id;
-        let info = self.database.ask(move |ledger| ledger.lease_info(id)).await?;
+        let id = self.id();
+        let info = self.link.database.ask(move |ledger| ledger.lease_info(id)).await?;
         write_lease(results.get().init_info(), &info);
         Ok(())
     }
 
     async fn release(self: Rc<Self>, _: lease::ReleaseParams, _: lease::ReleaseResults) -> Done {
-        let id = self.id;
-        Ok(self.database.ask(move |ledger| ledger.release(id)).await?)
+        let id = self.id();
+        Ok(self.link.database.ask(move |ledger| ledger.release(id)).await?)
+    }
+
+    async fn life(self: Rc<Self>, _: lease::LifeParams, mut results: lease::LifeResults) -> Done {
+        let id = self.id();
+        let Link { database, lane, peer } = &*self.link;
+        let life = database.ask(move |ledger| ledger.life(id)).await?;
+        lane.offer(life, *peer)?.write(results.get().init_life());
+        Ok(())
     }
 }
 

@@ -6,16 +6,16 @@
 //! program gets wrong, the database refuses a double allocation.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::Error;
 use crate::file;
 
-/// Key of a pool's row.
+/// Names one pool. Never used twice while the process lives: capabilities on a pool that was removed lead nowhere.
 pub type PoolId = i64;
-/// Names one lease. Never used twice while the process lives, and grows over restarts while it is in the file.
+/// Names one lease. Never used twice: it grows while the process lives, and begins from the clock or the file, whichever is higher.
 pub type LeaseId = i64;
 /// SHA-256 of a SturdyRef.
 pub type RefHash = [u8; 32];
@@ -61,6 +61,7 @@ const COLUMNS: &str = "SELECT pool, address, workload, lease, grace_until, reser
 /// The open database.
 pub struct Store {
     db: Connection,
+    folder: PathBuf,
 }
 
 type Result<T> = rusqlite::Result<T>;
@@ -71,7 +72,13 @@ impl Store {
     /// # Errors
     /// What [`file::open`] says.
     pub fn open(path: &Path) -> std::result::Result<Store, Error> {
-        file::open(path).map(|db| Store { db })
+        let folder = path.parent().unwrap_or(Path::new(".")).to_path_buf();
+        file::open(path).map(|db| Store { db, folder })
+    }
+
+    /// The state directory.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Runs one of the few statements without parameters: BEGIN, COMMIT, SAVEPOINT and their kin.
@@ -91,8 +98,23 @@ impl Store {
     }
 
     /// Adds a pool.
-    pub fn add_pool(&self, network: &str, config: &str) -> Result<PoolId> {
-        self.db.prepare_cached("INSERT INTO pool (network, config) VALUES (?, ?)")?.insert(params![network, config])
+    pub fn add_pool(&self, pool: PoolId, network: &str, config: &str) -> Result<()> {
+        let sql = "INSERT INTO pool (id, network, config) VALUES (?, ?, ?)";
+        self.db.prepare_cached(sql)?.execute(params![pool, network, config]).and_then(one)
+    }
+
+    /// Takes a pool out with what is reserved by its configuration. Fails if it has other rows.
+    pub fn remove_pool(&self, pool: PoolId) -> Result<()> {
+        self.db
+            .prepare_cached("DELETE FROM binding WHERE pool = ? AND reserved = 1 AND lease IS NULL")?
+            .execute([pool])?;
+        self.db.prepare_cached("DELETE FROM pool WHERE id = ?")?.execute([pool]).and_then(one)
+    }
+
+    /// A row of a pool that is leased or has a durable reservation, if there is one.
+    pub fn in_use(&self, pool: PoolId) -> Result<Option<Binding>> {
+        let sql = format!("{COLUMNS} WHERE pool = ? AND (lease IS NOT NULL OR reserved = 2) LIMIT 1");
+        self.db.prepare_cached(&sql)?.query_row([pool], binding).optional()
     }
 
     /// Changes a pool's configuration text.
@@ -171,10 +193,10 @@ impl Store {
         self.db.prepare_cached(sql)?.execute(params![pool, address.to_bits()]).and_then(one)
     }
 
-    /// Turns every lease that is held into one whose grace period ends at `until`: its holder died with the process before this one.
-    pub fn orphan_all(&self, until: i64) -> Result<()> {
-        let sql = "UPDATE binding SET grace_until = ? WHERE lease IS NOT NULL AND grace_until IS NULL";
-        self.db.prepare_cached(sql)?.execute([until]).map(|_| ())
+    /// Begins the grace period of a lease that is held. False if there is none.
+    pub fn begin_grace(&self, lease: LeaseId, until: i64) -> Result<bool> {
+        let sql = "UPDATE binding SET grace_until = ? WHERE lease = ? AND grace_until IS NULL";
+        self.db.prepare_cached(sql)?.execute([until, lease]).map(|changed| changed > 0)
     }
 
     /// The highest lease in the file, 0 if there is none.

@@ -3,13 +3,17 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use common::*;
 use schema::addresses_capnp::lease_info::State;
 
+/// What was acknowledged of a workload: its address, and the life of its lease if that was asked for.
+type Acknowledged = (String, Option<OwnedFd>);
+
 /// Allocates with many clients at once until the service dies; what was acknowledged, by workload.
-async fn allocate_until_it_dies(socket: &std::path::Path, round: usize) -> BTreeMap<String, String> {
+async fn allocate_until_it_dies(socket: &std::path::Path, round: usize) -> BTreeMap<String, Acknowledged> {
     let mut tasks = Vec::new();
     for client in 0..8 {
         let socket = socket.to_owned();
@@ -23,14 +27,22 @@ async fn allocate_until_it_dies(socket: &std::path::Path, round: usize) -> BTree
                 let workload = format!("vm-{round}-{client}-{n}");
                 let Ok(lease) = client_.allocate(&allocator, &workload).await else { break };
                 let Ok(info) = client_.info(&lease).await else { break };
-                acknowledged.insert(workload, info.address);
-                match n % 3 {
+                match n % 6 {
                     // Released for good: may be gone or not when the service dies, but nobody counts on it.
-                    0 => {
-                        acknowledged.remove(&format!("vm-{round}-{client}-{n}"));
+                    0 => drop(client_.release(&lease).await),
+                    3 => {
+                        let _life = client_.life(&lease).await;
                         let _ = client_.release(&lease).await;
                     }
-                    _ => held.push(lease),
+                    // Held by its life alone.
+                    1 => {
+                        let Ok(life) = client_.life(&lease).await else { break };
+                        acknowledged.insert(workload, (info.address, Some(life)));
+                    }
+                    _ => {
+                        acknowledged.insert(workload, (info.address, None));
+                        held.push(lease);
+                    }
                 }
             }
             acknowledged
@@ -49,6 +61,8 @@ fn what_was_acknowledged_survives_being_killed_and_nothing_is_doubled() {
     let mut service = Service::start(dir.path());
     run(async { drop(service.connect().await.define(r#"{"network":"wide","subnet":"10.0.0.0/8"}"#).await.unwrap()) });
     let mut total = 0;
+    // Of every round: whoever lives keeps what it has.
+    let mut living: BTreeMap<String, (String, OwnedFd)> = BTreeMap::new();
     for round in 0..6 {
         let mut acknowledged = BTreeMap::new();
         run(async {
@@ -69,20 +83,48 @@ fn what_was_acknowledged_survives_being_killed_and_nothing_is_doubled() {
             assert_eq!(addresses.len(), rows.len(), "an address was allocated twice");
             let now: BTreeMap<_, _> = rows.iter().map(|info| (&info.workload, info)).collect();
             assert_eq!(now.len(), rows.len(), "a workload has two leases");
-            for (workload, address) in &acknowledged {
+            for (workload, (address, life)) in &acknowledged {
                 let info = now.get(workload).unwrap_or_else(|| panic!("{workload} had {address}, and it is lost"));
                 assert_eq!(&info.address, address);
-                assert_eq!(info.state, State::Grace, "its holder's connection has ended");
+                let state = if life.is_some() { State::Held } else { State::Grace };
+                assert_eq!(info.state, state, "its holder's connection has ended, and who has its life has not");
             }
-            // A restarted holder gets its address back.
+            for (workload, (address, _)) in &living {
+                assert_eq!(now.get(workload).map(|info| (&info.address, info.state)), Some((address, State::Held)));
+            }
+            // A restarted holder gets its address back, and one that lives its lease.
             let allocator = client.allocator(&pool, 10).await.unwrap();
-            for (workload, address) in acknowledged.iter().take(5) {
+            let restarted = || acknowledged.iter().filter(|(_, (_, life))| life.is_none()).take(5);
+            for (workload, (address, _)) in restarted() {
                 let lease = client.allocate(&allocator, workload).await.unwrap();
                 assert_eq!(&client.info(&lease).await.unwrap().address, address);
             }
+            for (workload, (address, life)) in living.iter().take(5) {
+                let lease = client.resume(&pool, life.as_fd()).await.unwrap();
+                let info = client.info(&lease).await.unwrap();
+                assert_eq!((&info.workload, &info.address), (workload, address));
+            }
+            for (workload, (address, life)) in acknowledged {
+                living.extend(life.map(|life| (workload, (address, life))));
+            }
         });
     }
-    assert!(total > 100, "only {total} allocations: the test proves little");
+    assert!(total > 100 && living.len() > 20, "only {total} allocations: the test proves little");
+    // Those whose lives were closed, and no others, are given back.
+    let held = living.split_off(&living.keys().nth(living.len() / 2).unwrap().clone());
+    let closed: BTreeSet<String> = std::mem::take(&mut living).into_keys().collect();
+    run(async {
+        let client = service.connect().await;
+        let pool = client.pool("wide").await.unwrap();
+        eventually(async || {
+            let rows = client.leases(&pool).await;
+            rows.iter().filter(|info| closed.contains(&info.workload)).all(|info| info.state == State::Grace)
+        })
+        .await;
+        let rows = client.leases(&pool).await;
+        let of_held = rows.iter().filter(|info| held.contains_key(&info.workload));
+        assert_eq!(of_held.filter(|info| info.state == State::Held).count(), held.len());
+    });
 }
 
 #[test]

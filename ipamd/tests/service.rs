@@ -49,6 +49,36 @@ fn a_lease_is_allocated_looked_at_released_and_revoked() {
 }
 
 #[test]
+fn a_pool_is_removed_once_nobody_uses_it_and_its_subnet_is_free_for_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    let named = |name: &str| CONFIG.replace("volt0", name);
+    run(async {
+        let client = service.connect().await;
+        for name in ["all", "default"] {
+            let fault = client.define(&named(name)).await.err().unwrap();
+            assert_eq!(fault.code, Code::InvalidArgument, "netmgr takes no such name either");
+        }
+        let pool = client.define(&named("net0")).await.unwrap();
+        let allocator = client.allocator(&pool, 2).await.unwrap();
+        let lease = client.allocate(&allocator, "vm-a").await.unwrap();
+        let other = named("net1");
+        assert_eq!(code(client.define(&other).await), Some(Code::Conflict));
+        assert_eq!(code(client.remove_pool("net0").await), Some(Code::WrongState));
+        client.release(&lease).await.unwrap();
+        assert_eq!(code(client.remove_pool("net1").await), Some(Code::NotFound));
+        client.remove_pool("net0").await.unwrap();
+        assert_eq!(client.networks().await, ["volt0"], "the one that is built in");
+        // What came of it leads nowhere, though its addresses are another pool's now.
+        client.define(&other).await.unwrap();
+        assert_eq!(code(client.allocate(&allocator, "vm-a").await), Some(Code::Revoked));
+        assert_eq!(code(client.allocate(&allocator, "vm-web").await), Some(Code::Revoked));
+        assert_eq!(code(client.allocator(&pool, 1).await), Some(Code::Revoked));
+        assert_eq!(client.networks().await, ["net1"]);
+    });
+}
+
+#[test]
 fn a_lease_whose_holder_goes_is_kept_for_the_same_workload_only() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path());

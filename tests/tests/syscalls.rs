@@ -28,7 +28,7 @@ const CLIENTS: [&str; 4] = ["kernel", "list", "network", "stop"];
 
 /// What runs: test programs by package and name, and which tests of them, or what is left out as it takes long and shows
 /// nothing more.
-const RUNS: [(&str, &[&str]); 15] = [
+const RUNS: [(&str, &[&str]); 16] = [
     ("volt host", &VOLT),
     ("vmm-core micro_guest", &["--skip=mute_backend", "--skip=every_size"]),
     ("vhost-blk-backend requests", &[]),
@@ -41,6 +41,7 @@ const RUNS: [(&str, &[&str]); 15] = [
     ("netmgr networks", &[]),
     ("netmgr process", &[]),
     ("ipamd service", &["--skip=thirty_seconds"]),
+    ("ipamd lives", &["--skip=however_often", "--skip=full_grace_period"]),
     ("ipamd crash", &["--skip=what_was_acknowledged"]),
     ("kernel-store service", &["--skip=every_packing"]),
     ("kernel-store crash", &[]),

@@ -1,4 +1,4 @@
-//! Defining a pool, and changing one that is in use.
+//! Defining a pool, changing one that is in use, and removing one that is not.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -101,7 +101,11 @@ impl Ledger {
                 self.store.change_pool(id, &text).map_err(database(&tried))?;
                 id
             }
-            None => self.store.add_pool(&config.network, &text).map_err(database(&tried))?,
+            None => {
+                let id = self.last_pool.checked_add(1).ok_or_else(|| unknown(&tried))?;
+                self.store.add_pool(id, &config.network, &text).map_err(database(&tried))?;
+                id
+            }
         };
         for (workload, address) in &config.reservations {
             match self.store.by_address(id, *address).map_err(database(&tried))? {
@@ -132,9 +136,34 @@ impl Ledger {
                 free.take(row.address.to_bits());
             }
         }
+        self.last_pool = self.last_pool.max(id);
         self.by_network.insert(config.network.clone(), id);
         self.pools.insert(id, Pool { config, text, free, bindings });
         Ok(id)
+    }
+
+    /// Removes the pool of a network, and what is reserved by its configuration.
+    ///
+    /// # Errors
+    /// As `Ipam.removePool` in the schema.
+    pub fn remove(&mut self, network: &str) -> Answer<()> {
+        let tried = format!("remove the pool of network {network:?}");
+        let id = self.by_network.get(network).copied();
+        let id = id.ok_or_else(|| fault(Code::NotFound, &tried, "there is none", "See the list of networks"))?;
+        if let Some(row) = self.store.in_use(id).map_err(database(&tried))? {
+            let (what, remedy) = match row.lease {
+                Some(lease) if lease.grace_until.is_some() => {
+                    ("kept for a while for", "Try again in 30 s, when that lease has ended")
+                }
+                Some(_) => ("leased to", "End that workload first"),
+                None => ("reserved for", "Cancel that reservation first"),
+            };
+            return Err(fault(Code::WrongState, tried, format!("{} is {what} {}", row.address, row.workload), remedy));
+        }
+        self.store.remove_pool(id).map_err(database(&tried))?;
+        self.by_network.remove(network);
+        self.pools.remove(&id);
+        Ok(())
     }
 
     /// Sees whether what a pool has fits a new configuration, and ends the reservations that only the old one had.

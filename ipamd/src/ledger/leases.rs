@@ -5,7 +5,8 @@ use std::sync::Arc;
 use ipc::Code;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Answer, GRACE, Ledger, Quota, Slot, check_workload, gone, unknown};
+use super::life::Holder;
+use super::{Answer, Ended, GRACE, Ledger, Quota, Slot, check_workload, gone, unknown};
 use crate::fault::{database, fault};
 use crate::store::{Binding, LeaseId, Leased, PoolId, Reserved};
 
@@ -19,12 +20,14 @@ impl Ledger {
         check_workload(&tried, workload)?;
         let reserved = self.store.reserved_for(id, workload).map_err(database(&tried))?;
         let before = self.store.leased_by(id, workload).map_err(database(&tried))?;
-        if let Some(Binding { address, lease: Some(Leased { grace_until: None, .. }), .. }) = &before {
+        if let Some(Binding { address, lease: Some(Leased { grace_until: None, id }), .. }) = &before
+            && let Some(holder) = self.holder(*id)
+        {
             return Err(fault(
                 Code::AlreadyExists,
                 tried,
-                format!("it holds {address}"),
-                "Release that lease first, or choose another name",
+                format!("it holds {address}, and {}", holder.why()),
+                holder.remedy(),
             ));
         }
         let before_id = before.as_ref().and_then(|row| row.lease).map(|lease| lease.id);
@@ -71,7 +74,7 @@ impl Ledger {
 
         self.last_lease = lease;
         let inherited = before_id.and_then(|old| self.forget(old));
-        self.slots.insert(lease, Slot { due: None, permit: permit.or(inherited) });
+        self.slots.insert(lease, Slot { permit: permit.or(inherited), ..Slot::default() });
         if let Some(pool) = self.pools.get_mut(&id) {
             if let Some(address) = moved_from {
                 pool.give_back(address);
@@ -84,20 +87,26 @@ impl Ledger {
         Ok(lease)
     }
 
-    /// The holder of a lease has gone: its grace period begins. Nothing happens if the lease has ended.
+    /// A hold on a lease has ended. Unless somebody else holds it, its grace period begins. Nothing happens if the lease has ended.
     ///
     /// # Errors
     /// Where the database fails.
     pub fn abandon(&mut self, lease: LeaseId) -> Answer<()> {
+        match self.holder(lease) {
+            Some(Holder::Hold) => Ok(()),
+            Some(Holder::Life) => {
+                self.watch(lease);
+                Ok(())
+            }
+            None => self.begin_grace(lease),
+        }
+    }
+
+    pub(super) fn begin_grace(&mut self, lease: LeaseId) -> Answer<()> {
         const TRIED: &str = "begin a grace period";
-        let Some(row) = self.store.by_lease(lease).map_err(database(TRIED))? else { return Ok(()) };
-        if row.lease.is_some_and(|lease| lease.grace_until.is_some()) {
+        if !self.store.begin_grace(lease, self.now.grace_end()).map_err(database(TRIED))? {
             return Ok(());
         }
-        let grace_until = Some(self.now.grace_end());
-        self.store
-            .update(&Binding { lease: Some(Leased { id: lease, grace_until }), ..row })
-            .map_err(database(TRIED))?;
         let at = self.now.instant + GRACE;
         self.slots.entry(lease).or_default().due = Some(at);
         self.due.insert((at, lease));
@@ -134,6 +143,8 @@ impl Ledger {
 
     fn forget(&mut self, lease: LeaseId) -> Option<OwnedSemaphorePermit> {
         let slot = self.slots.remove(&lease)?;
+        let quota = slot.permit.as_ref().map(|permit| permit.semaphore().clone());
+        self.ended.push(Ended { lease, holds: slot.holds, quota });
         if let Some(at) = slot.due {
             self.due.remove(&(at, lease));
         }

@@ -4,14 +4,20 @@
 //! What is in memory here follows from the database, but for the quotas that leases count against. Each operation touches memory last,
 //! when nothing can fail any more: one that fails leaves memory as it was, and its writes to be rolled back. After a failed commit,
 //! [`Ledger::load`] makes memory again.
+//!
+//! Who holds a lease is never concluded from a message, which may come late, twice or not at all: it is asked of the [`Hold`]s that live,
+//! and of the lease's life.
 
 mod define;
 mod leases;
+mod life;
 mod reservations;
+
+pub use life::Hold;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use ipc::{Code, Fault};
@@ -20,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::PoolConfig;
 use crate::fault::{database, fault};
+use crate::lives::Lives;
 use crate::policy::FreeSet;
 use crate::store::{Binding, LeaseId, PoolId, RefHash, Store};
 
@@ -115,6 +122,17 @@ struct Slot {
     /// When its grace period ends; `None` while it is held.
     due: Option<Instant>,
     permit: Option<OwnedSemaphorePermit>,
+    /// Its holds.
+    holds: Weak<()>,
+    /// Whether it is among those that are looked at.
+    watched: bool,
+}
+
+/// A lease that has ended, unless the transaction fails.
+struct Ended {
+    lease: LeaseId,
+    holds: Weak<()>,
+    quota: Option<Quota>,
 }
 
 /// Pools, leases and reservations.
@@ -127,19 +145,39 @@ pub struct Ledger {
     slots: HashMap<LeaseId, Slot>,
     due: BTreeSet<(Instant, LeaseId)>,
     last_lease: LeaseId,
+    last_pool: PoolId,
+    lives: Lives,
+    watch: life::Watch,
+    /// What has ended in this transaction.
+    ended: Vec<Ended>,
 }
 
 type Answer<T> = Result<T, Fault>;
 
 impl Ledger {
-    /// Takes over a store whose last process has died: every lease that was held gets its full grace period from now.
+    /// Takes over a store whose last process has died: every lease that was held gets its full grace period from now, but for those whose
+    /// lives somebody has.
     ///
     /// # Errors
     /// Where the store cannot be read or written, or holds what this program would not have put there.
     pub fn open(store: Store, limits: Limits, now: Now) -> Answer<Ledger> {
         let tried = "take over the leases of the last run";
+        let mut lives = Lives::new(store.folder().into());
+        let mut gone = Vec::new();
+        store
+            .each_binding(|row| {
+                if let Some(lease) = row.lease
+                    && !lives.find(lease.id)
+                    && lease.grace_until.is_none()
+                {
+                    gone.push(lease.id);
+                }
+            })
+            .map_err(database(tried))?;
         store.run("BEGIN IMMEDIATE").map_err(database(tried))?;
-        store.orphan_all(now.grace_end()).map_err(database(tried))?;
+        for lease in gone {
+            store.begin_grace(lease, now.grace_end()).map_err(database(tried))?;
+        }
         store.run("COMMIT").map_err(database(tried))?;
         let mut ledger = Ledger {
             store,
@@ -149,13 +187,18 @@ impl Ledger {
             by_network: HashMap::new(),
             slots: HashMap::new(),
             due: BTreeSet::new(),
-            last_lease: 0,
+            // Microseconds: no process allocates so fast that the next one's clock is behind.
+            last_lease: now.wall.saturating_mul(1000),
+            last_pool: 0,
+            lives,
+            watch: life::Watch::new(now.instant),
+            ended: Vec::new(),
         };
         ledger.load()?;
         Ok(ledger)
     }
 
-    /// Makes memory from the database, outside a transaction. Quotas stay with the leases that are still there.
+    /// Makes memory from the database, outside a transaction. Quotas and holds stay with the leases that are still there.
     ///
     /// # Errors
     /// As [`Ledger::open`].
@@ -168,11 +211,13 @@ impl Ledger {
                 fault(Code::Internal, TRIED, e.to_string(), "Put a backup of the database in its place")
             })?;
             by_network.insert(config.network.clone(), id);
+            self.last_pool = self.last_pool.max(id);
             pools.insert(id, Pool { free: all_of(&config), config, text, bindings: 0 });
         }
         let mut old = std::mem::take(&mut self.slots);
         let (slots, due, now) = (&mut self.slots, &mut self.due, self.now);
         due.clear();
+        let mut ended: HashMap<_, _> = self.ended.drain(..).map(|ended| (ended.lease, ended)).collect();
         self.store
             .each_binding(|row| {
                 if let Some(pool) = pools.get_mut(&row.pool) {
@@ -180,17 +225,42 @@ impl Ledger {
                     pool.free.take(row.address.to_bits());
                 }
                 if let Some(lease) = row.lease {
-                    let slot = slots
-                        .entry(lease.id)
-                        .or_insert(Slot { due: None, permit: old.remove(&lease.id).and_then(|slot| slot.permit) });
+                    let slot = slots.entry(lease.id).or_insert(old.remove(&lease.id).unwrap_or_default());
                     slot.due = lease.grace_until.map(|until| now.due(until));
                     due.extend(slot.due.map(|at| (at, lease.id)));
                 }
             })
             .map_err(database(TRIED))?;
+        // Leases that were not to be are counted no more, and those that were to end are counted again.
+        drop(old);
+        ended.retain(|lease, _| slots.contains_key(lease));
+        for Ended { lease, holds, quota } in ended.into_values() {
+            let permit = quota.and_then(|quota| quota.try_acquire_owned().ok());
+            if let Some(slot) = slots.get_mut(&lease) {
+                *slot = Slot { holds, permit, due: slot.due, watched: slot.watched };
+            }
+        }
         self.last_lease = self.last_lease.max(self.store.last_lease().map_err(database(TRIED))?);
         (self.pools, self.by_network) = (pools, by_network);
+        self.watch_what_lives_on();
         Ok(())
+    }
+
+    /// What was done in a transaction is on the disk: files of leases that have ended go.
+    pub fn committed(&mut self) {
+        for Ended { lease, .. } in std::mem::take(&mut self.ended) {
+            if self.lives.has(lease) {
+                // One that stays is removed at the next start.
+                let _ = self.lives.end(lease);
+            }
+        }
+    }
+
+    /// Removes the lives among `found` whose leases are no more: the last process was stopped before it could.
+    pub fn sweep(&mut self, found: &[LeaseId]) {
+        for lease in found.iter().filter(|lease| !self.slots.contains_key(lease)) {
+            let _ = self.lives.end(*lease);
+        }
     }
 
     /// The store, for whoever runs the transactions.
@@ -210,18 +280,18 @@ impl Ledger {
                 _ => break,
             };
         }
-        Ok(())
+        self.look_at_what_lives_on()
     }
 
-    /// When the next grace period ends.
+    /// When the next grace period ends, or a life is to be looked at.
     pub fn next_due(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
+        self.due.first().map(|(at, _)| *at).into_iter().chain(self.watch.next()).min()
     }
 
     /// A pool's configuration, as a struct and as text, and how many of its addresses are free.
     ///
     /// # Errors
-    /// None but for a defect.
+    /// `revoked` if it was removed.
     pub fn pool(&self, id: PoolId) -> Answer<(PoolConfig, String, u64)> {
         let pool = self.pools.get(&id).ok_or_else(|| unknown("look at a pool"))?;
         Ok((pool.config.clone(), pool.text.clone(), pool.free.count()))
@@ -293,6 +363,7 @@ impl Ledger {
             )
         };
         let after = if after.is_empty() { None } else { Some(after.parse().map_err(not_one)?) };
+        self.pools.get(&id).ok_or_else(|| unknown(TRIED))?;
         let rows = self.store.page(id, after, PAGE).map_err(database(TRIED))?;
         rows.into_iter().map(|row| self.info(row)).collect()
     }
@@ -322,7 +393,7 @@ fn gone(tried: &str) -> Fault {
 }
 
 fn unknown(tried: &str) -> Fault {
-    fault(Code::Internal, tried, "its pool is not known", "Report this as a defect")
+    fault(Code::Revoked, tried, "its pool was removed", "Define the network again, and get its pool")
 }
 
 #[cfg(test)]

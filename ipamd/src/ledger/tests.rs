@@ -13,7 +13,9 @@ struct Bench {
     now: Now,
     pool: PoolId,
     quota: Quota,
-    _dir: tempfile::TempDir,
+    /// Of every lease that was not abandoned.
+    holds: HashMap<LeaseId, Hold>,
+    dir: tempfile::TempDir,
 }
 
 impl Bench {
@@ -24,15 +26,47 @@ impl Bench {
     fn with(config: &str, limits: Limits) -> Bench {
         let NewLedger { mut ledger, dir, .. } = NewLedger::make(limits);
         ledger.store().run("BEGIN IMMEDIATE").unwrap();
-        let now = Now { instant: Instant::now(), wall: 1_700_000_000_000 };
+        let now = Now::read();
         ledger.pass_time(now).unwrap();
         let pool = ledger.define(config).unwrap();
-        Bench { ledger, now, pool, quota: Arc::new(Semaphore::new(100)), _dir: dir }
+        Bench { ledger, now, pool, quota: Arc::new(Semaphore::new(100)), holds: HashMap::new(), dir }
     }
 
     fn allocate(&mut self, workload: &str) -> Result<LeaseId, Code> {
         let quota = self.quota.clone();
-        self.ledger.allocate(self.pool, workload, &quota).map_err(|fault| fault.code)
+        let lease = self.ledger.allocate(self.pool, workload, &quota).map_err(|fault| fault.code)?;
+        self.holds.insert(lease, self.ledger.hold(lease));
+        Ok(lease)
+    }
+
+    fn abandon(&mut self, lease: LeaseId) -> Answer<()> {
+        self.holds.remove(&lease);
+        self.ledger.abandon(lease)
+    }
+
+    /// Ends the transaction, as the thread does.
+    fn commit(&mut self) {
+        self.ledger.store().run("COMMIT").unwrap();
+        self.ledger.committed();
+        self.ledger.store().run("BEGIN IMMEDIATE").unwrap();
+    }
+
+    fn roll_back(&mut self) {
+        self.ledger.store().run("ROLLBACK").unwrap();
+        self.ledger.load().unwrap();
+        self.ledger.store().run("BEGIN IMMEDIATE").unwrap();
+    }
+
+    /// As if the process had been killed and started again.
+    fn restart(self) -> Bench {
+        self.ledger.store().run("COMMIT").unwrap();
+        let Bench { ledger, now, pool, quota, dir, .. } = self;
+        drop(ledger);
+        let store = Store::open(&dir.path().join("ipamd.sqlite")).unwrap();
+        let mut ledger = Ledger::open(store, Limits::default(), now).unwrap();
+        ledger.sweep(&crate::lives::found(dir.path()).unwrap());
+        ledger.store().run("BEGIN IMMEDIATE").unwrap();
+        Bench { ledger, now, pool, quota, holds: HashMap::new(), dir }
     }
 
     fn address(&self, lease: LeaseId) -> String {
@@ -87,17 +121,17 @@ fn free_addresses_are_handed_out_in_order_and_reserved_ones_only_to_their_worklo
 fn an_abandoned_lease_is_kept_for_its_workload_for_thirty_seconds_and_not_longer() {
     let mut bench = Bench::new();
     let lease = bench.allocate("vm-a").unwrap();
-    bench.ledger.abandon(lease).unwrap();
+    bench.abandon(lease).unwrap();
     bench.pass(29.9);
     assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
     let again = bench.allocate("vm-a").unwrap();
     assert_eq!(bench.address(again), "10.42.0.2");
     // The first lease has ended with the second one's beginning, and its grace period with it.
     assert!(bench.ledger.lease_info(lease).is_err() && bench.ledger.release(lease).is_err());
-    bench.ledger.abandon(lease).unwrap();
+    bench.abandon(lease).unwrap();
     bench.pass(60.0);
     assert_eq!(bench.states()[0], "10.42.0.2 vm-a held");
-    bench.ledger.abandon(again).unwrap();
+    bench.abandon(again).unwrap();
     bench.pass(30.1);
     assert_eq!(bench.free(), 4);
     assert_eq!(bench.states(), ["10.42.0.3 vm-web idle reserved", "10.42.0.20 vm-db idle reserved"]);
@@ -108,7 +142,7 @@ fn an_abandoned_lease_is_kept_for_its_workload_for_thirty_seconds_and_not_longer
 fn nobody_else_gets_an_address_in_its_grace_period() {
     let mut bench = Bench::new();
     let leases = ["vm-a", "vm-b", "vm-c", "vm-d"].map(|workload| bench.allocate(workload).unwrap());
-    bench.ledger.abandon(leases[1]).unwrap();
+    bench.abandon(leases[1]).unwrap();
     assert_eq!(bench.allocate("vm-e"), Err(Code::Exhausted));
     bench.pass(30.0);
     let lease = bench.allocate("vm-e").unwrap();
@@ -130,10 +164,10 @@ fn a_quota_counts_grace_periods_too_and_a_workload_reclaims_within_it() {
     let mut bench = Bench::new();
     let quota: Quota = Arc::new(Semaphore::new(1));
     let lease = bench.ledger.allocate(bench.pool, "vm-a", &quota).unwrap();
-    bench.ledger.abandon(lease).unwrap();
+    bench.abandon(lease).unwrap();
     assert_eq!(bench.ledger.allocate(bench.pool, "vm-b", &quota).unwrap_err().code, Code::Exhausted);
     let lease = bench.ledger.allocate(bench.pool, "vm-a", &quota).unwrap();
-    bench.ledger.abandon(lease).unwrap();
+    bench.abandon(lease).unwrap();
     bench.pass(31.0);
     let lease = bench.ledger.allocate(bench.pool, "vm-b", &quota).unwrap();
     bench.ledger.release(lease).unwrap();
@@ -141,7 +175,7 @@ fn a_quota_counts_grace_periods_too_and_a_workload_reclaims_within_it() {
     assert_eq!(bench.ledger.allocate(bench.pool, "vm-d", &quota).unwrap_err().code, Code::Exhausted);
     // Another allocator takes a workload's address over, and the first one's place is free again.
     let lease = bench.ledger.by_workload("vm-c", bench.pool);
-    bench.ledger.abandon(lease).unwrap();
+    bench.abandon(lease).unwrap();
     bench.allocate("vm-c").unwrap();
     bench.ledger.allocate(bench.pool, "vm-d", &quota).unwrap();
 }
@@ -150,7 +184,7 @@ fn a_quota_counts_grace_periods_too_and_a_workload_reclaims_within_it() {
 fn a_wall_clock_that_jumps_neither_shortens_nor_prolongs_a_running_grace_period() {
     let mut bench = Bench::new();
     let lease = bench.allocate("vm-a").unwrap();
-    bench.ledger.abandon(lease).unwrap();
+    bench.abandon(lease).unwrap();
     for wall in [0, i64::MAX] {
         bench.ledger.pass_time(Now { instant: bench.now.instant + Duration::from_secs(29), wall }).unwrap();
         assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
@@ -217,7 +251,7 @@ fn a_workload_may_reserve_the_address_it_leases_and_moves_to_another_when_it_all
     let lease = bench.allocate("vm-b").unwrap();
     bench.ledger.reserve(bench.pool, "vm-b", "10.42.0.50", &hash(2)).unwrap();
     assert_eq!(bench.address(lease), "10.42.0.4");
-    bench.ledger.abandon(lease).unwrap();
+    bench.abandon(lease).unwrap();
     let lease = bench.allocate("vm-b").unwrap();
     assert_eq!(bench.address(lease), "10.42.0.50");
     assert_eq!(bench.free(), 3);
@@ -382,7 +416,7 @@ fn no_more_than_a_thousand_grace_periods_end_in_one_transaction() {
     bench.quota = Arc::new(Semaphore::new(2000));
     for n in 0..EXPIRE_AT_ONCE + 10 {
         let lease = bench.allocate(&format!("vm-{n}")).unwrap();
-        bench.ledger.abandon(lease).unwrap();
+        bench.abandon(lease).unwrap();
     }
     bench.pass(31.0);
     assert_eq!(bench.ledger.due.len(), 10);
@@ -390,6 +424,211 @@ fn no_more_than_a_thousand_grace_periods_end_in_one_transaction() {
     bench.pass(0.0);
     assert_eq!(bench.ledger.due.len(), 0);
     assert_eq!(bench.free(), (1 << 24) - 3);
+}
+
+#[test]
+fn a_lease_whose_life_somebody_has_stays_held_without_a_holder_and_a_second_after_it_has_gone_its_grace_begins() {
+    let mut bench = Bench::new();
+    let lease = bench.allocate("vm-a").unwrap();
+    let life = bench.ledger.life(lease).unwrap();
+    bench.abandon(lease).unwrap();
+    bench.pass(3600.0);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held");
+    assert_eq!(bench.allocate("vm-a"), Err(Code::AlreadyExists));
+    drop(life);
+    assert!(bench.ledger.next_due().unwrap() <= bench.now.instant + Duration::from_secs(1));
+    bench.pass(1.1);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
+    bench.pass(29.9);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
+    bench.pass(0.2);
+    assert_eq!(bench.free(), 4);
+    bench.commit();
+    assert!(crate::lives::found(bench.dir.path()).unwrap().is_empty(), "its file has gone");
+}
+
+#[test]
+fn a_workload_that_has_ended_gets_its_address_again_without_waiting_for_the_next_look() {
+    let mut bench = Bench::new();
+    let lease = bench.allocate("vm-a").unwrap();
+    let life = bench.ledger.life(lease).unwrap();
+    bench.abandon(lease).unwrap();
+    assert_eq!(bench.allocate("vm-a"), Err(Code::AlreadyExists));
+    drop(life);
+    let again = bench.allocate("vm-a").unwrap();
+    assert_eq!(bench.address(again), "10.42.0.2");
+    bench.pass(60.0);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held", "the look at the first lease did nothing to the second");
+}
+
+#[test]
+fn over_a_restart_a_lease_is_held_by_its_life_and_given_back_where_that_was_closed_meanwhile() {
+    let mut bench = Bench::new();
+    let [a, b, c] = ["vm-a", "vm-b", "vm-c"].map(|workload| bench.allocate(workload).unwrap());
+    let life = bench.ledger.life(a).unwrap();
+    drop(bench.ledger.life(b).unwrap());
+    let mut bench = bench.restart();
+    assert_eq!(
+        bench.states()[..4],
+        ["10.42.0.2 vm-a held", "10.42.0.3 vm-web idle reserved", "10.42.0.4 vm-b grace", "10.42.0.5 vm-c grace"]
+    );
+    bench.pass(31.0);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held");
+    assert_eq!(bench.free(), 3);
+    let mut bench = bench.restart();
+    bench.pass(31.0);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held", "over any number of restarts");
+    // Names are not used again, though the highest have ended.
+    assert!(bench.allocate("vm-d").unwrap() > c);
+    let hold = bench.ledger.resume(bench.pool, &life).unwrap();
+    assert_eq!(hold.lease, a);
+    drop(life);
+    bench.pass(60.0);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held", "by who took it back");
+    drop(hold);
+    bench.ledger.abandon(a).unwrap();
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
+}
+
+#[test]
+fn a_life_takes_back_its_own_lease_and_no_other() {
+    let mut bench = Bench::new();
+    let other = bench.ledger.define(r#"{"network":"other","subnet":"10.43.0.0/24"}"#).unwrap();
+    let (a, b) = (bench.allocate("vm-a").unwrap(), bench.allocate("vm-b").unwrap());
+    let (life, older) = (bench.ledger.life(a).unwrap(), bench.ledger.life(b).unwrap());
+    let newer = bench.ledger.life(b).unwrap();
+    let refused = |bench: &mut Bench, pool, life: &std::os::fd::OwnedFd| {
+        assert_eq!(bench.ledger.resume(pool, life).unwrap_err().code, Code::NotFound);
+    };
+    let pool = bench.pool;
+    refused(&mut bench, other, &life);
+    refused(&mut bench, pool, &older);
+    refused(&mut bench, pool, &std::io::pipe().unwrap().0.into());
+    assert_eq!(bench.ledger.resume(pool, &newer).unwrap().lease, b);
+    bench.ledger.release(b).unwrap();
+    refused(&mut bench, pool, &newer);
+    bench.commit();
+    refused(&mut bench, pool, &newer);
+    // Beside its holder, who may go.
+    let hold = bench.ledger.resume(pool, &life).unwrap();
+    bench.abandon(a).unwrap();
+    drop(life);
+    bench.pass(60.0);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held");
+    drop(hold);
+}
+
+#[test]
+fn who_lost_and_took_its_lock_again_is_let_back_within_the_grace_period() {
+    let mut bench = Bench::new();
+    let lease = bench.allocate("vm-a").unwrap();
+    let life = bench.ledger.life(lease).unwrap();
+    rustix::fs::flock(&life, rustix::fs::FlockOperation::Unlock).unwrap();
+    bench.abandon(lease).unwrap();
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
+    assert_eq!(bench.ledger.resume(bench.pool, &life).unwrap_err().code, Code::NotFound);
+    rustix::fs::flock(&life, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let _hold = bench.ledger.resume(bench.pool, &life).unwrap();
+    bench.pass(60.0);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held");
+}
+
+#[test]
+fn a_transaction_that_fails_leaves_holds_lives_and_quotas_as_they_were() {
+    let mut bench = Bench::new();
+    bench.quota = Arc::new(Semaphore::new(3));
+    let [a, b, c] = ["vm-a", "vm-b", "vm-c"].map(|workload| bench.allocate(workload).unwrap());
+    let life = bench.ledger.life(b).unwrap();
+    bench.abandon(b).unwrap();
+    bench.abandon(c).unwrap();
+    bench.commit();
+    bench.ledger.release(a).unwrap();
+    bench.ledger.release(b).unwrap();
+    let again = bench.allocate("vm-c").unwrap();
+    bench.roll_back();
+    bench.holds.remove(&again);
+    assert_eq!(bench.allocate("vm-a"), Err(Code::AlreadyExists));
+    assert_eq!(bench.allocate("vm-b"), Err(Code::AlreadyExists));
+    assert_eq!(bench.allocate("vm-d"), Err(Code::Exhausted), "three leases count still");
+    bench.pass(60.0);
+    assert_eq!(bench.states()[2], "10.42.0.4 vm-b held");
+    drop(life);
+    bench.pass(1.1);
+    bench.pass(31.0);
+    assert_eq!(bench.quota.available_permits(), 2);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-a held");
+}
+
+#[test]
+fn lives_are_looked_at_a_few_at_a_time_and_each_in_its_turn() {
+    let mut bench = Bench::with(r#"{"network":"w","subnet":"10.0.0.0/8"}"#, Limits::default());
+    bench.quota = Arc::new(Semaphore::new(2000));
+    let many = 2 * life::LOOK_AT_ONCE + 10;
+    let mut lives = Vec::new();
+    for n in 0..many {
+        let lease = bench.allocate(&format!("vm-{n}")).unwrap();
+        // Fewer files than leases are open at one time.
+        lives.truncate(100);
+        lives.push(bench.ledger.life(lease).unwrap());
+        bench.abandon(lease).unwrap();
+    }
+    let held = lives.len();
+    let in_grace = |bench: &Bench| bench.ledger.due.len();
+    let before = in_grace(&bench);
+    bench.pass(1.1);
+    assert!(in_grace(&bench) - before <= life::LOOK_AT_ONCE);
+    assert!(bench.ledger.next_due().unwrap() > bench.now.instant, "others are served meanwhile");
+    for _ in 0..8 {
+        bench.pass(0.06);
+    }
+    assert_eq!(in_grace(&bench), many - held);
+    drop(lives);
+    for _ in 0..8 {
+        bench.pass(0.5);
+    }
+    assert_eq!(in_grace(&bench), many);
+}
+
+#[test]
+fn a_pool_that_nobody_uses_is_removed_and_what_was_given_on_it_leads_nowhere() {
+    let mut bench = Bench::new();
+    let code = |bench: &mut Bench| bench.ledger.remove("volt0").map_err(|fault| fault.code);
+    let lease = bench.allocate("vm-a").unwrap();
+    assert_eq!(code(&mut bench), Err(Code::WrongState));
+    bench.abandon(lease).unwrap();
+    assert_eq!(code(&mut bench), Err(Code::WrongState), "its grace period runs");
+    bench.pass(31.0);
+    bench.ledger.reserve(bench.pool, "vm-a", "", &hash(1)).unwrap();
+    assert_eq!(code(&mut bench), Err(Code::WrongState));
+    bench.ledger.cancel(&hash(1)).unwrap();
+    code(&mut bench).unwrap();
+    assert_eq!(code(&mut bench), Err(Code::NotFound));
+    let old = bench.pool;
+    assert!(bench.ledger.pools.is_empty());
+    // Its subnet is free for another, and the old capabilities do not lead there.
+    bench.pool = bench.ledger.define(&CONFIG.replace("volt0", "volt1")).unwrap();
+    assert_ne!(bench.pool, old);
+    bench.allocate("vm-a").unwrap();
+    let quota = bench.quota.clone();
+    let revoked = Some(Code::Revoked);
+    assert_eq!(bench.ledger.allocate(old, "vm-b", &quota).err().map(|fault| fault.code), revoked);
+    assert_eq!(bench.ledger.allocate(old, "vm-web", &quota).err().map(|fault| fault.code), revoked);
+    assert_eq!(bench.ledger.reserve(old, "vm-b", "", &hash(2)).err().map(|fault| fault.code), revoked);
+    assert_eq!(bench.ledger.pool(old).err().map(|fault| fault.code), revoked);
+    assert_eq!(bench.ledger.leases(old, "").err().map(|fault| fault.code), revoked);
+    let bench = bench.restart();
+    assert!(!bench.ledger.by_network.contains_key("volt0"));
+}
+
+#[test]
+fn a_pool_whose_name_is_taken_no_more_is_found_and_can_be_removed() {
+    let mut bench = Bench::new();
+    let text = r#"{"network":"all","subnet":"10.43.0.0/24"}"#;
+    assert_eq!(bench.ledger.define(text).unwrap_err().code, Code::InvalidArgument);
+    bench.ledger.store().add_pool(2, "all", text).unwrap();
+    let mut bench = bench.restart();
+    bench.ledger.find("all").unwrap();
+    bench.ledger.remove("all").unwrap();
 }
 
 proptest! {
@@ -404,7 +643,7 @@ proptest! {
             match step {
                 0 | 1 => leases.extend(bench.allocate(workload)),
                 2 => { if let Some(lease) = leases.get(who) { let _ = bench.ledger.release(*lease); } }
-                3 => { if let Some(lease) = leases.get(who) { bench.ledger.abandon(*lease).unwrap(); } }
+                3 => { if let Some(lease) = leases.get(who) { bench.abandon(*lease).unwrap(); } }
                 4 => {
                     let address = if what == 0 { String::new() } else { format!("10.42.0.{what}") };
                     let _ = bench.ledger.reserve(bench.pool, workload, &address, &hash(what));

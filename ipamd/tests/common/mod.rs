@@ -1,6 +1,7 @@
 //! A real `ipamd` in a temporary directory, and the calls of a client.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -139,6 +140,30 @@ impl Client {
 
     pub async fn release(&self, lease: &lease::Client) -> Result<(), Fault> {
         self.connection.call("release", DEADLINE, lease.release_request().send()).await.map(|_| ())
+    }
+
+    /// A lease's life, as the supervisor gets it: by a token, over the fd lane.
+    pub async fn life(&self, lease: &lease::Client) -> Result<OwnedFd, Fault> {
+        let answer = self.connection.call("life", DEADLINE, lease.life_request().send()).await?;
+        self.connection.claim(answer.get()?.get_life()?.get_bytes()?).await
+    }
+
+    pub async fn resume(&self, pool: &pool::Client, life: BorrowedFd<'_>) -> Result<lease::Client, Fault> {
+        let token = self.connection.deposit(life).await?;
+        self.resume_with(pool, token.as_bytes()).await
+    }
+
+    pub async fn resume_with(&self, pool: &pool::Client, token: &[u8]) -> Result<lease::Client, Fault> {
+        let mut request = pool.resume_request();
+        request.get().init_life().set_bytes(token);
+        let answer = self.connection.call("resume", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_lease()?)
+    }
+
+    pub async fn remove_pool(&self, network: &str) -> Result<(), Fault> {
+        let mut request = self.ipam.remove_pool_request();
+        request.get().set_network(network);
+        self.connection.call("remove a pool", DEADLINE, request.send()).await.map(|_| ())
     }
 
     pub async fn reserve(

@@ -1,0 +1,218 @@
+//! A lease whose life somebody has outlives its connection and the service; whoever has it, and nobody else, takes the lease back.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use common::*;
+use ipc::Code;
+use schema::addresses_capnp::lease_info::State;
+
+/// Three addresses.
+const SMALL: &str =
+    r#"{"network":"volt0","subnet":"10.42.0.0/24","pool":{"start":"10.42.0.2","end":"10.42.0.4"},"reservations":{}}"#;
+/// A grace period, and a look.
+const GRACE: Duration = Duration::from_secs(32);
+
+fn end(mut service: Service, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_child(&service.process);
+    rustix::process::kill_process(pid, signal).unwrap();
+    service.process.wait().unwrap();
+}
+
+fn states(leases: &[Info]) -> Vec<String> {
+    leases.iter().map(|info| format!("{} {} {:?}", info.address, info.workload, info.state)).collect()
+}
+
+fn files(dir: &Path) -> BTreeSet<String> {
+    let names = std::fs::read_dir(dir.join("state")).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("life-")).collect()
+}
+
+#[test]
+fn an_address_whose_life_somebody_has_is_given_to_nobody_however_often_the_service_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    let mut life = None;
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(SMALL).await.unwrap();
+        let allocator = client.allocator(&pool, 3).await.unwrap();
+        let lease = client.allocate(&allocator, "vm-a").await.unwrap();
+        let _other = client.allocate(&allocator, "vm-b").await.unwrap();
+        life = Some(client.life(&lease).await.unwrap());
+    });
+    end(service, rustix::process::Signal::KILL);
+    let service = Service::start(dir.path());
+    end(service, rustix::process::Signal::TERM);
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.pool("volt0").await.unwrap();
+        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Held", "10.42.0.3 vm-b Grace"]);
+        tokio::time::sleep(GRACE).await;
+        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Held"]);
+        let allocator = client.allocator(&pool, 3).await.unwrap();
+        for workload in ["vm-c", "vm-d"] {
+            let lease = client.allocate(&allocator, workload).await.unwrap();
+            assert_ne!(client.info(&lease).await.unwrap().address, "10.42.0.2");
+            client.life(&lease).await.map(std::mem::forget).unwrap();
+        }
+        assert_eq!(code(client.allocate(&allocator, "vm-e").await), Some(Code::Exhausted));
+        assert_eq!(code(client.allocate(&allocator, "vm-a").await), Some(Code::AlreadyExists));
+        // The way back, and the end.
+        let lease = client.resume(&pool, life.as_ref().unwrap().as_fd()).await.unwrap();
+        assert_eq!(client.info(&lease).await.unwrap().workload, "vm-a");
+        client.release(&lease).await.unwrap();
+        let lease = client.allocate(&allocator, "vm-e").await.unwrap();
+        assert_eq!(client.info(&lease).await.unwrap().address, "10.42.0.2");
+        assert_eq!(code(client.resume(&pool, life.as_ref().unwrap().as_fd()).await), Some(Code::NotFound));
+    });
+}
+
+#[test]
+fn a_life_that_is_closed_begins_a_full_grace_period_also_where_the_service_was_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    let mut lives = Vec::new();
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(SMALL).await.unwrap();
+        let allocator = client.allocator(&pool, 3).await.unwrap();
+        for workload in ["vm-a", "vm-b"] {
+            let lease = client.allocate(&allocator, workload).await.unwrap();
+            lives.push(client.life(&lease).await.unwrap());
+        }
+    });
+    end(service, rustix::process::Signal::KILL);
+    let last = lives.pop();
+    drop(lives);
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.pool("volt0").await.unwrap();
+        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Grace", "10.42.0.3 vm-b Held"]);
+        assert_eq!(client.free(&pool).await, 1);
+        tokio::time::sleep(Duration::from_secs(27)).await;
+        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Grace", "10.42.0.3 vm-b Held"]);
+        drop(last);
+        eventually(async || states(&client.leases(&pool).await).last().unwrap() == "10.42.0.3 vm-b Grace").await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.3 vm-b Grace"]);
+        tokio::time::sleep(Duration::from_secs(28)).await;
+        assert_eq!(client.free(&pool).await, 3);
+        assert!(files(dir.path()).is_empty(), "their files have gone as well");
+    });
+}
+
+#[test]
+fn a_duplicate_in_another_process_keeps_the_lease_when_the_first_holder_has_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(SMALL).await.unwrap();
+        let allocator = client.allocator(&pool, 3).await.unwrap();
+        let lease = client.allocate(&allocator, "vm-a").await.unwrap();
+        let life = client.life(&lease).await.unwrap();
+        let mut backend = std::process::Command::new("sleep").arg("60").stdin(life).spawn().unwrap();
+        // Frozen, after its supervisor was killed.
+        rustix::process::kill_process(rustix::process::Pid::from_child(&backend), rustix::process::Signal::STOP)
+            .unwrap();
+        drop(lease);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Held"]);
+        assert_eq!(code(client.allocate(&allocator, "vm-a").await), Some(Code::AlreadyExists));
+        backend.kill().unwrap();
+        backend.wait().unwrap();
+        // At once, and its address again.
+        let again = client.allocate(&allocator, "vm-a").await.unwrap();
+        assert_eq!(client.info(&again).await.unwrap().address, "10.42.0.2");
+        drop(again);
+        eventually(async || states(&client.leases(&pool).await) == ["10.42.0.2 vm-a Grace"]).await;
+    });
+}
+
+#[test]
+fn a_lease_is_taken_back_by_its_own_life_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(SMALL).await.unwrap();
+        let other = client.define(r#"{"network":"other","subnet":"10.43.0.0/24"}"#).await.unwrap();
+        let allocator = client.allocator(&pool, 3).await.unwrap();
+        let lease = client.allocate(&allocator, "vm-a").await.unwrap();
+        let before = client.life(&lease).await.unwrap();
+        let life = client.life(&lease).await.unwrap();
+        let [file] = files(dir.path()).into_iter().collect::<Vec<_>>().try_into().unwrap();
+        let opened_anew = File::open(dir.path().join("state").join(&file)).unwrap();
+        let database = File::open(dir.path().join("state/ipamd.sqlite")).unwrap();
+        let wrong: [OwnedFd; 5] = [
+            before,
+            opened_anew.into(),
+            database.into(),
+            std::io::pipe().unwrap().0.into(),
+            File::open(dir.path()).unwrap().into(),
+        ];
+        for fd in &wrong {
+            assert_eq!(code(client.resume(&pool, fd.as_fd()).await), Some(Code::NotFound));
+        }
+        assert_eq!(code(client.resume(&other, life.as_fd()).await), Some(Code::NotFound));
+        for token in [&[][..], &[0; 16], &[0; 17]] {
+            assert_eq!(code(client.resume_with(&pool, token).await), Some(Code::BadToken));
+        }
+        // A token that was to be claimed is none to resume with.
+        let answer = client.connection.call("life", DEADLINE, lease.life_request().send()).await.unwrap();
+        let offered = answer.get().unwrap().get_life().unwrap().get_bytes().unwrap().to_vec();
+        assert_eq!(code(client.resume_with(&pool, &offered).await), Some(Code::BadToken));
+        let life = client.connection.claim(&offered).await.unwrap();
+        let again = client.resume(&pool, life.as_fd()).await.unwrap();
+        drop(lease);
+        // It is a lease as the first one was.
+        assert_eq!(client.info(&again).await.unwrap().state, State::Held);
+        client.release(&again).await.unwrap();
+        assert_eq!(code(client.info(&again).await), Some(Code::Revoked));
+        assert_eq!(code(client.life(&again).await), Some(Code::Revoked));
+        assert_eq!(code(client.resume(&pool, life.as_fd()).await), Some(Code::NotFound));
+        assert!(files(dir.path()).is_empty());
+    });
+}
+
+#[test]
+fn a_life_is_refused_where_too_many_descriptors_wait_and_the_lease_lives_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(CONFIG).await.unwrap();
+        let allocator = client.allocator(&pool, 100).await.unwrap();
+        let mut leases = Vec::new();
+        let mut tokens = Vec::new();
+        for n in 0..17 {
+            let lease = client.allocate(&allocator, &format!("vm-{n}")).await.unwrap();
+            let answer = client.connection.call("life", DEADLINE, lease.life_request().send()).await;
+            let token = answer.map(|answer| answer.get().unwrap().get_life().unwrap().get_bytes().unwrap().to_vec());
+            assert_eq!(token.as_ref().err().map(|fault| fault.code), (n == 16).then_some(Code::Exhausted), "{n}");
+            tokens.extend(token);
+            leases.push(lease);
+        }
+        client.connection.claim(&tokens[0]).await.unwrap();
+        client.life(&leases[16]).await.unwrap();
+        assert!(client.leases(&pool).await.iter().all(|info| info.reserved || info.state == State::Held));
+    });
+}
+
+#[test]
+fn the_file_of_a_lease_that_ended_while_its_service_was_killed_is_removed_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Service::start(dir.path()));
+    std::fs::write(dir.path().join("state/life-4711"), "").unwrap();
+    std::fs::write(dir.path().join("state/life-preserver"), "").unwrap();
+    let _service = Service::start(dir.path());
+    assert_eq!(files(dir.path()), BTreeSet::from(["life-preserver".to_owned()]), "and nothing that is not its own");
+}
