@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, Mode, chmod, mkdirat, mknodat};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, mount_remount,
@@ -104,7 +104,7 @@ impl Root {
         if !self.is_one_folder() {
             for (tree, at) in trees {
                 let at = inside(at);
-                fs::create_dir_all(&at).map_err(|source| Error::Path { path: at.clone(), source })?;
+                folders(&at)?;
                 place(tree, &at)?;
             }
         }
@@ -139,16 +139,32 @@ fn inside(at: &Path) -> PathBuf {
     Path::new(WORKSHOP).join(at.strip_prefix("/").unwrap_or(at))
 }
 
-fn device(at: &Path, major: u32, minor: u32, owner: Option<crate::User>) -> Result<(), Error> {
-    let failed = |source: std::io::Error| Error::Path { path: at.into(), source };
-    if let Some(folder) = at.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
+/// Makes a folder of the new root, and those above it, which whoever lives there passes through, whatever the umask of who
+/// started this is.
+fn folders(at: &Path) -> Result<(), Error> {
+    let (all, workshop) = (Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH, Path::new(WORKSHOP));
+    let mut steps: Vec<_> = at.ancestors().take_while(|step| *step != workshop).collect();
+    steps.reverse();
+    for step in steps {
+        let made = match mkdirat(CWD, step, all) {
+            Ok(()) => chmod(step, all),
+            Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(errno),
+        };
+        made.map_err(|errno| Error::Path { path: step.into(), source: errno.into() })?;
     }
-    let number = rustix::fs::makedev(major, minor);
-    mknodat(CWD, at, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, number)
-        .map_err(refused("make a device node"))?;
+    Ok(())
+}
+
+fn device(at: &Path, major: u32, minor: u32, owner: Option<crate::User>) -> Result<(), Error> {
+    at.parent().map_or(Ok(()), folders)?;
+    let (mode, number) = (Mode::RUSR | Mode::WUSR, rustix::fs::makedev(major, minor));
+    mknodat(CWD, at, FileType::CharacterDevice, mode, number).map_err(refused("make a device node"))?;
     let owner = owner.map(crate::User::uid);
-    std::os::unix::fs::chown(at, owner, owner).map_err(failed)
+    chmod(at, mode)
+        .map_err(std::io::Error::from)
+        .and_then(|()| std::os::unix::fs::chown(at, owner, owner))
+        .map_err(|source| Error::Path { path: at.into(), source })
 }
 
 /// Leaves for own mount, ipc, uts and cgroup namespaces with that root, and for an own, empty network one where

@@ -44,6 +44,8 @@ fn main() {
 }
 
 fn serve(arguments: Arguments) -> Result<(), Error> {
+    // What its files are made with, whatever whoever started it has.
+    rustix::process::umask(Mode::from_raw_mode(0o077));
     let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
     let path = ipc::private_folder_for(arguments.user.map(User::uid), &arguments.state_dir)
         .map_err(|error| Error::StateDir(arguments.state_dir.clone(), error))?;

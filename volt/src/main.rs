@@ -31,6 +31,8 @@ fn main() {
     // Whoever started this may have it ignored, and then no child could be waited for.
     // SAFETY: no handler is set, and there is one thread.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    // What is made here is this user's alone, or gets its mode by name.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Run(args) => run::run(cli.confinement, args),

@@ -71,6 +71,33 @@ fn a_capability_to_keep_outlives_the_change_of_user_alone() {
 }
 
 #[test]
+fn a_root_is_its_user_s_to_use_whatever_the_umask_that_it_was_made_under() {
+    if !is_root() {
+        return;
+    }
+    for umask in [0, 0o022, 0o027, 0o007, 0o077, 0o777] {
+        attempt(|| {
+            let dir = tempfile::tempdir().unwrap().keep();
+            fs::write(dir.join("f"), "mine").unwrap();
+            user().own(&dir).unwrap();
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
+            let root = Root::empty().device("/dev/net/null", 1, 3).folder(&dir, "/a/b");
+            let (sandbox, _) = sandbox().user(user()).root(&root, true).unwrap();
+            let confined = sandbox.allow_dir_ro(Path::new("/a")).allow_file_rw(Path::new("/dev/net/null")).confine();
+            let confined = confined.unwrap();
+            let mode = |path: &str| fs::metadata(path).unwrap().mode() & 0o7777;
+            for (path, wanted) in [("/dev", 0o755), ("/dev/net", 0o755), ("/a", 0o755), ("/dev/net/null", 0o600)] {
+                assert_eq!(mode(path), wanted, "{path}");
+            }
+            assert_eq!(fs::read_to_string("/a/b/f").unwrap(), "mine");
+            File::options().read(true).write(true).open("/dev/net/null").unwrap();
+            drop(confined);
+        })
+        .passes();
+    }
+}
+
+#[test]
 fn a_folder_is_handed_over_with_all_in_it_but_not_what_its_links_point_at() {
     if !is_root() {
         return;

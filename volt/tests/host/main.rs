@@ -6,6 +6,7 @@ mod console;
 mod control;
 mod ends;
 mod host;
+mod inherited;
 mod kernel;
 mod life;
 mod plain;
