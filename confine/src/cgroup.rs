@@ -58,15 +58,19 @@ impl Cgroup {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(path, error)),
             _ => Ok(()),
         };
-        make(parent)?;
-        for level in [top, parent] {
+        let offer = |level: &Path| {
             let offered = read(&level.join("cgroup.controllers"))?;
             if let Some(missing) = CONTROLLERS.iter().find(|name| !offered.split_whitespace().any(|o| o == **name)) {
                 let why = format!("{} has no {missing} controller (cgroup v1 may have it)", level.display());
                 return Err(Error::NoCgroup(why));
             }
             let path = level.join("cgroup.subtree_control");
-            fs::write(&path, CONTROLLERS.map(|name| format!("+{name}")).join(" ")).map_err(|e| failed(&path, e))?;
+            fs::write(&path, CONTROLLERS.map(|name| format!("+{name}")).join(" ")).map_err(|e| failed(&path, e))
+        };
+        // Nothing is made, or left, where none can be used.
+        if let Err(error) = offer(top).and_then(|()| make(parent)).and_then(|()| offer(parent)) {
+            let _not_empty = fs::remove_dir(parent);
+            return Err(error);
         }
         // One that is left over is empty, and has another VM's limits and counts.
         let _absent = fs::remove_dir(own);
@@ -94,6 +98,13 @@ impl Cgroup {
     pub fn watch_memory(&self) -> Result<MemoryWatch, Error> {
         let path = self.0.join("memory.events");
         File::open(&path).map(MemoryWatch).map_err(|e| Error::NoCgroup(format!("{}: {e}", path.display())))
+    }
+
+    /// The names of those that are there, of VMs and of whatever else.
+    pub fn names() -> Vec<String> {
+        let folder = Cgroup::place("").ok().map(|cgroup| fs::read_dir(cgroup.0));
+        let entries = folder.into_iter().flatten().flatten().flatten();
+        entries.filter(|entry| entry.path().is_dir()).filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
     /// Its folder.
@@ -215,6 +226,6 @@ mod tests {
         let cgroup = Cgroup(top.path().join(PARENT).join("web.7"));
         let error = cgroup.make(LIMITS).unwrap_err().to_string();
         assert!(error.contains("no pids controller"), "{error}");
-        assert!(!cgroup.path().exists() && cgroup.remove());
+        assert!(!cgroup.path().parent().unwrap().exists() && cgroup.remove());
     }
 }

@@ -5,7 +5,11 @@ use std::os::fd::OwnedFd;
 use confine::{Cgroup, CgroupLimits, Policy, User};
 use ipc::{Code, Fault};
 
-use crate::{config::VmConfig, identity::Range, say};
+use crate::{
+    config::VmConfig,
+    identity::{self, Range},
+    say,
+};
 
 /// Processes beside those of devices: the core's control and console threads, the launcher, a moment's overlap at a reboot.
 const PROCESSES: u64 = 16;
@@ -15,6 +19,28 @@ const PROCESSES_PER_DEVICE: u64 = 4;
 /// for page tables.
 const MEMORY: u64 = 192 << 20;
 const MEMORY_PER_DEVICE: u64 = 16 << 20;
+
+/// The name of a VM's cgroup. With the user in it no other VM of the host can have it.
+fn cgroup_name(vm: &str, user: User) -> String {
+    format!("{vm}.{}", user.uid())
+}
+
+/// Removes the cgroups of VMs of which nobody is left, not even a janitor to do it: those whose user no VM has. One in which a
+/// process hangs stays.
+pub fn sweep() {
+    if Range::usable().is_err() {
+        return;
+    }
+    for name in Cgroup::names() {
+        let user = name.rsplit_once('.').and_then(|(_, user)| user.parse().ok()).and_then(User::new);
+        // Claimed meanwhile, so that no VM takes that user, and makes its cgroup, in between.
+        if let Some(_claim) = user.and_then(identity::claim_free)
+            && let Ok(cgroup) = Cgroup::place(&name)
+        {
+            cgroup.remove();
+        }
+    }
+}
 
 /// The walls around one VM.
 pub struct Cell {
@@ -51,8 +77,7 @@ impl Cell {
             return Ok(cell);
         }
         let (user, claim) = Range::find()?.claim()?;
-        // With the user in its name no other VM of the host can have it.
-        match Cgroup::place(&format!("{}.{}", config.name, user.uid())) {
+        match Cgroup::place(&cgroup_name(&config.name, user)) {
             Ok(cgroup) => cell.cgroup = Some(cgroup),
             Err(error) => cell.lacks_cgroup(&error),
         }

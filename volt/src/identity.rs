@@ -5,6 +5,7 @@
 
 use std::{
     fs::File,
+    io,
     os::fd::{AsRawFd, OwnedFd},
     os::unix::fs::OpenOptionsExt,
     path::Path,
@@ -86,28 +87,42 @@ impl Range {
         let fault = |why: String, remedy: &str| {
             Fault::new(Code::Unavailable, format!("claim a user for the VM in {}", lock.display()), why, remedy)
         };
-        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(lock);
-        let file = file.map_err(|e| fault(e.to_string(), "Make /run writable for root"))?;
+        let file = open(lock).map_err(|e| fault(e.to_string(), "Make /run writable for root"))?;
         for place in SERVICES..self.count {
-            // SAFETY: a flock of numbers; zero is a valid value of every field.
-            let mut byte: libc::flock = unsafe { std::mem::zeroed() };
-            byte.l_type = libc::F_WRLCK as libc::c_short;
-            byte.l_start = i64::from(self.first) + i64::from(place);
-            byte.l_len = 1;
-            // SAFETY: the descriptor is open, and the kernel reads `byte`, which outlives the call.
-            if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const byte) } == 0 {
-                let user = self.first.checked_add(place).and_then(User::new);
-                return user
-                    .map(|user| (user, file.into()))
-                    .ok_or_else(|| fault(format!("{} is no user", self.first), "Give another VOLT_UID_RANGE"));
-            }
-            let error = std::io::Error::last_os_error();
-            if !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
-                return Err(fault(error.to_string(), "See whether /run is a file system with locks"));
+            let Some(user) = self.first.checked_add(place).and_then(User::new) else { break };
+            match claim_byte(&file, user) {
+                Ok(true) => return Ok((user, file.into())),
+                Ok(false) => {}
+                Err(e) => return Err(fault(e.to_string(), "See whether /run is a file system with locks")),
             }
         }
         Err(fault(format!("all {} of the range have a VM", self.count - SERVICES), "Give a wider VOLT_UID_RANGE"))
     }
+}
+
+/// Keeps `user` from VMs until the descriptor is closed, if no VM has it.
+pub fn claim_free(user: User) -> Option<OwnedFd> {
+    let file = open(Path::new(LOCK)).ok()?;
+    claim_byte(&file, user).is_ok_and(|claimed| claimed).then(|| file.into())
+}
+
+fn open(lock: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(lock)
+}
+
+/// Whether the user's byte was free, and is the descriptor's now.
+fn claim_byte(file: &File, user: User) -> io::Result<bool> {
+    // SAFETY: a flock of numbers; zero is a valid value of every field.
+    let mut byte: libc::flock = unsafe { std::mem::zeroed() };
+    byte.l_type = libc::F_WRLCK as libc::c_short;
+    byte.l_start = user.uid().into();
+    byte.l_len = 1;
+    // SAFETY: the descriptor is open, and the kernel reads `byte`, which outlives the call.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const byte) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) { Ok(false) } else { Err(error) }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
 
 use crate::{
-    cell::Cell,
+    cell::{self, Cell},
     cli::RunArgs,
     config::{KernelRef, VmConfig},
     console::Console,
@@ -73,6 +73,7 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let opened = open(&config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
     let signals = block_signals()?;
+    cell::sweep();
     let mut cell = Cell::claim(&config)?;
     let (endpoint, watch) = claim(&paths, &config.name, &mut cell, policy)?;
     let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
@@ -143,7 +144,7 @@ fn open_kvm() -> Result<OwnedFd, Fault> {
 /// Claims the VM's name: its control socket exists as long as this process.
 fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(Endpoint, Watch), Fault> {
     let path = paths.vm(name);
-    let lock = services::lock(services::open_dir(&paths.vms())?, &paths.vms())?;
+    let lock = services::take_lock(&paths.vms())?;
     janitor::sweep(&paths.vms());
     let janitor = Janitor::start(paths, name, lock, cell, policy)?;
     cell.build(name, policy)?;

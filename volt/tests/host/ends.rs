@@ -82,6 +82,38 @@ fn what_a_killed_janitor_leaves_is_cleared_up_by_the_next_run() {
 }
 
 #[test]
+fn cgroup_that_a_killed_janitor_and_supervisor_left_goes_with_the_next_run_and_that_of_a_vm_that_lives_stays() {
+    let test =
+        "cgroup_that_a_killed_janitor_and_supervisor_left_goes_with_the_next_run_and_that_of_a_vm_that_lives_stays";
+    let Some(host) = Host::new(test) else { return };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let unified = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
+    let Some(unified) = unified else { return println!("skipped: {test}: cgroup v2 is not mounted") };
+    let all = Path::new(unified).join("volt-vmm");
+    let vm = Running::start(&mut host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])));
+    vm.says("up");
+    let core = host.processes("vmm-core")[0];
+    let living = uid(Path::new(&format!("/proc/{core}")));
+    // As a VM's is called; one of a user that no VM has, one of the user of this one, and one that is no VM's.
+    let [left, lives, other] = [format!("old.{}", host.user + 31), format!("other.{living}"), "other".into()];
+    let kept = [&lives, &other].map(|name| all.join(name));
+    for folder in kept.iter().chain([&all.join(&left)]) {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    host.run(&mut host.plain("next", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
+    assert!(!all.join(left).exists());
+    for folder in kept {
+        std::fs::remove_dir(folder).unwrap();
+    }
+    vm.signal(libc::SIGKILL);
+    vm.end();
+    host.clean();
+    // Where VMs can have none there is nothing to keep them in.
+    let ended = host.run(&mut host.plain("next", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
+    assert!(!all.exists() || !ended.err.contains("without a cgroup with limits"), "{ended:?}");
+}
+
+#[test]
 fn services_that_die_take_no_vm_with_them_and_are_started_again() {
     let Some(host) = Host::new("services_that_die_take_no_vm_with_them_and_are_started_again") else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
