@@ -258,8 +258,8 @@ impl Drop for Lock {
     }
 }
 
-/// Whether somebody accepts on the socket at `path`.
-fn is_served(path: &Path) -> Result<bool, Errno> {
+/// Whether somebody listens on the socket at `path`. Does not wait for them: one who is stopped, with a queue that is full, listens.
+pub fn is_served(path: &Path) -> Result<bool, Errno> {
     for kind in [SocketType::STREAM, SocketType::SEQPACKET] {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let probe = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;

@@ -10,7 +10,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    os::unix::{fs::MetadataExt, net::UnixStream},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,6 +19,7 @@ use confine::{Cgroup, Filter, Heap, Policy, Root, Rule, Sandbox, base};
 use ipc::{Code, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
+    fs::FlockOperation,
     net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType},
     process::{Pid, WaitOptions},
 };
@@ -72,7 +73,8 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
 pub fn sweep(dir: &Path) {
     for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        let dead = || UnixStream::connect(&path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+        // Nobody is waited for: a supervisor that is stopped, and whose queue is full, is none that has died.
+        let dead = || matches!(ipc::is_served(&path), Ok(false));
         if hidden {
             let _ = fs::remove_file(&path);
         } else if path.extension().is_some_and(|end| end == "sock") && dead() {
@@ -177,7 +179,8 @@ impl Janitor {
             own.iter().flat_map(|own| [own.inode.0, own.inode.1]).flat_map(u64::to_le_bytes).collect();
         match rustix::net::send(&self.socket, &message, SendFlags::NOSIGNAL) {
             Ok(MESSAGE) if message.len() == MESSAGE => {
-                drop(self.lock);
+                // Not only closed: the janitor has it as well, and may be slow to hear of this, or stopped.
+                rustix::fs::flock(&self.lock, FlockOperation::Unlock).map_err(|e| not_started(paths, e))?;
                 Ok(Watch(self.socket))
             }
             Ok(_) => Err(not_started(paths, io::Error::other("its sockets have gone"))),

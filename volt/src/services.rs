@@ -12,7 +12,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use capnp_rpc::rpc_capnp;
@@ -20,7 +20,7 @@ use ipc::{Code, Connection, Endpoint, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::FlockOperation,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt::Timeout},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
     thread::CapabilitySet,
 };
 
@@ -28,7 +28,9 @@ use crate::paths::Paths;
 
 /// How long a service may take to answer one call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// How often, a hundredth of a second apart, to look whether a service that ends has closed its sockets.
+/// How long to wait before something is looked at again.
+const MOMENT: Duration = Duration::from_millis(10);
+/// How often to look whether a service that ends has closed its sockets.
 const CLOSING: u32 = 100;
 /// How long importing a kernel may take: it is unpacked, checked and written to disk.
 pub const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
@@ -75,16 +77,17 @@ impl Service {
     }
 }
 
+/// A vat's socket and its lane, connected.
+type Link = (OwnedFd, OwnedFd);
+
 /// Links that are connected and that nothing has been read from yet.
 #[derive(Debug, Default)]
-pub struct Found(Vec<(OwnedFd, OwnedFd)>);
+pub struct Found(Vec<Link>);
 
 impl Found {
-    /// Connects to a vat's socket and its fd lane.
+    /// Connects to a vat's socket and its fd lane. Where their queues are full it waits for a place, so never under a lock.
     pub fn probe(&mut self, path: &Path) -> io::Result<()> {
-        let rpc = connect(path, SocketType::STREAM)?;
-        let lane = connect(&ipc::lane_path(path), SocketType::SEQPACKET)?;
-        self.0.push((rpc, lane));
+        self.0.push(link(path, connect_in_time)?);
         Ok(())
     }
 
@@ -99,12 +102,32 @@ impl Found {
     }
 }
 
+fn link(path: &Path, connect: impl Fn(&Path, SocketType) -> io::Result<OwnedFd>) -> io::Result<Link> {
+    Ok((connect(path, SocketType::STREAM)?, connect(&ipc::lane_path(path), SocketType::SEQPACKET)?))
+}
+
+/// Connects at once, or not: `WouldBlock` says that somebody is there, whose queue is full.
 fn connect(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-    // Where the queue is full, connecting waits for a place as sending does.
-    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(CALL_DEADLINE))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
+}
+
+/// Connects, and waits for a place in the queue.
+fn connect_in_time(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    let end = Instant::now() + CALL_DEADLINE;
+    loop {
+        match connect(path, kind) {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+            Err(_) if Instant::now() > end => {
+                let why = format!("its queue has been full for {} s", CALL_DEADLINE.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Err(_) => std::thread::sleep(MOMENT),
+            connected => return connected,
+        }
+    }
 }
 
 /// A question that a service answers: whether it still takes connections, or only lies in the queue of one that ends.
@@ -112,7 +135,7 @@ struct Knock(OwnedFd);
 
 impl Knock {
     fn send(path: &Path) -> io::Result<Knock> {
-        let socket = UnixStream::from(connect(path, SocketType::STREAM)?);
+        let socket = UnixStream::from(connect_in_time(path, SocketType::STREAM)?);
         let mut message = capnp::message::Builder::new_default();
         message.init_root::<rpc_capnp::message::Builder<'_>>().init_bootstrap().set_question_id(0);
         (&socket).write_all(&capnp::serialize::write_message_to_words(&message))?;
@@ -124,86 +147,107 @@ impl Knock {
     fn answered(&self) -> io::Result<bool> {
         let limit = Timespec { tv_sec: CALL_DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
         if rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit))? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
+            let why = format!("it has not answered for {} s", CALL_DEADLINE.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         Ok(rustix::io::ioctl_fionread(&self.0)? > 0)
     }
 }
 
-/// Connects to `wanted`, in that order, and has `start` start those that nobody serves.
+/// A service that is wanted, and the link to it once there is one.
+struct Wanted {
+    service: Service,
+    link: Option<Link>,
+}
+
+/// Connects to `wanted`, in that order, and has `start` start those that nobody serves. The lock is held for as long as that
+/// takes, and never while somebody is waited for: a service that is stopped keeps its own clients waiting, and nobody else.
 pub fn ensure(
     paths: &Paths,
     wanted: &[Service],
-    start: impl FnOnce(Vec<(Service, Endpoint)>) -> Result<(), Fault>,
+    start: impl Fn(Vec<(Service, Endpoint)>) -> Result<(), Fault>,
 ) -> Result<Found, Fault> {
-    if let Some(found) = probe(paths, wanted)? {
-        return Ok(found);
-    }
-    let _lock = lock(open_dir(&paths.runtime)?, &paths.runtime)?;
-    let mut missing = Vec::new();
-    for service in wanted {
-        if let Some(endpoint) = bind_unless_served(paths, *service)? {
-            missing.push((*service, endpoint));
+    let mut wanted: Vec<_> = wanted.iter().map(|service| Wanted { service: *service, link: None }).collect();
+    for _ in 0..CLOSING {
+        ask(paths, &mut wanted)?;
+        if wanted.iter().any(|one| one.link.is_none()) && !start_missing(paths, &mut wanted, &start)? {
+            // One that ends closes its two sockets one after the other.
+            std::thread::sleep(MOMENT);
+        }
+        if wanted.iter().all(|one| one.link.is_some()) {
+            return Ok(Found(wanted.into_iter().filter_map(|one| one.link).collect()));
         }
     }
-    if !missing.is_empty() {
-        start(missing)?;
-    }
-    let mut found = Found::default();
-    for service in wanted {
-        let path = paths.service(service.name());
-        found.probe(&path).map_err(|e| {
-            let fault = Fault::new(Code::Unavailable, format!("connect to {}", path.display()), e.to_string(), "");
-            with_log(paths, fault)
-        })?;
-    }
-    Ok(found)
+    let without: Vec<_> = wanted.iter().filter(|one| one.link.is_none()).map(|one| one.service.name()).collect();
+    Err(with_log(paths, unreachable(&without.join(", "), "what listens there takes no connection, and does not end")))
 }
 
-/// Listens in place of a service that is not there. Under the lock.
-fn bind_unless_served(paths: &Paths, service: Service) -> Result<Option<Endpoint>, Fault> {
-    let path = paths.service(service.name());
-    let mut tries = 0;
-    loop {
-        // Somebody else may have started it while we waited for the lock.
-        if probe(paths, &[service])?.is_some() {
-            return Ok(None);
+fn unreachable(what: &str, why: impl ToString) -> Fault {
+    Fault::new(Code::Unavailable, format!("reach {what}"), why.to_string(), "")
+}
+
+/// Connects to those that are served, and waits until they answer. One that ends just now for want of work counts as gone.
+fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Fault> {
+    let late = |service: Service, e: io::Error| {
+        let mut fault = unreachable(service.name(), e);
+        fault.remedy = format!("See whether it is stopped (fuser {})", paths.service(service.name()).display());
+        fault
+    };
+    let mut asked = Vec::new();
+    for one in wanted.iter_mut().filter(|one| one.link.is_none()) {
+        let path = paths.service(one.service.name());
+        match link(&path, connect_in_time).and_then(|link| Ok((link, Knock::send(&path)?))) {
+            Ok((link, knock)) => asked.push((one, link, knock)),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(late(one.service, e)),
+            Err(_) => {}
         }
-        service.check_rights()?;
+    }
+    for (one, link, knock) in asked {
+        if knock.answered().map_err(|e| late(one.service, e))? {
+            one.link = Some(link);
+        }
+    }
+    Ok(())
+}
+
+/// Starts those that nobody serves, and connects to them. Whether there were any. Somebody else may have started one meanwhile.
+fn start_missing(
+    paths: &Paths,
+    wanted: &mut [Wanted],
+    start: &impl Fn(Vec<(Service, Endpoint)>) -> Result<(), Fault>,
+) -> Result<bool, Fault> {
+    let _lock = take_lock(&paths.runtime)?;
+    let (mut missing, mut started) = (Vec::new(), Vec::new());
+    for one in wanted.iter_mut().filter(|one| one.link.is_none()) {
+        let path = paths.service(one.service.name());
+        if matches!(ipc::is_served(&path), Ok(true)) {
+            continue;
+        }
+        one.service.check_rights()?;
         match Endpoint::bind(&path, 0o600) {
-            // One that ends closes its two sockets one after the other.
-            Err(ipc::Error::AlreadyExists { .. }) if tries < CLOSING => std::thread::sleep(Duration::from_millis(10)),
-            bound => {
+            Ok(endpoint) => missing.push((one.service, endpoint)),
+            Err(ipc::Error::AlreadyExists { .. }) => continue,
+            Err(e) => {
                 let remedy = "Remove what is there, or name another directory in VOLT_RUNTIME_DIR";
                 let tried = format!("serve {}", path.display());
-                return bound.map(Some).map_err(|e| Fault::new(Code::Unavailable, tried, ipc::chain(&e), remedy));
+                return Err(Fault::new(Code::Unavailable, tried, ipc::chain(&e), remedy));
             }
         }
-        tries += 1;
+        started.push((one, path));
     }
-}
-
-/// Connects to all that is `wanted` if all of it is served. One that ends just now for want of work counts as gone.
-fn probe(paths: &Paths, wanted: &[Service]) -> Result<Option<Found>, Fault> {
-    let mut found = Found::default();
-    let connected = wanted.iter().map(|service| {
-        let path = paths.service(service.name());
-        found.probe(&path)?;
-        Knock::send(&path)
-    });
-    let Ok(knocks) = connected.collect::<Result<Vec<_>, _>>() else { return Ok(None) };
-    for (service, knock) in wanted.iter().zip(knocks) {
-        match knock.answered() {
-            Ok(true) => {}
-            Ok(false) => return Ok(None),
-            Err(e) => {
-                let tried = format!("reach {}", service.name());
-                let remedy = format!("See whether it is stopped (fuser {})", paths.service(service.name()).display());
-                return Err(Fault::new(Code::Unavailable, tried, e.to_string(), remedy));
-            }
+    if missing.is_empty() {
+        return Ok(false);
+    }
+    start(missing)?;
+    for (one, path) in started {
+        match link(&path, connect) {
+            Ok(link) => one.link = Some(link),
+            // Others wait for it already.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(with_log(paths, unreachable(one.service.name(), e))),
         }
     }
-    Ok(Some(found))
+    Ok(true)
 }
 
 /// What a service said before it ended is in its log, not in its answer.
@@ -223,8 +267,34 @@ pub fn open_dir(dir: &Path) -> Result<OwnedFd, Fault> {
     })
 }
 
+/// Opens a directory and takes the [`lock`] on it. Where somebody has it for too long, it says who.
+pub fn take_lock(path: &Path) -> Result<OwnedFd, Fault> {
+    let dir = open_dir(path)?;
+    let whose = dir.try_clone().ok();
+    lock(dir, path).map_err(|mut fault| {
+        if let Some(pid) = whose.and_then(|dir| holder(&dir)) {
+            fault.why = format!("{} ({pid})", fault.why);
+            fault.remedy = format!(
+                "See what it does: ps {pid}. If it is stopped (state T), kill -CONT {pid} lets it go on, and kill -KILL {pid} ends it"
+            );
+        }
+        fault
+    })
+}
+
+/// Who has the lock on a directory, as `/proc/locks` tells (proc_locks(5)).
+fn holder(dir: &OwnedFd) -> Option<u32> {
+    let stat = rustix::fs::fstat(dir).ok()?;
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let file = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let line = locks.lines().find(|line| line.contains("FLOCK") && line.split_whitespace().any(|word| word == file))?;
+    let pid = line.split_whitespace().nth(4)?.parse().ok()?;
+    Path::new("/proc").join(format!("{pid}")).exists().then_some(pid)
+}
+
 /// Takes the lock that decides who starts or clears away services, or VMs' sockets: on the directory of their sockets itself,
-/// so that it leaves no file. Given back when the descriptor is closed.
+/// so that it leaves no file. Given back when the descriptor is closed. Who has it waits for nobody.
 pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Fault> {
     let fault = |why: String| {
         Fault::new(
@@ -238,7 +308,7 @@ pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Fault> {
     for _ in 0..500 {
         match rustix::fs::flock(dir.as_fd(), FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(dir),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(10)),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(MOMENT),
             Err(e) => return Err(fault(e.to_string())),
         }
     }

@@ -151,6 +151,115 @@ fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cann
     }
 }
 
+/// Connections to a socket that nobody accepts from, until its queue is full.
+fn fill(path: &std::path::Path) -> Vec<std::os::fd::OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let mut queue = Vec::new();
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        match connect(&socket, &SocketAddrUnix::new(path).unwrap()) {
+            Ok(()) => queue.push(socket),
+            Err(rustix::io::Errno::AGAIN) => return queue,
+            Err(e) => panic!("{}: {e}", path.display()),
+        }
+    }
+}
+
+#[test]
+fn supervisor_that_is_stopped_with_a_full_queue_keeps_nobody_from_starting() {
+    let Some(host) = Host::new("supervisor_that_is_stopped_with_a_full_queue_keeps_nobody_from_starting") else {
+        return;
+    };
+    let vm = Running::start(&mut host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])));
+    vm.says("up");
+    vm.signal(libc::SIGSTOP);
+    let queue = fill(&host.path("run/vms/web.sock"));
+    assert!(queue.len() > 100, "{}", queue.len());
+    let off = host.kernel("off", &[POWEROFF, SPIN]);
+    host.run(&mut host.plain("other", &off)).ok();
+    // The one that is stopped lives.
+    host.run(&mut host.plain("web", &off)).refused(&["alreadyExists", "web"]);
+    assert_eq!(host.sockets("run/vms").len(), 2);
+    drop(queue);
+    vm.signal(libc::SIGCONT);
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    host.clean();
+}
+
+#[test]
+fn service_that_is_stopped_with_a_full_queue_keeps_its_own_clients_waiting_and_no_others() {
+    let test = "service_that_is_stopped_with_a_full_queue_keeps_its_own_clients_waiting_and_no_others";
+    let Some(host) = Host::new(test) else { return };
+    host.run(&mut host.volt(&["kernel", "list"])).ok();
+    let store = host.processes("kernel-store")[0];
+    kill(store, libc::SIGSTOP);
+    let queue = fill(&host.path("run/kernel-store.sock"));
+    let waiting = Running::start(&mut host.volt(&["kernel", "list"]));
+    // It waits ten seconds, and whoever needs the lock five: ipamd has to be started for this.
+    std::thread::sleep(Duration::from_millis(200));
+    host.run(&mut host.volt(&["network", "list"])).ok();
+    waiting.end().refused(&["reach kernel-store", "kernel-store.sock"]);
+    drop(queue);
+    kill(store, libc::SIGCONT);
+    host.run(&mut host.volt(&["kernel", "list"])).ok();
+}
+
+#[test]
+fn keeper_that_is_stopped_keeps_no_service_from_being_started_again() {
+    let Some(host) = Host::new("keeper_that_is_stopped_keeps_no_service_from_being_started_again") else { return };
+    host.run(&mut host.volt(&["kernel", "list"])).ok();
+    let keeper = host.processes("volt keep")[0];
+    kill(keeper, libc::SIGSTOP);
+    kill(host.processes("kernel-store")[0], libc::SIGKILL);
+    host.run(&mut host.volt(&["kernel", "list"])).ok();
+    // It has only its own to clear away, which the second one's have replaced.
+    kill(keeper, libc::SIGCONT);
+    until("the first keeper has ended", || match host.processes("volt keep").len() {
+        1 => Ok(()),
+        keepers => Err(keepers.to_string()),
+    });
+    assert_eq!(host.sockets("run").len(), 2);
+    host.run(&mut host.volt(&["kernel", "list"])).ok();
+    assert_eq!(host.processes("volt keep").len(), 1);
+}
+
+#[test]
+fn holder_of_the_lock_that_stands_still_is_named_with_what_to_do() {
+    let Some(host) = Host::new("holder_of_the_lock_that_stands_still_is_named_with_what_to_do") else { return };
+    let off = host.kernel("off", &[POWEROFF, SPIN]);
+    host.run(&mut host.volt(&["list"])).ok();
+    for folder in ["run", "run/vms"] {
+        let lock = fs::File::open(host.path(folder)).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let own = std::process::id();
+        host.run(&mut host.plain("web", &off)).refused(&[
+            &format!("lock {}", host.path(folder).display()),
+            &format!("({own})"),
+            &format!("kill -CONT {own}"),
+        ]);
+    }
+    host.run(&mut host.plain("web", &off)).ok();
+    host.clean();
+}
+
+#[test]
+fn janitor_and_launcher_that_are_stopped_keep_nobody_from_starting() {
+    let Some(host) = Host::new("janitor_and_launcher_that_are_stopped_keep_nobody_from_starting") else { return };
+    let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));
+    host.run(&mut host.plain("first", &off)).ok();
+    let vm = Running::start(&mut host.plain("web", &spin));
+    vm.says("up");
+    let janitors: Vec<_> = host.processes("volt").into_iter().filter(|pid| *pid != vm.pid()).collect();
+    janitors.iter().for_each(|pid| kill(*pid, libc::SIGSTOP));
+    host.run(&mut host.plain("other", &off)).ok();
+    janitors.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    host.clean();
+}
+
 /// A kernel store of somebody else's, with as many kernels as one may list.
 struct Crowded;
 
