@@ -21,7 +21,7 @@ use rustix::fs::{CWD, FileType, Mode};
 
 use super::{foothold::Held, limits, terminal};
 use crate::{
-    namespaces,
+    micro_guest, namespaces,
     volt::{Volt, finish},
 };
 
@@ -144,7 +144,7 @@ impl Host {
         namespaces::prepare(&dir)?;
         let at = |name: &str| dir.join(name).display().to_string();
         let volt = Volt::private(programs, &dir);
-        fs::write(dir.join("kernel"), kernel())?;
+        fs::write(dir.join("kernel"), micro_guest::kernel("up!", micro_guest::SPIN))?;
         for name in ["web.img", "other.img", "all/public"] {
             let path = dir.join(name);
             fs::create_dir_all(path.parent().context("A path without parent")?)?;
@@ -456,26 +456,6 @@ fn ended(child: &mut Child) -> Result<()> {
         ensure!(Instant::now() < end, "A VM did not end");
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// A kernel that says that it is there, and then uses its CPU.
-fn kernel() -> Vec<u8> {
-    const ENTRY: u64 = 0x10_0000;
-    const HEADERS: u64 = 64 + 56;
-    // mov dx, 0x3f8; then for each letter: mov al, letter; out dx, al; then jmp $
-    let print = b"up!".iter().flat_map(|letter| [0xb0, *letter, 0xee]);
-    let code: Vec<u8> = [0x66, 0xba, 0xf8, 0x03].into_iter().chain(print).chain([0xeb, 0xfe]).collect();
-    let size = code.len() as u64;
-    [
-        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".as_slice(),
-        &[2, 0, 62, 0, 1, 0, 0, 0],                     // executable, x86-64
-        &[ENTRY, 64, 0].map(u64::to_le_bytes).concat(), // entry, program headers, no sections
-        &[0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0],
-        &[1, 0, 0, 0, 7, 0, 0, 0], // PT_LOAD, rwx
-        &[HEADERS, ENTRY, ENTRY, size, size, 1].map(u64::to_le_bytes).concat(),
-        &code,
-    ]
-    .concat()
 }
 
 fn first_file(dir: &Path) -> Result<String> {

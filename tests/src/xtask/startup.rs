@@ -36,6 +36,8 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
+use volt_tests::micro_guest;
+
 use crate::bench::{Row, row};
 
 /// Starts of each program on each side, in turn, so that other work on the machine burdens both alike.
@@ -252,16 +254,10 @@ fn flags(flags: &[&str], fds: &[OwnedFd]) -> Vec<String> {
     flags.iter().zip(fds).flat_map(|(flag, fd)| [(*flag).to_owned(), fd.as_raw_fd().to_string()]).collect()
 }
 
-/// The smallest kernel that the core takes: an ELF file with one segment, of one HLT.
+/// The smallest kernel that the core takes: one HLT.
 fn kernel() -> Result<OwnedFd> {
-    const ENTRY: u64 = 1 << 20;
-    let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec(); // executable, x86-64
-    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat()); // entry, program headers, no sections
-    image.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x05\0\0\0"); // one header: PT_LOAD, r-x
-    image.extend([120, ENTRY, ENTRY, 1, 1, 1].map(u64::to_le_bytes).concat());
-    image.push(0xf4);
     let file = fs::File::from(memfd_create("kernel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    (&file).write_all(&image)?;
+    (&file).write_all(&micro_guest::elf(&[0xf4]))?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(file.as_fd(), seals)?;
     Ok(file.into())

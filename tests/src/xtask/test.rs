@@ -102,6 +102,10 @@ fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
 fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     debian::install(&["iproute2", "util-linux", "xz-utils"])?;
+    // Without it, the test that needs Python's pycapnp says that it is skipped.
+    if let Err(why) = debian::install(&["python3-venv"]) {
+        println!("Without python3-venv: {why:#}");
+    }
     // Tests find the programs beside themselves.
     workspace.debug()?;
     // Without the archive, the tests that need stock kernels say that they are skipped.
