@@ -27,8 +27,8 @@ const ROOT_SIZE: &std::ffi::CStr = c"size=64k,nr_inodes=32,mode=0755";
 /// How every new root is mounted.
 const GUARDED: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
 
-/// How long a rehearsal may take.
-const REHEARSAL: Duration = Duration::from_secs(5);
+/// How long a rehearsal may take: it waits for nobody, so what takes longer is a host that has no time for it.
+const REHEARSAL: Duration = Duration::from_secs(60);
 
 /// What a process is to find as `/`.
 #[derive(Clone, Debug, Default)]
@@ -202,21 +202,27 @@ pub fn isolate(root: &Root) -> Result<(), Error> {
 
 /// Leaves in a child that is thrown away.
 fn rehearse(root: &Root) -> Result<(), Error> {
-    let failed = step("try namespaces in a child", "free memory, or wait until the host is less busy");
+    let failed = step("try namespaces in a child", "raise the limits of processes and of namespaces, or free memory");
     // SAFETY: this process has one thread (the caller's duty), so the child may use all that this one could; it ends by `_exit`.
     let Some(mut child) = (unsafe { Child::fork(0) }).map_err(&failed)? else {
         let errno = isolate_now(root).err().map_or(0, |error| errno_of(&error).clamp(1, 255));
         // SAFETY: takes a number.
         unsafe { libc::_exit(errno) }
     };
-    match child.wait_for(REHEARSAL)?.and_then(|status| status.code()) {
+    let Some(status) = child.wait_for(REHEARSAL)? else {
+        let late = step(
+            "try namespaces in a child within 60 s",
+            "the host is overloaded, or the child was stopped: try again",
+        );
+        return Err(late(Errno::TIMEDOUT));
+    };
+    match status.code() {
         Some(0) => Ok(()),
         Some(code) if has_none(Errno::from_raw_os_error(code)) => {
             Err(Error::NoNamespaces(std::io::Error::from_raw_os_error(code)))
         }
         Some(code) => Err(failed(Errno::from_raw_os_error(code))),
-        // It was killed, or is not done in time.
-        None => Err(failed(Errno::TIMEDOUT)),
+        None => Err(step("try namespaces in a child, which was killed", "see dmesg for what killed it")(Errno::INTR)),
     }
 }
 

@@ -58,16 +58,33 @@ impl Paths {
         paths.iter().map(open).chain(programs).collect::<Result<_, _>>().map(Paths)
     }
 
-    /// Denies all but these paths to this process for good.
-    pub(crate) fn restrict(self) -> Result<(), Error> {
+    /// Denies all but these paths to this process for good, and signals to others, where they are not `enclosed` already.
+    pub(crate) fn restrict(self, enclosed: bool) -> Result<(), Error> {
+        let signals = if enclosed { Scope::Signal.into() } else { BitFlags::EMPTY };
         let rules = self.0.into_iter().map(Ok::<_, landlock::RulesetError>);
         Ruleset::default()
             .handle_access(AccessFs::from_all(NEWEST))?
             .handle_access(AccessNet::from_all(NEWEST))?
-            .scope(Scope::from_all(NEWEST))?
+            .scope(Scope::from_all(NEWEST) & !signals)?
             .create()?
             .add_rules(rules)?
             .restrict_self()?;
         Ok(())
     }
+}
+
+/// That the calling process, and what it starts from now on, can signal one another and nobody else ([`enclose`]).
+#[derive(Debug)]
+pub struct Enclosure(());
+
+/// Keeps signals among the calling process and those that it starts from now on, for whoever confines itself later and is
+/// to end them ([`Sandbox::signals_within`](crate::Sandbox::signals_within)): [`Sandbox::confine`](crate::Sandbox::confine)
+/// alone lets a process signal none that was there before. Takes away the means to gain rights by an exec as well.
+///
+/// # Errors
+///
+/// Where the kernel has this and refuses it.
+pub fn enclose() -> Result<Enclosure, Error> {
+    Ruleset::default().scope(Scope::Signal)?.create()?.restrict_self()?;
+    Ok(Enclosure(()))
 }

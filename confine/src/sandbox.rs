@@ -13,7 +13,7 @@ use crate::error::{Error, step};
 use crate::identity::User;
 use crate::limits::{Limit, Limits};
 use crate::namespaces::{self, Root};
-use crate::paths::{Access, Paths};
+use crate::paths::{Access, Enclosure, Paths};
 use crate::policy::{Layer, Policy, list, missing_when_keeping};
 use crate::runtime::{self, Heap};
 use crate::{capabilities, fds};
@@ -29,6 +29,7 @@ pub struct Sandbox {
     programs: Vec<OwnedFd>,
     capability: Option<caps::Capability>,
     user: Option<User>,
+    enclosed: bool,
     limits: Limits,
     heap: Heap,
 }
@@ -44,6 +45,7 @@ impl Sandbox {
             programs: Vec::new(),
             capability: None,
             user: None,
+            enclosed: false,
             limits: Limits::safe(),
             heap: Heap::Growing,
         }
@@ -168,6 +170,12 @@ impl Sandbox {
         self
     }
 
+    /// Keeps the processes that were started since [`enclose`](crate::enclose) within reach of signals, as far as users allow it.
+    pub fn signals_within(mut self, _: &Enclosure) -> Sandbox {
+        self.enclosed = true;
+        self
+    }
+
     /// Says where the heap's memory comes from, in place of [`Heap::Growing`].
     pub fn heap(mut self, heap: Heap) -> Sandbox {
         self.heap = heap;
@@ -207,7 +215,7 @@ impl Sandbox {
         // After the capabilities: changing those resets it.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(step("make the process non-dumpable", "an outer sandbox may forbid it"))?;
-        paths.restrict()?;
+        paths.restrict(self.enclosed)?;
         Ok(Confined::new(self.limits, !missing.contains(&Layer::Seccomp)))
     }
 }

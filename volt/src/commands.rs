@@ -29,6 +29,9 @@ use crate::{
 /// The largest network configuration, in bytes (`addresses.capnp`, `definePool`).
 const MAX_CONFIG: u64 = 64 << 10;
 
+/// How long the end of a VM may take beyond the guest's grace: stopped and frozen processes have their time, and services.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Runs one of them.
 pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
     let paths = Paths::prepare()?;
@@ -92,7 +95,7 @@ fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
         let link = first(&links)?;
         let mut request = link.bootstrap::<vm::Client>().stop_request();
         request.get().set_grace_milliseconds(u32::try_from(grace.as_millis()).unwrap_or(u32::MAX));
-        let deadline = grace.saturating_add(CALL_DEADLINE);
+        let deadline = grace.saturating_add(STOP_DEADLINE);
         link.call(&format!("stop the VM {}", args.name), deadline, request.send()).await.map(drop)
     })
 }

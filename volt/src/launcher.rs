@@ -5,12 +5,19 @@
 //! may then execute Volt's device programs, which it has open, and nothing else. Each starts as the first process of a
 //! pid namespace. It ends with its supervisor, and what it started ends with it. It reads nothing but packets of its
 //! supervisor's: one a request, one an answer.
+//!
+//! The supervisor never waits for it: whoever may stop or freeze processes of a VM would hold up all that the supervisor does
+//! for others. A question has a number, so that an answer which comes too late is not taken for another's, and a deadline;
+//! ending the VM takes no answer at all, as processes are killed by their pidfds.
 
 use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     path::Path,
     process::ExitStatus,
     time::Duration,
@@ -19,13 +26,17 @@ use std::{
 use confine::{Cgroup, Child, Limit, Policy, Root, Sandbox, Spawn, User};
 use ipc::{Code, Fault, chain};
 use rustix::{
-    event::{PollFd, PollFlags, Timespec},
     io::Errno,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     },
-    process::Signal,
+    process::{Pid, PidfdFlags, Signal},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::Mutex,
+    time::timeout,
 };
 
 use crate::{filters, paths::Paths, say};
@@ -36,11 +47,16 @@ const PROGRAMS: [&str; 3] = ["vmm-core", "vhost-blk-backend", "vhost-net-backend
 const PACKET: usize = 16 << 10;
 /// Descriptors of a request: those of a core with all its devices.
 const FDS: usize = 64;
-/// How long an answer may take: an exec on a busy host.
-const DEADLINE: Duration = Duration::from_secs(15);
-/// First byte of a request to start a program, and of one that asks how a process ended.
+/// How long a start may take: an exec on a busy host, which has a deadline of its own within this.
+const START_DEADLINE: Duration = Duration::from_secs(15);
+/// How long it may take to say how a process ended: what asks has to go on.
+const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+/// How long the launcher may take to end by itself, and then by a signal.
+const END_DEADLINE: Duration = Duration::from_secs(1);
+/// First byte of a request to start a program, of one that asks how a process ended, and of one to forget it, which is not answered.
 const START: u8 = b's';
 const WAIT: u8 = b'w';
+const FORGET: u8 = b'f';
 /// First byte of an answer: done, still running, or refused for the reason that follows.
 const DONE: u8 = b'd';
 const RUNS: u8 = b'r';
@@ -59,15 +75,18 @@ pub struct Role<'a> {
     pub processes: u64,
 }
 
-/// The supervisor's end of its launcher, which ends when this is dropped.
-pub struct Launcher {
+/// A launcher that was forked, and not spoken to yet. It ends when this is dropped.
+pub struct Forked {
     socket: OwnedFd,
+    process: OwnedFd,
 }
 
-impl AsFd for Launcher {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
+/// The supervisor's end of its launcher.
+pub struct Launcher {
+    socket: AsyncFd<OwnedFd>,
+    process: AsyncFd<OwnedFd>,
+    /// The number of the last question; held while one is under way.
+    asked: Mutex<u32>,
 }
 
 /// A program to be started: descriptors are numbered in the order in which they are given, from 3 on.
@@ -80,8 +99,7 @@ pub struct Request {
 /// A process of the VM. Dropped, it is killed.
 pub struct Process {
     pid: u32,
-    pidfd: OwnedFd,
-    status: Option<ExitStatus>,
+    pidfd: AsyncFd<OwnedFd>,
 }
 
 impl Request {
@@ -110,30 +128,53 @@ impl Request {
     }
 }
 
-impl Launcher {
+impl Forked {
     /// Starts the launcher. Must run while this process has one thread.
-    pub fn start(role: &Role<'_>) -> Result<Launcher, Fault> {
+    pub fn start(role: &Role<'_>) -> Result<Forked, Fault> {
         let failed = |why: String| {
-            Fault::new(Code::Unavailable, "start the launcher of the VM's programs", why, "See what it said above")
+            let remedy = "Raise this user's limits of processes and open files (ulimit -u, ulimit -n)";
+            Fault::new(Code::Unavailable, "start the launcher of the VM's programs", why, remedy)
         };
         let (socket, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|e| failed(chain(&e)))?;
         // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
         // child may use everything that the parent could.
-        match unsafe { libc::fork() } {
-            -1 => Err(failed(io::Error::last_os_error().to_string())),
+        let pid = match unsafe { libc::fork() } {
+            -1 => return Err(failed(chain(&io::Error::last_os_error()))),
             0 => {
                 drop(socket);
                 let status = become_launcher(role, &theirs).and_then(|programs| serve(&theirs, &programs));
                 confine::exit(i32::from(status.map_err(say).is_err()))
             }
-            _ => Ok(Launcher { socket }),
-        }
+            pid => Pid::from_raw(pid),
+        };
+        // Not waited for yet, so the number is still its own.
+        let process = pid.ok_or(Errno::SRCH).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
+        Ok(Forked { socket, process: process.map_err(|e| failed(chain(&e)))? })
     }
 
-    /// Starts a program. Returns once it was executed.
-    pub fn launch(&self, request: Request) -> Result<Process, Fault> {
+    /// What the narrow phase has to keep.
+    pub fn as_fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.socket.as_fd(), self.process.as_fd()]
+    }
+
+    /// Begins to talk. Needs the runtime.
+    pub fn connect(self) -> Result<Launcher, Fault> {
+        let watch = |fd| {
+            ipc::watch(fd, Interest::READABLE).map_err(|e| {
+                let remedy = "Raise this user's limit of open files";
+                Fault::new(Code::Unavailable, "talk to the launcher of the VM's programs", chain(&e), remedy)
+            })
+        };
+        Ok(Launcher { socket: watch(self.socket)?, process: watch(self.process)?, asked: Mutex::new(0) })
+    }
+}
+
+impl Launcher {
+    /// Starts a program. Returns once it was executed. Dropped before that, what was started all the same is killed with the
+    /// next question, or by the launcher's end.
+    pub async fn launch(&self, request: Request) -> Result<Process, Fault> {
         let program = request.program;
         let failed = |why: String| {
             let remedy = "See whether Volt's programs are all in one folder, and what was said above";
@@ -141,13 +182,12 @@ impl Launcher {
         };
         let place = PROGRAMS.iter().position(|name| *name == program).and_then(|place| u8::try_from(place).ok());
         let place = place.ok_or_else(|| failed("it is no program of a VM".into()))?;
-        let mut packet = vec![START, place];
-        packet.extend_from_slice(&request.text);
+        let body = [&[place][..], &request.text].concat();
         let fds: Vec<BorrowedFd<'_>> = request.fds.iter().map(AsFd::as_fd).collect();
-        let (answer, fds) = self.ask(&packet, &fds).map_err(&failed)?;
+        let (answer, fds) = self.ask(START, &body, &fds, START_DEADLINE).await.map_err(&failed)?;
         match (answer.split_first(), fds.into_iter().next()) {
             (Some((&DONE, number)), Some(pidfd)) => match <[u8; 4]>::try_from(number) {
-                Ok(number) => Ok(Process { pid: u32::from_le_bytes(number), pidfd, status: None }),
+                Ok(number) => Process::new(u32::from_le_bytes(number), pidfd).map_err(|e| failed(chain(&e))),
                 Err(_) => Err(failed("the launcher's answer is no answer".into())),
             },
             (Some((&REFUSED, why)), _) => Err(failed(String::from_utf8_lossy(why).into_owned())),
@@ -155,69 +195,114 @@ impl Launcher {
         }
     }
 
-    /// How a process ended, if it has.
-    pub fn status(&self, process: &mut Process) -> Option<ExitStatus> {
-        if process.status.is_none() {
-            let mut packet = vec![WAIT];
-            packet.extend_from_slice(&process.pid.to_le_bytes());
-            let (answer, _) = self.ask(&packet, &[]).ok()?;
-            process.status = match answer.split_first() {
-                Some((&DONE, raw)) => {
-                    let raw = i32::from_le_bytes(<[u8; 4]>::try_from(raw).ok()?);
-                    Some(std::os::unix::process::ExitStatusExt::from_raw(raw))
-                }
-                _ => None,
-            };
+    /// How a process ended, if it has and the launcher says so.
+    pub async fn status(&self, process: &Process) -> Option<ExitStatus> {
+        let (answer, _) = self.ask(WAIT, &process.pid.to_le_bytes(), &[], STATUS_DEADLINE).await.ok()?;
+        match answer.split_first() {
+            Some((&DONE, raw)) => Some(ExitStatus::from_raw(i32::from_le_bytes(<[u8; 4]>::try_from(raw).ok()?))),
+            _ => None,
         }
-        process.status
     }
 
-    fn ask(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(Vec<u8>, Vec<OwnedFd>), String> {
-        if packet.len() > PACKET || fds.len() > FDS {
-            return Err(format!("its arguments are over {PACKET} bytes, or its descriptors over {FDS}"));
+    /// Has a process that has ended forgotten, and one that has not killed as well.
+    pub fn forget(&self, process: Process) {
+        process.kill();
+        // A launcher that takes no more packets is about to be ended itself.
+        let _stopped = send(self.socket.get_ref(), &packet(FORGET, 0, &process.pid.to_le_bytes()), &[]);
+    }
+
+    /// Ends it, and with it what it started. False where it is still there: frozen in a cgroup of version 1, or in the kernel.
+    pub async fn end(self) -> bool {
+        let Launcher { socket, process, .. } = self;
+        // What it reads as its supervisor's end.
+        drop(socket);
+        if timeout(END_DEADLINE, process.readable()).await.is_ok() {
+            return true;
         }
-        send(&self.socket, packet, fds).map_err(|e| ended(e).to_string())?;
-        let limit = Timespec { tv_sec: DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
-        match rustix::event::poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&limit)) {
-            Ok(0) => return Err(format!("the launcher did not answer within {} s", DEADLINE.as_secs())),
-            Ok(_) => {}
-            Err(e) => return Err(chain(&e)),
-        }
-        match receive(&self.socket, RecvFlags::DONTWAIT) {
-            Ok((answer, fds)) if !answer.is_empty() => Ok((answer, fds)),
-            Ok(_) => Err("the launcher has ended".into()),
-            Err(e) => Err(ended(e).to_string()),
-        }
+        kill(process.get_ref());
+        timeout(END_DEADLINE, process.readable()).await.is_ok()
+    }
+
+    async fn ask(
+        &self,
+        kind: u8,
+        body: &[u8],
+        fds: &[BorrowedFd<'_>],
+        deadline: Duration,
+    ) -> Result<(Vec<u8>, Vec<OwnedFd>), String> {
+        let exchange = async {
+            let mut number = self.asked.lock().await;
+            *number = number.wrapping_add(1);
+            let packet = packet(kind, *number, body);
+            if packet.len() > PACKET || fds.len() > FDS {
+                return Err(format!("its arguments are over {PACKET} bytes, or its descriptors over {FDS}"));
+            }
+            send(self.socket.get_ref(), &packet, fds).map_err(ended)?;
+            loop {
+                let receive = |socket: &OwnedFd| Ok(receive(socket, RecvFlags::DONTWAIT)?);
+                let received = self.socket.async_io(Interest::READABLE, receive).await;
+                let (mut answer, fds) = received.map_err(|e| ended(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+                match answer.get(..4) {
+                    Some(of) if *of == number.to_le_bytes() => return Ok((answer.split_off(4), fds)),
+                    // Of a question that was given up: a process that was started for nobody.
+                    Some(_) => fds.iter().for_each(kill),
+                    None => return Err(ended(Errno::PIPE)),
+                }
+            }
+        };
+        let late = || {
+            format!(
+                "the launcher did not answer within {} s: it is stopped, or the host is overloaded",
+                deadline.as_secs()
+            )
+        };
+        timeout(deadline, exchange).await.unwrap_or_else(|_| Err(late()))
     }
 }
 
-fn ended(error: Errno) -> io::Error {
+fn packet(kind: u8, number: u32, body: &[u8]) -> Vec<u8> {
+    [&[kind][..], &number.to_le_bytes(), body].concat()
+}
+
+fn ended(error: Errno) -> String {
     match error {
-        Errno::PIPE | Errno::CONNRESET => io::Error::other("the launcher has ended"),
-        other => other.into(),
+        Errno::PIPE | Errno::CONNRESET => "the launcher has ended".into(),
+        Errno::AGAIN => "the launcher takes no more requests: it is stopped".into(),
+        other => chain(&other),
     }
+}
+
+fn kill(pidfd: &OwnedFd) {
+    // Fails only where it has ended: it is of this user, and was started within the enclosure.
+    let _gone = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
 }
 
 impl Process {
+    fn new(pid: u32, pidfd: OwnedFd) -> io::Result<Process> {
+        match pidfd.try_clone().and_then(|copy| ipc::watch(copy, Interest::READABLE)) {
+            Ok(pidfd) => Ok(Process { pid, pidfd }),
+            Err(e) => {
+                kill(&pidfd);
+                Err(e)
+            }
+        }
+    }
+
     /// Kills it.
     pub fn kill(&self) {
-        // Fails only where it has ended.
-        let _gone = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        kill(self.pidfd.get_ref());
     }
-}
 
-impl AsFd for Process {
-    /// Readable once it has ended.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+    /// Returns once it has ended.
+    pub async fn ended(&self) {
+        // Fails only where the runtime ends.
+        let _ready = self.pidfd.readable().await.map(|mut ready| ready.retain_ready());
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.status.is_none() {
-            self.kill();
-        }
+        self.kill();
     }
 }
 
@@ -294,21 +379,31 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
                 return Err(Fault::new(Code::Internal, "hear from the supervisor", chain(&e), "Report this defect"));
             }
         };
-        let sent = match packet.split_first() {
-            Some((&START, rest)) => match start(programs, rest, fds) {
+        // A supervisor that sends what is no request is none any more.
+        let Some(([kind, number @ ..], body)) = packet.split_first_chunk::<5>() else { return Ok(()) };
+        let answer = |kind: u8, text: &[u8], fds: &[BorrowedFd<'_>]| {
+            let packet: Vec<u8> = number.iter().chain([&kind]).chain(text).copied().take(PACKET).collect();
+            send(socket, &packet, fds)
+        };
+        let sent = match *kind {
+            START => match start(programs, body, fds) {
                 Ok(child) => {
-                    let answer = [&[DONE][..], &child.pid().to_le_bytes()].concat();
-                    let sent = send(socket, &answer, &[child.pidfd()]);
+                    let sent = answer(DONE, &child.pid().to_le_bytes(), &[child.pidfd()]);
                     children.push(child);
                     sent
                 }
-                Err(why) => {
-                    let text: Vec<u8> = [REFUSED].into_iter().chain(why.into_bytes()).take(PACKET).collect();
-                    send(socket, &text, &[])
-                }
+                Err(why) => answer(REFUSED, why.as_bytes(), &[]),
             },
-            Some((&WAIT, number)) => send(socket, &wait(&mut children, number), &[]),
-            _ => send(socket, &[REFUSED], &[]),
+            WAIT => match status(&mut children, body) {
+                Some(status) => answer(DONE, &status.into_raw().to_le_bytes(), &[]),
+                None => answer(RUNS, &[], &[]),
+            },
+            FORGET => {
+                // What is dropped is killed and reaped.
+                children.retain(|child| child.pid().to_le_bytes() != *body);
+                Ok(())
+            }
+            _ => answer(REFUSED, &[], &[]),
         };
         if sent.is_err() {
             // It has gone meanwhile.
@@ -335,14 +430,10 @@ fn start(programs: &Programs, request: &[u8], fds: Vec<OwnedFd>) -> Result<Child
     spawn.spawn().map_err(|error| chain(&error))
 }
 
-fn wait(children: &mut Vec<Child>, number: &[u8]) -> Vec<u8> {
-    let asked = |child: &Child| child.pid().to_le_bytes() == *number;
-    let Some(place) = children.iter().position(asked) else { return vec![REFUSED] };
-    let status = children.get_mut(place).and_then(|child| child.try_wait().ok().flatten());
-    let Some(status) = status else { return vec![RUNS] };
-    drop(children.swap_remove(place));
-    let raw = std::os::unix::process::ExitStatusExt::into_raw(status);
-    [&[DONE][..], &raw.to_le_bytes()].concat()
+/// How a child ended, if it has.
+fn status(children: &mut [Child], number: &[u8]) -> Option<ExitStatus> {
+    let child = children.iter_mut().find(|child| child.pid().to_le_bytes() == *number)?;
+    child.try_wait().ok().flatten()
 }
 
 fn send(socket: &OwnedFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
@@ -352,7 +443,7 @@ fn send(socket: &OwnedFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), E
         return Err(Errno::TOOBIG);
     }
     let packet = [IoSlice::new(packet)];
-    // One request at a time is under way, so there is room.
+    // Whoever reads has room, as few requests are under way at a time; whoever does not is not waited for.
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     rustix::io::retry_on_intr(|| rustix::net::sendmsg(socket, &packet, &mut control, flags)).map(drop)
 }

@@ -5,24 +5,24 @@
 //! kernel and console.
 
 use std::{
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
-    },
-    time::{Duration, Instant},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    time::Duration,
 };
+
+use futures::{FutureExt, future::join_all};
 
 use ipc::{Code, Connection, Fault, chain};
 use schema::{device_capnp::device_backend, vm_capnp::vm};
-use tokio::io::Interest;
+use tokio::time::timeout;
 
 use crate::launcher::{Launcher, Process, Request};
 
 /// How long the core may take until the vCPUs run: every backend's handshake has a deadline of its own within it. The rest is
 /// reading kernel and initrd, from a slow disk on a busy host; whoever has waited enough may stop the VM meanwhile.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a process may take to end by itself once its work is over.
+/// How long processes may take to end by themselves once their work is over, and then once they were killed.
 const END_DEADLINE: Duration = Duration::from_secs(2);
+const KILL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Everything that a VM's processes are made from. The descriptors stay here, so that each boot gets duplicates.
 pub struct Parts {
@@ -116,17 +116,17 @@ impl<'a> Machine<'a> {
             ready.push((what, link, backend));
         }
         // The core first: it has the most to do before it meets its backends.
-        let core = launcher.launch(core)?;
+        let core = launcher.launch(core).await?;
         let mut backends = Vec::new();
         for (what, link, backend) in ready {
-            let process = launcher.launch(backend)?;
+            let process = launcher.launch(backend).await?;
             let link = Connection::from_fd(link.into())?;
             let client = link.bootstrap();
             backends.push(Backend { what, process, _link: Some((link, client)) });
         }
         let link = Connection::from_fd(control.into())?;
         let vm: vm::Client = link.bootstrap();
-        let mut machine = Machine { launcher, core, link, vm, backends };
+        let machine = Machine { launcher, core, link, vm, backends };
         let started = machine
             .link
             .call(&format!("start the VM {}", parts.name), START_DEADLINE, machine.vm.start_request().send())
@@ -152,14 +152,22 @@ impl<'a> Machine<'a> {
     }
 
     /// The process that ended first with an error, where one does within a moment: what to tell people.
-    pub async fn first_ended(&mut self) -> Option<String> {
+    pub async fn first_ended(&self) -> Option<String> {
+        let backends = || self.backends.iter().map(|backend| (backend.what.as_str(), &backend.process));
+        let ended = || {
+            let all = backends().chain([("vmm-core", &self.core)]);
+            all.filter(|(_, process)| process.ended().now_or_never().is_some()).collect::<Vec<_>>()
+        };
         for _ in 0..20 {
-            let backends = self.backends.iter_mut().map(|b| (b.what.as_str(), &mut b.process));
-            for (what, process) in backends.chain([("vmm-core", &mut self.core)]) {
-                if let Some(status) = self.launcher.status(process)
-                    && !status.success()
-                {
-                    return Some(format!("{what} ended with {status}"));
+            for (what, process) in ended() {
+                match self.launcher.status(process).await {
+                    Some(status) if status.success() => {}
+                    Some(status) => return Some(format!("{what} ended with {status}")),
+                    // It is stopped. One of these was the first.
+                    None => {
+                        let names: Vec<_> = ended().into_iter().map(|(what, _)| what).collect();
+                        return Some(format!("{} ended, and the launcher does not say how", names.join(" and ")));
+                    }
                 }
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -167,36 +175,40 @@ impl<'a> Machine<'a> {
         None
     }
 
-    /// Reaps every process. Those that have not ended within their time are killed.
-    pub async fn end(self) {
-        let Machine { launcher, mut core, link, vm, backends } = self;
+    /// Has the core end now, whatever it is about.
+    pub fn kill_core(&self) {
+        self.core.kill();
+    }
+
+    /// Sees every process to its end, without the launcher. Those that have not ended within their time are killed. Names those
+    /// that are there all the same: frozen in a cgroup of version 1, or in the kernel.
+    pub async fn end(self) -> Vec<String> {
+        let Machine { launcher, core, link, vm, backends } = self;
         drop((vm, link));
-        let mut processes = Vec::new();
-        wait_end(launcher, &mut core).await;
-        for backend in backends {
-            let Backend { process, _link, .. } = backend;
-            drop(_link);
-            processes.push(process);
-        }
-        for process in &mut processes {
-            wait_end(launcher, process).await;
-        }
+        // Backends see their frontend hang up, with nothing left to do for it.
+        let mut left = gone(vec![("vmm-core".into(), core)], launcher).await;
+        let unlinked = backends.into_iter().map(|Backend { what, process, _link }| (what, process)).collect();
+        left.extend(gone(unlinked, launcher).await);
+        left
     }
 }
 
-async fn wait_end(launcher: &Launcher, process: &mut Process) {
-    let ended = match process.as_fd().try_clone_to_owned().and_then(|fd| ipc::watch(fd, Interest::READABLE)) {
-        Ok(fd) => tokio::time::timeout(END_DEADLINE, fd.readable()).await.is_ok(),
-        Err(_) => false,
-    };
-    if !ended {
-        process.kill();
+async fn gone(processes: Vec<(String, Process)>, launcher: &Launcher) -> Vec<String> {
+    let ended = |limit| join_all(processes.iter().map(move |(_, process)| timeout(limit, process.ended())));
+    for ((_, process), ended) in processes.iter().zip(ended(END_DEADLINE).await) {
+        if ended.is_err() {
+            process.kill();
+        }
     }
-    // A killed process takes a moment to go.
-    let until = Instant::now() + END_DEADLINE;
-    while launcher.status(process).is_none() && Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+    let gone = ended(KILL_DEADLINE).await;
+    let mut left = Vec::new();
+    for ((what, process), gone) in processes.into_iter().zip(gone) {
+        launcher.forget(process);
+        if gone.is_err() {
+            left.push(what);
+        }
     }
+    left
 }
 
 fn pair() -> Result<(UnixStream, UnixStream), Fault> {

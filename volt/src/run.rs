@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use confine::{Confined, Limit, MemoryWatch, Policy, Root, Sandbox};
+use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
 use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits, Runtime, chain};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::Interest;
@@ -26,7 +26,7 @@ use crate::{
     filters,
     janitor::{self, Janitor, Own, Watch},
     keep,
-    launcher::{Launcher, Role},
+    launcher::{Forked, Launcher, Role},
     machine::{DiskPart, Machine, Parts},
     paths::Paths,
     resources::{self, Card, Services},
@@ -61,7 +61,7 @@ struct Links {
     found: Found,
     signals: OwnedFd,
     console: Console,
-    launcher: Launcher,
+    launcher: Forked,
     watch: Watch,
     memory: Option<MemoryWatch>,
 }
@@ -76,19 +76,22 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     cell::sweep();
     let mut cell = Cell::claim(&config)?;
     let (endpoint, watch) = claim(&paths, &config.name, &mut cell, policy)?;
-    let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
-    let launcher = Launcher::start(&role)?;
     let memory = cell.cgroup.as_ref().and_then(|cgroup| cgroup.watch_memory().ok());
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
     let found = services::ensure(&paths, wanted, |missing| keep::start(&paths, policy, missing))?;
+    // The VM's processes are to be killed, and nobody else: the services and the janitor are there already.
+    let enclosure = confine::enclose().map_err(|e| not_confined(&e))?;
+    let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
+    let launcher = Forked::start(&role)?;
 
     watch.ready(&paths)?;
     let [rpc, lane] = endpoint.as_fds();
-    let mut others = vec![rpc, lane, watch.as_fd(), launcher.as_fd(), signals.as_fd()];
+    let mut others = vec![rpc, lane, watch.as_fd(), signals.as_fd()];
+    others.extend(launcher.as_fds());
     others.extend(memory.as_ref().map(AsFd::as_fd));
     // Whoever starts the VM may stop it, and not who its processes run as.
     let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
-    let confined = confine(policy, &opened, &found, &cell, &others)?;
+    let confined = confine(policy, &enclosure, &opened, &found, &cell, &others)?;
     let console = Console::start(&confined)?;
     let runtime = runtime()?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
@@ -167,12 +170,14 @@ fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(
 
 fn confine(
     policy: Policy,
+    enclosure: &Enclosure,
     opened: &Opened,
     found: &Found,
     cell: &Cell,
     others: &[BorrowedFd<'_>],
 ) -> Result<Confined, Fault> {
     let mut sandbox = Sandbox::new("volt", policy)
+        .signals_within(enclosure)
         // The guest's console may go to a file.
         .limit(Limit::FileSize, u64::MAX)
         .keep_fd(opened.kvm.as_raw_fd());
@@ -215,6 +220,7 @@ async fn supervise(
 ) -> Result<i32, Fault> {
     let Links { endpoint, clients, found, signals, console, launcher, watch, memory } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
+    let launcher = launcher.connect()?;
     stop_on_signals(signals, control.clone())?;
     let services = Services::new(found.connect()?)?;
     let bootstrap = control.clone();
@@ -239,9 +245,15 @@ async fn supervise(
         }
         result => result,
     };
+    // Before what it may still have is another's.
+    if !launcher.end().await {
+        say(format_args!(
+            "the launcher of {} is still there, frozen or in the kernel; it ends when it can",
+            config.name
+        ));
+    }
     resources::release(services.network.as_ref(), cards).await;
     console.finish();
-    drop(launcher);
     // Whoever hears of the end over the control socket may use the name again.
     watch.clear();
     control.set_ended(result.as_ref().map_or_else(|fault| internal(fault.to_string()), Exit::clone));
@@ -380,13 +392,18 @@ async fn boot_and_watch(
 ) -> Result<Exit, Fault> {
     loop {
         let boot = async { Machine::boot(launcher, parts, console.core_end()?).await };
-        let Some(mut machine) = unless_stopped(control, boot).await? else {
+        let Some(machine) = unless_stopped(control, boot).await? else {
             return Ok(Exit::stopped("it was stopped while it started"));
         };
         control.set_core(Some(machine.vm.clone()));
-        let exit = watch(&mut machine, control).await;
+        let exit = watch(&machine, control).await;
         control.set_core(None);
-        machine.end().await;
+        let left = machine.end().await;
+        if !left.is_empty() {
+            let left = left.join(", ");
+            say(format_args!("{} is still there, frozen or in the kernel; it ends when it can", left));
+            return Ok(exit);
+        }
         if exit.reason != Reason::Reset || no_reboot || control.stop_requests().borrow().is_some() {
             return Ok(exit);
         }
@@ -394,7 +411,7 @@ async fn boot_and_watch(
 }
 
 /// Waits for the end of this boot: the guest's own, one that somebody asked for, or that of a process that died.
-async fn watch(machine: &mut Machine<'_>, control: &Control) -> Exit {
+async fn watch(machine: &Machine<'_>, control: &Control) -> Exit {
     let mut ended = Box::pin(machine.vm.wait_request().send().promise);
     let mut stop = control.stop_requests();
     let overdue = tokio::time::sleep(Duration::MAX);
@@ -403,7 +420,10 @@ async fn watch(machine: &mut Machine<'_>, control: &Control) -> Exit {
         tokio::select! {
             answer = &mut ended => break answer,
             () = machine.link_closed() => break Err(capnp::Error::disconnected("the core's link ended".into())),
-            () = &mut overdue => return Exit::stopped("its core did not answer, and was killed"),
+            () = &mut overdue => {
+                machine.kill_core();
+                return Exit::stopped("its core did not answer, and was killed");
+            }
             _ = stop.changed() => {
                 let grace = (*stop.borrow_and_update()).unwrap_or_default();
                 let mut request = machine.vm.stop_request();

@@ -81,3 +81,36 @@ fn signals_reach_this_process_and_none_outside_the_sandbox() {
     })
     .passes();
 }
+
+#[test]
+fn signals_reach_what_was_started_since_the_enclosure_and_nothing_from_before_it() {
+    attempt(|| {
+        // SAFETY: the calls take numbers; the children wait to be killed, and use what their parent has, as there is one thread.
+        unsafe {
+            let sleeper = |confined: bool| {
+                let child = libc::fork();
+                if child == 0 {
+                    let _confined = confined.then(|| sandbox().confine().unwrap());
+                    libc::alarm(2); // Nobody can kill it.
+                    libc::pause();
+                    exit(0);
+                }
+                child
+            };
+            let before = sleeper(false);
+            let enclosure = confine::enclose().unwrap();
+            let (plain, confined) = (sleeper(false), sleeper(true));
+            let narrow = sandbox().signals_within(&enclosure).confine().unwrap();
+            is_refused(done(libc::kill(before, libc::SIGKILL)), EPERM);
+            is_refused(done(libc::kill(libc::getppid(), 0)), EPERM);
+            for within in [plain, confined] {
+                done(libc::kill(within, libc::SIGKILL)).unwrap();
+                let mut status = 0;
+                assert_eq!(libc::waitpid(within, &raw mut status, 0), within);
+                assert_eq!(libc::WTERMSIG(status), libc::SIGKILL);
+            }
+            drop(narrow);
+        }
+    })
+    .passes();
+}

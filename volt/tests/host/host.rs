@@ -111,6 +111,12 @@ impl Host {
         self.all().into_iter().filter(|(_, name)| name == program).map(|(pid, _)| pid).collect()
     }
 
+    /// The launcher of the only VM of this test.
+    pub fn launcher(&self) -> i32 {
+        let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        self.processes("volt").into_iter().find(|pid| name(pid).trim() == "volt-launcher").unwrap()
+    }
+
     /// All processes of this test: their numbers, and `volt keep` in place of `volt` for a keeper.
     fn all(&self) -> Vec<(i32, String)> {
         let mut found = Vec::new();
@@ -258,6 +264,11 @@ impl Running {
             let said = String::from_utf8_lossy(&self.out.0.lock().unwrap()).into_owned();
             if said.contains(text) { Ok(()) } else { Err(said) }
         });
+    }
+
+    /// Waits for its end, whoever else has its output.
+    pub fn exits(&mut self) {
+        until("it has ended", || self.child.try_wait().unwrap().map(drop).ok_or(String::new()));
     }
 
     /// Waits for its end.

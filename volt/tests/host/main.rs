@@ -12,3 +12,4 @@ mod life;
 mod plain;
 mod refusals;
 mod services;
+mod stopped;

@@ -1,0 +1,139 @@
+//! Processes of a VM that stand still, by SIGSTOP or in a frozen cgroup: the VM is stopped all the same, without them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    host::{Host, Running, kill},
+    kernel::{SPIN, print},
+};
+
+/// Stops the VM as people do. It has to be answered, and nothing may be left.
+fn stop(host: &Host, vm: Running) {
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    host.clean();
+    assert_eq!(host.free("volt0"), 253);
+}
+
+#[test]
+fn vm_with_a_stopped_process_ends_when_it_is_stopped() {
+    let Some(host) = Host::new("vm_with_a_stopped_process_ends_when_it_is_stopped") else { return };
+    let kernel = host.kernel("spin", &[&print("up"), SPIN]);
+    for program in ["launcher", "vmm-core", "vhost-blk-backend", "vhost-net-backend"] {
+        println!("{program}");
+        let vm = Running::start(&mut host.full("web", &kernel));
+        vm.says("up");
+        kill(if program == "launcher" { host.launcher() } else { host.processes(program)[0] }, libc::SIGSTOP);
+        stop(&host, vm);
+    }
+    // All of them.
+    let vm = Running::start(&mut host.full("web", &kernel));
+    vm.says("up");
+    let all = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"].map(|program| host.processes(program)[0]);
+    all.into_iter().chain([host.launcher()]).for_each(|pid| kill(pid, libc::SIGSTOP));
+    stop(&host, vm);
+}
+
+#[test]
+fn process_that_dies_beside_a_stopped_launcher_is_named() {
+    let Some(host) = Host::new("process_that_dies_beside_a_stopped_launcher_is_named") else { return };
+    let kernel = host.kernel("spin", &[&print("up"), SPIN]);
+    for program in ["vmm-core", "vhost-blk-backend"] {
+        let vm = Running::start(&mut host.full("web", &kernel));
+        vm.says("up");
+        kill(host.launcher(), libc::SIGSTOP);
+        kill(host.processes(program)[0], libc::SIGKILL);
+        vm.end().refused(&["run the VM web", program, "the launcher does not say how"]);
+        host.clean();
+    }
+}
+
+/// The children of a process that have begun.
+fn children(parent: i32) -> Vec<i32> {
+    let listed = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    listed.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+#[test]
+fn launcher_that_is_stopped_at_any_moment_of_a_start_does_not_keep_the_vm_from_being_stopped() {
+    let test = "launcher_that_is_stopped_at_any_moment_of_a_start_does_not_keep_the_vm_from_being_stopped";
+    let Some(host) = Host::new(test) else { return };
+    let kernel = host.kernel("spin", &[SPIN]);
+    // Services that are there do not come into what is looked for.
+    host.run(&mut host.volt(&["network", "list"])).ok();
+    host.run(&mut host.volt(&["kernel", "list"])).ok();
+    let keepers = host.processes("volt keep");
+    for moment in 0..30u64 {
+        let vm = Running::start(&mut host.full("web", &kernel));
+        std::thread::sleep(Duration::from_millis(moment * 4));
+        let below: Vec<_> = children(vm.pid()).into_iter().filter(|pid| !keepers.contains(pid)).collect();
+        below.iter().for_each(|pid| kill(*pid, libc::SIGSTOP));
+        // Two of them: the guest is not waited for.
+        for _ in 0..2 {
+            vm.signal(libc::SIGTERM);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        vm.end();
+        below.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+        host.clean();
+    }
+    assert_eq!(host.free("volt0"), 253);
+}
+
+/// A cgroup of this test's in a hierarchy of that type whose mount has `option`; `None` if there is none.
+fn cgroup(kind: &str, option: &str) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut words = filesystem.split(' ');
+        let found = words.next()? == kind && words.nth(1)?.split(',').any(|word| option.is_empty() || word == option);
+        found.then(|| mount.split(' ').nth(4).map(Path::new))?
+    });
+    let path = mount?.join(format!("volt-test-{}-{kind}", std::process::id()));
+    fs::create_dir(&path).unwrap();
+    Some(path)
+}
+
+/// Has the VM's processes frozen together, stops it, and thaws what is left.
+fn freeze(host: &Host, cgroup: &Path, (file, frozen, thawed): (&str, &str, &str)) {
+    let mut vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
+    vm.says("up");
+    let of_vm = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"].map(|program| host.processes(program)[0]);
+    for pid in of_vm.into_iter().chain([host.launcher()]) {
+        fs::write(cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+    fs::write(cgroup.join(file), frozen).unwrap();
+    let stopped = host.run(&mut host.volt(&["stop", "web", "--grace", "0"]));
+    // What is still there holds the pipes that are read to their end.
+    vm.exits();
+    fs::write(cgroup.join(file), thawed).unwrap();
+    stopped.ok();
+    vm.end().ok();
+    host.clean();
+    crate::host::until("the cgroup is empty", || fs::remove_dir(cgroup).map_err(|e| e.to_string()));
+    assert_eq!(host.free("volt0"), 253);
+}
+
+#[test]
+fn vm_in_a_frozen_cgroup_ends_when_it_is_stopped() {
+    const NAME: &str = "vm_in_a_frozen_cgroup_ends_when_it_is_stopped";
+    let Some(host) = Host::new(NAME) else { return };
+    match cgroup("cgroup2", "") {
+        Some(cgroup) => freeze(&host, &cgroup, ("cgroup.freeze", "1", "0")),
+        None => println!("skipped: {NAME}: cgroup v2 is not mounted"),
+    }
+}
+
+#[test]
+fn vm_that_a_version_1_freezer_holds_is_given_up_when_it_is_stopped_and_ends_once_it_thaws() {
+    const NAME: &str = "vm_that_a_version_1_freezer_holds_is_given_up_when_it_is_stopped_and_ends_once_it_thaws";
+    let Some(host) = Host::new(NAME) else { return };
+    match cgroup("cgroup", "freezer") {
+        Some(cgroup) => freeze(&host, &cgroup, ("freezer.state", "FROZEN", "THAWED")),
+        None => println!("skipped: {NAME}: there is no freezer of cgroup v1"),
+    }
+}
