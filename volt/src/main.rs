@@ -5,6 +5,7 @@
 
 mod cell;
 mod cli;
+mod cmdline;
 mod commands;
 mod config;
 mod console;

@@ -20,6 +20,7 @@ use tokio::io::Interest;
 use crate::{
     cell::{self, Cell},
     cli::RunArgs,
+    cmdline,
     config::{KernelRef, VmConfig},
     console::Console,
     control::{Control, Exit},
@@ -360,15 +361,18 @@ async fn prepare(
     // Before anything runs that a guest could take over.
     services.narrow();
     attached?;
-    let mut cmdline = config.cmdline.clone();
     let addresses: Vec<_> = cards.iter().filter_map(|card| card.address.as_ref()).collect();
-    for (n, card) in cards.iter().enumerate() {
-        if let (Some(own), Some(word)) = (addresses.get(n), resources::ip_parameter(&addresses, n, &config.name)) {
-            say(format_args!("{} has {} on {}", config.name, own.address, card.network));
-            cmdline.push(' ');
-            cmdline.push_str(&word);
-        }
+    for (own, card) in addresses.iter().zip(cards.iter()) {
+        say(format_args!("{} has {} on {}", config.name, own.address, card.network));
     }
+    // Two of them would contradict each other, and the last one counts.
+    let own = !addresses.is_empty() && cmdline::has_address(&config.cmdline);
+    if own {
+        say(format_args!("{} is not told so: its command line has an ip= of its own", config.name));
+    }
+    let told = if own { 0 } else { addresses.len() };
+    let words: Vec<_> = (0..told).filter_map(|n| resources::ip_parameter(&addresses, n, &config.name)).collect();
+    let cmdline = cmdline::with(&config.cmdline, &words);
     Ok(Parts {
         name: config.name.clone(),
         policy,

@@ -24,7 +24,7 @@ use rustix::{
     thread::CapabilitySet,
 };
 
-use crate::paths::Paths;
+use crate::{config::shell, paths::Paths};
 
 /// How long a service may take to answer one call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -190,7 +190,7 @@ fn unreachable(what: &str, why: impl ToString) -> Fault {
 fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Fault> {
     let late = |service: Service, e: io::Error| {
         let mut fault = unreachable(service.name(), e);
-        fault.remedy = format!("See whether it is stopped (fuser {})", paths.service(service.name()).display());
+        fault.remedy = format!("See whether it is stopped (fuser {})", shell(&paths.service(service.name())));
         fault
     };
     let mut asked = Vec::new();

@@ -113,3 +113,28 @@ fn stopped_vm_is_listed_until_then_and_its_name_is_free_at_once() {
     assert_eq!(host.run(&mut host.volt(&["list"])).ok().out, "NAME  STATE  CPUS  MEMORY\n");
     host.clean();
 }
+
+#[test]
+fn address_is_told_before_the_end_mark_and_not_beside_the_user_s_own() {
+    let Some(host) = Host::new("address_is_told_before_the_end_mark_and_not_beside_the_user_s_own") else { return };
+    let kernel = host.kernel("spin", &[&print("up"), SPIN]);
+    for (given, read) in [
+        ("quiet -- single", "quiet ip=ADDRESS::10.42.0.1:255.255.255.0:web::off -- single"),
+        ("a=\"b -- c\"", "a=\"b -- c\" ip=ADDRESS::10.42.0.1:255.255.255.0:web::off"),
+        ("quiet ip=dhcp -- x", "quiet ip=dhcp -- x"),
+        ("quiet -- ip=dhcp", "quiet ip=ADDRESS::10.42.0.1:255.255.255.0:web::off -- ip=dhcp"),
+    ] {
+        let vm = Running::start(host.full("web", &kernel).args(["--cmdline", given]));
+        vm.says("up");
+        let arguments = std::fs::read(format!("/proc/{}/cmdline", host.processes("vmm-core")[0])).unwrap();
+        let mut arguments = arguments.split(|byte| *byte == 0).skip_while(|argument| *argument != b"--cmdline");
+        let found = String::from_utf8_lossy(arguments.nth(1).unwrap()).into_owned();
+        host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+        let said = vm.end().ok().err;
+        let address = said.split_once("web has ").unwrap().1.split_once(' ').unwrap().0;
+        assert_eq!(found, read.replace("ADDRESS", address));
+        assert_eq!(said.contains("has an ip= of its own"), !read.contains("ADDRESS"));
+        host.clean();
+    }
+    host.run(host.full("web", &kernel).args(["--cmdline", "a=\"b"])).refused(&["--cmdline", "double quote"]);
+}
