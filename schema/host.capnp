@@ -11,9 +11,11 @@ interface Host {
   # netmgr runs as, and for the one it was started for (--owner). A connection gets it once: who releases it keeps what came of it, and no more.
 
   defineNetwork @0 (config :Net.NetworkConfig) -> (network :Net.Network);
-  # Makes the network, or adopts it: a bridge of that name that carries Volt's mark is brought to `config`, one that does not is
-  # left alone. Defining the same thing twice is no error. The network outlives every capability on it.
-  # Errors: invalidArgument, conflict (a foreign interface has that name, or a foreign interface holds the subnet).
+  # Makes the network, or adopts it: a bridge of that name that carries this installation's mark, or one without an owner, is brought to `config`;
+  # any other is left alone. Defining the same thing twice is no error. The network outlives every capability on it, and its bridge and ports
+  # are kept as they are defined: what something else on the host changes is changed back.
+  # Errors: invalidArgument, conflict (a foreign interface, or another installation of Volt, has that name; or an address or route of another
+  # interface holds the subnet), exhausted (256 networks).
 
   network @1 (name :Text) -> (network :Net.Network);
   # Errors: notFound.

@@ -5,13 +5,13 @@ using FdLane = import "fd_lane.capnp";
 
 struct NetworkConfig {
   name @0 :Text;
-  # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash.
+  # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash, and not "all" or "default".
   gateway @1 :Text;
   # The bridge's own address, such as "10.42.0.1". Empty for a bridge without one.
   prefixLength @2 :UInt8;
   # Of the subnet, 8 to 30 for IPv4.
   mtu @3 :UInt32;
-  # Bytes, 1280 to 65521 (the most that a TAP takes); 0 for the kernel's default.
+  # Bytes, 1280 to 65521 (the most that a TAP takes); 0 for the one that the network has, or, where it is new, the kernel's default.
 }
 
 interface Network {
@@ -50,10 +50,14 @@ interface Port {
 
   tap @1 () -> (tap :FdLane.FdToken);
   # The TAP's queue, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and ready to carry frames behind a 12-byte
-  # virtio_net_hdr_v1. The same open file each time: it has one queue. Errors: exhausted (tokens).
+  # virtio_net_hdr_v1. The same open file each time: it has one queue. Errors: exhausted (tokens), revoked (released, or lost).
 
   release @2 () -> ();
   # Gives the port back now. Every later call on it fails with `revoked`.
+
+  lost @3 () -> (why :Text);
+  # Answers when the port is lost: something else on the host has deleted its interface, or made it its own. From then on every call on it
+  # fails with `revoked`. Waits as long as the port is there, which a call that waits does not change. Errors: revoked (it was given back).
 }
 
 struct PortInfo {

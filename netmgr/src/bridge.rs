@@ -17,48 +17,102 @@ use crate::{
     error::Error,
     kernel::{Kernel, Steps, Whom, odd},
     link::Link,
-    names::{self, Mac},
+    mark::{self, Instance},
+    names::Mac,
 };
 
-/// Makes the bridge of a network, or brings the one that is there to `config`; gives its interface index.
-/// A bridge that is made here and cannot be brought to `config` is taken away again.
-pub fn define(kernel: &mut Kernel, config: &Config) -> Result<u32, Error> {
-    let foreign = || Error::ForeignInterface { name: config.name.clone() };
-    let there = kernel.link(LinkUnspec::new_with_name(&config.name))?;
-    if there.as_ref().is_some_and(|link| !link.is_our_bridge(&config.name)) {
-        return Err(foreign());
+/// A bridge as it should be.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its network's configuration, with an MTU.
+    pub config: &'a Config,
+    /// Whose it is.
+    pub owner: &'a Instance,
+}
+
+impl Wanted<'_> {
+    /// Whether the bridge, with the addresses that interfaces have, is just so.
+    pub fn is(&self, link: &Link, addresses: &[(u32, Address)]) -> bool {
+        let Wanted { config, owner } = *self;
+        link.name == config.name
+            && link.alias == mark::bridge(config, owner)
+            && link.mac == Some(Mac::of_bridge(&config.name))
+            && (link.up, link.mtu, link.stp, link.master) == (true, config.mtu, false, 0)
+            && on(link.index, addresses).eq(config.address)
     }
+
+    fn may_be(&self, link: &Link) -> bool {
+        link.is_bridge_of(&self.config.name, self.owner)
+    }
+
+    fn foreign(&self, link: &Link) -> Error {
+        let name = self.config.name.clone();
+        match link.bridge_mark() {
+            Some(mark) if !self.owner.may_have(&mark.owner) => Error::OthersBridge { name, owner: mark.owner },
+            _ => Error::ForeignInterface { name },
+        }
+    }
+}
+
+fn on(index: u32, addresses: &[(u32, Address)]) -> impl Iterator<Item = Address> {
+    addresses.iter().filter(move |(of, _)| *of == index).map(|(_, address)| *address)
+}
+
+/// Makes the bridge of a network, or brings the one that is there (under another name, if it is the one with index `known`) to what is
+/// wanted; gives its interface index. A bridge that is made here and cannot be brought to that is taken away again.
+pub fn define(kernel: &mut Kernel, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {
+    let config = wanted.config;
+    let named = kernel.link(LinkUnspec::new_with_name(&config.name))?;
+    let known = known.filter(|known| named.as_ref().is_none_or(|named| named.index != *known));
+    let renamed = known.map(|index| kernel.link(LinkUnspec::new_with_index(index))).transpose()?.flatten();
+    let there = match (named, renamed.filter(|link| wanted.may_be(link))) {
+        (Some(link), None) if wanted.may_be(&link) => Some(link),
+        (Some(link), _) => return Err(wanted.foreign(&link)),
+        (None, renamed) => renamed,
+    };
+    let addresses = kernel.addresses()?;
+    let index = there.as_ref().map(|link| link.index);
     if let Some(subnet) = config.address
-        && let Some((held, holder)) = kernel.holder(subnet, there.as_ref().map(|link| link.index))?
+        && !index.is_some_and(|index| on(index, &addresses).any(|address| address == subnet))
+        && let Some((held, holder)) = kernel.holder(subnet, index)?
     {
         return Err(Error::SubnetHeld { subnet, held, holder });
     }
     match there {
-        Some(link) => configure(kernel, &link, config),
+        Some(link) if wanted.is(&link, &addresses) => Ok(link.index),
+        Some(link) => configure(kernel, &link, &addresses, wanted),
         None => {
-            let link = make(kernel, &config.name)?.ok_or_else(foreign)?;
-            configure(kernel, &link, config).inspect_err(|_| {
+            let made = make(kernel, &config.name)?;
+            let link = made.filter(|link| wanted.may_be(link));
+            let link = link.ok_or_else(|| Error::ForeignInterface { name: config.name.clone() })?;
+            configure(kernel, &link, &[], wanted).inspect_err(|_| {
                 // The error that is reported is the first one. What this leaves, the next definition adopts.
-                let _ = kernel.delete(link.index, |link| link.is_our_bridge(&config.name));
+                let _ = kernel.delete(link.index, |link| link.mac == Some(Mac::of_bridge(&config.name)));
             })
         }
     }
 }
 
-/// Takes a network's bridge off the host, if it is still there.
-pub fn remove(kernel: &mut Kernel, network: &str, index: u32) -> Result<(), Error> {
-    kernel.delete(index, |link| link.is_our_bridge(network))
+/// The MTU of the bridge that a network would adopt.
+pub fn mtu(kernel: &mut Kernel, network: &str, owner: &Instance) -> Result<Option<u32>, Error> {
+    let link = kernel.link(LinkUnspec::new_with_name(network))?;
+    Ok(link.filter(|link| link.is_bridge_of(network, owner)).map(|link| link.mtu))
 }
 
-/// Every bridge that netmgr, this one or an earlier one, has made, with the configuration that it has.
-pub fn existing(kernel: &mut Kernel) -> Result<Vec<(u32, Config)>, Error> {
-    let bridges: Vec<Link> = kernel.links(None)?.into_iter().filter(|link| link.is_our_bridge(&link.name)).collect();
-    let addresses = if bridges.is_empty() { Vec::new() } else { kernel.addresses()? };
-    let address = |index: u32| addresses.iter().find(|(of, _)| *of == index).map(|(_, address)| *address);
-    Ok(bridges
-        .into_iter()
-        .map(|link| (link.index, Config { address: address(link.index), name: link.name, mtu: link.mtu }))
-        .collect())
+/// Takes a network's bridge off the host, if it is still there.
+pub fn remove(kernel: &mut Kernel, wanted: Wanted<'_>, index: u32) -> Result<(), Error> {
+    kernel.delete(index, |link| wanted.may_be(link))
+}
+
+/// The networks whose bridges `owner`, this netmgr or an earlier one, has made: index, and the definition, if need be (an earlier release noted
+/// none) the one that the kernel's state amounts to.
+pub fn existing(links: &[Link], addresses: &[(u32, Address)], owner: &Instance) -> Vec<(u32, Config)> {
+    let found = links.iter().filter_map(|link| {
+        let mark = link.bridge_mark().filter(|mark| mark.owner == *owner)?;
+        let now = || Config { name: link.name.clone(), address: on(link.index, addresses).next(), mtu: link.mtu };
+        Some((link.index, mark.config.unwrap_or_else(now)))
+    });
+    found.collect()
 }
 
 /// Makes a bridge, down and without mark; `None` if the name is taken.
@@ -72,8 +126,7 @@ fn make(kernel: &mut Kernel, name: &str) -> Result<Option<Link>, Error> {
         Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => return Ok(None),
         links => links?,
     };
-    let link = links.into_iter().next().ok_or(odd("make a bridge"))?;
-    Ok(link.is_our_bridge(name).then_some(link))
+    links.into_iter().next().ok_or(odd("make a bridge")).map(Some)
 }
 
 fn no_stp() -> Whom {
@@ -81,36 +134,45 @@ fn no_stp() -> Whom {
     Whom::new_with_info_kind(InfoKind::Bridge).set_info_data(off)
 }
 
-fn configure(kernel: &mut Kernel, link: &Link, config: &Config) -> Result<u32, Error> {
+fn configure(kernel: &mut Kernel, link: &Link, addresses: &[(u32, Address)], wanted: Wanted<'_>) -> Result<u32, Error> {
+    let Wanted { config, owner } = wanted;
     let name = &config.name;
     let bridge = || LinkUnspec::new_with_index(link.index);
-    let has: Vec<Address> =
-        kernel.addresses()?.into_iter().filter(|(of, _)| *of == link.index).map(|(_, address)| address).collect();
+    let mut steps = Steps::default();
+    if link.name != *name {
+        // Kernels before 6.2 rename no interface that is up.
+        steps.set(format!("take {} down", link.name), bridge().down());
+        steps.set(format!("give {} its name {name} again", link.name), bridge().name(name));
+        kernel.run(&mut steps)?;
+    }
     // While a new one is still down.
     kernel.ipv6_off(name);
-    let mut steps = Steps::default();
     // Set apart from creation: an MTU that is given there is lost when the first port comes.
-    let mut marked = bridge().alias(names::BRIDGE_MARK).mtu(config.mtu);
+    let mut marked = bridge().alias(mark::bridge(config, owner)).mtu(config.mtu);
     if link.mac != Some(Mac::of_bridge(name)) {
         marked = marked.address(Mac::of_bridge(name).0.to_vec());
     }
     steps.set(format!("mark bridge {name}, and set its MTU to {}", config.mtu), marked);
+    if link.master != 0 {
+        steps.set(format!("take bridge {name} off what it was put under"), bridge().nocontroller());
+    }
     if link.stp {
         let message = RouteNetlinkMessage::NewLink(no_stp().index(link.index).build());
         steps.add(format!("switch off the spanning tree protocol of {name}"), 0, message);
     }
     // First those that go: a subnet's first address takes the others with it.
-    for gone in has.iter().filter(|address| Some(**address) != config.address) {
-        let message = RouteNetlinkMessage::DelAddress(address(link.index, *gone));
+    for gone in on(link.index, addresses).filter(|address| Some(*address) != config.address) {
+        let message = RouteNetlinkMessage::DelAddress(address(link.index, gone));
         steps.add(format!("take {gone} off {name}"), 0, message);
     }
-    if let Some(new) = config.address.filter(|address| !has.contains(address)) {
+    let has = |address: &Address| on(link.index, addresses).any(|has| has == *address);
+    if let Some(new) = config.address.filter(|address| !has(address)) {
         let message = RouteNetlinkMessage::NewAddress(address(link.index, new));
         steps.add(format!("give {new} to {name}"), NLM_F_CREATE | NLM_F_REPLACE, message);
     }
     steps.set(format!("bring {name} up"), bridge().up()).get(bridge());
     let now = kernel.run(&mut steps)?.pop().ok_or(odd("configure a bridge"))?;
-    if now.is_our_bridge(name) && now.up && now.mtu == config.mtu {
+    if now.name == *name && now.is_bridge_of(name, owner) && now.up && now.mtu == config.mtu {
         Ok(now.index)
     } else {
         Err(Error::Answer {
@@ -141,20 +203,22 @@ mod tests {
             // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
             let mut kernel = Kernel::open().unwrap();
-            let good = Config::new("volt0", "10.42.0.1", 24, 0).unwrap();
+            let good = Config::new("volt0", "10.42.0.1", 24, 1500).unwrap();
             let bad = Config { address: Some(Address { ip: Ipv4Addr::new(10, 42, 0, 1), prefix: 33 }), ..good.clone() };
-            let error = define(&mut kernel, &bad).unwrap_err();
+            let owner = Instance::default();
+            let [good, bad] = [&good, &bad].map(|config| Wanted { config, owner: &owner });
+            let error = define(&mut kernel, bad, None).unwrap_err();
             assert!(matches!(&error, Error::Kernel { tried, .. } if tried.starts_with("give 10.42.0.1/33")), "{error}");
-            assert_eq!(kernel.links(None).unwrap().len(), 1, "lo");
-            let index = define(&mut kernel, &good).unwrap();
-            define(&mut kernel, &bad).unwrap_err();
-            assert!(
-                kernel.link(LinkUnspec::new_with_index(index)).unwrap().is_some_and(|link| link.is_our_bridge("volt0"))
-            );
-            assert_eq!(define(&mut kernel, &good).unwrap(), index);
-            assert_eq!(kernel.addresses().unwrap(), [(index, good.address.unwrap())]);
-            remove(&mut kernel, "volt0", index).unwrap();
-            assert_eq!(kernel.links(None).unwrap().len(), 1);
+            assert_eq!(kernel.links().unwrap().len(), 1, "lo");
+            let index = define(&mut kernel, good, None).unwrap();
+            define(&mut kernel, bad, Some(index)).unwrap_err();
+            // It is there still; its mark says what could not be.
+            let marked = LinkUnspec::new_with_index(index).alias("volt-vmm network");
+            kernel.run(Steps::default().set("mark it", marked)).unwrap();
+            assert_eq!(define(&mut kernel, good, Some(index)).unwrap(), index);
+            assert_eq!(kernel.addresses().unwrap(), [(index, good.config.address.unwrap())]);
+            remove(&mut kernel, good, index).unwrap();
+            assert_eq!(kernel.links().unwrap().len(), 1);
         };
         std::thread::spawn(test).join().unwrap();
     }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use crate::{error::Error, names};
 
 /// What the kernel gives an interface whose MTU nobody chose, in bytes.
-const DEFAULT_MTU: u32 = 1500;
+pub const DEFAULT_MTU: u32 = 1500;
 /// The smallest MTU that IPv6 runs on (RFC 8200, section 5), in bytes.
 const MIN_MTU: u32 = 1280;
 /// The largest MTU that the kernel gives a TAP: 65535 less the Ethernet header, in bytes.
@@ -59,7 +59,7 @@ pub struct Config {
     pub name: String,
     /// The bridge's own address; `None` for a bridge without one.
     pub address: Option<Address>,
-    /// Bytes; never 0.
+    /// Bytes; 0 where nobody chose one.
     pub mtu: u32,
 }
 
@@ -78,8 +78,7 @@ impl Config {
             }
             _ => Some(gateway_address(gateway, prefix)?),
         };
-        let mtu = if mtu == 0 { DEFAULT_MTU } else { mtu };
-        if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+        if mtu != 0 && !(MIN_MTU..=MAX_MTU).contains(&mtu) {
             return Err(Error::argument(
                 "MTU",
                 &mtu.to_string(),
@@ -113,7 +112,6 @@ mod tests {
     #[test]
     fn default_network_is_accepted() {
         let config = Config::new("volt0", "10.42.0.1", 24, 0).unwrap();
-        assert_eq!(config.mtu, 1500);
         let address = config.address.unwrap();
         assert_eq!(address.to_string(), "10.42.0.1/24");
         assert_eq!(address.network(), Ipv4Addr::new(10, 42, 0, 0));
@@ -131,7 +129,7 @@ mod tests {
                 "{prefix}"
             );
         }
-        for mtu in [1280, 65_521] {
+        for mtu in [0, 1280, 65_521] {
             assert_eq!(Config::new("n", "", 0, mtu).unwrap().mtu, mtu);
         }
         for mtu in [1, 1279, 65_522, u32::MAX] {

@@ -4,7 +4,7 @@ use std::io;
 
 use ipc::{Code, Fault};
 
-use crate::config::Address;
+use crate::{config::Address, mark::Instance};
 
 /// Why a request was not met. Nothing is left behind by a request that failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,12 +18,18 @@ pub enum Error {
     /// A foreign interface has the name.
     #[error("an interface called {name} exists that Volt did not make")]
     ForeignInterface { name: String },
+    /// Two installations on one network namespace.
+    #[error("the bridge {name} belongs to another installation of Volt (instance {owner})")]
+    OthersBridge { name: String, owner: Instance },
     /// Somebody else's subnet.
     #[error("subnet {subnet} overlaps {held}, which {holder} holds")]
     SubnetHeld { subnet: Address, held: Address, holder: String },
-    /// The bridge went away, or something else has its index.
-    #[error("the bridge of network {0} is no longer there")]
+    /// The bridge went away, or something else has its index, again while a port was put on it.
+    #[error("the bridge of network {0} was made anew, and is gone again")]
     BridgeGone(String),
+    /// Something else took a port's interface away.
+    #[error("something else on this host has taken its interface, {interface}, away")]
+    PortLost { interface: String },
     /// One port for each workload and network.
     #[error("{workload} has a port on network {network}")]
     PortExists { workload: String, network: String },
@@ -82,7 +88,7 @@ impl Error {
         match self {
             Error::Argument { .. } => Code::InvalidArgument,
             Error::NoSuchNetwork(_) => Code::NotFound,
-            Error::ForeignInterface { .. } | Error::SubnetHeld { .. } => Code::Conflict,
+            Error::ForeignInterface { .. } | Error::OthersBridge { .. } | Error::SubnetHeld { .. } => Code::Conflict,
             Error::PortExists { .. } | Error::PortInUse { .. } | Error::MacTaken { .. } | Error::TenantExists(_) => {
                 Code::AlreadyExists
             }
@@ -91,7 +97,7 @@ impl Error {
             Error::NoTun(_) | Error::Deadline { .. } | Error::BridgeGone(_) => Code::Unavailable,
             Error::NoRight(_) => Code::PermissionDenied,
             Error::Kernel { .. } | Error::Answer { .. } | Error::Ending => Code::Internal,
-            Error::Revoked(_) => Code::Revoked,
+            Error::Revoked(_) | Error::PortLost { .. } => Code::Revoked,
         }
     }
 
@@ -104,7 +110,10 @@ impl Error {
                 format!("Choose another name, or remove that interface (ip link delete {name})")
             }
             Error::SubnetHeld { .. } => "Choose another subnet, or take that away first".into(),
-            Error::BridgeGone(_) => "Define the network again".into(),
+            Error::OthersBridge { name, .. } => format!(
+                "Use that one (its VOLT_STATE_DIR), or a network of another name and subnet here, or another network namespace; if it is gone for good, remove its bridge (ip link delete {name})"
+            ),
+            Error::BridgeGone(name) => format!("Find what deletes {name} on this host, and try again"),
             Error::PortExists { .. } => "Release that port first, or choose another name".into(),
             Error::PortInUse { interface } => {
                 format!("End the process that uses it (it goes with it), or take it away (ip link delete {interface})")
@@ -124,7 +133,7 @@ impl Error {
             Error::Deadline { .. } | Error::Busy(_) => {
                 "Try again; if it lasts, something else keeps the kernel's network configuration locked".into()
             }
-            Error::Revoked(_) => "Ask for a new one".into(),
+            Error::Revoked(_) | Error::PortLost { .. } => "Ask for a new one".into(),
             Error::Ending => "Connect again".into(),
         }
     }

@@ -28,6 +28,9 @@ const DUMPS: usize = 32;
 /// An interface, and what is asked of it or to be changed.
 pub type Whom = LinkMessageBuilder<LinkUnspec>;
 
+/// IPv4 addresses, each with the index of its interface.
+pub type Addresses = Vec<(u32, Address)>;
+
 /// The kernel, by way of one socket, and one setting that has none.
 pub struct Kernel {
     socket: Socket,
@@ -124,17 +127,45 @@ impl Kernel {
         }
     }
 
-    /// All interfaces, or those that are ports of the bridge with that index.
-    pub fn links(&mut self, of: Option<u32>) -> Result<Vec<Link>, Error> {
-        let whom = brief(of.map_or_else(Whom::new, |bridge| Whom::new().controller(bridge)));
-        self.dump("list the interfaces", &RouteNetlinkMessage::GetLink(whom.build()), |said| match said {
-            Said::Link(link) => Some(*link).filter(|link| of.is_none_or(|bridge| link.master == bridge)),
+    /// The interface with that index, and the addresses on it: one exchange. A look that a change comes between finds no interface.
+    pub fn look(&mut self, index: u32) -> Result<(Option<Link>, Addresses), Error> {
+        const TRIED: &str = "look at an interface and its addresses";
+        let of_it = brief(LinkUnspec::new_with_index(index)).build();
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.index = index;
+        let requests = vec![
+            netlink::request(RouteNetlinkMessage::GetLink(of_it), 0),
+            netlink::request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP),
+        ];
+        let (mut found, mut addresses) = (None, Vec::new());
+        let each = |said| match said {
+            Said::Link(link) => found = Some(*link),
+            Said::Address(of, address) => addresses.push((of, address)),
+            _ => {}
+        };
+        let answers = self.socket.exchange(requests, each).map_err(|failure| failed(failure, TRIED))?;
+        for answer in answers {
+            match answer {
+                Err(refusal) if matches!(refusal.errno, libc::ENODEV | netlink::INTERRUPTED) => found = None,
+                Err(refusal) => return Err(refused(refusal, TRIED)),
+                Ok(()) => {}
+            }
+        }
+        Ok((found, addresses))
+    }
+
+    /// All interfaces.
+    pub fn links(&mut self) -> Result<Vec<Link>, Error> {
+        let all = RouteNetlinkMessage::GetLink(brief(Whom::new()).build());
+        self.dump("list the interfaces", &all, |said| match said {
+            Said::Link(link) => Some(*link),
             _ => None,
         })
     }
 
-    /// All IPv4 addresses, each with the index of its interface.
-    pub fn addresses(&mut self) -> Result<Vec<(u32, Address)>, Error> {
+    /// All IPv4 addresses.
+    pub fn addresses(&mut self) -> Result<Addresses, Error> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
         self.dump("list the addresses", &RouteNetlinkMessage::GetAddress(message), |said| match said {

@@ -21,7 +21,8 @@ use rtnetlink::{
 
 use crate::{
     config::Address,
-    names::{self, Mac},
+    mark::{self, BridgeMark, Instance},
+    names::Mac,
 };
 
 /// What a message of the kernel says.
@@ -81,6 +82,8 @@ pub struct Link {
     pub master: u32,
     /// Whether it is a bridge that runs the spanning tree protocol.
     pub stp: bool,
+    /// The group that it is in; 0 unless somebody chose one.
+    pub group: u32,
 }
 
 impl Link {
@@ -95,6 +98,7 @@ impl Link {
                 libc::IFLA_MTU => link.mtu = parse_u32(value).unwrap_or_default(),
                 libc::IFLA_ADDRESS => link.mac = parse_mac(value).ok().map(Mac),
                 libc::IFLA_MASTER => link.master = parse_u32(value).unwrap_or_default(),
+                libc::IFLA_GROUP => link.group = parse_u32(value).unwrap_or_default(),
                 libc::IFLA_LINKINFO => link.read_info(value),
                 _ => {}
             }
@@ -116,12 +120,19 @@ impl Link {
         }
     }
 
-    /// Whether it is a bridge that netmgr made for the network of that name. A bridge without any alias but with the MAC address
-    /// that netmgr gives at creation is one whose maker was killed before it could set the mark, as the kernel takes no alias at creation.
-    pub fn is_our_bridge(&self, network: &str) -> bool {
-        self.kind == Some(InfoKind::Bridge)
-            && self.name == network
-            && (self.alias == names::BRIDGE_MARK || self.alias.is_empty() && self.mac == Some(Mac::of_bridge(network)))
+    /// The mark of a bridge that a netmgr made. One without any alias but with the MAC address that netmgr gives at creation was made by
+    /// one that was killed before it could set the mark, as the kernel takes no alias at creation; or somebody has cleared it.
+    pub fn bridge_mark(&self) -> Option<BridgeMark> {
+        let half_made = || self.alias.is_empty() && self.mac == Some(Mac::of_bridge(&self.name));
+        let half_made = || half_made().then(|| BridgeMark { config: None, owner: Instance::default() });
+        (self.kind == Some(InfoKind::Bridge)).then(|| mark::read_bridge(&self.alias).or_else(half_made)).flatten()
+    }
+
+    /// Whether it is a bridge that the netmgr of `instance` may have as that of the network of that name.
+    pub fn is_bridge_of(&self, network: &str, instance: &Instance) -> bool {
+        self.bridge_mark().is_some_and(|mark| {
+            mark.config.as_ref().map_or(&self.name, |config| &config.name) == network && instance.may_have(&mark.owner)
+        })
     }
 }
 
@@ -192,6 +203,7 @@ mod tests {
     use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, packet_route::link::LinkMessage};
 
     use super::*;
+    use crate::config::Config;
 
     fn body(message: &LinkMessage) -> Vec<u8> {
         let mut body = vec![0; message.buffer_len()];
@@ -205,24 +217,34 @@ mod tests {
 
     #[test]
     fn bridge_is_ours_by_mark_or_while_half_made_by_its_mac() {
+        let (one, other): (Instance, Instance) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let config = Config::new("volt0", "10.42.0.1", 24, 1500).unwrap();
         let marked = Link {
             name: "volt0".into(),
             kind: Some(InfoKind::Bridge),
-            alias: names::BRIDGE_MARK.into(),
+            alias: mark::bridge(&config, &one),
             ..Link::default()
         };
-        assert!(marked.is_our_bridge("volt0"));
         let half = Link { alias: String::new(), mac: Some(Mac::of_bridge("volt0")), ..marked.clone() };
-        assert!(half.is_our_bridge("volt0"));
+        for ours in [
+            marked.clone(),
+            // Renamed.
+            Link { name: "br0".into(), ..marked.clone() },
+            Link { alias: mark::bridge(&config, &Instance::default()), ..marked.clone() },
+            Link { alias: "volt-vmm network".into(), ..marked.clone() },
+            half.clone(),
+        ] {
+            assert!(ours.is_bridge_of("volt0", &one), "{ours:?}");
+        }
         for foreign in [
+            Link { alias: mark::bridge(&config, &other), ..marked.clone() },
             Link { alias: String::new(), ..marked.clone() },
             Link { kind: Some(InfoKind::Dummy), ..marked.clone() },
             Link { alias: "uplink".into(), ..half.clone() },
             Link { mac: Some(Mac::of_bridge("volt1")), ..half },
-            // Found by an alternative name.
-            Link { name: "br0".into(), ..marked },
+            Link { alias: "volt-vmm network".into(), name: "br0".into(), ..marked },
         ] {
-            assert!(!foreign.is_our_bridge("volt0"), "{foreign:?}");
+            assert!(!foreign.is_bridge_of("volt0", &one), "{foreign:?}");
         }
     }
 
@@ -271,19 +293,20 @@ mod tests {
     fn link_is_read_field_by_field() {
         let bridge = |stp| {
             let builder = LinkMessageBuilder::<LinkBridge>::new("volt0").index(7).up().mtu(1400).controller(9);
-            let builder = builder.address(vec![2, 0, 0, 0, 0, 1]).alias(names::BRIDGE_MARK);
+            let builder = builder.address(vec![2, 0, 0, 0, 0, 1]).alias("volt-vmm network").link_group(3);
             body(&builder.append_info_data(InfoBridge::StpState(stp)).build())
         };
         let expected = Link {
             index: 7,
             name: "volt0".into(),
-            alias: names::BRIDGE_MARK.into(),
+            alias: "volt-vmm network".into(),
             kind: Some(InfoKind::Bridge),
             up: true,
             mtu: 1400,
             mac: Some(Mac([2, 0, 0, 0, 0, 1])),
             master: 9,
             stp: false,
+            group: 3,
         };
         assert_eq!(Link::read(&bridge(BridgeStpState::Disabled)).unwrap(), expected);
         let on = Link { stp: true, ..expected };

@@ -11,8 +11,11 @@ mod ipv6;
 mod kernel;
 mod link;
 mod manager;
+mod mark;
+mod monitor;
 mod names;
 mod netlink;
+mod network;
 mod port;
 mod sandbox;
 mod service;
@@ -28,7 +31,7 @@ use clap::Parser;
 use confine::{Capability, Policy, User, caps};
 use ipc::{Lane, Limits, Listen};
 
-use crate::{kernel::Kernel, manager::Manager, service::Host};
+use crate::{kernel::Kernel, manager::Manager, mark::Instance, monitor::Monitor, service::Host, worker::Tidy};
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.
 #[derive(Parser)]
@@ -36,6 +39,10 @@ use crate::{kernel::Kernel, manager::Manager, service::Host};
 struct Arguments {
     #[command(flatten)]
     listen: Listen,
+    /// Which installation of Volt this is, of those that may share this network namespace: 1 to 32 of a-z and 0-9. Bridges and TAPs are marked
+    /// with it, and those of another one are left alone.
+    #[arg(long, value_name = "ID")]
+    instance: Option<Instance>,
     /// Become this user, with CAP_NET_ADMIN and no file in sight but the TAP device and the interfaces' IPv6 settings; takes root.
     #[arg(long, value_name = "UID")]
     user: Option<User>,
@@ -65,6 +72,8 @@ enum Failure {
     Confine(#[from] confine::Error),
     #[error("Cannot go on, as the thread that manages the network has panicked; report the line above as a defect")]
     Panicked,
+    #[error("Cannot hear of changes to interfaces")]
+    Monitor(#[source] std::io::Error),
     #[error("Cannot start the runtime")]
     Runtime(#[source] std::io::Error),
 }
@@ -75,9 +84,13 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::NoRight);
     }
     let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
-    let manager = Kernel::open().and_then(Manager::recover).map_err(Failure::Kernel)?;
+    // Before stock is taken, so that no change comes between.
+    let monitor = Monitor::open().map_err(Failure::Kernel)?;
+    let instance = arguments.instance.clone().unwrap_or_default();
+    let manager = Kernel::open().and_then(|kernel| Manager::recover(kernel, instance)).map_err(Failure::Kernel)?;
     warn_of_bridge_filter();
-    let keep: Vec<RawFd> = endpoint.as_fds().iter().map(AsRawFd::as_raw_fd).chain(manager.fds()).collect();
+    let keep: Vec<RawFd> =
+        endpoint.as_fds().iter().map(AsRawFd::as_raw_fd).chain(manager.fds()).chain([monitor.fd()]).collect();
 
     // Phase 2: narrow.
     let confined = sandbox::confine(arguments.confinement, arguments.user, &keep)?;
@@ -97,11 +110,16 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     runtime.run(async {
         let outcome = tokio::select! {
             outcome = serve => outcome,
+            Err(why) = monitor.watch(&worker) => return Err(Failure::Monitor(why)),
             // This side has a handle, so it can only have panicked.
             _ = end => return Err(Failure::Panicked),
         };
         // What the last connection's end has released is off the host before netmgr is.
-        let _ = worker.ask(|_| Ok(())).await;
+        let all = |manager: &mut Manager| {
+            while manager.tidy() {}
+            Ok(())
+        };
+        let _ = worker.ask(all).await;
         Ok(outcome?)
     })
 }

@@ -1,32 +1,39 @@
 //! What there is on this host: networks, ports, tenants, and who may have how many. Owns the kernel's socket; runs on the worker thread.
 //!
-//! The kernel's state is derived, never trusted. At start the bridges with our mark become networks again. TAPs with our mark that
-//! nobody in this process holds are left alone: a TAP is not persistent, so it is there because a process (a VM's network
-//! backend that outlived an earlier netmgr) has it open, and it goes when that process ends. Until then it counts as a port of its network, and
-//! its workload cannot have a second one. What carries no mark is never changed.
+//! The kernel's state is derived, never trusted. At start the bridges with our mark become networks again, defined as the mark says, and the
+//! TAPs with our mark their ports: a TAP is not persistent, so one that nobody in this process holds is there because a process (a VM's
+//! network backend that outlived an earlier netmgr) has it open, and it goes when that process ends. Until then its workload cannot have a
+//! second one. At start, with each attach and whenever the kernel tells of a change ([`Manager::mend`]) what is there is compared with
+//! what should be, and brought back to it. What carries no mark of ours is never changed.
+//!
+//! Ports that are given up go a little later, many at a time ([`Tidy`]), so that nobody's end is in front of another's start.
 
 use std::{
     collections::BTreeMap,
     os::fd::{OwnedFd, RawFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::Arc,
 };
 
 use rtnetlink::LinkUnspec;
+use tokio::sync::watch;
 
 use crate::{
     bridge,
-    config::Config,
+    config::{self, Address, Config},
     error::Error,
     kernel::Kernel,
+    link::Link,
+    mark::{self, Instance},
     names::{self, Mac},
+    network::{Fate, Held, Network, Port, Quota},
     port::{self, Made, Wanted},
+    worker::{Answer, Tidy},
 };
 
 const MAX_NETWORKS: usize = 256;
 const MAX_TENANTS: usize = 1024;
+/// The most ports that are taken off the host at one time: some 30 ms, and one alone takes 20.
+const BATCH: usize = 32;
 
 /// A network at one time: a network that was removed and defined anew is another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,36 +55,6 @@ pub struct PortId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TenantId(u64);
 
-/// How many ports a holder may have at one time.
-pub struct Quota {
-    max: u32,
-    used: AtomicU32,
-}
-
-/// One port's place in a quota, until it is dropped.
-struct Slot(Arc<Quota>);
-
-impl Quota {
-    /// Of `max` ports.
-    pub fn new(max: u32) -> Arc<Quota> {
-        Arc::new(Quota { max, used: AtomicU32::new(0) })
-    }
-
-    fn take(self: &Arc<Quota>) -> Result<Slot, Error> {
-        let more = |used: u32| (used < self.max).then(|| used + 1);
-        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
-            Ok(_) => Ok(Slot(self.clone())),
-            Err(_) => Err(Error::Quota(self.max)),
-        }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// What `PortInfo` says (schema/network.capnp).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortFacts {
@@ -89,13 +66,25 @@ pub struct PortFacts {
     pub mtu: u32,
 }
 
+impl PortFacts {
+    fn of(port: &Port, workload: &str, network: &str) -> PortFacts {
+        PortFacts {
+            workload: workload.to_owned(),
+            interface: port.interface.clone(),
+            index: port.index,
+            mac: port.mac,
+            network: network.to_owned(),
+            mtu: port.mtu,
+        }
+    }
+}
+
 /// What the holder of a port has of it.
 pub struct NewPort {
     pub id: PortId,
     pub facts: PortFacts,
     pub tap: Arc<OwnedFd>,
-    /// Set when the port has been released, by whomever.
-    pub released: Arc<AtomicBool>,
+    pub fate: watch::Receiver<Fate>,
 }
 
 /// On whose account a port is made.
@@ -105,47 +94,34 @@ pub struct Account {
     pub tenant: Option<TenantId>,
 }
 
-struct Network {
-    serial: u64,
-    index: u32,
-    config: Config,
-    ports: BTreeMap<String, Port>,
-    /// Ports of an earlier netmgr that were alive when this one started: interface index, workload, guest address.
-    earlier: Vec<(u32, String, Mac)>,
-}
-
-struct Port {
-    serial: u64,
-    index: u32,
-    interface: String,
-    mac: Mac,
-    tap: Arc<OwnedFd>,
-    released: Arc<AtomicBool>,
-    tenant: Option<TenantId>,
-    _slot: Slot,
+/// A port on its way off the host, and who waits for that.
+struct Leaving {
+    id: PortId,
+    answer: Option<Answer<()>>,
 }
 
 /// All that netmgr knows.
 pub struct Manager {
     kernel: Kernel,
+    instance: Instance,
     networks: BTreeMap<String, Network>,
     tenants: BTreeMap<u64, String>,
+    leaving: Vec<Leaving>,
     serial: u64,
 }
 
 impl Manager {
-    /// Takes stock of what an earlier netmgr has left.
-    pub fn recover(mut kernel: Kernel) -> Result<Manager, Error> {
-        let bridges = bridge::existing(&mut kernel)?;
-        let mut manager = Manager { kernel, networks: BTreeMap::new(), tenants: BTreeMap::new(), serial: 0 };
-        for (index, config) in bridges {
-            let marked = |link: crate::link::Link| {
-                names::read_port_mark(&link.alias).map(|(workload, mac)| (link.index, workload.to_owned(), mac))
-            };
-            let earlier = manager.kernel.links(Some(index))?.into_iter().filter_map(marked).collect();
-            let network = Network { serial: manager.next(), index, ports: BTreeMap::new(), earlier, config };
-            manager.networks.insert(network.config.name.clone(), network);
+    /// Takes stock of what an earlier netmgr of this instance has left, and mends it.
+    pub fn recover(mut kernel: Kernel, instance: Instance) -> Result<Manager, Error> {
+        let (links, addresses) = (kernel.links()?, kernel.addresses()?);
+        let (networks, tenants, leaving) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut manager = Manager { kernel, instance, networks, tenants, leaving, serial: 0 };
+        for (index, config) in bridge::existing(&links, &addresses, &manager.instance) {
+            let serial = manager.next();
+            let network = manager.networks.entry(config.name.clone());
+            network.or_insert(Network::new(serial, index, config)).adopt(&links, &manager.instance);
         }
+        manager.mend_with(&links, &addresses);
         Ok(manager)
     }
 
@@ -154,29 +130,39 @@ impl Manager {
         self.kernel.fds()
     }
 
+    /// Brings what the kernel has to what it should have; whether there was something to mend.
+    pub fn mend(&mut self) -> Result<bool, Error> {
+        let (links, addresses) = (self.kernel.links()?, self.kernel.addresses()?);
+        Ok(self.mend_with(&links, &addresses))
+    }
+
+    fn mend_with(&mut self, links: &[Link], addresses: &[(u32, Address)]) -> bool {
+        let Manager { kernel, instance, networks, .. } = self;
+        networks.values_mut().fold(false, |mended, network| mended | network.mend(kernel, instance, links, addresses))
+    }
+
     /// Defines a network, or changes one. Ports that are there keep the MTU they were made with.
-    pub fn define(&mut self, config: Config) -> Result<NetworkId, Error> {
-        if !self.networks.contains_key(&config.name) && self.networks.len() >= MAX_NETWORKS {
+    pub fn define(&mut self, mut config: Config) -> Result<NetworkId, Error> {
+        let serial = self.next();
+        let Manager { kernel, instance, networks, .. } = self;
+        let known = networks.get(&config.name);
+        if known.is_none() && networks.len() >= MAX_NETWORKS {
             return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
         }
-        let index = bridge::define(&mut self.kernel, &config)?;
-        let next = self.next();
-        let name = config.name.clone();
-        let network = self.networks.entry(name.clone()).or_insert_with(|| Network {
-            serial: next,
-            index,
-            config: config.clone(),
-            ports: BTreeMap::new(),
-            earlier: Vec::new(),
-        });
-        network.config = config;
-        if network.index != index {
-            // Somebody had taken the bridge away; the ports are still there.
-            network.index = index;
-            for (workload, port) in &network.ports {
-                port::reattach(&mut self.kernel, port.index, workload, port.mac, index)?;
-            }
+        if config.mtu == 0 {
+            config.mtu = match known {
+                Some(network) => network.config.mtu,
+                None => bridge::mtu(kernel, &config.name, instance)?.unwrap_or(config::DEFAULT_MTU),
+            };
         }
+        let wanted = bridge::Wanted { config: &config, owner: instance };
+        let index = bridge::define(kernel, wanted, known.map(|network| network.index))?;
+        let links = kernel.links()?;
+        let name = config.name.clone();
+        let network = networks.entry(name.clone()).or_insert_with(|| Network::new(serial, index, config.clone()));
+        (network.index, network.config) = (index, config);
+        network.adopt(&links, instance);
+        network.mend_ports(kernel, instance, &links)?;
         Ok(NetworkId { name, serial: network.serial })
     }
 
@@ -191,32 +177,28 @@ impl Manager {
     /// Takes a network off the host.
     pub fn remove(&mut self, name: &str) -> Result<(), Error> {
         let id = self.network(name)?;
-        let network = find(&mut self.networks, &id)?;
+        while self.take_off(|port, _| port.network == id) {}
+        let Manager { kernel, instance, networks, .. } = self;
+        let network = find(networks, &id)?;
+        let links = kernel.links()?;
+        // What cannot be mended is counted below.
+        let _ = network.mend_ports(kernel, instance, &links);
         // Also what netmgr did not put there.
-        let ports = self.kernel.links(Some(network.index))?.len().max(network.ports.len());
+        let on_bridge = links.iter().filter(|link| link.master == network.index).count();
+        let ports = on_bridge.max(network.ports.len());
         if ports > 0 {
             return Err(Error::PortsAttached { name: id.name, ports });
         }
-        bridge::remove(&mut self.kernel, name, network.index)?;
-        self.networks.remove(name);
+        bridge::remove(kernel, bridge::Wanted { config: &network.config, owner: instance }, network.index)?;
+        networks.remove(name);
         Ok(())
     }
 
-    /// A network's configuration, its bridge's index, and its ports as the kernel has them.
+    /// A network's configuration, its bridge's index, and its ports.
     pub fn info(&mut self, id: &NetworkId) -> Result<(Config, u32, Vec<PortFacts>), Error> {
         let network = find(&mut self.networks, id)?;
-        let facts = |link: crate::link::Link| {
-            let (workload, mac) = names::read_port_mark(&link.alias)?;
-            Some(PortFacts {
-                workload: workload.to_owned(),
-                mac,
-                index: link.index,
-                mtu: link.mtu,
-                network: id.name.clone(),
-                interface: link.name,
-            })
-        };
-        let ports = self.kernel.links(Some(network.index))?.into_iter().filter_map(facts).collect();
+        let ports = network.ports.iter().filter(|(_, port)| !port.leaves());
+        let ports = ports.map(|(workload, port)| PortFacts::of(port, workload, &id.name)).collect();
         Ok((network.config.clone(), network.index, ports))
     }
 
@@ -233,104 +215,154 @@ impl Manager {
         Ok(TenantId(serial))
     }
 
-    /// Ends a tenant, and takes all of its ports away.
+    /// Ends a tenant, and gives all of its ports up.
     pub fn end_tenant(&mut self, tenant: TenantId) {
         self.tenants.remove(&tenant.0);
-        for (name, network) in &mut self.networks {
-            let gone: Vec<(String, Port)> =
-                network.ports.extract_if(.., |_, port| port.tenant == Some(tenant)).collect();
-            for (workload, port) in gone {
-                report(name, &workload, take_away(&mut self.kernel, &workload, port));
+        let held = self.networks.iter().flat_map(|(name, network)| {
+            network.ports.iter().filter_map(move |(workload, port)| {
+                let held = port.held.as_ref().filter(|held| held.tenant == Some(tenant))?;
+                let id = NetworkId { name: name.clone(), serial: network.serial };
+                Some(PortId { network: id, workload: workload.clone(), serial: held.serial })
+            })
+        });
+        held.collect::<Vec<_>>().into_iter().for_each(|id| self.release(id, None));
+    }
+
+    /// Makes a port, on a network that is as it is defined.
+    pub fn attach(&mut self, id: &NetworkId, workload: &str, mac: Mac, account: &Account) -> Result<NewPort, Error> {
+        let mut again = false;
+        loop {
+            let error = match self.try_attach(id, workload, mac, account) {
+                Err(Error::BridgeGone(_)) if !again => {
+                    again = true;
+                    continue;
+                }
+                Err(error) => error,
+                made => return made,
+            };
+            // It may be in the way of this one that it has not gone yet.
+            let in_the_way = |leaving: &PortId, port: &Port| {
+                let same = leaving.workload == workload || port.shares(mac) || matches!(error, Error::Full { .. });
+                leaving.network == *id && same || port.held.as_ref().is_some_and(|held| held.slot.is_of(&account.quota))
+            };
+            if !self.take_off(in_the_way) {
+                return Err(error);
             }
         }
     }
 
-    /// Makes a port.
-    pub fn attach(&mut self, id: &NetworkId, workload: &str, mac: Mac, account: &Account) -> Result<NewPort, Error> {
+    fn try_attach(&mut self, id: &NetworkId, workload: &str, mac: Mac, account: &Account) -> Result<NewPort, Error> {
         if account.tenant.is_some_and(|tenant| !self.tenants.contains_key(&tenant.0)) {
             return Err(Error::Revoked("tenant"));
         }
-        let network = find(&mut self.networks, id)?;
-        if network.ports.contains_key(workload) {
-            return Err(Error::PortExists { workload: workload.to_owned(), network: id.name.clone() });
+        let serial = self.next();
+        let Manager { kernel, instance, networks, .. } = self;
+        let network = find(networks, id)?;
+        network.settle(kernel, instance)?;
+        // One of an earlier netmgr's may have ended since.
+        let in_the_way = |(known, port): &(&String, &Port)| *known == workload || port.shares(mac);
+        while let Some((known, port)) = network.ports.iter().find(in_the_way) {
+            let refusal = match (&port.held, known == workload) {
+                (Some(_), true) => Error::PortExists { workload: workload.to_owned(), network: id.name.clone() },
+                (None, true) => Error::PortInUse { interface: port.interface.clone() },
+                (_, false) => Error::MacTaken { mac: mac.to_string(), network: id.name.clone() },
+            };
+            let (held, known) = (port.held.is_some(), known.clone());
+            if held || network.confirm(kernel, instance, &known)? {
+                return Err(refusal);
+            }
         }
-        forget_ended(&mut self.kernel, &mut network.earlier);
-        if let Some((index, ..)) = network.earlier.iter().find(|(_, earlier, _)| earlier == workload) {
-            let link = self.kernel.link(LinkUnspec::new_with_index(*index))?;
-            return Err(Error::PortInUse {
-                interface: link.map_or_else(|| names::tap(workload).name, |link| link.name),
-            });
-        }
-        let taken = network.ports.values().map(|port| &port.mac).chain(network.earlier.iter().map(|(.., mac)| mac));
-        if taken
-            .flat_map(|taken| [*taken, taken.host_side()])
-            .chain([Mac::of_bridge(&id.name)])
-            .any(|taken| taken == mac || taken == mac.host_side())
-        {
+        let of_bridge = Mac::of_bridge(&id.name);
+        if of_bridge == mac || of_bridge == mac.host_side() {
             return Err(Error::MacTaken { mac: mac.to_string(), network: id.name.clone() });
         }
         let slot = account.quota.take()?;
-        let (bridge, mtu) = (network.index, network.config.mtu);
-        let mut name = names::tap(workload);
-        let wanted = Wanted { network: &id.name, bridge, mtu, workload, mac };
-        let mut made = port::attach(&mut self.kernel, &wanted, &name)?;
-        if matches!(made, Made::NameTaken) && self.has_interface(&name.name) {
-            name = names::tap_on(&id.name, workload);
-            made = port::attach(&mut self.kernel, &wanted, &name)?;
-        }
-        let (tap, index) = match made {
-            Made::Port(tap, index) => (Arc::new(tap), index),
-            Made::NameTaken => {
-                let link = self.kernel.link(LinkUnspec::new_with_name(&name.name))?;
-                let earlier = link.filter(|link| names::read_port_mark(&link.alias).is_some());
-                return Err(earlier.map_or(Error::ForeignInterface { name: name.name }, |link| Error::PortInUse {
-                    interface: link.name,
-                }));
+        let mtu = network.config.mtu;
+        let wanted = Wanted { network: &id.name, bridge: network.index, mtu, workload, mac, owner: instance };
+        let (tap, index, interface) = make(kernel, &wanted)?;
+        let (tap, (fate, seen)) = (Arc::new(tap), watch::channel(Fate::Attached));
+        let held = Held { serial, _tap: tap.clone(), fate, tenant: account.tenant, slot };
+        let port = Port { index, interface, mac, mtu, held: Some(held) };
+        let facts = PortFacts::of(&port, workload, &id.name);
+        network.ports.insert(workload.to_owned(), port);
+        let id = PortId { network: id.clone(), workload: workload.to_owned(), serial };
+        Ok(NewPort { id, facts, tap, fate: seen })
+    }
+
+    /// Sees to it that a port is there and as it should be, before its TAP is handed out.
+    pub fn confirm(&mut self, id: &PortId) -> Result<(), Error> {
+        let Manager { kernel, instance, networks, .. } = self;
+        let network = find(networks, &id.network)?;
+        let Some(port) = network.ports.get(&id.workload).filter(|port| port.is(id.serial) && !port.leaves()) else {
+            return Err(Error::Revoked("port"));
+        };
+        let interface = port.interface.clone();
+        if network.confirm(kernel, instance, &id.workload)? { Ok(()) } else { Err(Error::PortLost { interface }) }
+    }
+
+    /// Gives a port up. Once it is off the host, `answer` is told. One that has gone already is no error.
+    pub fn release(&mut self, id: PortId, answer: Option<Answer<()>>) {
+        let network = self.networks.get_mut(&id.network.name).filter(|network| network.serial == id.network.serial);
+        let port = network.and_then(|network| network.ports.get(&id.workload)).filter(|port| port.is(id.serial));
+        match port.and_then(|port| port.held.as_ref()) {
+            Some(held) => {
+                // Whoever was first waits for it; the others need not know more than that it goes.
+                if held.fate.send_replace(Fate::Released) != Fate::Released || answer.is_some() {
+                    self.leaving.push(Leaving { id, answer });
+                }
             }
-        };
-        let (serial, released) = (self.next(), Arc::default());
-        let port = Port {
-            serial,
-            index,
-            interface: name.name.clone(),
-            mac,
-            tap: tap.clone(),
-            released: Arc::clone(&released),
-            tenant: account.tenant,
-            _slot: slot,
-        };
-        find(&mut self.networks, id)?.ports.insert(workload.to_owned(), port);
-        let facts = PortFacts {
-            workload: workload.to_owned(),
-            interface: name.name,
-            index,
-            mac,
-            network: id.name.clone(),
-            mtu,
-        };
-        Ok(NewPort { id: PortId { network: id.clone(), workload: workload.to_owned(), serial }, facts, tap, released })
-    }
-
-    /// Takes a port away. One that has gone already is no error.
-    pub fn release(&mut self, id: &PortId) -> Result<(), Error> {
-        let Ok(network) = find(&mut self.networks, &id.network) else { return Ok(()) };
-        if network.ports.get(&id.workload).is_none_or(|port| port.serial != id.serial) {
-            return Ok(());
-        }
-        match network.ports.remove(&id.workload) {
-            Some(port) => take_away(&mut self.kernel, &id.workload, port),
-            None => Ok(()),
+            None => _ = answer.map(|answer| answer.send(Ok(()))),
         }
     }
 
-    /// [`release`](Self::release) for a holder that has gone and cannot be told of an error.
-    pub fn release_unseen(&mut self, id: &PortId) {
-        let outcome = self.release(id);
-        report(&id.network.name, &id.workload, outcome);
-    }
-
-    fn has_interface(&self, name: &str) -> bool {
-        self.networks.values().any(|network| network.ports.values().any(|port| port.interface == name))
+    /// Takes ports off the host that were given up, as many as go at once, first those that `wanted` chooses; `false` if it chooses none.
+    fn take_off(&mut self, wanted: impl Fn(&PortId, &Port) -> bool) -> bool {
+        let port = |id: &PortId| {
+            self.networks.get(&id.network.name)?.ports.get(&id.workload).filter(|port| port.is(id.serial))
+        };
+        let (mut batch, mut later): (Vec<Leaving>, Vec<Leaving>) = std::mem::take(&mut self.leaving)
+            .into_iter()
+            // One that is not there any more goes first of all.
+            .partition(|leaving| port(&leaving.id).is_none_or(|port| wanted(&leaving.id, port)));
+        if batch.is_empty() {
+            self.leaving = later;
+            return false;
+        }
+        batch.append(&mut later);
+        self.leaving = batch.split_off(batch.len().min(BATCH));
+        let serial = self.next();
+        let Manager { kernel, instance, networks, .. } = self;
+        let group = group(instance, serial);
+        let mut gone = Vec::new();
+        for Leaving { id, answer } in batch {
+            let network = networks.get_mut(&id.network.name);
+            let port = network.and_then(|network| {
+                let port =
+                    network.ports.extract_if(.., |workload, port| *workload == id.workload && port.is(id.serial));
+                Some((network.index, port.map(|(_, port)| port).next()?))
+            });
+            gone.push((id, port, answer));
+        }
+        let interfaces: Vec<(u32, Wanted<'_>)> = gone
+            .iter()
+            .filter_map(|(id, port, _)| {
+                let (bridge, port) = port.as_ref()?;
+                Some((port.index, port.wanted(&id.workload, &id.network.name, *bridge, instance)))
+            })
+            .collect();
+        let mut outcomes = port::detach(kernel, &interfaces, group).into_iter();
+        for (id, port, answer) in gone {
+            let outcome = port.and_then(|_| outcomes.next()).unwrap_or(Ok(()));
+            match (answer, outcome) {
+                (Some(answer), outcome) => _ = answer.send(outcome),
+                (None, Err(error)) => {
+                    let tried = format!("take the port of {} off network {}", id.workload, id.network.name);
+                    eprintln!("netmgr: {}", error.fault(&tried));
+                }
+                (None, Ok(())) => {}
+            }
+        }
+        true
     }
 
     fn next(&mut self) -> u64 {
@@ -339,28 +371,47 @@ impl Manager {
     }
 }
 
+impl Tidy for Manager {
+    fn tidy(&mut self) -> bool {
+        self.take_off(|_, _| true)
+    }
+}
+
+/// Makes a TAP under the workload's name, or, where a port on another network has that, under its second one.
+fn make(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<(OwnedFd, u32, String), Error> {
+    let first = names::tap(wanted.workload);
+    if let Made::Port(tap, index) = port::attach(kernel, wanted, &first)? {
+        return Ok((tap, index, first.name));
+    }
+    let mark = |kernel: &mut Kernel, name: &str| {
+        let link = kernel.link(LinkUnspec::new_with_name(name))?;
+        Ok::<_, Error>(link.and_then(|link| mark::read_port(&link.alias)))
+    };
+    let foreign = |name: String| Error::ForeignInterface { name };
+    match mark(kernel, &first.name)? {
+        None => return Err(foreign(first.name)),
+        Some(mark)
+            if mark.workload == wanted.workload
+                && mark.on.as_ref().is_none_or(|(network, _)| network == wanted.network) =>
+        {
+            return Err(Error::PortInUse { interface: first.name });
+        }
+        Some(_) => {}
+    }
+    let second = names::tap_on(wanted.network, wanted.workload);
+    match port::attach(kernel, wanted, &second)? {
+        Made::Port(tap, index) => Ok((tap, index, second.name)),
+        Made::NameTaken if mark(kernel, &second.name)?.is_some() => Err(Error::PortInUse { interface: second.name }),
+        Made::NameTaken => Err(foreign(second.name)),
+    }
+}
+
+/// A group of interfaces that nobody else would think of; never 0, which all are in.
+fn group(instance: &Instance, serial: u64) -> u32 {
+    let [a, b, c, d, ..] = names::digest(&["group", &instance.to_string(), &serial.to_string()]);
+    u32::from_be_bytes([a & 0x7f, b, c, d | 1])
+}
+
 fn find<'a>(networks: &'a mut BTreeMap<String, Network>, id: &NetworkId) -> Result<&'a mut Network, Error> {
     networks.get_mut(&id.name).filter(|network| network.serial == id.serial).ok_or(Error::Revoked("network"))
-}
-
-/// Forgets the ports of an earlier netmgr that are no longer there.
-fn forget_ended(kernel: &mut Kernel, earlier: &mut Vec<(u32, String, Mac)>) {
-    earlier.retain(|(index, workload, mac)| match kernel.link(LinkUnspec::new_with_index(*index)) {
-        Ok(link) => link.is_some_and(|link| link.alias == names::port_mark(workload, *mac)),
-        Err(_) => true,
-    });
-}
-
-/// Deletes a port's interface, then closes its TAP, which is the second way to the same end.
-fn take_away(kernel: &mut Kernel, workload: &str, port: Port) -> Result<(), Error> {
-    port.released.store(true, Ordering::Relaxed);
-    let outcome = port::detach(kernel, port.index, workload, port.mac);
-    drop(port.tap);
-    outcome
-}
-
-fn report(network: &str, workload: &str, outcome: Result<(), Error>) {
-    if let Err(error) = outcome {
-        eprintln!("netmgr: {}", error.fault(&format!("take the port of {workload} off network {network}")));
-    }
 }

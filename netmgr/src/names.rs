@@ -1,4 +1,4 @@
-//! What things are called: which names a caller may choose, and the interface names, MAC addresses and marks that follow from them.
+//! What things are called: which names a caller may choose, and the interface names and MAC addresses that follow from them.
 //! Pure functions. Touches nothing.
 
 use std::fmt;
@@ -10,10 +10,6 @@ use crate::error::Error;
 
 /// Bytes of an interface name, without the terminating NUL (IFNAMSIZ - 1).
 pub const INTERFACE_NAME_MAX: usize = 15;
-
-/// The alias (IFLA_IFALIAS) of a network's bridge.
-pub const BRIDGE_MARK: &str = "volt-vmm network";
-const PORT_MARK: &str = "volt-vmm port ";
 
 /// Checks a network's name by the rule that all services share ([`schema::names::is_network`]).
 pub fn check_network(name: &str) -> Result<(), Error> {
@@ -67,7 +63,8 @@ fn shortened(id: &str, hashed: &[&str]) -> String {
     name
 }
 
-fn digest(parts: &[&str]) -> [u8; 32] {
+/// A hash of names, each apart from the next.
+pub fn digest(parts: &[&str]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update(part.as_bytes());
@@ -119,7 +116,8 @@ impl Mac {
         Mac([first, b, c, d, e, f])
     }
 
-    fn parse(text: &str) -> Option<Mac> {
+    /// From six pairs of hexadecimal digits with colons between.
+    pub fn parse(text: &str) -> Option<Mac> {
         let mut mac = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut mac {
@@ -134,18 +132,6 @@ impl fmt::Display for Mac {
         let [a, b, c, d, e, g] = self.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
-}
-
-/// The alias of a port's interface. It says all that a later netmgr can know of a port that an earlier one made.
-pub fn port_mark(workload: &str, mac: Mac) -> String {
-    format!("{PORT_MARK}{workload} {mac}")
-}
-
-/// The workload and guest address in the alias of a port's interface; `None` for an alias that is no such.
-pub fn read_port_mark(alias: &str) -> Option<(&str, Mac)> {
-    let (workload, mac) = alias.strip_prefix(PORT_MARK)?.split_once(' ')?;
-    check_label("workload", workload).ok()?;
-    Some((workload, Mac::parse(mac)?))
 }
 
 #[cfg(test)]
@@ -214,25 +200,6 @@ mod tests {
         assert_eq!(Mac::asked(&[0x52, 0x54, 0, 1, 2, 3], "n", "w").unwrap(), Mac([0x52, 0x54, 0, 1, 2, 3]));
         for bad in [&[0u8; 6][..], &[1, 0, 0x5e, 0, 0, 1], &[0xff; 6], &[2, 0, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0]] {
             assert!(Mac::asked(bad, "n", "w").is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn port_mark_reads_back_and_nothing_else_does() {
-        let mac = Mac([2, 0xa, 0xb, 0xc, 0xd, 0xe]);
-        let mark = port_mark("vm-web", mac);
-        assert_eq!(read_port_mark(&mark), Some(("vm-web", mac)));
-        for foreign in [
-            "",
-            "volt-vmm",
-            "volt-vmm network",
-            "volt-vmm port",
-            "volt-vmm port vm-web",
-            "volt-vmm port vm-web 02:00",
-            "volt-vmm port VM 02:00:00:00:00:01",
-            "uplink",
-        ] {
-            assert_eq!(read_port_mark(foreign), None, "{foreign:?}");
         }
     }
 }

@@ -204,7 +204,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{bridge, config::Config, kernel::Kernel};
+    use crate::{bridge, config::Config, kernel::Kernel, mark::Instance};
 
     fn serialized(mut request: Request) -> Vec<u8> {
         request.finalize();
@@ -251,8 +251,9 @@ mod tests {
         let test = || {
             // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
-            let config = Config::new("volt0", "10.42.0.1", 24, 0).unwrap();
-            bridge::define(&mut Kernel::open().unwrap(), &config).unwrap();
+            let config = Config::new("volt0", "10.42.0.1", 24, 1500).unwrap();
+            let wanted = bridge::Wanted { config: &config, owner: &Instance::default() };
+            bridge::define(&mut Kernel::open().unwrap(), wanted, None).unwrap();
             for question in [
                 RouteNetlinkMessage::GetLink(LinkMessage::default()),
                 RouteNetlinkMessage::GetAddress(AddressMessage::default()),

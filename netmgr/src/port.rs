@@ -1,6 +1,6 @@
 //! Ports: TAPs that are made, configured, put on a bridge and taken away. Touches only TAPs that netmgr made.
 
-use std::os::fd::OwnedFd;
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use rtnetlink::{
     LinkUnspec,
@@ -14,7 +14,9 @@ use rtnetlink::{
 use crate::{
     error::Error,
     kernel::{Kernel, Steps, odd},
-    names::{self, Mac, TapName},
+    link::Link,
+    mark::{self, Instance},
+    names::{Mac, TapName},
     tap,
 };
 
@@ -30,6 +32,28 @@ pub struct Wanted<'a> {
     pub workload: &'a str,
     /// The guest's address.
     pub mac: Mac,
+    /// Whose it is.
+    pub owner: &'a Instance,
+}
+
+impl Wanted<'_> {
+    fn mark(&self) -> String {
+        mark::port(self.workload, self.mac, self.network, self.mtu, self.owner)
+    }
+
+    /// Whether the interface is just so.
+    pub fn is(&self, link: &Link) -> bool {
+        link.alias == self.mark()
+            && (link.master, link.up, link.mtu) == (self.bridge, true, self.mtu)
+            && link.mac == Some(self.mac.host_side())
+    }
+
+    /// Whether the interface that had this port's index when it was made is the port still: a TAP with its mark, an earlier release's, or none.
+    fn may_be(&self, link: &Link) -> bool {
+        let marked = mark::read_port(&link.alias)
+            .is_some_and(|mark| mark.workload == self.workload && self.owner.may_have(&mark.owner));
+        link.kind == Some(InfoKind::Tun) && (marked || link.alias.is_empty() && link.mac == Some(self.mac.host_side()))
+    }
 }
 
 /// What became of an attempt to make a port.
@@ -43,7 +67,7 @@ pub enum Made {
 /// Makes a TAP and puts it on the bridge, ready for frames: one exchange with the kernel beside the three system calls that
 /// make the TAP. On an error the TAP, which is not persistent, goes with its only descriptor, and all that was done to it.
 pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Result<Made, Error> {
-    let Wanted { network, bridge, workload, .. } = *wanted;
+    let Wanted { network, bridge, .. } = *wanted;
     let TapName { name, full } = name;
     let tap = match tap::make(name) {
         Ok(tap) => tap,
@@ -62,7 +86,7 @@ pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Resul
         }
     };
     let whom = || LinkUnspec::new_with_name(name);
-    let mark = names::port_mark(workload, wanted.mac);
+    let mark = wanted.mark();
     let mut steps = Steps::default();
     // The host's IPv6 has no business on a bridge's port: no link-local address, and no solicitations that the guest would see.
     // A kernel without IPv6 refuses, and that is as good.
@@ -86,15 +110,10 @@ pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Resul
     steps.get(whom()).get(LinkUnspec::new_with_index(bridge));
     let mut links = kernel.run(&mut steps).map_err(|error| refine(kernel, error, wanted, full.as_deref()))?.into_iter();
     let (Some(port), Some(master)) = (links.next(), links.next()) else { return Err(odd("make a port")) };
-    if !master.is_our_bridge(network) {
+    if !master.is_bridge_of(network, wanted.owner) {
         return Err(Error::BridgeGone(network.to_owned()));
     }
-    if port.alias != mark
-        || port.master != bridge
-        || !port.up
-        || port.mtu != wanted.mtu
-        || port.mac != Some(wanted.mac.host_side())
-    {
+    if !wanted.is(&port) {
         return Err(Error::Answer {
             tried: format!("put TAP {name} on bridge {network}"),
             why: "it has not become what it should be",
@@ -103,21 +122,46 @@ pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Resul
     Ok(Made::Port(tap, port.index))
 }
 
-/// Takes a port's interface off the host and sees to it that it is gone, whoever still has its TAP open.
-pub fn detach(kernel: &mut Kernel, index: u32, workload: &str, mac: Mac) -> Result<(), Error> {
-    let mark = names::port_mark(workload, mac);
-    kernel.delete(index, |link| link.kind == Some(InfoKind::Tun) && link.alias == mark)
+/// Brings a port that was made back to what it should be; `None` if it is there no more, else whether it was not as it should be.
+pub fn mend(kernel: &mut Kernel, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
+    let whom = || LinkUnspec::new_with_index(index);
+    let Some(link) = kernel.link(whom())?.filter(|link| wanted.may_be(link)) else { return Ok(None) };
+    let changed = !wanted.is(&link);
+    if changed {
+        let mut steps = Steps::default();
+        let marked = whom().alias(wanted.mark()).address(wanted.mac.host_side().0.to_vec()).mtu(wanted.mtu);
+        steps.set(format!("mark TAP {} again, and set its MAC address and its MTU", link.name), marked);
+        let back = whom().controller(wanted.bridge).up();
+        steps.set(format!("put TAP {} on bridge {} again and bring it up", link.name, wanted.network), back);
+        kernel.run(&mut steps)?;
+    }
+    Ok(Some(changed))
 }
 
-/// Puts a port that is there on another bridge, unless its interface is gone.
-pub fn reattach(kernel: &mut Kernel, index: u32, workload: &str, mac: Mac, bridge: u32) -> Result<(), Error> {
-    let mark = names::port_mark(workload, mac);
-    if kernel.link(LinkUnspec::new_with_index(index))?.is_none_or(|link| link.alias != mark) {
-        return Ok(());
+/// Takes ports' interfaces off the host and sees to it that they are gone, whoever still has their TAPs open; the outcome for each. `group`
+/// is one that no interface is in.
+///
+/// Deleting one interface takes the kernel some 20 ms (it waits until no CPU looks at it any more), and deleting all of a group hardly
+/// longer. So several are put in one first.
+pub fn detach(kernel: &mut Kernel, ports: &[(u32, Wanted<'_>)], group: u32) -> Vec<Result<(), Error>> {
+    if ports.len() > 1 {
+        // Where that fails, they go one by one.
+        let _ = detach_group(kernel, ports, group);
     }
-    let back = LinkUnspec::new_with_index(index).controller(bridge);
-    kernel.run(Steps::default().set(format!("put the port of {workload} on its bridge again"), back))?;
-    Ok(())
+    ports.iter().map(|(index, wanted)| kernel.delete(*index, |link| wanted.may_be(link))).collect()
+}
+
+fn detach_group(kernel: &mut Kernel, ports: &[(u32, Wanted<'_>)], group: u32) -> Result<(), Error> {
+    let links: BTreeMap<u32, Link> = kernel.links()?.into_iter().map(|link| (link.index, link)).collect();
+    if links.values().any(|link| link.group == group) {
+        return Err(Error::Answer { tried: "choose a group of interfaces".into(), why: "somebody uses it" });
+    }
+    let mut steps = Steps::default();
+    for (index, _) in ports.iter().filter(|(index, wanted)| links.get(index).is_some_and(|link| wanted.may_be(link))) {
+        steps.set("put an interface in a group", LinkUnspec::new_with_index(*index).link_group(group)).or_not();
+    }
+    let all = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(0).link_group(group).build());
+    kernel.run(steps.add("delete the interfaces of a group", 0, all)).map(drop)
 }
 
 /// Says what a refusal means, where that can be told.
@@ -127,7 +171,7 @@ fn refine(kernel: &mut Kernel, error: Error, wanted: &Wanted<'_>, full: Option<&
         (Some(libc::EXFULL), _) => Error::Full { what: "ports on the bridge", limit: 1023 },
         (Some(libc::EEXIST), Some(full)) if tried.ends_with(full) => Error::ForeignInterface { name: full.to_owned() },
         _ => match kernel.link(LinkUnspec::new_with_index(wanted.bridge)) {
-            Ok(bridge) if !bridge.as_ref().is_some_and(|bridge| bridge.is_our_bridge(wanted.network)) => {
+            Ok(bridge) if !bridge.as_ref().is_some_and(|bridge| bridge.is_bridge_of(wanted.network, wanted.owner)) => {
                 Error::BridgeGone(wanted.network.to_owned())
             }
             _ => error,

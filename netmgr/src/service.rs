@@ -1,13 +1,7 @@
 //! The capabilities of schema/host.capnp and schema/network.capnp: what a call says is checked here, what it wants is done by the worker.
 //! Touches the fd lane. Must never make a system call about the network.
 
-use std::{
-    os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use capnp::capability::Rc;
 use capnp_rpc::new_client;
@@ -20,8 +14,9 @@ use schema::{
 use crate::{
     config::Config,
     error::Error,
-    manager::{Account, NetworkId, NewPort, PortFacts, Quota, TenantId},
+    manager::{Account, NetworkId, NewPort, PortFacts, TenantId},
     names::{self, Mac},
+    network::{Fate, Quota},
     worker::Worker,
 };
 
@@ -259,15 +254,11 @@ struct HeldPort {
 
 impl Drop for HeldPort {
     fn drop(&mut self) {
-        if !is_set(&self.port.released) {
+        if *self.port.fate.borrow() == Fate::Attached {
             let id = self.port.id.clone();
-            self.worker.tell(move |manager| manager.release_unseen(&id));
+            self.worker.tell(move |manager| manager.release(id, None));
         }
     }
-}
-
-fn is_set(flag: &AtomicBool) -> bool {
-    flag.load(Ordering::Relaxed)
 }
 
 struct Port {
@@ -276,9 +267,14 @@ struct Port {
 }
 
 impl Port {
-    /// The error of a call on a port that has been released.
+    /// The error of a call on a port that has been released, or lost.
     fn check(&self) -> Result<(), capnp::Error> {
-        if is_set(&self.held.port.released) { Err(self.failed("use")(Error::Revoked("port"))) } else { Ok(()) }
+        let interface = || self.held.port.facts.interface.clone();
+        match *self.held.port.fate.borrow() {
+            Fate::Attached => Ok(()),
+            Fate::Released => Err(self.failed("use")(Error::Revoked("port"))),
+            Fate::Lost => Err(self.failed("use")(Error::PortLost { interface: interface() })),
+        }
     }
 
     fn failed(&self, tried: &str) -> impl Fn(Error) -> capnp::Error {
@@ -296,6 +292,9 @@ impl port::Server for Port {
 
     async fn tap(self: Rc<Self>, _: port::TapParams, mut results: port::TapResults) -> Result<(), capnp::Error> {
         self.check()?;
+        // What is handed out is there: an interface that somebody has just deleted leaves a TAP that leads nowhere.
+        let id = self.held.port.id.clone();
+        self.context.worker.ask(move |manager| manager.confirm(&id)).await.map_err(self.failed("hand out"))?;
         let copy = |source| Error::Kernel { tried: "copy a descriptor".into(), source, detail: String::new() };
         let tap: OwnedFd = self.held.port.tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
         self.context.lane.offer(tap, self.context.peer)?.write(results.get().init_tap());
@@ -305,6 +304,21 @@ impl port::Server for Port {
     async fn release(self: Rc<Self>, _: port::ReleaseParams, _: port::ReleaseResults) -> Result<(), capnp::Error> {
         self.check()?;
         let id = self.held.port.id.clone();
-        self.context.worker.ask(move |manager| manager.release(&id)).await.map_err(self.failed("release"))
+        let release = self.context.worker.ask_later(move |manager, answer| manager.release(id, Some(answer)));
+        release.await.map_err(self.failed("release"))
+    }
+
+    async fn lost(self: Rc<Self>, _: port::LostParams, mut results: port::LostResults) -> Result<(), capnp::Error> {
+        let (mut fate, interface) = (self.held.port.fate.clone(), self.held.port.facts.interface.clone());
+        let revoked = self.failed("watch")(Error::Revoked("port"));
+        // A call that waits does not keep a port whose holder has dropped it.
+        drop(self);
+        match fate.wait_for(|fate| *fate != Fate::Attached).await.as_deref() {
+            Ok(Fate::Lost) => {
+                results.get().set_why(Error::PortLost { interface }.to_string());
+                Ok(())
+            }
+            _ => Err(revoked),
+        }
     }
 }

@@ -20,6 +20,19 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// The most calls that wait at one time. What a `Drop` hands over does not count: it is bounded by what there is to release.
 const ROOM: Room = Room { per_client: 128, total: 1024 };
 
+/// Jobs that are done before a piece of what can wait, where some of it waits.
+const JOBS: usize = 16;
+
+/// Whom a job's outcome goes to.
+pub type Answer<T> = oneshot::Sender<Result<T, Error>>;
+
+/// State that leaves some of its work for later.
+pub trait Tidy {
+    /// Does a piece of the work that was left, as much as others may be kept waiting for; `false` if there is none. Called when no job
+    /// waits, and after some jobs that did.
+    fn tidy(&mut self) -> bool;
+}
+
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
 /// A handle on the thread for one client; any number of them.
@@ -57,11 +70,20 @@ impl<S: 'static> Worker<S> {
         &self,
         job: impl FnOnce(&mut S) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (answer, answered) = oneshot::channel();
-        let job = move |state: &mut S| {
+        self.ask_later(|state, answer| {
             // Nobody waits: the answer is dropped here, and what it holds is released.
             let _ = answer.send(job(state));
-        };
+        })
+        .await
+    }
+
+    /// [`ask`](Self::ask), for a job whose outcome is known later: who has the answer then gives it.
+    pub async fn ask_later<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut S, Answer<T>) + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let job = move |state: &mut S| job(state, answer);
         self.jobs.ask(self.client, Box::new(job)).map_err(|refused| match refused {
             Refused::Gone => Error::Ending,
             Refused::Full(fault) => Error::Busy(fault.why),
@@ -79,19 +101,29 @@ impl<S: 'static> Worker<S> {
     }
 }
 
-impl<S> Inbox<S> {
-    /// Does what comes, until the last [`Worker`] is dropped. A job that panics leaves a state that nobody knows, so it is the last: the
-    /// process had better end, TAPs that nobody else has open go with it, and a new netmgr reads from the kernel what is there.
+impl<S: Tidy> Inbox<S> {
+    /// Does what comes, until the last [`Worker`] is dropped, and what was left for later. A job that panics leaves a state that nobody knows,
+    /// so it is the last: the process had better end, TAPs that nobody else has open go with it, and a new netmgr reads from the kernel what
+    /// is there.
     pub fn run(self, mut state: S) {
-        while let Ok(job) = self.0.receive() {
-            // What was handed over before a request came is done before that request: the workload of a port that went may have it anew.
-            let told = std::iter::from_fn(|| self.0.sent_now()).collect::<Vec<_>>();
-            for job in told.into_iter().chain([job]) {
-                if catch_unwind(AssertUnwindSafe(|| job(&mut state))).is_err() {
-                    return;
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            while let Ok(job) = self.0.receive() {
+                self.serve(job, &mut state);
+                loop {
+                    let jobs = std::iter::from_fn(|| self.0.receive_now()).take(JOBS);
+                    let served = jobs.map(|job| self.serve(job, &mut state)).count();
+                    if !state.tidy() && served == 0 {
+                        break;
+                    }
                 }
             }
-        }
+        }));
+    }
+
+    fn serve(&self, job: Job<S>, state: &mut S) {
+        // What was handed over before a request came is done before that request: the workload of a port that went may have it anew.
+        let told = std::iter::from_fn(|| self.0.sent_now()).collect::<Vec<_>>();
+        told.into_iter().chain([job]).for_each(|job| job(state));
     }
 }
 
@@ -107,6 +139,14 @@ mod tests {
     };
 
     use super::*;
+
+    impl Tidy for Vec<u32> {
+        fn tidy(&mut self) -> bool {
+            // A hundred is left for later, in pieces.
+            let left = self.iter_mut().find(|n| **n >= 100);
+            left.map(|n| *n -= 100).is_some()
+        }
+    }
 
     fn start() -> (Worker<Vec<u32>>, thread::JoinHandle<()>) {
         let (worker, inbox) = queue();
@@ -180,6 +220,29 @@ mod tests {
             }
             assert_eq!(worker.ask(|state| Ok(state.len())).await.unwrap(), ROOM.per_client + 2);
             drop((worker, of_other));
+            thread.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn what_can_wait_is_behind_jobs_and_is_done_in_pieces_between_many() {
+        let (worker, inbox) = queue::<Vec<u32>>();
+        block_on(async {
+            // Three pieces, and then what they have left when each of many jobs is done.
+            worker.tell(|state| state.push(300));
+            let seen = |state: &mut Vec<u32>| Ok(state[0]);
+            let mut calls: Vec<_> = (0..3 * JOBS).map(|_| Box::pin(worker.ask(seen))).collect();
+            for call in &mut calls {
+                assert!(futures_poll(call).await.is_none());
+            }
+            let thread = thread::spawn(move || inbox.run(Vec::new()));
+            let mut all = Vec::new();
+            for call in calls {
+                all.push(call.await.unwrap());
+            }
+            let expected = [(300, JOBS + 1), (200, JOBS), (100, JOBS - 1)].map(|(left, jobs)| vec![left; jobs]);
+            assert_eq!(all, expected.concat());
+            drop(worker);
             thread.join().unwrap();
         });
     }

@@ -17,7 +17,7 @@ fn default_network_becomes_a_bridge_with_address_mark_mtu_and_no_stp() {
             assert_eq!(ipv4(&bridge), ["10.42.0.1/24"]);
             assert_eq!(text(&bridge["linkinfo"], "info_kind"), "bridge");
             assert_eq!(bridge["linkinfo"]["info_data"]["stp_state"], 0);
-            assert_eq!(text(&bridge, "ifalias"), "volt-vmm network");
+            assert_eq!(text(&bridge, "ifalias"), "volt-vmm network volt0 10.42.0.1/24 1500 -");
             assert_eq!(bridge["mtu"], 1500);
             assert!(has_flag(&bridge, "UP"));
             let info = client.info(&network).await.unwrap();
@@ -116,7 +116,7 @@ fn bridge_whose_maker_was_killed_before_it_was_marked_is_adopted() {
         let netmgr = Netmgr::start();
         block_on(async { Client::new(&netmgr).await.define_default().await });
         let bridge = interface("volt0").unwrap();
-        assert_eq!(text(&bridge, "ifalias"), "volt-vmm network");
+        assert_eq!(text(&bridge, "ifalias"), "volt-vmm network volt0 10.42.0.1/24 1500 -");
         assert_eq!(ipv4(&bridge), ["10.42.0.1/24"]);
     });
 }
@@ -268,23 +268,86 @@ fn network_with_a_foreign_port_is_not_removed() {
     });
 }
 
+fn of_instance(id: &'static str) -> Netmgr {
+    Netmgr::start_with(move |command| _ = command.args(["--instance", id]))
+}
+
 #[test]
-fn bridge_that_somebody_deleted_is_made_anew_and_gets_its_ports_back() {
+fn network_of_another_installation_is_refused_by_name_and_left_alone_and_the_remedies_work() {
     in_own_network(|| {
-        let netmgr = Netmgr::start();
+        let (one, other) = (of_instance("one1"), of_instance("other2"));
         block_on(async {
-            let client = Client::new(&netmgr).await;
-            let network = client.define_default().await;
-            let factory = client.factory(&network, 2).await.unwrap();
-            let _port = client.tap(&factory, "vm-web").await.unwrap();
-            ip("link delete volt0");
-            let fault = client.tap(&factory, "vm-db").await.err().unwrap();
-            assert_eq!(fault.code, Code::Unavailable);
-            assert!(fault.remedy.contains("Define the network again"), "{fault}");
-            assert_eq!(interfaces(), ["tap-web"]);
-            client.define_default().await;
+            let (one, other) = (Client::new(&one).await, Client::new(&other).await);
+            let factory = one.factory(&one.define_default().await, 1).await.unwrap();
+            let _port = one.tap(&factory, "vm-web").await.unwrap();
+            let mark = text(&interface("volt0").unwrap(), "ifalias");
+            assert_eq!(mark, "volt-vmm network volt0 10.42.0.1/24 1500 one1");
+            assert_eq!(other.network("volt0").await.err().unwrap().code, Code::NotFound);
+            let fault = other.define("volt0", "10.42.0.1", 24, 1400).await.err().unwrap();
+            assert_eq!(fault.code, Code::Conflict);
+            assert!(fault.why.contains("volt0 belongs to another") && fault.why.contains("one1"), "{fault}");
+            assert!(fault.remedy.contains("ip link delete volt0"), "{fault}");
+            assert_eq!(other.remove("volt0").await.err().unwrap().code, Code::NotFound);
+            assert_eq!(other.define("mine0", "10.42.0.1", 24, 0).await.err().unwrap().code, Code::Conflict);
+            let bridge = interface("volt0").unwrap();
+            assert_eq!((text(&bridge, "ifalias"), &bridge["mtu"]), (mark, &1500.into()));
+            // A network of its own, with the same workload.
+            let network = other.define("mine0", "10.43.0.1", 24, 0).await.unwrap();
+            let factory = other.factory(&network, 1).await.unwrap();
+            let port = other.tap(&factory, "vm-web").await.unwrap();
+            let second = other.port(&port).await.unwrap().interface;
+            assert_eq!(text(&interface(&second).unwrap(), "master"), "mine0");
             assert_eq!(text(&interface("tap-web").unwrap(), "master"), "volt0");
-            client.tap(&factory, "vm-db").await.unwrap();
+            other.release(&port).await.unwrap();
+        });
+        drop(one);
+        block_on(async {
+            let other = Client::new(&other).await;
+            assert_eq!(other.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap().code, Code::Conflict);
+            std::process::Command::new("ip").args(["link", "delete", "volt0"]).status().unwrap();
+            other.define_default().await;
+        });
+    });
+}
+
+#[test]
+fn network_of_a_release_that_noted_no_owner_is_adopted_with_its_ports_by_who_defines_it() {
+    in_own_network(|| {
+        let mut earlier = Netmgr::start();
+        let (tap, before) = block_on(async {
+            let client = Client::new(&earlier).await;
+            let factory =
+                client.factory(&client.define("volt0", "10.42.0.1", 24, 1400).await.unwrap(), 1).await.unwrap();
+            let port = client.tap(&factory, "vm-web").await.unwrap();
+            let had = (client.fd(&port).await.unwrap(), client.port(&port).await.unwrap());
+            earlier.kill();
+            had
+        });
+        let set = |interface: &str, alias: &str| {
+            let mut command = std::process::Command::new("ip");
+            assert!(command.args(["link", "set", interface, "alias", alias]).status().unwrap().success());
+        };
+        let alias = |name: &str| text(&interface(name).unwrap(), "ifalias");
+        let mark = alias("tap-web");
+        set("volt0", "volt-vmm network");
+        set("tap-web", mark.strip_suffix(" volt0 1400 -").unwrap());
+        let (one, other) = (of_instance("one1"), of_instance("other2"));
+        block_on(async {
+            let (one, other) = (Client::new(&one).await, Client::new(&other).await);
+            // Not by who only looks.
+            assert_eq!(one.network("volt0").await.err().unwrap().code, Code::NotFound);
+            assert_eq!(alias("volt0"), "volt-vmm network");
+            let network = one.define_default().await;
+            assert_eq!(alias("volt0"), "volt-vmm network volt0 10.42.0.1/24 1400 one1");
+            assert_eq!(alias("tap-web"), mark.replace(" -", " one1"));
+            assert_eq!(one.info(&network).await.unwrap().ports, std::slice::from_ref(&before));
+            let factory = one.factory(&network, 1).await.unwrap();
+            assert_eq!(one.tap(&factory, "vm-web").await.err().unwrap().code, Code::AlreadyExists);
+            // Once.
+            let fault = other.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap();
+            assert_eq!(fault.code, Code::Conflict);
+            drop(tap);
+            one.tap(&factory, "vm-web").await.unwrap();
         });
     });
 }

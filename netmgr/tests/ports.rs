@@ -32,7 +32,7 @@ fn port_is_a_marked_tap_on_the_bridge_that_is_up_and_has_no_address() {
             let port = client.tap_with(&factory, "vm-web", &[0x52, 0x54, 0, 1, 2, 3]).await.unwrap();
             let tap = interface("tap-web").unwrap();
             assert_eq!(text(&tap, "master"), "volt0");
-            assert_eq!(text(&tap, "ifalias"), "volt-vmm port vm-web 52:54:00:01:02:03");
+            assert_eq!(text(&tap, "ifalias"), "volt-vmm port vm-web 52:54:00:01:02:03 volt0 1400 -");
             assert_eq!(text(&tap, "address"), "fe:54:00:01:02:03");
             assert_eq!((&tap["mtu"], has_flag(&tap, "UP")), (&1400.into(), true));
             let tun = &tap["linkinfo"]["info_data"];
@@ -225,14 +225,70 @@ fn dropped_port_and_ended_connection_take_the_interface_off_the_host() {
             let dropped = client.tap(&factory, "vm-a").await.unwrap();
             let _kept = client.tap(&factory, "vm-b").await.unwrap();
             drop(dropped);
-            settle(|| interfaces() == ["volt0", "tap-b"]).await;
+            settle("interfaces", || interfaces() == ["volt0", "tap-b"]).await;
             // The factory's end changes nothing.
             drop(factory);
             tokio::time::sleep(Duration::from_millis(50)).await;
             assert_eq!(interfaces(), ["volt0", "tap-b"]);
             drop(client);
             drop(_kept);
-            settle(|| interfaces() == ["volt0"]).await;
+            settle("interfaces", || interfaces() == ["volt0"]).await;
+        });
+    });
+}
+
+/// One by one the kernel takes 20 ms for each.
+#[test]
+fn port_of_another_is_made_before_those_of_who_has_gone_are_taken_away_and_nobody_elses_goes_with_them() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        ip("link add up0 type veth peer up1");
+        block_on(async {
+            let (gone, other) = (Client::new(&netmgr).await, Client::new(&netmgr).await);
+            let network = other.define_default().await;
+            let factory = other.factory(&network, 2).await.unwrap();
+            let _kept = other.tap(&factory, "vm-kept").await.unwrap();
+            let network = gone.network("volt0").await.unwrap();
+            let many = gone.factory(&network, 500).await.unwrap();
+            let mut ports = Vec::new();
+            for n in 0..500 {
+                ports.push(gone.tap(&many, &format!("vm-{n}")).await.unwrap());
+            }
+            drop((ports, many, network, gone));
+            let all = interfaces().len();
+            settle("the first go", || interfaces().len() < all).await;
+            let _other = other.tap(&factory, "vm-other").await.unwrap();
+            assert!(interfaces().len() > 5, "{:?}", interfaces());
+            settle("all go", || interfaces().len() == 5).await;
+            let mut left = interfaces();
+            left.sort();
+            assert_eq!(left, ["tap-kept", "tap-other", "up0", "up1", "volt0"]);
+        });
+    });
+}
+
+#[test]
+fn ports_that_are_released_at_once_are_gone_when_each_is_answered_and_their_workloads_may_have_others() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            let factory = client.factory(&client.define_default().await, 60).await.unwrap();
+            let names: Vec<String> = (0..60).map(|n| format!("vm-{n}")).collect();
+            for _ in 0..3 {
+                let mut ports = Vec::new();
+                for name in &names {
+                    ports.push(client.tap(&factory, name).await.unwrap());
+                }
+                // Half by their release, half by their end: the quota and the names are needed again at once.
+                let released: Vec<_> = ports.iter().take(30).map(|port| client.release(port)).collect();
+                for released in futures::future::join_all(released).await {
+                    released.unwrap();
+                }
+                assert_eq!(interfaces().len(), 31);
+                drop(ports);
+            }
+            settle("all are gone", || interfaces() == ["volt0"]).await;
         });
     });
 }
@@ -365,7 +421,7 @@ fn tenant_that_is_dropped_loses_its_ports_and_its_name() {
             let factory = client.tenant_factory(&tenant, "volt0").await.unwrap();
             let port = client.tap(&factory, "vm-a").await.unwrap();
             drop(tenant);
-            settle(|| interfaces() == ["volt0", "tap-other"]).await;
+            settle("interfaces", || interfaces() == ["volt0", "tap-other"]).await;
             assert_eq!(client.port(&port).await.err().unwrap().code, Code::Revoked);
             assert_eq!(client.tap(&factory, "vm-b").await.err().unwrap().code, Code::Revoked);
             client.tenant("acme", 2).await.unwrap();
@@ -462,13 +518,4 @@ fn port_of_an_earlier_netmgr_lives_while_its_tap_is_open_and_blocks_its_workload
             client.tap(&factory, "vm-web").await.unwrap();
         });
     });
-}
-
-/// Waits until `done`, while the connection works.
-async fn settle(done: impl Fn() -> bool) {
-    let end = tokio::time::Instant::now() + DEADLINE;
-    while !done() {
-        assert!(tokio::time::Instant::now() < end, "interfaces: {:?}", interfaces());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

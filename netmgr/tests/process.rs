@@ -224,13 +224,14 @@ fn without_the_tun_device_networks_work_and_a_port_names_the_remedy() {
 
 #[test]
 fn unusable_arguments_end_it_with_an_error_that_names_them() {
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&[], "--listen-fd"),
         (&["--listen-fd", "3"], "--lane-fd"),
         (&["--listen-fd", "77", "--lane-fd", "78"], "descriptor 77"),
         (&["--listen-fd", "0", "--lane-fd", "1"], "descriptor 0"),
         (&["--socket", "/nowhere/at/all", "--confinement", "lax"], "lax"),
         (&["--socket", "/nowhere/at/all"], "/nowhere/at/all"),
+        (&["--socket", "/nowhere/at/all", "--instance", "No Name"], "No Name"),
     ];
     for (arguments, named) in cases {
         in_own_network(move || {

@@ -50,3 +50,33 @@ fn prints_how_long_a_port_takes() {
         });
     });
 }
+
+/// Another client's port, while 600 of one that has just ended go.
+#[test]
+fn prints_how_long_a_port_takes_while_600_of_another_holder_go() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        block_on(async {
+            let client = Client::new(&netmgr).await;
+            let other = Client::new(&netmgr).await;
+            let network = other.define_default().await;
+            let factory = other.factory(&network, 64).await.unwrap();
+            let many = client.network("volt0").await.unwrap();
+            let many = client.factory(&many, 600).await.unwrap();
+            let mut ports = Vec::new();
+            for n in 0..600 {
+                ports.push(client.tap(&many, &format!("vm-{n}")).await.unwrap());
+            }
+            drop((ports, many, client));
+            let (start, mut make) = (Instant::now(), Vec::new());
+            let mut left = Vec::new();
+            while interfaces().len() > 1 + left.len() {
+                let start = Instant::now();
+                left.push(other.tap(&factory, &format!("vm-other-{}", left.len())).await.unwrap());
+                make.push(start.elapsed());
+            }
+            println!("{:<28} {:?}", "600 ports are gone after", start.elapsed());
+            print("createTap meanwhile", make);
+        });
+    });
+}

@@ -89,6 +89,15 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until `done`, but not for long, while connections work.
+pub async fn settle(what: &str, done: impl Fn() -> bool) {
+    let end = tokio::time::Instant::now() + DEADLINE;
+    while !done() {
+        assert!(tokio::time::Instant::now() < end, "still not so: {what}; interfaces: {:?}", interfaces());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Whether a program serves on both sockets.
 pub fn serves(socket: &Path) -> bool {
     let mut lane = socket.as_os_str().to_owned();
@@ -250,6 +259,12 @@ impl Client {
         let answer = self.connection.call("get the TAP", DEADLINE, port.tap_request().send()).await?;
         let token = ipc::Token::read(answer.get()?.get_tap()?)?;
         self.connection.claim(token.as_bytes()).await
+    }
+
+    /// Why the port was lost, once it is.
+    pub async fn lost(&self, port: &port::Client) -> Result<String, Fault> {
+        let answer = self.connection.call("watch a port", DEADLINE, port.lost_request().send()).await?;
+        Ok(answer.get()?.get_why()?.to_string().map_err(capnp::Error::from)?)
     }
 
     pub async fn release(&self, port: &port::Client) -> Result<(), Fault> {

@@ -1,0 +1,188 @@
+//! Marks: the alias (IFLA_IFALIAS) of every interface that netmgr made says what it is for, which installation of Volt it belongs to, and what a
+//! later netmgr has to know of it. What carries no mark, or another installation's, is never changed. Pure; touches nothing.
+
+use std::{fmt, str::FromStr};
+
+use crate::{
+    config::Config,
+    names::{self, Mac},
+};
+
+const BRIDGE: &str = "volt-vmm network";
+const PORT: &str = "volt-vmm port";
+/// What stands for an address, or an installation, that there is none of.
+const NONE: &str = "-";
+
+/// Which installation of Volt, of those that may share a network namespace; empty for one that was not told a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instance(String);
+
+impl Instance {
+    /// Whether it may have what `owner`'s mark is on: its own, and what names no owner, as that of an earlier release does.
+    pub fn may_have(&self, owner: &Instance) -> bool {
+        owner == self || owner.0.is_empty()
+    }
+}
+
+impl FromStr for Instance {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Instance, &'static str> {
+        let fits = (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if fits { Ok(Instance(text.to_owned())) } else { Err("it must be 1 to 32 bytes of [a-z0-9]") }
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { NONE } else { &self.0 })
+    }
+}
+
+fn instance(word: &str) -> Option<Instance> {
+    if word == NONE { Some(Instance::default()) } else { word.parse().ok() }
+}
+
+/// The mark of a network's bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeMark {
+    /// The network's definition; an earlier release did not note it.
+    pub config: Option<Config>,
+    /// Whose it is.
+    pub owner: Instance,
+}
+
+/// Makes a bridge's mark.
+pub fn bridge(config: &Config, owner: &Instance) -> String {
+    let Config { name, address, mtu } = config;
+    let address = address.map_or_else(|| NONE.into(), |address| address.to_string());
+    format!("{BRIDGE} {name} {address} {mtu} {owner}")
+}
+
+/// Reads a bridge's mark; `None` for an alias that is no such.
+pub fn read_bridge(alias: &str) -> Option<BridgeMark> {
+    let rest = alias.strip_prefix(BRIDGE)?;
+    if rest.is_empty() {
+        return Some(BridgeMark { config: None, owner: Instance::default() });
+    }
+    let words: Vec<&str> = rest.strip_prefix(' ')?.split(' ').collect();
+    let [name, address, mtu, owner] = words[..] else { return None };
+    let (gateway, prefix) = if address == NONE { ("", "0") } else { address.split_once('/')? };
+    let config = Config::new(name, gateway, prefix.parse().ok()?, mtu.parse().ok()?).ok()?;
+    (config.mtu != 0).then_some(BridgeMark { config: Some(config), owner: instance(owner)? })
+}
+
+/// The mark of a port's interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortMark {
+    /// Its workload.
+    pub workload: String,
+    /// The guest's address.
+    pub mac: Mac,
+    /// Its network, and its MTU in bytes; an earlier release did not note them.
+    pub on: Option<(String, u32)>,
+    /// Whose it is.
+    pub owner: Instance,
+}
+
+/// Makes a port's mark.
+pub fn port(workload: &str, mac: Mac, network: &str, mtu: u32, owner: &Instance) -> String {
+    format!("{PORT} {workload} {mac} {network} {mtu} {owner}")
+}
+
+/// Reads a port's mark; `None` for an alias that is no such.
+pub fn read_port(alias: &str) -> Option<PortMark> {
+    let words: Vec<&str> = alias.strip_prefix(PORT)?.strip_prefix(' ')?.split(' ').collect();
+    let (workload, mac, on, owner) = match words[..] {
+        [workload, mac] => (workload, mac, None, Instance::default()),
+        [workload, mac, network, mtu, owner] => (workload, mac, Some((network, mtu)), instance(owner)?),
+        _ => return None,
+    };
+    names::check_label("workload", workload).ok()?;
+    let on = match on {
+        Some((network, mtu)) => {
+            names::check_network(network).ok()?;
+            Some((network.to_owned(), mtu.parse().ok()?))
+        }
+        None => None,
+    };
+    Some(PortMark { workload: workload.to_owned(), mac: Mac::parse(mac)?, on, owner })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bridge_mark_reads_back_and_an_earlier_release_s_has_no_owner() {
+        for owner in [Instance::default(), "0123456789abcdef".parse().unwrap()] {
+            for config in [
+                Config::new("volt0", "10.42.0.1", 24, 1500).unwrap(),
+                Config::new("exactly15bytes_", "", 0, 65_521).unwrap(),
+            ] {
+                let mark = bridge(&config, &owner);
+                assert!(mark.len() < 256, "IFALIASZ: {mark}");
+                assert_eq!(read_bridge(&mark), Some(BridgeMark { config: Some(config), owner: owner.clone() }));
+            }
+        }
+        assert_eq!(read_bridge(BRIDGE), Some(BridgeMark { config: None, owner: Instance::default() }));
+        for foreign in [
+            "",
+            "volt-vmm",
+            "volt-vmm networks",
+            "volt-vmm network ",
+            "volt-vmm network volt0",
+            "volt-vmm network volt0 10.42.0.1/24 1500",
+            "volt-vmm network volt0 10.42.0.1/24 1500 A",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a b",
+            "volt-vmm network volt0 10.42.0.1 1500 a",
+            "volt-vmm network volt0 10.42.0.1/33 1500 a",
+            "volt-vmm network volt0 10.42.0.1/24 0 a",
+            "volt-vmm network all 10.42.0.1/24 1500 a",
+            "volt-vmm port vm-web 02:00:00:00:00:01",
+        ] {
+            assert_eq!(read_bridge(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn port_mark_reads_back_and_nothing_else_does() {
+        let mac = Mac([2, 0xa, 0xb, 0xc, 0xd, 0xe]);
+        let owner: Instance = "0123456789abcdef0123456789abcdef".parse().unwrap();
+        let longest = "x".repeat(63);
+        let mark = port(&longest, mac, "exactly15bytes_", 65_521, &owner);
+        assert!(mark.len() < 256, "IFALIASZ: {mark}");
+        let expected = PortMark { workload: longest, mac, on: Some(("exactly15bytes_".into(), 65_521)), owner };
+        assert_eq!(read_port(&mark), Some(expected));
+        // An earlier release's.
+        let expected = PortMark { workload: "vm-web".into(), mac, on: None, owner: Instance::default() };
+        assert_eq!(read_port(&format!("volt-vmm port vm-web {mac}")), Some(expected));
+        for foreign in [
+            "",
+            "volt-vmm",
+            "volt-vmm network",
+            "volt-vmm port",
+            "volt-vmm port vm-web",
+            "volt-vmm port vm-web 02:00",
+            "volt-vmm port VM 02:00:00:00:00:01",
+            "volt-vmm port vm-web 02:00:00:00:00:01 volt0",
+            "volt-vmm port vm-web 02:00:00:00:00:01 volt0 1500",
+            "volt-vmm port vm-web 02:00:00:00:00:01 default 1500 a",
+            "volt-vmm port vm-web 02:00:00:00:00:01 volt0 x a",
+            "volt-vmm port vm-web 02:00:00:00:00:01 volt0 1500 A",
+            "uplink",
+        ] {
+            assert_eq!(read_port(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn installation_may_have_its_own_and_what_is_nobody_s() {
+        let (one, other): (Instance, Instance) = ("a".parse().unwrap(), "b".parse().unwrap());
+        assert!(one.may_have(&one) && one.may_have(&Instance::default()));
+        assert!(!one.may_have(&other) && !Instance::default().may_have(&one));
+        for bad in ["", "-", "A", "a b", &"a".repeat(33)] {
+            assert!(bad.parse::<Instance>().is_err(), "{bad:?}");
+        }
+    }
+}

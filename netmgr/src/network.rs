@@ -1,0 +1,256 @@
+//! One network: its definition and its ports, and how both are brought back to what they should be where the kernel's state differs.
+//! Runs on the worker thread.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use rtnetlink::packet_route::link::InfoKind;
+use tokio::sync::watch;
+
+use crate::{
+    bridge,
+    config::{Address, Config},
+    error::Error,
+    kernel::Kernel,
+    link::Link,
+    manager::TenantId,
+    mark::{self, Instance},
+    names::Mac,
+    port::{self, Wanted},
+};
+
+/// How many ports a holder may have at one time.
+pub struct Quota {
+    max: u32,
+    used: AtomicU32,
+}
+
+/// One port's place in a quota, until it is dropped.
+pub struct Slot(Arc<Quota>);
+
+impl Quota {
+    /// Of `max` ports.
+    pub fn new(max: u32) -> Arc<Quota> {
+        Arc::new(Quota { max, used: AtomicU32::new(0) })
+    }
+
+    /// Takes a place.
+    pub fn take(self: &Arc<Quota>) -> Result<Slot, Error> {
+        let more = |used: u32| (used < self.max).then(|| used + 1);
+        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Ok(Slot(self.clone())),
+            Err(_) => Err(Error::Quota(self.max)),
+        }
+    }
+}
+
+impl Slot {
+    /// Whether it is a place in that quota.
+    pub fn is_of(&self, quota: &Arc<Quota>) -> bool {
+        Arc::ptr_eq(&self.0, quota)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What has become of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is there.
+    Attached,
+    /// It was given up, by whomever.
+    Released,
+    /// Something else on this host has taken its interface away.
+    Lost,
+}
+
+/// A port. Its interface is never given up for another one.
+pub struct Port {
+    /// Of its interface.
+    pub index: u32,
+    /// Its interface's name.
+    pub interface: String,
+    /// The guest's address.
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: u32,
+    /// `None` for a port of an earlier netmgr, which is there as long as some process has its TAP open.
+    pub held: Option<Held>,
+}
+
+/// What this netmgr has of a port that it made.
+pub struct Held {
+    /// Which port of its workload's it is.
+    pub serial: u64,
+    /// Closed with the port, which is the second way to its interface's end.
+    pub _tap: Arc<OwnedFd>,
+    /// What its holder sees.
+    pub fate: watch::Sender<Fate>,
+    /// Whose it is, if a tenant's.
+    pub tenant: Option<TenantId>,
+    /// Its place in a quota.
+    pub slot: Slot,
+}
+
+impl Port {
+    /// Whether it is on its way off the host.
+    pub fn leaves(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| *held.fate.borrow() == Fate::Released)
+    }
+
+    /// Whether it is the one of that number.
+    pub fn is(&self, serial: u64) -> bool {
+        self.held.as_ref().is_some_and(|held| held.serial == serial)
+    }
+
+    /// Whether its guest and one with the address `mac` would take each other's frames, or those for the host's end of their TAPs.
+    pub fn shares(&self, mac: Mac) -> bool {
+        [self.mac, self.mac.host_side()].iter().any(|taken| *taken == mac || *taken == mac.host_side())
+    }
+
+    /// As it should be.
+    pub fn wanted<'a>(&self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
+        Wanted { network, bridge, mtu: self.mtu, workload, mac: self.mac, owner }
+    }
+
+    /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended.
+    fn lose(&self, workload: &str, network: &str) {
+        if let Some(held) = &self.held {
+            held.fate.send_replace(Fate::Lost);
+            let lost = Error::PortLost { interface: self.interface.clone() };
+            eprintln!("netmgr: the port of {workload} on network {network} is lost: {lost}");
+        }
+    }
+}
+
+/// A network.
+pub struct Network {
+    /// Which network of that name it is.
+    pub serial: u64,
+    /// Of its bridge.
+    pub index: u32,
+    /// Its definition.
+    pub config: Config,
+    /// By workload.
+    pub ports: BTreeMap<String, Port>,
+    /// Why it is not as it should be, once that was said.
+    trouble: Option<String>,
+}
+
+impl Network {
+    /// One whose bridge has that index, without ports.
+    pub fn new(serial: u64, index: u32, config: Config) -> Network {
+        Network { serial, index, config, ports: BTreeMap::new(), trouble: None }
+    }
+
+    /// Takes on the ports of an earlier netmgr: those that are marked as this network's, and those on its bridge whose mark names no owner.
+    pub fn adopt(&mut self, links: &[Link], owner: &Instance) {
+        for link in links.iter().filter(|link| link.kind == Some(InfoKind::Tun)) {
+            let Some(mark) = mark::read_port(&link.alias) else { continue };
+            let named =
+                mark.owner == *owner && mark.on.as_ref().is_some_and(|(network, _)| *network == self.config.name);
+            let on_bridge = owner.may_have(&mark.owner) && link.master == self.index;
+            if named || on_bridge {
+                self.ports.entry(mark.workload).or_insert_with(|| Port {
+                    index: link.index,
+                    interface: link.name.clone(),
+                    mac: mark.mac,
+                    mtu: mark.on.map_or(link.mtu, |(_, mtu)| mtu),
+                    held: None,
+                });
+            }
+        }
+    }
+
+    /// Brings the bridge to its definition, and with it the ports, if it was not: one look, where it was.
+    pub fn settle(&mut self, kernel: &mut Kernel, owner: &Instance) -> Result<(), Error> {
+        let (link, addresses) = kernel.look(self.index)?;
+        if !self.is_whole(link.as_ref(), &addresses, owner) {
+            self.bring(kernel, owner)?;
+            let links = kernel.links()?;
+            self.mend_ports(kernel, owner, &links)?;
+        }
+        Ok(())
+    }
+
+    fn is_whole(&self, bridge: Option<&Link>, addresses: &[(u32, Address)], owner: &Instance) -> bool {
+        bridge.is_some_and(|link| bridge::Wanted { config: &self.config, owner }.is(link, addresses))
+    }
+
+    fn bring(&mut self, kernel: &mut Kernel, owner: &Instance) -> Result<(), Error> {
+        self.index = bridge::define(kernel, bridge::Wanted { config: &self.config, owner }, Some(self.index))?;
+        Ok(())
+    }
+
+    /// Compares the bridge and the ports with all interfaces and addresses of the host, and brings them back to what they should be; whether
+    /// there was something to mend. What cannot be mended is said, once.
+    pub fn mend(
+        &mut self,
+        kernel: &mut Kernel,
+        owner: &Instance,
+        links: &[Link],
+        addresses: &[(u32, Address)],
+    ) -> bool {
+        let bridge = links.iter().find(|link| link.index == self.index);
+        let whole = self.is_whole(bridge, addresses, owner);
+        let brought = if whole { Ok(()) } else { self.bring(kernel, owner) };
+        let outcome = brought.and_then(|()| self.mend_ports(kernel, owner, links)).map(|mended| mended || !whole);
+        let (mended, trouble) = match outcome {
+            Ok(mended) => (mended, None),
+            Err(error) => (false, Some(error.fault(&format!("mend network {}", self.config.name)).to_string())),
+        };
+        if mended {
+            let name = &self.config.name;
+            eprintln!("netmgr: network {name} is as it is defined again; something else on this host had changed it");
+        } else if let Some(trouble) = trouble.as_ref().filter(|trouble| self.trouble.as_ref() != Some(trouble)) {
+            eprintln!("netmgr: {trouble}");
+        }
+        self.trouble = trouble;
+        mended
+    }
+
+    /// Brings back the ports that are not as they should be, and forgets those whose interface is gone; whether there was one to mend.
+    pub fn mend_ports(&mut self, kernel: &mut Kernel, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
+        let Network { index: bridge, config, ports, .. } = self;
+        let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+        let (mut mended, mut failed) = (false, None);
+        ports.retain(|workload, port| {
+            let wanted = port.wanted(workload, &config.name, *bridge, owner);
+            if port.leaves() || links.get(&port.index).is_some_and(|link| wanted.is(link)) {
+                return true;
+            }
+            match port::mend(kernel, &wanted, port.index) {
+                Ok(None) => {
+                    port.lose(workload, &config.name);
+                    return false;
+                }
+                Ok(Some(changed)) => mended |= changed,
+                Err(error) => failed = Some(error),
+            }
+            true
+        });
+        failed.map_or(Ok(mended), Err)
+    }
+
+    /// Sees whether a port is still there, and brings it back to what it should be; forgets it if it is not.
+    pub fn confirm(&mut self, kernel: &mut Kernel, owner: &Instance, workload: &str) -> Result<bool, Error> {
+        let Some(port) = self.ports.get(workload) else { return Ok(false) };
+        let wanted = port.wanted(workload, &self.config.name, self.index, owner);
+        let there = port::mend(kernel, &wanted, port.index)?.is_some();
+        if !there {
+            port.lose(workload, &self.config.name);
+            self.ports.remove(workload);
+        }
+        Ok(there)
+    }
+}
