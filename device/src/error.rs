@@ -76,6 +76,10 @@ pub enum Error {
     #[error("The device cannot take the driver's features")]
     Device(#[source] BoxError),
 
+    /// A request of a number that does not belong to what was offered.
+    #[error("The vhost-user message was not understood: it is request {0}, which this backend did not offer")]
+    Unknown(u32),
+
     /// A message could not be read, was malformed, or asks for what was not negotiated.
     #[error("The vhost-user message was not understood: {0}")]
     Protocol(vhost::vhost_user::Error),

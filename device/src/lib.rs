@@ -21,8 +21,10 @@
 //! seals of the memory it maps.
 //!
 //! Limits: split rings of at most [`ring::MAX_RING_SIZE`] entries, modern drivers (VIRTIO_F_VERSION_1), at most
-//! [`memory::MAX_REGIONS`] memory regions, no dirty logging, no in-flight tracking yet.
+//! [`memory::MAX_REGIONS`] memory regions in a table or [`memory::MAX_SLOTS`] one by one, no dirty logging, no in-flight
+//! tracking yet.
 
+mod bus;
 mod connection;
 mod control;
 mod error;
@@ -137,6 +139,7 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
     if let Some(control) = &control {
         sandbox = sandbox.keep_fd(control.as_raw_fd());
     }
+    bus::end_orderly(D::PROGRAM).map_err(|source| Error::System { what: "prepare for SIGBUS", source })?;
     let confined = device.sandbox(sandbox).confine()?;
 
     let filter = filters::worker(&device.worker_filter());
@@ -155,7 +158,7 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
     }
     let filter = filters::protocol(frontend.is_listening()).with(&device.protocol_filter());
     let narrow = confined.enter(&filter)?;
-    let handler = Handler::new(device, Arc::clone(&stats), mailboxes);
+    let handler = Handler::new(device, Arc::clone(&stats), options.sealing(), mailboxes);
     converse(narrow, frontend, &stats, handler)
 }
 
@@ -175,6 +178,7 @@ fn converse<D: Device>(_narrow: Narrow, frontend: Frontend, stats: &Stats, handl
                     Err(error) => break Err(error),
                 }
             }
+            Ok(Some(request)) if !protocol::is_known(request) => break Err(Error::Unknown(request)),
             Ok(Some(_)) => {}
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),

@@ -6,6 +6,7 @@ use confine::Policy;
 
 use crate::connection::Frontend;
 use crate::error::Error;
+use crate::memory::Sealing;
 
 /// Options to flatten into a backend's own.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,6 +27,11 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     pub control_fd: Option<i32>,
 
+    /// Take guest memory only from files that are sealed against shrinking. Without this a frontend that cuts its memory
+    /// short ends this backend
+    #[arg(long)]
+    pub require_sealed_memory: bool,
+
     /// What to do where the kernel lacks a layer of confinement: strict (refuse) or best-effort
     #[arg(long, value_name = "POLICY", default_value = "best-effort")]
     pub confinement: Policy,
@@ -38,5 +44,9 @@ impl Options {
             (None, Some(path)) => Frontend::listen(path),
             _ => Err(Error::Usage("Say where the frontend is: either --fd N or --socket-path PATH".to_owned())),
         }
+    }
+
+    pub(crate) fn sealing(&self) -> Sealing {
+        if self.require_sealed_memory { Sealing::Required } else { Sealing::Optional }
     }
 }

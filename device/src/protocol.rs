@@ -4,6 +4,7 @@
 //! handed whole to their workers. Every refusal ends the connection, and with it the process.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,13 +20,29 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 
 use crate::Device;
 use crate::error::Error;
-use crate::memory::Memory;
+use crate::memory::{MAX_SLOTS, Memory, MemoryError, Sealing};
 use crate::ring::{MAX_RING_SIZE, Setup};
 use crate::stats::Stats;
 use crate::worker::{Mailbox, Worker};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// Protocol features that are offered.
+const OFFERED: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// The requests that belong to what is offered, by number: 1 GET_FEATURES to 5 SET_MEM_TABLE, 8 SET_VRING_NUM to 18
+/// SET_VRING_ENABLE, 24 GET_CONFIG, 25 SET_CONFIG, 36 GET_MAX_MEM_SLOTS to 38 REM_MEM_REG.
+const REQUESTS: [RangeInclusive<u32>; 4] = [1..=5, 8..=18, 24..=25, 36..=38];
+
+/// Whether a request may go on to the vhost crate. For those that nobody offered it makes system calls that no filter here
+/// allows (SET_BACKEND_REQ_FD, GPU_SET_SOCKET: getsockopt): what is not known ends the connection before.
+pub(crate) fn is_known(request: u32) -> bool {
+    REQUESTS.iter().any(|range| range.contains(&request))
+}
 
 /// The features that this crate itself gives to every device.
 pub(crate) const COMMON_FEATURES: u64 =
@@ -58,6 +75,7 @@ pub(crate) struct Handler<D: Device> {
     stats: Arc<Stats>,
     features: u64,
     protocol_features: u64,
+    sealing: Sealing,
     memory: Option<Arc<Memory>>,
     vrings: Vec<Vring>,
     workers: Vec<Arc<Mailbox>>,
@@ -66,9 +84,10 @@ pub(crate) struct Handler<D: Device> {
 }
 
 impl<D: Device> Handler<D> {
-    pub fn new(device: D, stats: Arc<Stats>, workers: Vec<Arc<Mailbox>>) -> Handler<D> {
+    pub fn new(device: D, stats: Arc<Stats>, sealing: Sealing, workers: Vec<Arc<Mailbox>>) -> Handler<D> {
         let vrings = stats.rings.iter().map(|_| Vring::default()).collect();
-        Handler { device, stats, features: 0, protocol_features: 0, memory: None, vrings, workers, failure: None }
+        let (features, protocol_features) = (0, 0);
+        Handler { device, stats, features, protocol_features, sealing, memory: None, vrings, workers, failure: None }
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring, Error> {
@@ -202,10 +221,21 @@ impl<D: Device> Handler<D> {
     }
 
     fn take_memory(&mut self, table: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<(), Error> {
-        let memory = Memory::map(table, files)?;
+        let memory = Memory::map(table, files, self.sealing)?;
         self.shut_down()?;
         self.memory = Some(Arc::new(memory));
         self.indices().try_for_each(|index| self.start_if_complete(index))
+    }
+
+    /// Goes on with other memory, region by region: a ring that does not lie in what is there now waits for what comes.
+    fn exchange_memory(&mut self, memory: Result<Memory, MemoryError>) -> Result<(), Error> {
+        let memory = memory?;
+        self.shut_down()?;
+        self.memory = Some(Arc::new(memory));
+        self.indices().try_for_each(|index| match self.start_if_complete(index) {
+            Err(Error::Ring { .. }) => Ok(()),
+            started => started,
+        })
     }
 
     fn take_size(&mut self, index: u32, size: u32) -> Result<(), Error> {
@@ -265,11 +295,11 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Handler<D> {
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG)
+        Ok(OFFERED)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> VhostResult<()> {
-        let beyond = features & !self.get_protocol_features()?.bits();
+        let beyond = features & !OFFERED.bits();
         self.protocol_features = features;
         let result = if beyond == 0 { Ok(()) } else { Err(Error::Features(beyond)) };
         self.report(result)
@@ -386,20 +416,24 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Handler<D> {
     }
 
     fn get_max_mem_slots(&mut self) -> VhostResult<u64> {
-        unsupported()
+        Ok(MAX_SLOTS as u64)
     }
 
     fn add_mem_region(
         &mut self,
-        _region: &VhostUserSingleMemoryRegion,
-        _file: File,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
         _postcopy: Option<bool>,
     ) -> VhostResult<Option<u64>> {
-        unsupported()
+        let memory = self.memory.as_deref().map_or_else(Memory::default, Memory::clone);
+        let result = self.exchange_memory(memory.with(region, file, self.sealing));
+        self.report(result).map(|()| None)
     }
 
-    fn remove_mem_region(&mut self, _region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {
-        unsupported()
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> VhostResult<()> {
+        let memory = self.memory.as_deref().map_or_else(Memory::default, Memory::clone);
+        let result = self.exchange_memory(memory.without(region));
+        self.report(result)
     }
 
     fn set_device_state_fd(

@@ -5,7 +5,7 @@ use std::fs::File;
 use rustix::fs::{MemfdFlags, SealFlags};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 
-use crate::memory::Memory;
+use crate::memory::{Memory, Sealing};
 
 /// A memfd that cannot shrink.
 pub(crate) fn memfd(size: u64) -> File {
@@ -17,5 +17,5 @@ pub(crate) fn memfd(size: u64) -> File {
 
 /// 1 MiB of guest memory at address 0.
 pub(crate) fn memory() -> Memory {
-    Memory::map(&[VhostUserMemoryRegion::new(0, 1 << 20, 0, 0)], vec![memfd(1 << 20)]).unwrap()
+    Memory::map(&[VhostUserMemoryRegion::new(0, 1 << 20, 0, 0)], vec![memfd(1 << 20)], Sealing::Required).unwrap()
 }

@@ -34,6 +34,7 @@ const RUNS: [(&str, &[&str]); 16] = [
     ("vhost-blk-backend requests", &[]),
     ("vhost-blk-backend hostile", &[]),
     ("vhost-blk-backend start", &[]),
+    ("vhost-blk-backend memory", &[]),
     ("vhost-blk-backend confinement", &[]),
     ("vhost-net-backend frames", &["--skip=costs_no_time", "--skip=no_time_is_spent"]),
     ("vhost-net-backend hostile", &[]),

@@ -6,7 +6,6 @@ mod disk;
 
 use common::*;
 use disk::*;
-use rustix::fs::SealFlags;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -130,87 +129,14 @@ fn a_socket_that_somebody_listens_on_is_left_alone() {
     refused(&args, vec![], &["disk.sock", "listen"]);
 }
 
-/// A frontend that has not given its memory yet.
-fn fresh() -> (tempfile::NamedTempFile, Machine) {
-    let image = image(4096);
-    let machine = connect(&image, &[]);
-    machine.frontend.set_features(VERSION_1 | PROTOCOL).unwrap();
-    (image, machine)
-}
-
-#[test]
-fn memory_whose_file_is_one_page_short_is_refused_and_the_right_size_is_taken() {
-    let (_image, mut machine) = fresh();
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    machine.ram = Ram::with(4 * MIB, 4 * MIB, seals);
-    machine.frontend.set_mem_table(&[machine.ram.region()]).unwrap();
-    machine.ram = Ram::with(4 * MIB, 4 * MIB - 4096, seals);
-    assert!(machine.frontend.set_mem_table(&[machine.ram.region()]).is_err());
-    machine.backend.fails_saying(&["4190208", "4194304", "SIGBUS"]);
-}
-
-#[test]
-fn memory_behind_an_offset_past_the_end_of_its_file_is_refused() {
-    let (_image, mut machine) = fresh();
-    let mut region = machine.ram.region();
-    region.mmap_offset = 4096;
-    assert!(machine.frontend.set_mem_table(&[region]).is_err());
-    machine.backend.fails_saying(&["region 0"]);
-}
-
-#[test]
-fn memory_that_can_shrink_is_refused_with_the_remedy() {
-    let (_image, mut machine) = fresh();
-    machine.ram = Ram::with(4 * MIB, 4 * MIB, SealFlags::GROW);
-    assert!(machine.frontend.set_mem_table(&[machine.ram.region()]).is_err());
-    machine.backend.fails_saying(&["F_SEAL_SHRINK", "memory-backend-memfd"]);
-
-    let (_image, mut machine) = fresh();
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&vec![0; 1 << 20]).unwrap();
-    let mut region = machine.ram.region();
-    region.memory_size = MIB;
-    region.mmap_handle = std::os::fd::AsRawFd::as_raw_fd(&file);
-    assert!(machine.frontend.set_mem_table(&[region]).is_err());
-    machine.backend.fails_saying(&["F_SEAL_SHRINK"]);
-}
-
-#[test]
-fn eight_regions_are_taken_and_nine_or_overlapping_ones_refused() {
-    let (_image, mut machine) = fresh();
-    let region = |machine: &Machine, n: u64| {
-        let mut region = machine.ram.region();
-        region.memory_size = MIB;
-        region.guest_phys_addr = n * MIB;
-        region.userspace_addr = USER + n * MIB;
-        region.mmap_offset = n * MIB;
-        region
-    };
-    let table = |machine: &Machine, count: u64| (0..count).rev().map(|n| region(machine, n)).collect::<Vec<_>>();
-    machine.frontend.set_mem_table(&table(&machine, 8)).unwrap();
-    assert!(machine.frontend.set_mem_table(&table(&machine, 9)).is_err());
-    machine.backend.fails_saying(&["9 regions"]);
-
-    for field in [0, 1] {
-        let (_image, mut machine) = fresh();
-        let (one, mut two) = (region(&machine, 0), region(&machine, 1));
-        match field {
-            0 => two.guest_phys_addr = MIB - 1,
-            _ => two.userspace_addr = USER + MIB - 1,
-        }
-        assert!(machine.frontend.set_mem_table(&[one, two]).is_err());
-        machine.backend.fails_saying(&["overlap"]);
-    }
-}
-
 #[test]
 fn ring_sizes_that_are_no_power_of_two_up_to_1024_are_refused() {
-    let (_image, machine) = fresh();
+    let (_image, machine) = fresh(&[]);
     for size in [1, 2, 1024] {
         machine.frontend.set_vring_num(0, size).unwrap();
     }
     for size in [0, 3, 1023, 2048] {
-        let (_image, mut machine) = fresh();
+        let (_image, mut machine) = fresh(&[]);
         assert!(machine.frontend.set_vring_num(0, size).is_err());
         machine.backend.fails_saying(&["ring 0", "power of two"]);
     }
@@ -220,7 +146,7 @@ fn ring_sizes_that_are_no_power_of_two_up_to_1024_are_refused() {
 fn rings_outside_the_memory_are_refused() {
     let end = 64 * MIB;
     // The last place where the used ring of 128 entries fits, and the first where it does not.
-    let (_image, machine) = fresh();
+    let (_image, machine) = fresh(&[]);
     let mut machine = machine;
     machine.frontend.set_mem_table(&[machine.ram.region()]).unwrap();
     let used = end - (6 + 8 * 128);
@@ -233,7 +159,7 @@ fn rings_outside_the_memory_are_refused() {
     };
     start(&mut machine, used & !3).unwrap();
     machine.hang_up();
-    let (_image, mut machine) = fresh();
+    let (_image, mut machine) = fresh(&[]);
     machine.frontend.set_mem_table(&[machine.ram.region()]).unwrap();
     assert!(start(&mut machine, (used & !3) + 4).is_err());
     machine.backend.fails_saying(&["used ring", "memory"]);
@@ -241,10 +167,10 @@ fn rings_outside_the_memory_are_refused() {
 
 #[test]
 fn features_that_were_not_offered_and_rings_that_are_not_there_are_refused() {
-    let (_image, mut machine) = fresh();
+    let (_image, mut machine) = fresh(&[]);
     assert!(machine.frontend.set_features(VERSION_1 | PROTOCOL | 1 << 34).is_err());
     machine.backend.fails_saying(&["0x400000000"]);
-    let (_image, mut machine) = fresh();
+    let (_image, mut machine) = fresh(&[]);
     assert!(machine.frontend.set_vring_num(1, 128).is_err());
     machine.backend.fails_saying(&["ring 1", "no such ring"]);
     // A legacy driver's ring is not started.

@@ -112,7 +112,8 @@ impl<'a> Machine<'a> {
             let number = core.give(core_end.into());
             core.arg("--device").arg(format!("virtio-id={virtio_id},fd={number}"));
             backend.fd("--fd", backend_end.into()).fd("--control-fd", link_end.into());
-            backend.arg("--confinement").arg(&policy);
+            // The core seals the guest's memory; a backend does not have to believe it.
+            backend.arg("--require-sealed-memory").arg("--confinement").arg(&policy);
             ready.push((what, link, backend));
         }
         // The core first: it has the most to do before it meets its backends.

@@ -98,7 +98,12 @@ impl Ram {
         let file = File::from(fd);
         file.set_len(file_size).unwrap();
         rustix::fs::fcntl_add_seals(&file, seals).unwrap();
-        let range = (GuestAddress(0), file_size as usize, Some(FileOffset::new(file.try_clone().unwrap(), 0)));
+        Ram { size, ..Ram::of(file, file_size) }
+    }
+
+    /// Memory in a file.
+    pub fn of(file: File, size: u64) -> Ram {
+        let range = (GuestAddress(0), size as usize, Some(FileOffset::new(file.try_clone().unwrap(), 0)));
         let map = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
         Ram { file, map, size }
     }
@@ -160,8 +165,10 @@ impl Machine {
         let offered = frontend.get_features().unwrap();
         assert_ne!(offered & PROTOCOL, 0);
         let protocol = frontend.get_protocol_features().unwrap();
-        let wanted =
-            VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         assert_eq!(protocol, wanted);
         frontend.set_protocol_features(wanted).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);

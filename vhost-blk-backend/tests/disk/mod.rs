@@ -4,6 +4,7 @@
 use super::common::*;
 use std::os::fd::OwnedFd;
 use tempfile::NamedTempFile;
+use vhost::VhostBackend;
 
 pub const T_IN: u32 = 0;
 pub const T_OUT: u32 = 1;
@@ -69,4 +70,12 @@ pub fn request(ram: &Ram, queue: &mut Queue, kind: u32, sector: u64, data: &[Par
 /// A backend that is expected to refuse to start.
 pub fn refused(args: &[&str], fds: Vec<OwnedFd>, words: &[&str]) {
     start(PROGRAM, args, fds).fails_saying(words);
+}
+
+/// A frontend that has not given its memory yet.
+pub fn fresh(more: &[&str]) -> (NamedTempFile, Machine) {
+    let image = image(4096);
+    let machine = connect(&image, more);
+    machine.frontend.set_features(VERSION_1 | PROTOCOL).unwrap();
+    (image, machine)
 }
