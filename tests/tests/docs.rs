@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::{fs::symlink, net::UnixStream},
+    os::unix::{
+        fs::{OpenOptionsExt, symlink},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -110,16 +113,14 @@ fn network_is_defined_and_listed() -> Result<()> {
 }
 
 #[test]
-fn backend_serves_a_frontend_that_is_not_volt_s() -> Result<()> {
-    namespaces::test("backend_serves_a_frontend_that_is_not_volt_s", || run_on("backend"))
+fn backend_listens_on_the_socket_that_it_is_given() -> Result<()> {
+    namespaces::test("backend_listens_on_the_socket_that_it_is_given", || run_on("backend"))
 }
 
 /// Inside its namespaces: does what the blocks of this host say, on one that nothing has run on.
 fn run_on(host: &str) -> Result<()> {
-    // The directories of an installation, where no variable says otherwise.
-    namespaces::prepare(Path::new("/run"))?;
-    namespaces::prepare(Path::new("/var/lib"))?;
     let dir = prepare_folder(host)?;
+    prepare_host(&dir)?;
     let mut printed = None;
     for (at, block) in blocks()? {
         let Mark::Host(name, step) = block.mark else { continue };
@@ -137,7 +138,6 @@ fn run_on(host: &str) -> Result<()> {
             Step::Serve(socket) => serve(&dir, &block.text, &socket).with_context(|| at)?,
         }
     }
-    fs::remove_dir_all(&dir)?;
     Ok(())
 }
 
@@ -154,14 +154,34 @@ fn prepare_folder(host: &str) -> Result<PathBuf> {
     fs::write(dir.join("vmlinuz"), micro_guest::kernel("up\n", micro_guest::POWEROFF))?;
     fs::write(dir.join("initrd"), "some bytes")?;
     fs::File::create(dir.join("disk.img"))?.set_len(1 << 20)?;
+    Ok(dir)
+}
+
+/// The directories of an installation, where no variable says otherwise, and the programs.
+fn prepare_host(dir: &Path) -> Result<()> {
+    // Which users have a VM is this machine's affair: a VM of the test's takes none that another has.
+    const USERS: &str = "/run/volt-vmm-users.lock";
+    let open = || fs::File::options().write(true).create(true).truncate(false).mode(0o600).open(USERS);
+    let kept = dir.join("users.lock");
+    open()?;
+    fs::File::create(&kept)?;
+    bind(Path::new(USERS), &kept)?;
+    namespaces::prepare(Path::new("/run"))?;
+    namespaces::prepare(Path::new("/var/lib"))?;
+    open()?;
+    bind(&kept, Path::new(USERS))?;
     // Tests are in <profile>/deps, the programs in <profile>. Seen through a mount, they are there for every user.
     let test = std::env::current_exe()?;
     let built = test.ancestors().nth(2).context("The test is not where cargo puts tests")?;
     ensure!(built.join("volt").exists(), "There is no {}/volt: run cargo build --workspace", built.display());
     fs::create_dir("/run/programs")?;
-    let status = Command::new("mount").arg("--bind").arg(built).arg("/run/programs").status()?;
-    ensure!(status.success(), "The programs cannot be mounted");
-    Ok(dir)
+    bind(built, Path::new("/run/programs"))
+}
+
+fn bind(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("mount").arg("--bind").args([from, to]).status().context("Cannot run mount")?;
+    ensure!(status.success(), "{} cannot be mounted on {}", from.display(), to.display());
+    Ok(())
 }
 
 fn shell(dir: &Path, script: &str) -> Result<Command> {

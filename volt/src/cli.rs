@@ -5,9 +5,20 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use confine::Policy;
 
+use crate::config::{MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY};
+
+/// What the flags do not say.
+const AFTER_HELP: &str = "\
+Environment:
+  VOLT_RUNTIME_DIR  Folder of the sockets [default: /run/volt-vmm; else $XDG_RUNTIME_DIR/volt-vmm]
+  VOLT_STATE_DIR    Folder of what is kept [default: /var/lib/volt-vmm; else $XDG_STATE_HOME/volt-vmm]
+  VOLT_UID_RANGE    Users that root gives services and VMs [default: 1879048192-1879113727]
+
+Ends with code 0 if what was asked for was done, 1 if not, with the reason, 2 if it was not understood.";
+
 /// Runs Linux in microVMs whose every device is a confined process of its own.
 #[derive(Debug, Parser)]
-#[command(name = "volt", version, disable_help_subcommand = true)]
+#[command(name = "volt", version, disable_help_subcommand = true, after_help = AFTER_HELP)]
 pub struct Cli {
     /// What a missing layer of confinement means: `strict` refuses to start, `best-effort` says which one is missing.
     #[arg(long, global = true, default_value_t = Policy::BestEffort, value_name = "POLICY")]
@@ -45,7 +56,7 @@ pub struct RunArgs {
     /// A TOML file that describes the VM.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Name of the VM: 1 to 59 of a-z, 0-9 and '-'.
+    /// Name of the VM: 1 to 59 of a-z, 0-9 and '-', not starting with '-'.
     #[arg(long)]
     pub name: Option<String>,
     /// Kernel: a bzImage or ELF file (a path holds a '/', or names a file here), or the alias or digest of one in the kernel store.
@@ -57,17 +68,23 @@ pub struct RunArgs {
     /// Kernel command line [default: console=ttyS0].
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
-    /// A raw disk image; with ",ro" it is read-only. May be given several times: vda, vdb, ...
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// A disk.
+    #[arg(long = "disk", value_name = "FILE[,ro]", help = format!(
+        "A raw disk image or a block device; with \",ro\" it is read-only. Up to {MAX_DEVICES} times: vda, vdb, ..."
+    ))]
     pub disks: Vec<String>,
-    /// Network to attach a card to. May be given several times: eth0, eth1, ...
-    #[arg(long = "net", value_name = "NETWORK")]
+    /// A network card.
+    #[arg(long = "net", value_name = "NETWORK", help = format!(
+        "Network to attach a card to. Up to {MAX_DEVICES} times, each another network: eth0, eth1, ..."
+    ))]
     pub nets: Vec<String>,
-    /// Number of virtual CPUs [default: 1].
-    #[arg(long)]
+    /// Number of virtual CPUs.
+    #[arg(long, value_name = "N", help = format!("Number of virtual CPUs, 1 to {MAX_VCPUS} [default: 1]"))]
     pub cpus: Option<u16>,
-    /// Guest memory, such as 256M or 2G [default: 256M].
-    #[arg(long, value_name = "SIZE")]
+    /// Guest memory.
+    #[arg(long, value_name = "SIZE", help = format!(
+        "Guest memory in whole MiB, {}M to {}G [default: 256M]", MIN_MEMORY >> 20, MAX_MEMORY >> 30
+    ))]
     pub memory: Option<String>,
     /// End when the guest resets, instead of booting it again.
     #[arg(long)]
@@ -87,8 +104,8 @@ pub struct DoctorArgs {
 pub struct StopArgs {
     /// Name of the VM.
     pub name: String,
-    /// Seconds the guest gets to power itself off.
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=600))]
+    /// Seconds the guest gets to power itself off, 0 to 600.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=600))]
     pub grace: u32,
 }
 
@@ -100,7 +117,7 @@ pub enum NetworkCommand {
         /// The JSON file: network, subnet, gateway, pool, reservations.
         file: PathBuf,
     },
-    /// List the networks and how full their pools are.
+    /// List the networks, their subnets, and how many of their addresses are free.
     List,
 }
 
@@ -111,8 +128,8 @@ pub enum KernelCommand {
     Import {
         /// A bzImage or ELF file.
         file: PathBuf,
-        /// Alias to keep it under.
-        #[arg(long, default_value = "")]
+        /// Alias to keep it under; one that another kernel has goes over to this one.
+        #[arg(long, value_name = "ALIAS", default_value = "", hide_default_value = true)]
         name: String,
     },
     /// List the kernels in the store.

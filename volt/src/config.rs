@@ -16,13 +16,13 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0";
 /// Bytes of guest memory where no size is given.
 const DEFAULT_MEMORY: u64 = 256 << 20;
 /// The least guest memory that a stock kernel can be loaded into, in bytes.
-const MIN_MEMORY: u64 = 64 << 20;
+pub const MIN_MEMORY: u64 = 64 << 20;
 /// The most guest memory, in bytes.
-const MAX_MEMORY: u64 = 1 << 40;
+pub const MAX_MEMORY: u64 = 1 << 40;
 /// The most virtual CPUs of one VM.
-const MAX_VCPUS: u16 = 64;
+pub const MAX_VCPUS: u16 = 64;
 /// The most disks, and the most network cards, of one VM: together they fit the core's interrupt lines.
-const MAX_DEVICES: usize = 8;
+pub const MAX_DEVICES: usize = 8;
 /// Linux' COMMAND_LINE_SIZE less its terminator (x86-64), in bytes.
 const MAX_CMDLINE: usize = 2047;
 /// Room for the `ip=` word of one card: three addresses, a name of 59, a device, and what stands between them, in bytes.
