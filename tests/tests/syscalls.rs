@@ -28,7 +28,7 @@ const CLIENTS: [&str; 4] = ["kernel", "list", "network", "stop"];
 
 /// What runs: test programs by package and name, and which tests of them, or what is left out as it takes long and shows
 /// nothing more.
-const RUNS: [(&str, &[&str]); 16] = [
+const RUNS: [(&str, &[&str]); 17] = [
     ("volt host", &VOLT),
     ("vmm-core micro_guest", &["--skip=mute_backend", "--skip=every_size"]),
     ("vhost-blk-backend requests", &[]),
