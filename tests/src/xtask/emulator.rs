@@ -4,7 +4,7 @@
 //! Before version 8.1 QEMU may go on with code that was changed while it translated it, and kernels change theirs as they run.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -46,6 +46,12 @@ impl Emulator {
         let data = [dir.join("usr/share/qemu"), "/usr/share/seabios".into()];
         let arguments = data.into_iter().flat_map(|data| ["-L".into(), data.into_os_string()]).collect();
         Ok(Emulator { program, arguments })
+    }
+
+    /// The same in words, with spaces between them.
+    pub fn words(&self) -> OsString {
+        let words = std::iter::once(self.program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
+        words.collect::<Vec<_>>().join(OsStr::new(" "))
     }
 
     /// A command that starts it.

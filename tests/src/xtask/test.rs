@@ -101,18 +101,20 @@ fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
 fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
-    debian::install(&["iproute2", "util-linux", "xz-utils"])?;
+    debian::install(&["iproute2", "qemu-utils", "util-linux", "xz-utils"])?;
     // Without it, the test that needs Python's pycapnp says that it is skipped.
     if let Err(why) = debian::install(&["python3-venv"]) {
         println!("Without python3-venv: {why:#}");
     }
     // Tests find the programs beside themselves.
     workspace.debug()?;
-    // Without the archive, the tests that need stock kernels say that they are skipped.
+    // Without the archive, the tests that need stock kernels or a newer QEMU say that they are skipped.
     let kernels = stock_kernels(workspace).map(|kernels| kernels.map(|kernel| kernel.bzimage));
     let kernels = kernels.ok().and_then(|kernels| std::env::join_paths(kernels).ok());
+    let qemu = Emulator::fetch(&workspace.lab()).ok().map(|emulator| emulator.words());
     workspace.tests(&["--test", "*"])?.into_iter().try_for_each(|(name, mut program)| {
         program.envs(kernels.iter().map(|kernels| ("VOLT_TEST_KERNELS", kernels)));
+        program.envs(qemu.iter().map(|qemu| ("VOLT_TEST_QEMU", qemu)));
         harness::run(&name, program, tally)
     })
 }
