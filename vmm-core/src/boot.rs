@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(entry(0x1000), layout::PD | 3);
         assert_eq!(entry(0x2000), 0x83);
         assert_eq!(entry(0x2000 + 511 * 8), (511 << 21) | 0x83);
-        assert_eq!(512u64 << 21, layout::IDENTITY_MAPPED);
+        assert_eq!(512u64 << 21, kernel_image::HIGHEST);
     }
 
     #[test]

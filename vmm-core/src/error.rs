@@ -60,9 +60,14 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel image is not one that can be booted.
-    #[error("The kernel image cannot be booted: {0}; import it again through kernel-store")]
-    Kernel(String),
+    /// The kernel image is not one that can be booted, in any guest.
+    #[error("The kernel image cannot be booted: {why}. {remedy}")]
+    Kernel {
+        /// What is wrong with it.
+        why: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// Confinement failed.
     #[error(transparent)]
     Confine(#[from] confine::Error),

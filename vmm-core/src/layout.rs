@@ -12,10 +12,8 @@ pub const BOOT_PARAMS: u64 = 0x7000;
 pub const PML4: u64 = 0x9000;
 /// Page directory pointer table.
 pub const PDPT: u64 = 0xa000;
-/// Page directory.
+/// Page directory. What it maps, one to one, ends where a kernel has to: at [`kernel_image::HIGHEST`].
 pub const PD: u64 = 0xb000;
-/// How far the boot page tables map memory one to one, in bytes: what a kernel must fit below.
-pub const IDENTITY_MAPPED: u64 = 1 << 30;
 /// Kernel command line, NUL-terminated.
 pub const CMDLINE: u64 = 0x2_0000;
 /// Bytes of the longest command line, the NUL included (x86 `COMMAND_LINE_SIZE`).
@@ -29,7 +27,7 @@ pub const ACPI_END: u64 = 0xf_f000;
 /// Where a PC's processor starts, F000:FFF0. A stock Linux without EFI jumps there to reset a machine with hardware-reduced ACPI.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Lowest address a kernel segment may occupy.
-pub const HIGH_START: u64 = 0x10_0000;
+pub const HIGH_START: u64 = kernel_image::LOWEST;
 
 /// End of the RAM below the hole for devices.
 pub const RAM_LOW_LIMIT: u64 = 3 << 30;
