@@ -35,9 +35,9 @@ const statusExhausted :UInt8 = 2;
 const tokenLength :UInt8 = 16;
 # Bytes.
 const tokenLifetimeSeconds :UInt16 = 30;
-const maxTokensPerUser :UInt16 = 64;
+const maxTokensPerUser :UInt16 = 256;
 # Root is exempt: its processes count one by one.
-const maxTokensPerProcess :UInt16 = 16;
+const maxTokensPerProcess :UInt16 = 64;
 # As the kernel tells processes apart (SO_PEERCRED); those of another pid namespace count as their user's only.
 
 struct FdToken {

@@ -125,7 +125,7 @@ impl Default for Lane {
 }
 
 impl Lane {
-    /// An empty table with the limits of `schema/fd_lane.capnp`: a token is good for 30 s, 16 may wait per process and 64 per user.
+    /// An empty table with the limits of `schema/fd_lane.capnp`: a token is good for 30 s, 64 may wait per process and 256 per user.
     pub fn new() -> Lane {
         Lane::with_limits(Duration::from_secs(wire::TOKEN_LIFETIME_SECONDS.into()), wire::MAX_TOKENS_PER_USER.into())
     }
@@ -250,9 +250,9 @@ mod tests {
     }
 
     #[test]
-    fn a_process_has_sixteen_descriptors_waiting_and_the_next_is_refused_until_one_is_claimed() {
+    fn a_process_has_sixty_four_descriptors_waiting_and_the_next_is_refused_until_one_is_claimed() {
         let lane = Lane::new();
-        let tokens: Vec<Token> = (0..16).map(|_| lane.offer(fd(), ALICE).unwrap()).collect();
+        let tokens: Vec<Token> = (0..64).map(|_| lane.offer(fd(), ALICE).unwrap()).collect();
         assert_eq!(lane.offer(fd(), ALICE).unwrap_err().code, Code::Exhausted);
         assert_eq!(lane.deposit(fd(), ALICE).unwrap_err().code, Code::Exhausted);
         lane.offer(fd(), BOB).unwrap();
@@ -262,11 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn a_user_has_sixty_four_over_all_its_processes_and_roots_processes_count_one_by_one() {
+    fn a_user_has_two_hundred_and_fifty_six_over_all_its_processes_and_roots_processes_count_one_by_one() {
         let lane = Lane::new();
         let fill = |uid: u32, pid: i32| {
             let peer = Peer { uid, gid: 0, pid };
-            (0..16).map(|_| lane.offer(fd(), peer).map(drop)).find(Result::is_err)
+            (0..64).map(|_| lane.offer(fd(), peer).map(drop)).find(Result::is_err)
         };
         assert!((1..=4).all(|pid| fill(1000, pid).is_none()));
         assert!(fill(1000, 5).is_some());
@@ -276,7 +276,7 @@ mod tests {
         assert!(fill(1001, 0).is_some());
         let lane = Lane::new();
         let unseen = Peer { uid: 0, gid: 0, pid: 0 };
-        assert_eq!((0..65).filter(|_| lane.offer(fd(), unseen).is_ok()).count(), 64);
+        assert_eq!((0..257).filter(|_| lane.offer(fd(), unseen).is_ok()).count(), 256);
     }
 
     #[test]

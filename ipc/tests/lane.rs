@@ -220,7 +220,7 @@ fn a_process_deposits_as_many_as_the_limit_and_the_next_is_refused_until_one_is_
         let served = Served::new(Limits::default(), None);
         let raw = Raw::connect(&served);
         let mut tokens = Vec::new();
-        for _ in 0..16 {
+        for _ in 0..64 {
             let reply = raw.deposit(memfd(b"")).await;
             assert_eq!(reply[0], wire::STATUS_OK);
             tokens.push(reply[1..].to_vec());
