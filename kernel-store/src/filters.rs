@@ -8,7 +8,6 @@ pub fn control() -> Filter {
         .with(&base::tokio())
         .with(&base::listener())
         .with(&base::heap())
-        .allow(&[libc::SYS_munmap]) // an image that nobody waits for any more
         // Tokens of descriptors.
         .allow_if(libc::SYS_getrandom, vec![Rule::eq(2, 0)])
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::digest::Digest;
-use crate::image::{Facts, MAX_VERSION, elf};
+use crate::image::{Facts, MAX_VERSION};
 
 /// First line of the text.
 const TITLE: &str = "volt-kernel-store 1";
@@ -12,6 +12,10 @@ const TITLE: &str = "volt-kernel-store 1";
 const NO_NAME: &str = "/";
 /// Digests of images that are remembered for one kernel.
 pub const MAX_SOURCES: usize = 8;
+/// Kernels that there may be: what `list` carries in one message.
+pub const MAX_KERNELS: usize = 1024;
+/// Names that there may be.
+pub const MAX_NAMES: usize = 4096;
 /// Fewest digits that may stand for a digest.
 const MIN_PREFIX: usize = 8;
 
@@ -174,18 +178,18 @@ impl Index {
                 let imported = fields.next()?.parse().ok()?;
                 let name = Some(fields.next()?).filter(|name| *name != NO_NAME).unwrap_or_default().to_owned();
                 let version = fields.next()?.to_owned();
-                let sound = load_start >= elf::LOWEST
-                    && load_end <= elf::HIGHEST
-                    && version.len() <= MAX_VERSION
-                    && self.get(&digest).is_none();
+                // What the facts say is checked when the kernel is opened.
+                let sound =
+                    version.len() <= MAX_VERSION && self.entries.len() < MAX_KERNELS && self.get(&digest).is_none();
                 let facts = Facts { entry, load_start, load_end, pvh_entry, version };
                 sound.then(|| self.entries.push(Entry { digest, size, facts, imported, name, sources: Vec::new() }))
             }
             "source" => {
                 let source = rest.parse().ok()?;
-                self.get_mut(&digest).map(|entry| entry.sources.push(source))
+                let entry = self.get_mut(&digest).filter(|entry| entry.sources.len() < MAX_SOURCES);
+                entry.map(|entry| entry.sources.push(source))
             }
-            "name" if is_name(rest) && self.get(&digest).is_some() => {
+            "name" if is_name(rest) && self.names.len() < MAX_NAMES && self.get(&digest).is_some() => {
                 self.names.insert(rest.to_owned(), digest).is_none().then_some(())
             }
             _ => None,
@@ -249,6 +253,20 @@ mod tests {
             }
             assert!(Index::from_text(&text[..at]).is_err(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn a_text_with_as_much_as_there_may_be_reads_back_and_one_with_more_does_not() {
+        let with = |kernels: usize, sources: usize, names: usize| {
+            let digest = |n: usize| Digest::of(&n.to_le_bytes());
+            let mut index = Index::default();
+            index.entries.extend((0..kernels).map(|n| Entry { digest: digest(n), ..entry(1, "") }));
+            index.entries[0].sources = (0..sources).map(digest).collect();
+            index.names = (0..names).map(|n| (n.to_string(), digest(0))).collect();
+            Index::from_text(&index.to_text()).is_ok()
+        };
+        assert!(with(MAX_KERNELS, MAX_SOURCES, MAX_NAMES));
+        assert!(!with(MAX_KERNELS + 1, 1, 1) && !with(1, MAX_SOURCES + 1, 1) && !with(1, 1, MAX_NAMES + 1));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use clap::Parser;
 use confine::{Heap, Limit, Policy, Sandbox, User};
 use ipc::{Lane, Listen};
 use kernel_store::error::Error;
-use kernel_store::service::Service;
+use kernel_store::service::{Scratch, Service};
 use kernel_store::store::{Limits, Store};
 use kernel_store::worker::{Mailbox, worker};
 use kernel_store::{filters, rpc};
@@ -66,13 +66,13 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
 
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
     let (disk, disk_mailbox) = worker();
-    let (unpacker, unpack_mailbox) = worker::<()>();
+    let (unpacker, unpack_mailbox) = worker();
     let runtime = ipc::Runtime::new().map_err(Error::Runtime)?;
     let (ready, started) = ipc::queue();
     let disk_thread =
         confined.spawn("disk", &filters::disk(), move || keep_files(dir, limits, disk_mailbox, &ready))?;
     // Not joined at the end: it may be stuck in a read of a client's file.
-    let _unpack_thread = confined.spawn("unpack", &filters::unpack(), move || unpack_mailbox.serve(()))?;
+    let _unpack_thread = confined.spawn("unpack", &filters::unpack(), move || unpack_mailbox.serve(Scratch::new()))?;
     let _narrow = confined.enter(&filters::control())?;
     started.receive().map_err(|_| Error::Arguments("The disk thread did not begin; report this as a defect"))??;
 

@@ -26,13 +26,16 @@ use sha2::Digest as _;
 
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::image::{Facts, MAX_INPUT, MAX_OUTPUT, elf};
-use crate::index::{Entry, Index, NAME_RULE, Unresolved, is_name};
+use crate::image::{self, CHUNK, Facts, MAX_INPUT, MAX_OUTPUT, elf};
+use crate::index::{Entry, Index, MAX_KERNELS, MAX_NAMES, NAME_RULE, Unresolved, is_name};
 use crate::memfd::{Draft, SealedMemfd};
 
 /// Far above what an index of the most kernels and names takes.
 const MAX_INDEX: u64 = 16 << 20;
-const CHUNK: usize = 1 << 20;
+/// What is written between two syncs: a sync takes as long as there is to write.
+const SYNC: usize = 8 << 20;
+/// The next kernel, while it is written.
+const NEW: &str = "new";
 /// linux/magic.h
 const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
 const CREATE: OFlags =
@@ -42,7 +45,7 @@ const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLO
 /// What is bounded.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Kernels; what `list` carries in one message.
+    /// Kernels.
     pub kernels: usize,
     /// Names.
     pub names: usize,
@@ -52,7 +55,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { kernels: 1024, names: 4096, bytes: 16 << 30 }
+        Limits { kernels: MAX_KERNELS, names: MAX_NAMES, bytes: 16 << 30 }
     }
 }
 
@@ -80,10 +83,39 @@ pub struct Unpacked {
     pub source: Digest,
 }
 
+/// What an image is, as far as it can be seen from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Looked {
+    /// Bytes.
+    pub size: usize,
+    /// Which file.
+    pub file: Identity,
+}
+
+/// Which file it is, in which state: two descriptors with the same one read the same, if they are read at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity([i64; 7]);
+
+impl Identity {
+    fn of(stat: &rustix::fs::Stat) -> Identity {
+        let signed = |number: u64| number.cast_signed();
+        let (modified, changed) = (signed(stat.st_mtime_nsec), signed(stat.st_ctime_nsec));
+        Identity([
+            signed(stat.st_dev),
+            signed(stat.st_ino),
+            stat.st_size,
+            stat.st_mtime,
+            modified,
+            stat.st_ctime,
+            changed,
+        ])
+    }
+}
+
 /// The open store.
 pub struct Store {
     dir: OwnedFd,
-    kernels: OwnedFd,
+    kernels: Arc<OwnedFd>,
     index: Index,
     limits: Limits,
     /// Open files of kernels that somebody holds.
@@ -113,7 +145,8 @@ impl Store {
             Err(Errno::NOENT) => Index::default(),
             Err(e) => return Err(file("open the index")(e)),
         };
-        let store = Store { dir, kernels, index, limits, files: HashMap::new(), damaged: HashSet::new() };
+        let store =
+            Store { dir, kernels: Arc::new(kernels), index, limits, files: HashMap::new(), damaged: HashSet::new() };
         store.sweep().map_err(file("sweep the directory of kernels"))?;
         Ok(store)
     }
@@ -121,22 +154,22 @@ impl Store {
     /// Removes files of ours that the index does not name. What has another kind of name is not ours.
     fn sweep(&self) -> rustix::io::Result<()> {
         let mut left = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.kernels)? {
+        for entry in rustix::fs::Dir::read_from(&*self.kernels)? {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
             let orphan = name.parse().is_ok_and(|digest| self.index.get(&digest).is_none());
-            if orphan || name == "new" {
+            if orphan || name == NEW {
                 left.push(name.to_owned());
             }
         }
-        left.iter().try_for_each(|name| rustix::fs::unlinkat(&self.kernels, name.as_str(), AtFlags::empty()))
+        left.iter().try_for_each(|name| rustix::fs::unlinkat(&*self.kernels, name.as_str(), AtFlags::empty()))
     }
 
-    /// Looks at an image that somebody handed in, before anything reads it: its size.
+    /// Looks at an image that somebody handed in, before anything reads it.
     ///
     /// # Errors
     /// `invalidArgument` if it is no regular file, or lies where a read might never return; `badImage` if it is empty or too large.
-    pub fn look_at(image: BorrowedFd) -> Answer<usize> {
+    pub fn look_at(image: BorrowedFd) -> Answer<Looked> {
         const TRIED: &str = "import a kernel";
         let failed = |e: Errno| io_fault(TRIED, "look at the image", &e.into());
         let stat = rustix::fs::fstat(image).map_err(failed)?;
@@ -171,7 +204,7 @@ impl Store {
             Ok(0) => {
                 Err(Fault::new(Code::BadImage, TRIED, "the image is empty", "Copy it again from where it came from"))
             }
-            Ok(size) if size as u64 <= MAX_INPUT => Ok(size),
+            Ok(size) if size as u64 <= MAX_INPUT => Ok(Looked { size, file: Identity::of(&stat) }),
             _ => {
                 let why = format!("the image has {} bytes, and {MAX_INPUT} are the most", stat.st_size);
                 Err(Fault::new(
@@ -202,90 +235,41 @@ impl Store {
     /// The kernel that an image with this digest is known to unpack to, under a name if one is given.
     ///
     /// # Errors
-    /// As [`Store::keep`].
+    /// As [`Keeping::step`].
     pub fn known(&mut self, source: &Digest, name: &str) -> Answer<Option<Kernel>> {
         let Some(digest) = self.index.by_source(source).map(|entry| entry.digest) else { return Ok(None) };
-        if self.damaged.contains(&digest) || self.file(&digest).is_err() {
+        if !self.has(&digest) {
             return Ok(None);
         }
         self.name(&digest, name)?;
         self.kernel(&digest).map(Some)
     }
 
-    /// Keeps an unpacked kernel, under a name if one is given, and seals it for handing out.
-    ///
-    /// # Errors
-    /// `exhausted` if the disk or the store is full, `internal` if the disk fails.
-    pub fn keep(&mut self, unpacked: Unpacked, name: &str) -> Answer<(Kernel, SealedMemfd)> {
-        const TRIED: &str = "keep a kernel";
-        let Unpacked { draft, len, digest, facts, source } = unpacked;
-        let content = draft.get(..len).unwrap_or_default();
-        let there = self.index.get(&digest).is_some() && !self.damaged.contains(&digest) && self.file(&digest).is_ok();
+    /// Whether a kernel is in the index, and its file with it as far as is known.
+    fn has(&mut self, digest: &Digest) -> bool {
+        self.index.get(digest).is_some() && !self.damaged.contains(digest) && self.file(digest).is_ok()
+    }
+
+    /// The index with a kernel in it, under a name if one is given; nothing is written yet.
+    fn with(&self, unpacked: &Unpacked, name: &str) -> Answer<Index> {
+        let Unpacked { len, digest, facts, source, .. } = unpacked;
         let mut next = self.index.clone();
-        if next.get(&digest).is_none() {
-            self.check_room(len as u64)?;
+        if next.get(digest).is_none() {
+            self.check_room(*len as u64)?;
             let imported = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            let imported = i64::try_from(imported).unwrap_or(i64::MAX);
             next.entries.push(Entry {
-                digest,
-                size: len as u64,
-                facts,
-                imported,
+                digest: *digest,
+                size: *len as u64,
+                facts: facts.clone(),
+                imported: i64::try_from(imported).unwrap_or(i64::MAX),
                 name: String::new(),
                 sources: Vec::new(),
             });
         }
-        next.add_source(&digest, source);
+        next.add_source(digest, *source);
         self.check_name(&next, name)?;
-        next.give_name(&digest, name);
-        if !there {
-            self.files.remove(&digest);
-            self.write_kernel(&digest, content).map_err(|e| io_fault(TRIED, "write it", &e))?;
-        }
-        if let Err(fault) = self.commit(next) {
-            if self.index.get(&digest).is_none() {
-                let _ = rustix::fs::unlinkat(&self.kernels, digest.to_string(), AtFlags::empty());
-            }
-            return Err(fault);
-        }
-        self.damaged.remove(&digest);
-        let kernel = self.kernel(&digest)?;
-        let sealed = draft.seal(len as u64).map_err(|e| io_fault(TRIED, "seal it", &e))?;
-        Ok((kernel, sealed))
-    }
-
-    /// Reads a kernel back, and checks that it is what it was.
-    ///
-    /// # Errors
-    /// `badImage` if it is not; `internal` if the disk fails; `exhausted` if there is no memory.
-    pub fn load(&mut self, kernel: &Kernel) -> Answer<SealedMemfd> {
-        const TRIED: &str = "open a kernel";
-        let Entry { digest, size, facts, .. } = &kernel.entry;
-        let failed = |what: &'static str| move |e: io::Error| io_fault(TRIED, what, &e);
-        let len = self::size(&kernel.file).map_err(failed("look at its file"))?;
-        let sound = if len == *size && len > 0 && len <= MAX_OUTPUT as u64 {
-            let mut draft = Store::draft(usize::try_from(len).unwrap_or(0))?;
-            let is = read_and_hash(&kernel.file, &mut draft).map_err(failed("read its file"))?;
-            // The digest says that these are the bytes that were checked; the facts that go with them are in another file.
-            let checked = (is == *digest).then(|| elf::check(&draft).ok()).flatten();
-            let same = checked.is_some_and(|is| Facts { version: facts.version.clone(), ..is } == *facts);
-            same.then_some(draft)
-        } else {
-            None
-        };
-        let Some(draft) = sound else {
-            if self.index.get(digest).is_some() {
-                self.damaged.insert(*digest);
-            }
-            let why = format!("the store's file kernels/{digest} is damaged");
-            return Err(Fault::new(
-                Code::BadImage,
-                TRIED,
-                why,
-                "Import its image again, which mends it, and see whether the disk is healthy",
-            ));
-        };
-        draft.seal(len).map_err(failed("seal it"))
+        next.give_name(digest, name);
+        Ok(next)
     }
 
     /// The kernel that a reference means.
@@ -314,8 +298,21 @@ impl Store {
         self.damaged.remove(&digest);
         self.files.remove(&digest);
         // Should this fail, the next start does it.
-        let _ = rustix::fs::unlinkat(&self.kernels, digest.to_string(), AtFlags::empty());
+        let _ = rustix::fs::unlinkat(&*self.kernels, digest.to_string(), AtFlags::empty());
         Ok(digest)
+    }
+
+    /// Remembers that a kernel's file is not what it was, and says so.
+    fn damaged(&mut self, digest: &Digest) -> Fault {
+        if self.index.get(digest).is_some() {
+            self.damaged.insert(*digest);
+        }
+        Fault::new(
+            Code::BadImage,
+            Opening::TRIED,
+            format!("the store's file kernels/{digest} is damaged"),
+            "Import its image again, which mends it, and see whether the disk is healthy",
+        )
     }
 
     fn resolve(&self, tried: &str, reference: &str) -> Answer<Digest> {
@@ -353,7 +350,7 @@ impl Store {
             return Ok(file);
         }
         self.files.retain(|_, file| file.strong_count() > 0);
-        let opened = rustix::fs::openat(&self.kernels, digest.to_string(), READ, Mode::empty());
+        let opened = rustix::fs::openat(&*self.kernels, digest.to_string(), READ, Mode::empty());
         let file = Arc::new(File::from(opened.map_err(|e| match e {
             Errno::NOENT => {
                 let why = format!("the store's file kernels/{digest} is gone");
@@ -415,10 +412,6 @@ impl Store {
         Ok(())
     }
 
-    fn write_kernel(&self, digest: &Digest, content: &[u8]) -> io::Result<()> {
-        replace(&self.kernels, "new", &digest.to_string(), content)
-    }
-
     /// Puts the next index on the disk and takes it for ours.
     fn commit(&mut self, next: Index) -> Answer<()> {
         if next != self.index {
@@ -460,16 +453,148 @@ fn replace(dir: &OwnedFd, temporary: &str, name: &str, content: &[u8]) -> io::Re
     written.and_then(|()| Ok(rustix::fs::fsync(dir.as_fd())?))
 }
 
-/// Fills `into` from the file's beginning, hashing while the bytes are in the cache.
-fn read_and_hash(file: &File, into: &mut [u8]) -> io::Result<Digest> {
-    let mut hasher = sha2::Sha256::new();
-    let mut offset = 0u64;
-    for chunk in into.chunks_mut(CHUNK) {
-        file.read_exact_at(chunk, offset)?;
-        hasher.update(&*chunk);
-        offset = offset.saturating_add(chunk.len() as u64);
+/// A kernel on its way to the disk, in steps. There is one at a time. Dropped before it is there, it leaves nothing.
+pub struct Keeping {
+    unpacked: Option<Unpacked>,
+    name: String,
+    writing: Option<Writing>,
+}
+
+/// The file `kernels/new`.
+struct Writing {
+    kernels: Arc<OwnedFd>,
+    file: File,
+    written: usize,
+    /// It has its own name now.
+    done: bool,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if !self.done {
+            // Nothing to do about it if this fails; the next start sweeps.
+            let _ = rustix::fs::unlinkat(&*self.kernels, NEW, AtFlags::empty());
+        }
     }
-    Ok(Digest::from(hasher))
+}
+
+impl Keeping {
+    const TRIED: &str = "keep a kernel";
+
+    /// To keep an unpacked kernel, under a name if one is given.
+    pub fn new(unpacked: Unpacked, name: String) -> Keeping {
+        Keeping { unpacked: Some(unpacked), name, writing: None }
+    }
+
+    /// Writes a part of it; the kernel, sealed for handing out, once all is on the disk.
+    ///
+    /// # Errors
+    /// `exhausted` if the disk or the store is full, `internal` if the disk fails.
+    pub fn step(&mut self, store: &mut Store) -> Answer<Option<(Kernel, SealedMemfd)>> {
+        let failed = |e: io::Error| io_fault(Keeping::TRIED, "write it", &e);
+        let Some(unpacked) = &self.unpacked else { return Err(lost(Keeping::TRIED)) };
+        let content = unpacked.draft.get(..unpacked.len).unwrap_or_default();
+        match &mut self.writing {
+            None if store.has(&unpacked.digest) => {}
+            None => {
+                // What is refused is refused before it costs anything.
+                store.with(unpacked, &self.name)?;
+                let file = rustix::fs::openat(&*store.kernels, NEW, CREATE, Mode::RUSR | Mode::WUSR);
+                let (file, kernels) = (File::from(file.map_err(|e| failed(e.into()))?), store.kernels.clone());
+                self.writing = Some(Writing { kernels, file, written: 0, done: false });
+                return Ok(None);
+            }
+            Some(writing) if writing.written < content.len() => {
+                let end = writing.written.saturating_add(SYNC).min(content.len());
+                let part = content.get(writing.written..end).unwrap_or_default();
+                writing.file.write_all(part).and_then(|()| writing.file.sync_all()).map_err(failed)?;
+                writing.written = end;
+                return Ok(None);
+            }
+            Some(_) => {}
+        }
+        let next = store.with(unpacked, &self.name)?;
+        let digest = unpacked.digest;
+        if let Some(writing) = &mut self.writing {
+            store.files.remove(&digest);
+            let name = digest.to_string();
+            rustix::fs::renameat_with(&*store.kernels, NEW, &*store.kernels, name, RenameFlags::empty())
+                .map_err(|e| failed(e.into()))?;
+            writing.done = true;
+            rustix::fs::fsync(&*store.kernels).map_err(|e| failed(e.into()))?;
+        }
+        if let Err(fault) = store.commit(next) {
+            if store.index.get(&digest).is_none() {
+                let _ = rustix::fs::unlinkat(&*store.kernels, digest.to_string(), AtFlags::empty());
+            }
+            return Err(fault);
+        }
+        store.damaged.remove(&digest);
+        let kernel = store.kernel(&digest)?;
+        let Some(Unpacked { draft, len, .. }) = self.unpacked.take() else { return Err(lost(Keeping::TRIED)) };
+        let sealed = draft.seal(len as u64).map_err(|e| io_fault(Keeping::TRIED, "seal it", &e))?;
+        Ok(Some((kernel, sealed)))
+    }
+}
+
+/// A kernel on its way back from the disk, in steps: read, hashed while the bytes are in the cache, and checked.
+pub struct Opening {
+    kernel: Arc<Kernel>,
+    draft: Option<Draft>,
+    hasher: sha2::Sha256,
+    read: usize,
+}
+
+impl Opening {
+    const TRIED: &str = "open a kernel";
+
+    /// To read a kernel back, and to check that it is what it was.
+    pub fn new(kernel: Arc<Kernel>) -> Opening {
+        Opening { kernel, draft: None, hasher: sha2::Sha256::new(), read: 0 }
+    }
+
+    /// Reads a part of it; it, sealed, once it is whole and sound.
+    ///
+    /// # Errors
+    /// `badImage` if it is not, or no kernel that this version takes; `internal` if the disk fails; `exhausted` if there is no memory.
+    pub fn step(&mut self, store: &mut Store) -> Answer<Option<SealedMemfd>> {
+        let failed = |what: &'static str| move |e: io::Error| io_fault(Opening::TRIED, what, &e);
+        let Kernel { entry: Entry { digest, size, facts, .. }, file, .. } = &*self.kernel;
+        let Some(draft) = &mut self.draft else {
+            let len = self::size(file).map_err(failed("look at its file"))?;
+            if len != *size || len == 0 || len > MAX_OUTPUT as u64 {
+                return Err(store.damaged(digest));
+            }
+            self.draft = Some(Store::draft(usize::try_from(len).unwrap_or(0))?);
+            return Ok(None);
+        };
+        let end = self.read.saturating_add(CHUNK).min(draft.len());
+        if let Some(chunk) = draft.get_mut(self.read..end).filter(|chunk| !chunk.is_empty()) {
+            file.read_exact_at(chunk, self.read as u64).map_err(failed("read its file"))?;
+            self.hasher.update(&*chunk);
+            self.read = end;
+            return Ok(None);
+        }
+        if Digest::from(std::mem::take(&mut self.hasher)) != *digest {
+            return Err(store.damaged(digest));
+        }
+        // The digest says that these are the bytes that were checked, perhaps by an earlier version; the facts that go with them are
+        // in another file.
+        let is = elf::check(draft).map_err(|image::Error { why, remedy }| {
+            let why = format!("the store has kernels/{digest} of an earlier version of this program, but {why}");
+            Fault::new(Code::BadImage, Opening::TRIED, why, format!("Remove it from the store. {remedy}"))
+        })?;
+        if (Facts { version: facts.version.clone(), ..is }) != *facts {
+            return Err(store.damaged(digest));
+        }
+        let Some(draft) = self.draft.take() else { return Err(lost(Opening::TRIED)) };
+        draft.seal(*size).map(Some).map_err(failed("seal it"))
+    }
+}
+
+/// A step was asked for after the last one.
+fn lost(tried: &str) -> Fault {
+    Fault::new(Code::Internal, tried, "it was done already", "Report this as a defect")
 }
 
 /// What a failure of the disk means to a caller.

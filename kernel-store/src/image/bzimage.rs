@@ -1,5 +1,7 @@
 //! The setup header of a bzImage (Linux, Documentation/arch/x86/boot.rst): where the packed kernel lies. Pure.
 
+use std::ops::Range;
+
 use super::{COPY_AGAIN, Error, GIVE_KERNEL, bad, field, printable};
 
 const SETUP_SECTS: usize = 0x1f1;
@@ -18,19 +20,19 @@ const LOADED_HIGH: u8 = 1;
 
 /// What the setup header says.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Setup<'a> {
-    /// The packed kernel, with the size that the build appends to it.
-    pub payload: &'a [u8],
+pub struct Setup {
+    /// Where in the image the packed kernel lies, with the size that the build appends to it.
+    pub payload: Range<usize>,
     /// The release string.
     pub version: Option<String>,
 }
 
-impl<'a> Setup<'a> {
+impl Setup {
     /// Reads the setup header; `None` if this is no Linux boot image at all.
     ///
     /// # Errors
-    /// [`Error::Bad`] if it is one, but not a whole bzImage that this program can unpack.
-    pub fn find(image: &'a [u8]) -> Result<Option<Setup<'a>>, Error> {
+    /// If it is one, but not a whole bzImage that this program can unpack.
+    pub fn find(image: &[u8]) -> Result<Option<Setup>, Error> {
         if field(image, BOOT_FLAG) != Some([0x55, 0xaa]) || field(image, HEADER) != Some(*b"HdrS") {
             return Ok(None);
         }
@@ -67,14 +69,11 @@ impl<'a> Setup<'a> {
             let why = format!("the bzImage is truncated: {} bytes, where its setup header says {needed}", image.len());
             return Err(bad(why, COPY_AGAIN));
         }
-        let protected = image.get(setup..needed).unwrap_or_default();
         let (offset, length) = (long(PAYLOAD_OFFSET), long(PAYLOAD_LENGTH));
-        let payload =
-            offset.checked_add(length).and_then(|end| protected.get(offset..end)).filter(|payload| !payload.is_empty());
-        let payload = payload.ok_or_else(|| {
+        let end = offset.checked_add(length).filter(|end| *end <= system && length > 0);
+        let payload = end.map(|end| setup.saturating_add(offset)..setup.saturating_add(end)).ok_or_else(|| {
             let why = format!(
-                "the bzImage says that the packed kernel has {length} bytes at {offset} of its {} bytes of code",
-                protected.len()
+                "the bzImage says that the packed kernel has {length} bytes at {offset} of its {system} bytes of code"
             );
             bad(why, COPY_AGAIN)
         })?;

@@ -1,26 +1,13 @@
-//! Whether an ELF file is a kernel that `vmm-core` may load as it is: System V ABI, ELF-64 object file format; PVH by the XEN ELF note
-//! (xen/include/public/elfnote.h). Pure.
+//! What an ELF kernel says of itself, beyond what makes it a kernel (the `kernel-image` crate): its PVH entry point, by the XEN ELF
+//! note (xen/include/public/elfnote.h), and its release string. Pure.
 
-use super::{COPY_AGAIN, Error, GIVE_KERNEL, bad, field, printable};
+use kernel_image::{Kernel, Notes};
 
-const EHDR: usize = 64;
-const PHDR: usize = 56;
-const ET_EXEC: u16 = 2;
-const ET_DYN: u16 = 3;
-const EM_X86_64: u16 = 62;
-const EM_AARCH64: u16 = 183;
-const PT_LOAD: u32 = 1;
-const PT_INTERP: u32 = 3;
-const PT_NOTE: u32 = 4;
-const PF_X: u32 = 1;
+use super::{Error, GIVE_KERNEL, MAX_VERSION, bad, field, printable};
+
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
-/// A kernel has five or so.
-const MAX_SEGMENTS: u16 = 128;
-
-/// Lowest guest physical address that a segment may occupy: below lie the real-mode area and the boot structures.
-pub const LOWEST: u64 = 1 << 20;
-/// One past the highest: above lies the hole for devices.
-pub const HIGHEST: u64 = 3 << 30;
+/// Bytes that all notes together may have: a Linux kernel has some five hundred. Each is looked at once, whatever they say.
+pub const MAX_NOTES: u64 = 64 << 10;
 
 /// What a kernel says of itself, checked.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -37,154 +24,41 @@ pub struct Facts {
     pub version: String,
 }
 
-struct Segment {
-    kind: u32,
-    flags: u32,
-    offset: u64,
-    address: u64,
-    file_size: u64,
-    memory_size: u64,
-    align: u64,
-}
-
-impl Segment {
-    fn end(&self) -> u64 {
-        self.address.saturating_add(self.memory_size)
-    }
-
-    /// Whether code at this address comes from the file.
-    fn has_code_at(&self, address: u64) -> bool {
-        self.kind == PT_LOAD
-            && self.flags & PF_X != 0
-            && self.address <= address
-            && address - self.address < self.file_size
-    }
-}
-
 /// Checks a kernel: its facts, less the version.
 ///
 /// # Errors
 /// [`Error::Bad`] with the first thing that is wrong.
 pub fn check(file: &[u8]) -> Result<Facts, Error> {
-    let segments = segments(file)?;
-    let mut loads: Vec<&Segment> =
-        segments.iter().filter(|segment| segment.kind == PT_LOAD && segment.memory_size > 0).collect();
-    for load in &loads {
-        let Segment { address, memory_size, .. } = load;
-        let end = address.checked_add(*memory_size);
-        if *address < LOWEST || end.is_none_or(|end| end > HIGHEST) {
-            let why =
-                format!("a segment of {memory_size:#x} bytes at {address:#x} does not lie between 1 MiB and 3 GiB");
-            return Err(bad(why, GIVE_KERNEL));
-        }
-    }
-    loads.sort_by_key(|load| load.address);
-    let (Some(first), Some(last)) = (loads.first(), loads.last()) else {
-        return Err(bad("the ELF file has nothing to load", GIVE_KERNEL));
+    let read = |bytes: &mut [u8], offset: u64| {
+        let from = usize::try_from(offset).ok().and_then(|offset| file.get(offset..)?.get(..bytes.len()));
+        from.map(|from| bytes.copy_from_slice(from)).ok_or(())
     };
-    if let Some([below, above]) = loads.array_windows().find(|[below, above]| below.end() > above.address) {
-        return Err(bad(format!("the segments at {:#x} and {:#x} overlap", below.address, above.address), GIVE_KERNEL));
-    }
-    let executable = |what: &str, address: u64| {
-        let why = || format!("the {what}, {address:#x}, lies in no executable segment");
-        if loads.iter().any(|load| load.has_code_at(address)) { Ok(()) } else { Err(bad(why(), GIVE_KERNEL)) }
-    };
-    let entry = field(file, 24).map_or(0, u64::from_le_bytes);
-    executable("entry point", entry)?;
-    let pvh_entry = pvh_entry(file, &segments);
-    if pvh_entry != 0 {
-        executable("PVH entry point", pvh_entry)?;
-    }
-    Ok(Facts { entry, load_start: first.address, load_end: last.end(), pvh_entry, version: String::new() })
-}
-
-/// The program headers, each of which lies inside the file.
-fn segments(file: &[u8]) -> Result<Vec<Segment>, Error> {
-    if file.len() < EHDR {
-        return Err(bad(format!("the ELF header is truncated: {} bytes of {EHDR}", file.len()), COPY_AGAIN));
-    }
-    let half = |at| field(file, at).map_or(0, u16::from_le_bytes);
-    if !file.starts_with(b"\x7fELF") {
-        return Err(bad("what the image unpacks to is no ELF file", GIVE_KERNEL));
-    }
-    // EI_CLASS, EI_DATA, EI_VERSION.
-    if field(file, 4) != Some([2, 1, 1]) {
-        return Err(bad("the ELF file is not of the 64-bit little-endian kind", GIVE_KERNEL));
-    }
-    match half(18) {
-        EM_X86_64 => {}
-        EM_AARCH64 => return Err(bad("the kernel is for aarch64", GIVE_KERNEL)),
-        other => return Err(bad(format!("the kernel is for the machine with ELF number {other}"), GIVE_KERNEL)),
-    }
-    match half(16) {
-        ET_EXEC | ET_DYN => {}
-        other => return Err(bad(format!("the ELF file is of type {other}, not an executable"), GIVE_KERNEL)),
-    }
-    let (entries, entry_size, offset) =
-        (half(56), usize::from(half(54)), field(file, 32).map_or(0, u64::from_le_bytes));
-    if entry_size != PHDR || !(1..=MAX_SEGMENTS).contains(&entries) {
-        let why = format!(
-            "the ELF file has {entries} program headers of {entry_size} bytes, in place of 1 to {MAX_SEGMENTS} of {PHDR}"
-        );
-        return Err(bad(why, GIVE_KERNEL));
-    }
-    let size = usize::from(entries).saturating_mul(PHDR);
-    let table = usize::try_from(offset).ok().and_then(|offset| file.get(offset..)?.get(..size));
-    let table = table.ok_or_else(|| {
-        bad(
-            format!("the ELF file is truncated: its {} bytes end before its program headers do", file.len()),
-            COPY_AGAIN,
-        )
+    let wrong = |wrong: kernel_image::Wrong| bad(wrong.why(), wrong.remedy());
+    let kernel = Kernel::read(file.len() as u64, read).map_err(|error| match error {
+        kernel_image::Error::Wrong(it) => wrong(it),
+        // It asks for nothing beyond the size that it was told.
+        kernel_image::Error::Read(()) => bad("the ELF file ends before it should", kernel_image::COPY_AGAIN),
     })?;
-    let (headers, _) = table.as_chunks::<PHDR>();
-    headers.iter().map(|header| segment(header, file.len() as u64)).collect()
-}
-
-fn segment(header: &[u8; PHDR], file: u64) -> Result<Segment, Error> {
-    let word = |at| field(header, at).map_or(0, u32::from_le_bytes);
-    let long = |at| field(header, at).map_or(0, u64::from_le_bytes);
-    let segment = Segment {
-        kind: word(0),
-        flags: word(4),
-        offset: long(8),
-        address: long(24),
-        file_size: long(32),
-        memory_size: long(40),
-        align: long(48),
-    };
-    if segment.kind == PT_INTERP {
-        return Err(bad("the ELF file is a program that runs on Linux, not a kernel", GIVE_KERNEL));
+    let pvh_entry = pvh_entry(file, &kernel.notes)?;
+    if pvh_entry != 0 {
+        kernel.check_code("PVH entry point", pvh_entry).map_err(wrong)?;
     }
-    if !matches!(segment.kind, PT_LOAD | PT_NOTE) {
-        return Ok(segment);
-    }
-    let Segment { offset, file_size, memory_size, .. } = segment;
-    if offset.checked_add(file_size).is_none_or(|end| end > file) {
-        let why = format!(
-            "the ELF file is truncated: a segment needs {file_size} bytes at {offset}, and the file has {file}"
-        );
-        return Err(bad(why, COPY_AGAIN));
-    }
-    if segment.kind == PT_LOAD && file_size > memory_size {
-        return Err(bad(
-            format!("a segment has {file_size} bytes in the file and {memory_size} in memory"),
-            GIVE_KERNEL,
-        ));
-    }
-    Ok(segment)
+    let (load_start, load_end) = (kernel.start(), kernel.end());
+    Ok(Facts { entry: kernel.entry, load_start, load_end, pvh_entry, version: String::new() })
 }
 
 /// The entry point that a XEN note names; 0 if none does.
-fn pvh_entry(file: &[u8], segments: &[Segment]) -> u64 {
-    let notes = segments.iter().filter(|segment| segment.kind == PT_NOTE);
-    notes
-        .filter_map(|note| {
-            let bytes = file.get(usize::try_from(note.offset).ok()?..)?;
-            let bytes = bytes.get(..usize::try_from(note.file_size).ok()?)?;
-            xen_phys32_entry(bytes, if note.align == 8 { 8 } else { 4 })
-        })
-        .next()
-        .unwrap_or(0)
+fn pvh_entry(file: &[u8], notes: &[Notes]) -> Result<u64, Error> {
+    let size =
+        notes.iter().fold(0u64, |size, notes| size.saturating_add(notes.range.end.saturating_sub(notes.range.start)));
+    if size > MAX_NOTES {
+        return Err(bad(format!("the ELF file has {size} bytes of notes, and {MAX_NOTES} are the most"), GIVE_KERNEL));
+    }
+    let entry = notes.iter().find_map(|notes| {
+        let (start, end) = (usize::try_from(notes.range.start).ok()?, usize::try_from(notes.range.end).ok()?);
+        xen_phys32_entry(file.get(start..end)?, if notes.align == 8 { 8 } else { 4 })
+    });
+    Ok(entry.unwrap_or(0))
 }
 
 fn xen_phys32_entry(mut notes: &[u8], align: usize) -> Option<u64> {
@@ -204,18 +78,25 @@ fn xen_phys32_entry(mut notes: &[u8], align: usize) -> Option<u64> {
     }
 }
 
-/// The release string of the banner that every Linux kernel has (init/version.c); empty if there is none.
-pub fn find_version(file: &[u8]) -> String {
-    const BANNER: &[u8] = b"Linux version ";
-    let mut rest = file;
+const BANNER: &[u8] = b"Linux version ";
+
+/// Looks for the release string of the banner that every Linux kernel has (init/version.c) between `from` and `to`, where it may begin.
+pub fn find_version(file: &[u8], from: usize, to: usize) -> Option<String> {
+    let end = to.saturating_add(BANNER.len() + MAX_VERSION).min(file.len());
+    let mut rest = file.get(from..end)?;
+    // One past the last place where the banner may begin, counted from the end.
+    let beyond = end.saturating_sub(to);
     while let Some(at) = rest.iter().position(|byte| *byte == b'L') {
-        rest = rest.get(at..).unwrap_or_default();
+        rest = rest.get(at..)?;
+        if rest.len() <= beyond {
+            return None;
+        }
         if let Some(version) = rest.strip_prefix(BANNER)
             && version.first().is_some_and(u8::is_ascii_digit)
         {
-            return printable(version);
+            return Some(printable(version));
         }
-        rest = rest.get(1..).unwrap_or_default();
+        rest = rest.get(1..)?;
     }
-    String::new()
+    None
 }

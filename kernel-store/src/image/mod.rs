@@ -1,89 +1,112 @@
-//! From the bytes of a stranger's image to a checked ELF kernel. Pure computation over two slices: it touches no file and no clock but the
-//! deadline it is given, and keeps nothing.
+//! From the bytes of a stranger's image to a checked ELF kernel, in steps. Pure computation over two slices: it touches no file and no clock,
+//! and keeps nothing.
 //!
-//! What is unpacked is taken as it is and checked as a whole afterwards; nothing of it is executed or followed.
+//! What is unpacked is taken as it is and checked as a whole afterwards; nothing of it is executed, followed or relocated. Every loop is bounded:
+//! the image has [`MAX_INPUT`] bytes, what comes out of it [`MAX_OUTPUT`] (so the ratio of the two needs no limit), a step takes a bounded part of
+//! either (`unpack`), headers and notes are few (`kernel-image`, `elf`), and the search for the release string passes over each byte once.
 
 pub mod bzimage;
 pub mod elf;
 pub mod unpack;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 pub use elf::Facts;
+pub(crate) use kernel_image::{COPY_AGAIN, GIVE_KERNEL};
+
+use crate::digest::Digest;
+use sha2::Digest as _;
+use unpack::{Input, Unpacking};
 
 /// The largest image that is read, in bytes.
 pub const MAX_INPUT: u64 = 256 << 20;
 /// The largest kernel that is unpacked, in bytes.
 pub const MAX_OUTPUT: usize = 512 << 20;
+/// What a step reads, hashes or searches.
+pub(crate) const CHUNK: usize = 1 << 20;
 
-/// Why there is no kernel.
+/// Why there is no kernel: the image is malformed, truncated or of a kind that is not supported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// The image is malformed, truncated or of a kind that is not supported.
-    #[error("{why}. {remedy}")]
-    Bad {
-        /// What is wrong, and where.
-        why: String,
-        /// What to do about it.
-        remedy: &'static str,
-    },
-    /// Nobody waits for it any more.
-    #[error("the import was cancelled")]
-    Cancelled,
-    /// It took too long.
-    #[error("unpacking took longer than it may")]
-    Late,
+#[error("{why}. {remedy}")]
+pub struct Error {
+    /// What is wrong, and where.
+    pub why: String,
+    /// What to do about it.
+    pub remedy: &'static str,
 }
-
-/// The remedy for what has been cut short or changed on its way.
-pub(crate) const COPY_AGAIN: &str = "Copy the image again from where it came from";
-/// The remedy for what is no kernel.
-pub(crate) const GIVE_KERNEL: &str =
-    "Give a Linux bzImage (such as /boot/vmlinuz-*) or an uncompressed ELF kernel (vmlinux), for x86-64";
 
 pub(crate) fn bad(why: impl Into<String>, remedy: &'static str) -> Error {
-    Error::Bad { why: why.into(), remedy }
+    Error { why: why.into(), remedy }
 }
 
-/// Whether to go on. Asked between chunks of work.
-#[derive(Debug, Clone)]
-pub struct Watch {
-    /// When it is late.
-    pub deadline: Instant,
-    /// Whether nobody waits any more.
-    pub cancelled: Arc<AtomicBool>,
+/// What an image holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// Bytes of the kernel.
+    pub len: usize,
+    /// Their digest.
+    pub digest: Digest,
+    /// What it says of itself.
+    pub facts: Facts,
 }
 
-impl Watch {
-    /// Fails if it is late, or if nobody waits.
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.cancelled.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
-        }
-        if Instant::now() >= self.deadline { Err(Error::Late) } else { Ok(()) }
+/// An image on its way to a kernel.
+pub struct Loading {
+    unpacking: Unpacking,
+    hasher: sha2::Sha256,
+    hashed: usize,
+    /// Of the setup header, or found.
+    version: Option<String>,
+    /// Once it is whole: what it is, and how far the search for its release string has come.
+    whole: Option<(Loaded, usize)>,
+}
+
+impl Loading {
+    /// Looks at what the image is.
+    ///
+    /// # Errors
+    /// If it is nothing that can be unpacked.
+    pub fn new(image: Arc<Vec<u8>>) -> Result<Loading, Error> {
+        let (unpacking, version) = match bzimage::Setup::find(&image)? {
+            Some(setup) => {
+                let input = Input::new(image.clone(), setup.payload);
+                (Unpacking::new(input, "payload of the bzImage", true)?, setup.version)
+            }
+            None => {
+                let all = 0..image.len();
+                (Unpacking::new(Input::new(image, all), "image", false)?, None)
+            }
+        };
+        Ok(Loading { unpacking, hasher: sha2::Sha256::new(), hashed: 0, version, whole: None })
     }
-}
 
-/// Unpacks `image` into `out` and checks the result: how many bytes of `out` it takes, and its facts.
-///
-/// # Errors
-/// [`Error::Bad`] with what is wrong, [`Error::Cancelled`], [`Error::Late`].
-pub fn load(image: &[u8], out: &mut [u8], watch: &Watch) -> Result<(usize, Facts), Error> {
-    let (payload, version) = if let Some(setup) = bzimage::Setup::find(image)? {
-        (unpack::Payload { bytes: setup.payload, what: "payload of the bzImage", with_size: true }, setup.version)
-    } else {
-        (unpack::Payload { bytes: image, what: "image", with_size: false }, None)
-    };
-    let len = unpack::unpack(&payload, out, watch)?;
-    let kernel = out.get(..len).unwrap_or_default();
-    let mut facts = elf::check(kernel)?;
-    facts.version = match version {
-        Some(version) => version,
-        None => elf::find_version(kernel),
-    };
-    Ok((len, facts))
+    /// Does a bounded part of the work, on the same `out` each time; what came of it once it is done.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub fn step(&mut self, out: &mut [u8]) -> Result<Option<Loaded>, Error> {
+        let Some((loaded, searched)) = &mut self.whole else {
+            let end = self.unpacking.step(out)?;
+            let come = self.unpacking.come();
+            self.hasher.update(out.get(self.hashed..come).unwrap_or_default());
+            self.hashed = come;
+            if let Some(len) = end {
+                let facts = elf::check(out.get(..len).unwrap_or_default())?;
+                let digest = Digest::from(std::mem::take(&mut self.hasher));
+                self.whole = Some((Loaded { len, digest, facts }, 0));
+            }
+            return Ok(None);
+        };
+        let kernel = out.get(..loaded.len).unwrap_or_default();
+        if self.version.is_none() && *searched < kernel.len() {
+            let to = searched.saturating_add(CHUNK).min(kernel.len());
+            self.version = elf::find_version(kernel, *searched, to);
+            *searched = to;
+            return Ok(None);
+        }
+        loaded.facts.version = self.version.take().unwrap_or_default();
+        Ok(Some(loaded.clone()))
+    }
 }
 
 /// A little-endian field of `bytes`.
