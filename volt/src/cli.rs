@@ -33,7 +33,8 @@ pub struct Cli {
 pub enum Command {
     /// Run one VM in the foreground: its console is this terminal, its end is this command's end.
     Run(Box<RunArgs>),
-    /// List the VMs that run on this host.
+    /// List the VMs that run on this host. One that does not answer within two seconds is `unreachable`, with the reason on
+    /// standard error, and the command ends with code 3.
     List,
     /// Stop a VM: press its power button, and end it when it has not powered off in time.
     Stop(StopArgs),

@@ -5,11 +5,11 @@ use std::{
     io::{self, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use confine::{Policy, Sandbox};
-use futures::future::join_all;
+use futures::{FutureExt, future::join_all};
 use ipc::{Code, Connection, Fault, chain};
 use schema::{
     kernel_store_capnp::{kernel_info, kernel_store},
@@ -18,11 +18,12 @@ use schema::{
 
 use crate::{
     cli::{Command, KernelCommand, NetworkCommand, StopArgs},
-    config::{check_file, check_name},
+    config::{check_file, check_name, shell},
     filters, keep,
     paths::Paths,
     printable, resources,
     run::runtime,
+    say,
     services::{self, CALL_DEADLINE, Found, Service},
 };
 
@@ -31,6 +32,12 @@ const MAX_CONFIG: u64 = 64 << 10;
 
 /// How long the end of a VM may take beyond the guest's grace: stopped and frozen processes have their time, and services.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a VM has to say how it is: a list is of now.
+const LIST_DEADLINE: Duration = Duration::from_secs(2);
+/// The state of one that does not, and the code that a list with such a VM ends with (`cli.rs` documents both).
+const UNREACHABLE: &str = "unreachable";
+const NOT_ALL_ANSWERED: i32 = 3;
 
 /// Runs one of them.
 pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
@@ -49,29 +56,50 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
 
 fn list(paths: &Paths, policy: Policy) -> Result<i32, Fault> {
     let dir = paths.vms();
-    let entries = fs::read_dir(&dir).map_err(|e| {
+    let failed = |e| {
         Fault::new(Code::Unavailable, format!("list {}", dir.display()), chain(&e), "Make it readable for this user")
-    })?;
-    let names = entries
-        .flatten()
-        .filter_map(|e| e.file_name().to_str().and_then(|n| n.strip_suffix(".sock")).map(str::to_owned));
-    let mut found = Found::default();
-    for name in names.filter(|n| check_name(n).is_ok()) {
-        // One that is just ending, or whose supervisor was killed a moment ago, is no error.
-        let _ = found.probe(&paths.vm(&name));
+    };
+    let (mut asked, mut rows, mut found) = (Vec::new(), Vec::new(), Found::default());
+    let end = Instant::now() + LIST_DEADLINE;
+    for entry in fs::read_dir(&dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".sock")) else { continue };
+        if check_name(name).is_err() {
+            continue;
+        }
+        match found.probe_until(&paths.vm(name), end) {
+            Ok(()) => asked.push(name.to_owned()),
+            Err(e) if has_ended(&e) => {}
+            Err(e) => rows.push(unreachable(name, &chain(&e))),
+        }
     }
     confined(policy, found, &[], async |links| {
-        let answers = links.iter().map(|link| {
+        let answers = links.iter().zip(&asked).map(async |(link, name)| {
             let request = link.bootstrap::<vm::Client>().info_request();
-            link.call("ask a VM about itself", CALL_DEADLINE, request.send())
+            let answer = link.call("ask a VM about itself", LIST_DEADLINE, request.send()).await;
+            match answer.and_then(|answer| Ok(vm_row(answer.get()?.get_info()?)?)) {
+                Ok(row) => Some(row),
+                // It has ended meanwhile.
+                Err(fault) if fault.code == Code::Unavailable && link.closed().now_or_never().is_some() => None,
+                Err(fault) => Some(unreachable(name, &fault.to_string())),
+            }
         });
-        let mut rows = Vec::new();
-        for answer in join_all(answers).await.into_iter().flatten() {
-            rows.push(vm_row(answer.get()?.get_info()?)?);
-        }
+        rows.extend(join_all(answers).await.into_iter().flatten());
         rows.sort();
-        print_rows(&["NAME", "STATE", "CPUS", "MEMORY"], &rows)
+        print_rows(&["NAME", "STATE", "CPUS", "MEMORY"], &rows)?;
+        Ok(if rows.iter().any(|[_, state, ..]| state == UNREACHABLE) { NOT_ALL_ANSWERED } else { 0 })
     })
+}
+
+/// Nobody serves there: it ends just now, or its supervisor was killed a moment ago.
+fn has_ended(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// A VM that is there and does not say how it is.
+fn unreachable(name: &str, why: &str) -> [String; 4] {
+    say(format_args!("{name} is unreachable: {why}"));
+    [name.into(), UNREACHABLE.into(), "-".into(), "-".into()]
 }
 
 fn vm_row(info: vm_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
@@ -86,9 +114,15 @@ fn vm_row(info: vm_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
 fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
     check_name(&args.name)?;
     let mut found = Found::default();
-    found.probe(&paths.vm(&args.name)).map_err(|_| {
-        let why = format!("no VM of that name runs here ({} does not answer)", paths.vm(&args.name).display());
-        Fault::new(Code::NotFound, format!("stop the VM {}", args.name), why, "See volt list for those that run")
+    let path = paths.vm(&args.name);
+    found.probe(&path).map_err(|e| {
+        let tried = format!("stop the VM {}", args.name);
+        if has_ended(&e) {
+            let why = format!("no VM of that name runs here ({} does not answer)", path.display());
+            return Fault::new(Code::NotFound, tried, why, "See volt list for those that run");
+        }
+        let remedy = format!("See who is behind it: fuser {}", shell(&path));
+        Fault::new(Code::Unavailable, tried, format!("{}: {}", path.display(), chain(&e)), remedy)
     })?;
     let grace = Duration::from_secs(args.grace.into());
     confined(policy, found, &[], async |links| {
@@ -96,7 +130,7 @@ fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
         let mut request = link.bootstrap::<vm::Client>().stop_request();
         request.get().set_grace_milliseconds(u32::try_from(grace.as_millis()).unwrap_or(u32::MAX));
         let deadline = grace.saturating_add(STOP_DEADLINE);
-        link.call(&format!("stop the VM {}", args.name), deadline, request.send()).await.map(drop)
+        link.call(&format!("stop the VM {}", args.name), deadline, request.send()).await.map(|_| 0)
     })
 }
 
@@ -172,15 +206,15 @@ fn ask(
     work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
 ) -> Result<i32, Fault> {
     let found = services::ensure(paths, wanted, |missing| keep::start(paths, policy, missing))?;
-    confined(policy, found, keep, work).map_err(|fault| services::with_log(paths, fault))
+    confined(policy, found, keep, work).map(|()| 0).map_err(|fault| services::with_log(paths, fault))
 }
 
-fn confined(
+fn confined<T>(
     policy: Policy,
     found: Found,
     keep: &[&OwnedFd],
-    work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
-) -> Result<i32, Fault> {
+    work: impl AsyncFnOnce(Vec<Connection>) -> Result<T, Fault>,
+) -> Result<T, Fault> {
     let fault = |why: String| {
         Fault::new(
             Code::Unavailable,
@@ -196,8 +230,7 @@ fn confined(
     let confined = sandbox.confine().map_err(|e| fault(chain(&e)))?;
     let runtime = runtime()?;
     let _narrow = confined.enter(&filters::client()).map_err(|e| fault(chain(&e)))?;
-    runtime.run(async { work(found.connect()?).await })?;
-    Ok(0)
+    runtime.run(async { work(found.connect()?).await })
 }
 
 fn first(links: &[Connection]) -> Result<&Connection, Fault> {

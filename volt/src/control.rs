@@ -9,8 +9,8 @@ use ipc::{Code, Fault};
 use schema::vm_capnp::{exit, vm, vm_info};
 use tokio::sync::watch;
 
-/// How long the core may take to answer.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long the core may take to answer: whoever asks waits two seconds (`volt list`), and should hear that it is the core's.
+const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Why a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,8 +110,8 @@ impl vm::Server for Handle {
                 capnp::Error::from(Fault::new(
                     Code::Unavailable,
                     "ask the core",
-                    "it did not answer in time",
-                    "Stop the VM",
+                    format!("it did not answer within {} s", DEADLINE.as_secs()),
+                    format!("See whether it is stopped, or end it: volt stop {}", self.0.name),
                 ))
             })??;
             let core = answer.get()?.get_info()?;

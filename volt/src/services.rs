@@ -87,7 +87,12 @@ pub struct Found(Vec<Link>);
 impl Found {
     /// Connects to a vat's socket and its fd lane. Where their queues are full it waits for a place, so never under a lock.
     pub fn probe(&mut self, path: &Path) -> io::Result<()> {
-        self.0.push(link(path, connect_in_time)?);
+        self.probe_until(path, Instant::now() + CALL_DEADLINE)
+    }
+
+    /// The same, waiting until then at most.
+    pub fn probe_until(&mut self, path: &Path, end: Instant) -> io::Result<()> {
+        self.0.push(link(path, |path, kind| connect_until(path, kind, end))?);
         Ok(())
     }
 
@@ -116,12 +121,16 @@ fn connect(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
 
 /// Connects, and waits for a place in the queue.
 fn connect_in_time(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
-    let end = Instant::now() + CALL_DEADLINE;
+    connect_until(path, kind, Instant::now() + CALL_DEADLINE)
+}
+
+fn connect_until(path: &Path, kind: SocketType, end: Instant) -> io::Result<OwnedFd> {
+    let begin = Instant::now();
     loop {
         match connect(path, kind) {
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
             Err(_) if Instant::now() > end => {
-                let why = format!("its queue has been full for {} s", CALL_DEADLINE.as_secs());
+                let why = format!("its queue has been full for {} s", begin.elapsed().as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
             Err(_) => std::thread::sleep(MOMENT),

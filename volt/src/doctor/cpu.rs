@@ -24,12 +24,18 @@ pub fn threads() -> Check {
 /// What the kernel says of each known vulnerability.
 pub fn mitigations() -> Check {
     // Some tens of files; a host cannot have thousands.
-    let entries = fs::read_dir(VULNERABILITIES).into_iter().flatten().flatten().take(256);
-    let named = entries.filter_map(|entry| {
-        let text = probe::read(entry.path().to_str()?).ok()?;
-        Some((entry.file_name().into_string().ok()?, text))
-    });
-    let mut found: Vec<(String, String)> = named.collect();
+    let entries = fs::read_dir(VULNERABILITIES).into_iter().flatten().take(256);
+    // What cannot be read is not closed.
+    let unread = |e: &std::io::Error| format!("Unknown: cannot be read, {e}");
+    let mut found: Vec<(String, String)> = entries
+        .map(|entry| match entry {
+            Ok(entry) => {
+                let text = probe::read(&entry.path().to_string_lossy()).unwrap_or_else(|e| unread(&e));
+                (entry.file_name().to_string_lossy().into_owned(), text)
+            }
+            Err(e) => (VULNERABILITIES.into(), unread(&e)),
+        })
+        .collect();
     found.sort_unstable();
     judge(&processor(&probe::read("/proc/cpuinfo").unwrap_or_default()), &found)
 }

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
+
 use crate::{
     host::{Host, Running, kill},
     kernel::{SPIN, print},
@@ -136,4 +138,53 @@ fn vm_that_a_version_1_freezer_holds_is_given_up_when_it_is_stopped_and_ends_onc
         Some(cgroup) => freeze(&host, &cgroup, ("freezer.state", "FROZEN", "THAWED")),
         None => println!("skipped: {NAME}: there is no freezer of cgroup v1"),
     }
+}
+
+#[test]
+fn vm_that_does_not_answer_is_listed_as_unreachable_beside_the_others_with_a_code() {
+    let test = "vm_that_does_not_answer_is_listed_as_unreachable_beside_the_others_with_a_code";
+    let Some(host) = Host::new(test) else { return };
+    let spin = host.kernel("spin", &[&print("up"), SPIN]);
+    let names = ["other", "web"];
+    let vms = names.map(|name| Running::start(&mut host.plain(name, &spin)));
+    vms.iter().for_each(|vm| vm.says("up"));
+    // One whose queue is full, one that nobody serves any more, and one that is no VM's.
+    let socket = |name: &str| {
+        let bound = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let address = SocketAddrUnix::new(host.path("run/vms").join(name)).unwrap();
+        net::bind(&bound, &address).unwrap();
+        (bound, address)
+    };
+    let (full, address) = socket("full.sock");
+    net::listen(&full, 0).unwrap();
+    let waiting = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    net::connect(&waiting, &address).unwrap();
+    drop((socket("dead.sock"), socket("No VM.sock")));
+
+    let list = || host.run(&mut host.volt(&["list"]));
+    let rows = |listed: &crate::host::Ended| -> Vec<Vec<String>> {
+        listed.out.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+    };
+    let supervisor = vms[1].pid();
+    let core = children(supervisor).into_iter().flat_map(children).find(|pid| host.processes("vmm-core").contains(pid));
+    let core = core.unwrap();
+    for (stopped, why) in [(supervisor, "no answer within"), (core, "ask the core")] {
+        kill(stopped, libc::SIGSTOP);
+        let listed = list();
+        kill(stopped, libc::SIGCONT);
+        assert_eq!(listed.status.code(), Some(3), "{listed:?}");
+        let states =
+            [["full", "unreachable", "-", "-"], ["other", "running", "1", "64M"], ["web", "unreachable", "-", "-"]];
+        assert_eq!(rows(&listed), states, "{listed:?}");
+        assert!(listed.err.contains("full is unreachable") && listed.err.contains("queue has been full"), "{listed:?}");
+        assert!(listed.err.contains("web is unreachable") && listed.err.contains(why), "{listed:?}");
+    }
+    drop(full);
+    let listed = list().ok();
+    assert_eq!(rows(&listed), [["other", "running", "1", "64M"], ["web", "running", "1", "64M"]]);
+    for (name, vm) in names.iter().zip(vms) {
+        host.run(&mut host.volt(&["stop", name, "--grace", "0"])).ok();
+        vm.end().ok();
+    }
+    host.clean();
 }
