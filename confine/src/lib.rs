@@ -36,6 +36,7 @@ mod paths;
 mod policy;
 mod runtime;
 mod sandbox;
+mod say;
 mod spawn;
 
 pub mod base;
@@ -55,6 +56,7 @@ pub use paths::{Enclosure, enclose};
 pub use policy::{Layer, Policy, landlock_abi, missing};
 pub use runtime::Heap;
 pub use sandbox::Sandbox;
+pub use say::say;
 pub use spawn::Spawn;
 
 /// The crate whose [`Capability`] names what [`Sandbox::keep_capability`] keeps.

@@ -2,8 +2,6 @@
 //!
 //! Touches the calling process's own memory and environment, while it has one thread.
 
-use std::io::Write;
-
 /// Where a confined process's heap gets its memory, and so which calls the filters of threads that allocate have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heap {
@@ -35,9 +33,7 @@ pub(crate) fn settle(heap: Heap) {
     std::panic::set_hook(Box::new(|panic| {
         // As std says it, but for the thread's number, which is asked of the kernel.
         let thread = std::thread::current();
-        let line = format!("thread '{}' {panic}\n", thread.name().unwrap_or("without a name"));
-        // Nobody is left to tell.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        crate::say!("thread '{}' {panic}", thread.name().unwrap_or("without a name"));
     }));
     settle_allocator(heap);
 }

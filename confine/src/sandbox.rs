@@ -128,7 +128,7 @@ impl Sandbox {
             Err(Error::NoNamespaces(why)) if self.policy == Policy::BestEffort => ("namespaces", why),
             Err(error) => return Err(error),
         };
-        eprintln!("{}: runs without {lost} of its own, as this host forbids it ({why})", self.program);
+        crate::say!("{}: runs without {lost} of its own, as this host forbids it ({why})", self.program);
         Ok((self, false))
     }
 
@@ -195,7 +195,7 @@ impl Sandbox {
         if !missing.is_empty() {
             match self.policy {
                 Policy::Strict => return Err(Error::Missing(missing)),
-                Policy::BestEffort => eprintln!("{}: runs without {}", self.program, list(&missing)),
+                Policy::BestEffort => crate::say!("{}: runs without {}", self.program, list(&missing)),
             }
         }
         runtime::settle(self.heap);

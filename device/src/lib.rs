@@ -113,7 +113,7 @@ pub fn run<D: Device>(options: &Options, device: Result<D, BoxError>) -> ! {
 
 /// One line: the error and what caused it.
 fn report(program: &str, error: &(dyn std::error::Error + 'static)) {
-    eprintln!("{program}: {}", ipc::chain(error));
+    confine::say!("{program}: {}", ipc::chain(error));
 }
 
 fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {

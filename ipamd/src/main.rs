@@ -34,7 +34,7 @@ struct Arguments {
 fn main() {
     let served = serve(Arguments::parse());
     if let Err(error) = &served {
-        eprintln!("ipamd: {}", ipc::chain(error));
+        confine::say!("ipamd: {}", ipc::chain(error));
     }
     confine::exit(served.is_err().into())
 }

@@ -128,8 +128,8 @@ impl Log {
         }
         self.last.set(Some(Instant::now()));
         match self.skipped.take() {
-            0 => eprintln!("{text}"),
-            skipped => eprintln!("{text} (and {skipped} more such lines before)"),
+            0 => confine::say!("{text}"),
+            skipped => confine::say!("{text} (and {skipped} more such lines before)"),
         }
     }
 }

@@ -38,7 +38,7 @@ struct Arguments {
 fn main() {
     let served = serve(Arguments::parse());
     if let Err(error) = &served {
-        eprintln!("kernel-store: {}", ipc::chain(error));
+        confine::say!("kernel-store: {}", ipc::chain(error));
     }
     confine::exit(served.is_err().into())
 }

@@ -27,7 +27,7 @@ impl Switch {
     pub fn open() -> Switch {
         let folder = fs::openat(CWD, FOLDER, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
         if folder.is_none() && !Path::new("/proc/sys/net").exists() {
-            eprintln!(
+            confine::say!(
                 "netmgr: /proc/sys/net is not there: IPv6 of the host stays on on bridges. Mount /proc and start netmgr again."
             );
         }

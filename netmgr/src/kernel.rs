@@ -93,7 +93,7 @@ impl Kernel {
     /// Switches the host's IPv6 off on a bridge of ours. Where that fails, the network works, and says so.
     pub fn ipv6_off(&self, bridge: &str) {
         if let Err(error) = self.ipv6.off(bridge) {
-            eprintln!(
+            confine::say!(
                 "netmgr: IPv6 of the host stays on on bridge {bridge} ({error}). Let netmgr write to {}.",
                 ipv6::FOLDER
             );

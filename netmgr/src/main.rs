@@ -54,7 +54,7 @@ struct Arguments {
 fn main() {
     let served = run(&Arguments::parse());
     if let Err(error) = &served {
-        eprintln!("netmgr: {}", ipc::chain(error));
+        confine::say!("netmgr: {}", ipc::chain(error));
     }
     confine::exit(served.is_err().into())
 }
@@ -129,7 +129,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn warn_of_bridge_filter() {
     const SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
     if std::fs::read_to_string(Path::new(SETTING)).is_ok_and(|value| value.trim() == "1") {
-        eprintln!(
+        confine::say!(
             "netmgr: net.bridge.bridge-nf-call-iptables is 1: the host's iptables rules apply between guests too. If they cannot reach each other: sysctl -w net.bridge.bridge-nf-call-iptables=0."
         );
     }

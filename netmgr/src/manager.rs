@@ -357,7 +357,7 @@ impl Manager {
                 (Some(answer), outcome) => _ = answer.send(outcome),
                 (None, Err(error)) => {
                     let tried = format!("take the port of {} off network {}", id.workload, id.network.name);
-                    eprintln!("netmgr: {}", error.fault(&tried));
+                    confine::say!("netmgr: {}", error.fault(&tried));
                 }
                 (None, Ok(())) => {}
             }

@@ -58,7 +58,7 @@ impl Monitor {
             let settled = match worker.ask(|manager| manager.mend()).await {
                 Ok(mended) => !mended,
                 Err(error) => {
-                    eprintln!("netmgr: {}", error.fault("see what has changed on this host"));
+                    confine::say!("netmgr: {}", error.fault("see what has changed on this host"));
                     false
                 }
             };

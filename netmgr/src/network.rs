@@ -128,7 +128,7 @@ impl Port {
         if let Some(held) = &self.held {
             held.fate.send_replace(Fate::Lost);
             let lost = Error::PortLost { interface: self.interface.clone() };
-            eprintln!("netmgr: the port of {workload} on network {network} is lost: {lost}");
+            confine::say!("netmgr: the port of {workload} on network {network} is lost: {lost}");
         }
     }
 }
@@ -211,9 +211,11 @@ impl Network {
         };
         if mended {
             let name = &self.config.name;
-            eprintln!("netmgr: network {name} is as it is defined again; something else on this host had changed it");
+            confine::say!(
+                "netmgr: network {name} is as it is defined again; something else on this host had changed it"
+            );
         } else if let Some(trouble) = trouble.as_ref().filter(|trouble| self.trouble.as_ref() != Some(trouble)) {
-            eprintln!("netmgr: {trouble}");
+            confine::say!("netmgr: {trouble}");
         }
         self.trouble = trouble;
         mended

@@ -24,7 +24,7 @@ pub fn confine(policy: Policy, user: Option<User>, keep: &[RawFd]) -> Result<Con
         // A node of its own: the host's may be for root only.
         root = root.device(tap::DEVICE, tap::NUMBER.0, tap::NUMBER.1);
     } else {
-        eprintln!(
+        confine::say!(
             "netmgr: {} is not there: no port can be made. Load the driver (modprobe tun) and start netmgr again.",
             tap::DEVICE
         );

@@ -46,3 +46,28 @@ fn tree_names_no_host_to_download_from() -> Result<()> {
     ensure!(named.is_empty(), "Hosts are named; say what apt or cargo say, or the title of a text: {named:#?}");
     Ok(())
 }
+
+#[test]
+fn programs_say_their_lines_in_the_way_that_cannot_end_them() -> Result<()> {
+    let root = Workspace::find()?.root;
+    let mut found = Vec::new();
+    for folder in fs::read_dir(&root)?.flatten() {
+        let source = folder.path().join("src");
+        if source.is_dir() && folder.file_name() != "tests" {
+            files(&source, &mut found)?;
+        }
+    }
+    ensure!(found.contains(&root.join("confine/src/say.rs")), "The programs are not below {}", root.display());
+    let mut named = Vec::new();
+    for path in found {
+        for (n, line) in fs::read_to_string(&path)?.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if code.contains("eprintln!(") || code.contains("eprint!(") {
+                named.push(format!("{}:{}", path.display(), n + 1));
+            }
+        }
+    }
+    named.retain(|place| !place.contains("tests"));
+    ensure!(named.is_empty(), "A full disk ends a program there; use confine::say!: {named:#?}");
+    Ok(())
+}

@@ -3,7 +3,6 @@
 //! guest prints, and passes it on without looking.
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use confine::{Filter, Rule, base};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::events::{clear, signal};
 use crate::serial::Com1;
@@ -129,13 +129,13 @@ impl Console {
             }
             if writable {
                 self.take(&mut pending);
-                match write_some(&socket, &mut pending) {
-                    Ok(()) => {}
-                    Err(_) => {
+                if let Err(error) = write_some(&socket, &mut pending) {
+                    // What the kernel does not take just now is lost; the rest is tried again.
+                    self.dropped.fetch_add(pending.len() as u64, Ordering::Relaxed);
+                    pending.clear();
+                    if is_end(error) {
                         writable = false;
-                        self.dropped.fetch_add(pending.len() as u64, Ordering::Relaxed);
                         self.close();
-                        pending.clear();
                     }
                 }
             }
@@ -192,20 +192,25 @@ impl Console {
                 com1.input(bytes.get(..count).unwrap_or_default());
                 true
             }
-            Err(errno) => matches!(errno, rustix::io::Errno::AGAIN | rustix::io::Errno::INTR),
+            Err(errno) => !is_end(errno),
         }
     }
 }
 
+/// Whether nobody is there any more. All else passes: memory that the kernel lacks comes back.
+fn is_end(errno: Errno) -> bool {
+    matches!(errno, Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::BADF)
+}
+
 /// Writes as much as the socket takes now, and removes it from `bytes`.
-fn write_some(socket: impl AsFd, bytes: &mut Vec<u8>) -> io::Result<()> {
+fn write_some(socket: impl AsFd, bytes: &mut Vec<u8>) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::write(&socket, bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) => return Err(Errno::PIPE),
             Ok(count) => drop(bytes.drain(..count.min(bytes.len()))),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(()),
+            Err(errno) => return Err(errno),
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ fn main() {
     let code = match result {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("vmm-core: {}", ipc::chain(&error));
+            confine::say!("vmm-core: {}", ipc::chain(&error));
             1
         }
     };

@@ -22,7 +22,7 @@ mod resources;
 mod run;
 mod services;
 
-use std::{fmt::Display, io::Write};
+use std::fmt::Display;
 
 use clap::Parser;
 
@@ -34,6 +34,9 @@ fn main() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     // What is made here is this user's alone, or gets its mode by name.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    // A file that may not grow any more is an error to be told of, not a reason to be killed.
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Run(args) => run::run(cli.confinement, args),
@@ -47,9 +50,9 @@ fn main() {
     }))
 }
 
-/// A line for people, on standard error. That nobody reads it any more (`2>&1 | head`) is no reason to end.
+/// A line for people.
 fn say(line: impl Display) {
-    let _ = writeln!(std::io::stderr(), "volt: {}", printable(&line.to_string()));
+    confine::say!("volt: {}", printable(&line.to_string()));
 }
 
 /// A text as a terminal may see it. What a user names, a service answers or a kernel image says of itself may hold anything.

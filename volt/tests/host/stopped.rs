@@ -186,5 +186,7 @@ fn vm_that_does_not_answer_is_listed_as_unreachable_beside_the_others_with_a_cod
         host.run(&mut host.volt(&["stop", name, "--grace", "0"])).ok();
         vm.end().ok();
     }
+    let not_ours = ["full.sock", "dead.sock", "No VM.sock"];
+    not_ours.iter().for_each(|name| fs::remove_file(host.path("run/vms").join(name)).unwrap());
     host.clean();
 }
