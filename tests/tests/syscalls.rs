@@ -54,7 +54,7 @@ const VOLT: [&str; 11] = [
     "life::stopped_vm_is_listed",
     "console::input_that_ends",
     "console::reader_that_has_stopped",
-    "console::terminal_passes_keys",
+    "console::terminal_passes_every_key",
     "control::control_socket_leads",
     "ends::process_of_a_vm_that_dies",
     "refusals::disk_of_another",

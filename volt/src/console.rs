@@ -1,20 +1,26 @@
 //! The terminal and the guest's serial console: two threads that copy bytes, and may do nothing else.
+//!
+//! A terminal is raw, so that all that is typed is the guest's, Ctrl-C among it; one key is ours, and the next one says what is
+//! wanted. Other input is passed on as it is.
 
 use std::{
-    io::IsTerminal,
+    io::Write,
     net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
+    rc::Rc,
     time::{Duration, Instant},
 };
 
-use crate::filters;
+use crate::{filters, say, terminal::Terminal};
 use confine::{Confined, Filter, JoinHandle, base};
 use ipc::{Code, Fault, chain};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+};
 
 /// How long the last of the guest's output may take to reach whoever reads ours.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -22,36 +28,81 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// How long until a job in the background looks again whether the terminal is its own.
 const BACKGROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
+/// Ctrl-], as telnet and virsh have it.
+const ESCAPE: u8 = 0x1d;
+
+/// What a person asks for, by the key behind the escape key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// To press the power button.
+    Stop = b's' as isize,
+    /// To end the VM at once.
+    Kill = b'k' as isize,
+}
+
+impl Wish {
+    fn of(key: u8) -> Option<Wish> {
+        [Wish::Stop, Wish::Kill].into_iter().find(|wish| *wish as u8 == key.to_ascii_lowercase())
+    }
+}
+
 /// The supervisor's end of the console.
 pub struct Console {
     /// Kept for the cores: each boot of the guest gets a duplicate.
     core_end: UnixStream,
     output: Option<JoinHandle<()>>,
-    terminal: Option<Termios>,
+    /// The terminal that is the guest's now.
+    pub terminal: Option<Rc<Terminal>>,
+    /// Where wishes come from, a byte each.
+    wishes: Option<OwnedFd>,
 }
 
 impl Console {
-    /// Connects standard input and output with the console. The threads begin once `confined` has been entered.
-    pub fn start(confined: &Confined) -> Result<Console, Fault> {
+    /// Connects standard input and output with the console of the VM `name`. The threads begin once `confined` has been entered.
+    pub fn start(confined: &Confined, name: &str) -> Result<Console, Fault> {
         let fault = |why: String| {
-            Fault::new(
-                Code::Unavailable,
-                "set up the console",
-                why,
-                "Raise this user's limit of processes and open files",
-            )
+            let remedy = "Raise this user's limits of processes and open files (ulimit -u, ulimit -n)";
+            Fault::new(Code::Unavailable, "set up the console", why, remedy)
         };
-        let (ours, core_end) = UnixStream::pair().map_err(|e| fault(chain(&e)))?;
+        let pair = || UnixStream::pair().map_err(|e| fault(chain(&e)));
+        let (ours, core_end) = pair()?;
+        // A guest that takes no input must not keep the escape key from being read.
+        ours.set_nonblocking(true).map_err(|e| fault(chain(&e)))?;
         let copy_in = ours.try_clone().map_err(|e| fault(chain(&e)))?;
         let filter = Filter::new("console").with(&base::thread()).with(&base::close()).with(&filters::poll());
         let filter = filter.allow(&[libc::SYS_read, libc::SYS_write]);
+        let of = name.to_owned();
         let output = confined
-            .spawn("console-out", &filter, move || copy(ours.as_fd(), rustix::stdio::stdout()))
+            .spawn("console-out", &filter, move || copy_out(ours.as_fd(), rustix::stdio::stdout(), &of))
             .map_err(|e| fault(chain(&e)))?;
-        confined
-            .spawn("console-in", &filter, move || copy(rustix::stdio::stdin(), copy_in.as_fd()))
-            .map_err(|e| fault(chain(&e)))?;
-        Ok(Console { core_end, output: Some(output), terminal: raw_terminal() })
+        let terminal = Terminal::take();
+        let (keys, wishes) = if terminal.is_some() { Some(pair()?).unzip() } else { (None, None) };
+        if let Some(wishes) = &wishes {
+            wishes.set_nonblocking(true).map_err(|e| fault(chain(&e)))?;
+            say(format_args!("this terminal is the console of {name}; Ctrl-] is the way out: press it for help"));
+        }
+        let of = name.to_owned();
+        let input = move || match keys {
+            Some(keys) => type_in(rustix::stdio::stdin(), copy_in.as_fd(), keys.as_fd(), &of),
+            None => copy_in_whole(rustix::stdio::stdin(), copy_in.as_fd()),
+        };
+        confined.spawn("console-in", &filter, input).map_err(|e| fault(chain(&e)))?;
+        Ok(Console {
+            core_end,
+            output: Some(output),
+            terminal: terminal.map(Rc::new),
+            wishes: wishes.map(OwnedFd::from),
+        })
+    }
+
+    /// Where what a person asks for comes from.
+    pub fn wishes(&mut self) -> Option<OwnedFd> {
+        self.wishes.take()
+    }
+
+    /// The wish in a byte that came from there.
+    pub fn wish(key: u8) -> Option<Wish> {
+        Wish::of(key)
     }
 
     /// The end that a core gets.
@@ -75,59 +126,144 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        if let Some(old) = &self.terminal {
-            let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, old);
+        if let Some(terminal) = &self.terminal {
+            terminal.restore();
         }
     }
 }
 
-/// Lets the guest see each key as it is typed and do the echo, Ctrl-Z among them; Ctrl-C and Ctrl-\ stay ours. Not in
-/// the background, where the terminal is somebody else's.
-fn raw_terminal() -> Option<Termios> {
-    let stdin = rustix::stdio::stdin();
-    if !std::io::stdin().is_terminal() || rustix::termios::tcgetpgrp(stdin).ok()? != rustix::process::getpgrp() {
-        return None;
-    }
-    let old = rustix::termios::tcgetattr(stdin).ok()?;
-    let mut new = old.clone();
-    new.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
-    // _POSIX_VDISABLE
-    new.special_codes[SpecialCodeIndex::VSUSP] = 0;
-    rustix::termios::tcsetattr(stdin, OptionalActions::Now, &new).ok()?;
-    Some(old)
+/// Whether nobody reads there any more. Whatever else a write fails with may pass: a disk that is full, a quota, a limit of a
+/// file's size, a device that hangs.
+fn is_end(errno: Errno) -> bool {
+    matches!(errno, Errno::PIPE | Errno::BADF)
 }
 
-/// Copies until either side ends.
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
-    let mut buffer = [0u8; 16 << 10];
+/// A kernel's word for people, without the allocation that the C library's texts take: these threads may not ask for memory.
+fn word(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOSPC => "no space left on device",
+        Errno::DQUOT => "disk quota exceeded",
+        Errno::FBIG => "file too large (ulimit -f)",
+        Errno::IO => "input/output error",
+        _ => "the kernel refuses it",
+    }
+}
+
+/// A line for people, put together on the stack.
+fn tell(line: std::fmt::Arguments<'_>) {
+    let mut buffer = [0u8; 256];
+    let mut left = &mut buffer[..];
+    // What does not fit is cut off.
+    let _cut = writeln!(left, "volt: {line}");
+    let used = 256 - left.len();
+    let _unread = rustix::io::write(rustix::stdio::stderr(), buffer.get(..used).unwrap_or_default());
+}
+
+/// Reads what is there; nothing at the end.
+fn read<'a>(from: BorrowedFd<'_>, buffer: &'a mut [u8]) -> &'a [u8] {
     loop {
-        let mut rest = match rustix::io::read(from, &mut buffer) {
-            Ok(0) => return,
-            Ok(n) => buffer.get(..n).unwrap_or(&[]),
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(rustix::io::Errno::AGAIN) => {
-                wait(from, PollFlags::IN);
-                continue;
-            }
+        match rustix::io::read(from, &mut *buffer) {
+            Ok(n) => return buffer.get(..n).unwrap_or(&[]),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => wait(from, PollFlags::IN),
             // The terminal is another job's now: SIGTTIN is blocked, so that this does not stop the VM.
-            Err(rustix::io::Errno::IO) => {
+            Err(Errno::IO) => {
                 let _ = rustix::event::poll(&mut [], Some(&BACKGROUND));
-                continue;
             }
-            Err(_) => return,
-        };
-        while !rest.is_empty() {
-            match rustix::io::write(to, rest) {
-                Ok(n) => rest = rest.get(n..).unwrap_or(&[]),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => wait(to, PollFlags::OUT),
-                Err(_) => return,
-            }
+            Err(_) => return &[],
         }
     }
 }
 
-/// Whoever gave us this descriptor may have made it non-blocking.
+/// Writes all of it. Whoever gave us this descriptor may have made it non-blocking.
+fn write(to: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), (Errno, usize)> {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Ok(n) => bytes = bytes.get(n..).unwrap_or(&[]),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => wait(to, PollFlags::OUT),
+            Err(errno) => return Err((errno, bytes.len())),
+        }
+    }
+    Ok(())
+}
+
 fn wait(fd: BorrowedFd<'_>, events: PollFlags) {
     let _ = rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, events)], None);
+}
+
+/// Copies the guest's output until nobody reads it, or the console ends. What cannot be written is dropped, counted and said; the
+/// next is tried again.
+fn copy_out(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &str) {
+    let mut buffer = [0u8; 16 << 10];
+    let mut lost = 0;
+    loop {
+        let bytes = read(from, &mut buffer);
+        let written = if bytes.is_empty() { Ok(()) } else { write(to, bytes) };
+        if lost > 0 && written.is_ok() {
+            tell(format_args!("{lost} bytes of the console of {name} were lost"));
+            lost = 0;
+        }
+        match written {
+            Ok(()) if bytes.is_empty() => return,
+            Ok(()) => {}
+            Err((errno, _)) if is_end(errno) => return,
+            Err((errno, rest)) => {
+                if lost == 0 {
+                    tell(format_args!(
+                        "the console of {name} cannot be written now: {}. It is tried again",
+                        word(errno)
+                    ));
+                }
+                lost += rest;
+            }
+        }
+    }
+}
+
+/// Copies input that is no terminal's, until it ends.
+fn copy_in_whole(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+    let mut buffer = [0u8; 16 << 10];
+    loop {
+        let bytes = read(from, &mut buffer);
+        if bytes.is_empty() || write(to, bytes).is_err() {
+            return;
+        }
+    }
+}
+
+/// Passes on what is typed, and tells wishes. Keys that a guest has no room for are lost, as on a real line.
+fn type_in(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wishes: BorrowedFd<'_>, name: &str) {
+    let mut buffer = [0u8; 1024];
+    let mut escaped = false;
+    loop {
+        let bytes = read(from, &mut buffer);
+        if bytes.is_empty() {
+            return;
+        }
+        let mut typed = [0u8; 1024];
+        let mut places = typed.iter_mut();
+        for key in bytes.iter().copied() {
+            match (std::mem::take(&mut escaped), key) {
+                (false, ESCAPE) => {
+                    escaped = true;
+                    tell(format_args!(
+                        "Ctrl-] and then: s stops {name}, k ends it at once, Ctrl-] is typed itself; any other key goes on"
+                    ));
+                }
+                (false, key) | (true, key @ ESCAPE) => places.next().into_iter().for_each(|place| *place = key),
+                (true, key) => {
+                    if let Some(wish) = Wish::of(key) {
+                        // Full where many lie there unread already.
+                        let _told = rustix::io::write(wishes, &[wish as u8]);
+                    }
+                }
+            }
+        }
+        let left = places.len();
+        let mut rest = typed.get(..1024 - left).unwrap_or_default();
+        while let Ok(n @ 1..) = rustix::io::write(to, rest) {
+            rest = rest.get(n..).unwrap_or(&[]);
+        }
+    }
 }

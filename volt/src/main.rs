@@ -21,6 +21,7 @@ mod paths;
 mod resources;
 mod run;
 mod services;
+mod terminal;
 
 use std::fmt::Display;
 

@@ -15,14 +15,14 @@ use std::{
 use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
 use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits, Runtime, chain};
 use schema::vm_capnp::exit::Reason;
-use tokio::io::Interest;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     cell::{self, Cell},
     cli::RunArgs,
     cmdline,
     config::{KernelRef, VmConfig},
-    console::Console,
+    console::{Console, Wish},
     control::{Control, Exit},
     filters,
     janitor::{self, Janitor, Own, Watch},
@@ -33,6 +33,7 @@ use crate::{
     resources::{self, Card, Services},
     say,
     services::{self, Found, Service},
+    terminal::Terminal,
 };
 
 /// How long the guest may take to power off after the first Ctrl-C or SIGTERM.
@@ -93,7 +94,7 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     // Whoever starts the VM may stop it, and not who its processes run as.
     let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
     let confined = confine(policy, &enclosure, &opened, &found, &cell, &others)?;
-    let console = Console::start(&confined)?;
+    let console = Console::start(&confined, &config.name)?;
     let runtime = runtime()?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
     let links = Links { endpoint, clients, found, signals, console, launcher, watch, memory };
@@ -219,10 +220,10 @@ async fn supervise(
     opened: Opened,
     links: Links,
 ) -> Result<i32, Fault> {
-    let Links { endpoint, clients, found, signals, console, launcher, watch, memory } = links;
+    let Links { endpoint, clients, found, signals, mut console, launcher, watch, memory } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     let launcher = launcher.connect()?;
-    stop_on_signals(signals, control.clone())?;
+    obey(signals, console.wishes(), console.terminal.clone(), &control)?;
     let services = Services::new(found.connect()?)?;
     let bootstrap = control.clone();
     // Nothing that a VM is asked for takes a descriptor.
@@ -297,6 +298,8 @@ fn block_signals() -> Result<OwnedFd, Fault> {
                 libc::sigaddset(&raw mut set, signal);
             }
         }
+        // Continues the process all the same.
+        libc::sigaddset(&raw mut set, libc::SIGCONT);
         let mut blocked = set;
         libc::sigaddset(&raw mut blocked, libc::SIGTTIN);
         libc::sigaddset(&raw mut blocked, libc::SIGTTOU);
@@ -310,23 +313,56 @@ fn block_signals() -> Result<OwnedFd, Fault> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Turns Ctrl-C and the like into requests to stop: the first one lets the guest power off, the second one does not wait.
-fn stop_on_signals(signals: OwnedFd, control: Rc<Control>) -> Result<(), Fault> {
-    let fault = |e: std::io::Error| {
-        Fault::new(Code::Unavailable, "watch for signals", chain(&e), "Raise this user's limit of open files")
+/// Turns Ctrl-C and the like into requests to stop: the first one lets the guest power off, the second one does not wait. On a
+/// terminal Ctrl-C is the guest's, and keys behind the escape key ask for the same.
+fn obey(
+    signals: OwnedFd,
+    wishes: Option<OwnedFd>,
+    terminal: Option<Rc<Terminal>>,
+    control: &Rc<Control>,
+) -> Result<(), Fault> {
+    let watch = |fd| {
+        ipc::watch(fd, Interest::READABLE).map_err(|e| {
+            let remedy = "Raise this user's limit of open files";
+            Fault::new(Code::Unavailable, "watch for signals and keys", chain(&e), remedy)
+        })
     };
-    let signals = ipc::watch(signals, Interest::READABLE).map_err(fault)?;
+    let (signals, of_signals) = (watch(signals)?, control.clone());
     tokio::task::spawn_local(async move {
-        for grace in [STOP_GRACE, Duration::ZERO] {
-            let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
-            let read = signals.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut info)?));
-            if read.await.is_err() {
-                return;
+        let mut graces = [STOP_GRACE].into_iter().chain(std::iter::repeat(Duration::ZERO));
+        while let Some(info) = read(&signals).await {
+            let signal = info.first_chunk().map(|number| i32::from_ne_bytes(*number));
+            match (signal, &terminal) {
+                (Some(libc::SIGCONT), Some(terminal)) => terminal.resume(),
+                (Some(libc::SIGCONT), None) => {}
+                _ => of_signals.request_stop(graces.next().unwrap_or_default()),
             }
-            control.request_stop(grace);
         }
     });
+    if let Some(wishes) = wishes {
+        let (wishes, control) = (watch(wishes)?, control.clone());
+        tokio::task::spawn_local(async move {
+            while let Some(keys) = read(&wishes).await {
+                for wish in keys.into_iter().filter_map(Console::wish) {
+                    control.request_stop(if wish == Wish::Kill { Duration::ZERO } else { STOP_GRACE });
+                }
+            }
+        });
+    }
     Ok(())
+}
+
+/// The next that is there; `None` where nothing comes any more. Every read of this process has one length.
+async fn read(fd: &AsyncFd<OwnedFd>) -> Option<Vec<u8>> {
+    let mut buffer = [0u8; size_of::<libc::signalfd_siginfo>()];
+    loop {
+        match fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer)?)).await {
+            Ok(0) => return None,
+            Ok(count) => return buffer.get(..count).map(<[u8]>::to_vec),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 /// `None` when a stop was asked for first: what was under way is dropped, and with it what it had made.

@@ -7,12 +7,13 @@ use std::{
         fd::{AsFd, FromRawFd, OwnedFd},
         unix::process::CommandExt,
     },
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use crate::{
-    host::{Host, Running, until},
+    host::{Host, Running, kill, until},
     kernel::{POWEROFF, SPIN, echo, flood, print},
 };
 
@@ -97,7 +98,11 @@ fn terminal() -> (File, OwnedFd) {
 
 /// Starts `command` on a terminal of its own, in the foreground or not.
 fn on_terminal(command: &mut Command, used: &OwnedFd, foreground: bool) -> std::process::Child {
-    command.stdin(used.try_clone().unwrap()).stdout(used.try_clone().unwrap()).stderr(Stdio::null());
+    on_terminal_with(command, used, foreground, Stdio::null())
+}
+
+fn on_terminal_with(command: &mut Command, used: &OwnedFd, foreground: bool, err: Stdio) -> std::process::Child {
+    command.stdin(used.try_clone().unwrap()).stdout(used.try_clone().unwrap()).stderr(err);
     let prepare = move || {
         // SAFETY: takes numbers only. The shell of the terminal's session is this process itself, before exec; in the
         // background it is a child that the session's leader waits for.
@@ -128,24 +133,156 @@ fn echoes(used: &OwnedFd) -> bool {
     rustix::termios::tcgetattr(used.as_fd()).unwrap().local_modes.contains(rustix::termios::LocalModes::ECHO)
 }
 
+/// What is shown next is that, and nothing else.
+fn shows(shown: &mut File, text: &[u8]) {
+    let mut bytes = vec![0; text.len()];
+    shown.read_exact(&mut bytes).unwrap();
+    assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(text));
+}
+
+/// A guest that echoes so many keys.
+fn echoing(host: &Host, keys: usize) -> String {
+    let echoes: Vec<Vec<u8>> = std::iter::repeat_with(echo).take(keys).collect();
+    let code: Vec<&[u8]> = echoes.iter().map(Vec::as_slice).chain([SPIN]).collect();
+    host.kernel("echo", &[&[&print(">")[..]], &code[..]].concat())
+}
+
 #[test]
-fn terminal_passes_keys_one_by_one_ctrl_z_among_them_and_is_restored() {
-    let Some(host) = Host::new("terminal_passes_keys_one_by_one_ctrl_z_among_them_and_is_restored") else { return };
-    let kernel = host.kernel("echo", &[&print(">"), &echo(), &echo(), SPIN]);
+fn terminal_passes_every_key_and_is_restored() {
+    let Some(host) = Host::new("terminal_passes_every_key_and_is_restored") else { return };
+    // Ctrl-Z, Enter, Ctrl-J, Ctrl-S, Ctrl-Q, Ctrl-C, Ctrl-\, Ctrl-D, Ctrl-V, Ctrl-U, delete, a byte of eight bits.
+    let keys = b"\x1a\r\n\x13\x11\x03\x1c\x04\x16\x15\x7f\xe9";
+    let kernel = echoing(&host, keys.len() + 2);
     let (mut shown, used) = terminal();
+    let before = rustix::termios::tcgetattr(used.as_fd()).unwrap();
     let mut child = on_terminal(&mut host.plain("web", &kernel), &used, true);
-    let mut byte = [0];
-    shown.read_exact(&mut byte).unwrap();
-    assert_eq!(&byte, b">");
+    shows(&mut shown, b">");
     assert!(!echoes(&used));
-    // Shown once, by the guest.
-    for key in [b"\x1a", b"."] {
-        shown.write_all(key).unwrap();
-        shown.read_exact(&mut byte).unwrap();
-        assert_eq!(&byte, key);
+    for key in keys {
+        shown.write_all(&[*key]).unwrap();
+        // Shown once, by the guest; the terminal still makes lines of line feeds.
+        shows(&mut shown, if *key == b'\n' { b"\r\n" } else { std::slice::from_ref(key) });
     }
+    // The escape key twice is the key.
+    shown.write_all(b"\x1d\x1d").unwrap();
+    shows(&mut shown, b"\x1d");
+    // Another key behind it is nobody's.
+    shown.write_all(b"\x1dx.").unwrap();
+    shows(&mut shown, b".");
     assert!(child.wait().unwrap().success());
-    assert!(echoes(&used));
+    let after = rustix::termios::tcgetattr(used.as_fd()).unwrap();
+    let modes = |t: &rustix::termios::Termios| (t.input_modes, t.output_modes, t.control_modes, t.local_modes);
+    assert_eq!(modes(&after), modes(&before));
+}
+
+#[test]
+fn escape_key_ends_a_guest_that_takes_no_input_and_says_what_it_offers() {
+    let Some(host) = Host::new("escape_key_ends_a_guest_that_takes_no_input_and_says_what_it_offers") else { return };
+    let kernel = host.kernel("spin", &[&print(">"), SPIN]);
+    for end in [&b"\x1dk"[..], b"\x1ds\x1dK"] {
+        let (mut shown, used) = terminal();
+        let mut child = on_terminal(&mut host.plain("web", &kernel), &used, true);
+        shows(&mut shown, b">");
+        // More than fits on the way to the guest. What is shown has to be read, or the terminal takes no more.
+        for _ in 0..300 {
+            shown.write_all(&[b'x'; 1000]).unwrap();
+        }
+        shown.write_all(end).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(echoes(&used));
+        host.clean();
+    }
+    let (mut shown, used) = terminal();
+    let (mut err, theirs) = std::io::pipe().unwrap();
+    let mut command = host.plain("web", &kernel);
+    let mut child = on_terminal_with(&mut command, &used, true, theirs.into());
+    drop(command);
+    shows(&mut shown, b">");
+    shown.write_all(b"\x1d\x1dk\x1dk").unwrap();
+    child.wait().unwrap();
+    let mut said = String::new();
+    err.read_to_string(&mut said).unwrap();
+    assert!(said.contains("Ctrl-] is the way out") && said.contains("s stops web, k ends it at once"), "{said}");
+}
+
+#[test]
+fn terminal_is_restored_by_a_signal_s_end_and_taken_again_by_who_was_stopped() {
+    let test = "terminal_is_restored_by_a_signal_s_end_and_taken_again_by_who_was_stopped";
+    let Some(host) = Host::new(test) else { return };
+    let kernel = host.kernel("spin", &[&print(">"), SPIN]);
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        let (mut shown, used) = terminal();
+        let before = rustix::termios::tcgetattr(used.as_fd()).unwrap();
+        let mut child = on_terminal(&mut host.plain("web", &kernel), &used, true);
+        shows(&mut shown, b">");
+        let pid = child.id().cast_signed();
+        kill(pid, libc::SIGSTOP);
+        let stat = format!("/proc/{pid}/stat");
+        until("it has stopped", || {
+            let stat = std::fs::read_to_string(&stat).unwrap();
+            if stat.contains(") T ") { Ok(()) } else { Err(stat) }
+        });
+        // As a shell does.
+        rustix::termios::tcsetattr(used.as_fd(), rustix::termios::OptionalActions::Now, &before).unwrap();
+        kill(pid, libc::SIGCONT);
+        until("the terminal is raw again", || if echoes(&used) { Err("it echoes".into()) } else { Ok(()) });
+        for _ in 0..2 {
+            kill(pid, signal);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert!(child.wait().unwrap().success());
+        assert!(echoes(&used));
+    }
+}
+
+/// Lets the guest's output run into a wall, and on once that is gone.
+fn output_goes_on(host: &Host, log: &Path, volt: &mut Command, why: &str) {
+    let file = File::options().append(true).open(log).unwrap();
+    let vm = Running::start(volt.stdout(file));
+    vm.complains(&format!("cannot be written now: {why}"));
+    // Room again.
+    File::options().write(true).open(log).unwrap().set_len(0).unwrap();
+    vm.complains("bytes of the console of web were lost");
+    until("output goes on", || if std::fs::metadata(log).unwrap().len() > 0 { Ok(()) } else { Err(String::new()) });
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    host.clean();
+}
+
+#[test]
+fn output_that_cannot_be_written_for_a_while_goes_on_and_what_was_lost_is_said() {
+    let test = "output_that_cannot_be_written_for_a_while_goes_on_and_what_was_lost_is_said";
+    let Some(host) = Host::new(test) else { return };
+    let kernel = host.kernel("flood", &[&flood()]);
+    // A file system that is full. Mounts of this thread's own, and of what it starts.
+    // SAFETY: takes a number.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+    let small = host.path("small");
+    std::fs::create_dir(&small).unwrap();
+    mount("small", &small, "tmpfs", MountFlags::empty(), c"size=64k").unwrap();
+    let log = small.join("log");
+    std::fs::write(&log, "").unwrap();
+    output_goes_on(&host, &log, &mut host.plain("web", &kernel), "no space left");
+
+    // A limit on the size of files: with room for guest RAM, which is one.
+    const LIMIT: u64 = 1 << 30;
+    let log = host.path("log");
+    File::create(&log).unwrap().set_len(LIMIT - 100).unwrap();
+    let mut limited = host.plain("web", &kernel);
+    let limit = || {
+        let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
+        // SAFETY: reads a struct that outlives the call.
+        if unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) } == 0 {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error())
+        }
+    };
+    // SAFETY: one async-signal-safe call.
+    unsafe { limited.pre_exec(limit) };
+    output_goes_on(&host, &log, &mut limited, "file too large");
 }
 
 #[test]

@@ -266,6 +266,14 @@ impl Running {
         });
     }
 
+    /// Waits until it has written `text` to standard error.
+    pub fn complains(&self, text: &str) {
+        until(text, || {
+            let said = String::from_utf8_lossy(&self.err.0.lock().unwrap()).into_owned();
+            if said.contains(text) { Ok(()) } else { Err(said) }
+        });
+    }
+
     /// Waits for its end, whoever else has its output.
     pub fn exits(&mut self) {
         until("it has ended", || self.child.try_wait().unwrap().map(drop).ok_or(String::new()));
