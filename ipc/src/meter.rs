@@ -43,10 +43,11 @@ struct Call {
     words: usize,
     /// Its answer went out.
     returned: bool,
-    /// The peer needs it no more; before `returned`, that cancels it.
+    /// The peer needs it no more; before `returned`, that cancels it, unless calls that are pipelined on it want its result.
     finished: bool,
     /// Its parameters are in memory.
     loaded: bool,
+    /// What the answer holds, from `returned` to `finished`.
     held_words: usize,
     held_capabilities: u32,
 }
@@ -56,8 +57,14 @@ impl Call {
     fn in_flight(&self) -> bool {
         !self.returned && (!self.finished || self.loaded)
     }
+
+    /// Whether the peer has given it up before it was answered. It may never be: capnp-rpc answers it only if something waits for it.
+    fn cancelled(&self) -> bool {
+        self.finished && !self.returned
+    }
 }
 
+/// Every total follows from the calls that are on the book, but for `capabilities`: a peer keeps those beyond the answer they came with.
 #[derive(Default)]
 struct Book {
     calls: HashMap<u32, Call>,
@@ -72,17 +79,22 @@ struct Book {
 }
 
 impl Book {
-    /// Applies `change` to a call and settles what it means for the totals.
+    /// Applies `change` to a call and settles what it means for the totals. A call leaves the book once it is answered and finished,
+    /// in whatever order: then capnp-rpc forgets it as well.
     fn update(&mut self, id: u32, change: impl FnOnce(&mut Call)) {
         let Some(call) = self.calls.get_mut(&id) else { return };
-        let was_in_flight = call.in_flight();
+        let (was_in_flight, was_cancelled, held) = (call.in_flight(), call.cancelled(), call.held_words);
         change(call);
+        if call.finished {
+            call.held_words = 0;
+        }
+        self.held_words = self.held_words.saturating_sub(held).saturating_add(call.held_words);
         if was_in_flight && !call.in_flight() {
             self.in_flight = self.in_flight.saturating_sub(1);
             self.call_words = self.call_words.saturating_sub(call.words);
         }
-        if call.finished && !call.in_flight() {
-            self.held_words = self.held_words.saturating_sub(call.held_words);
+        self.cancelled = self.cancelled.saturating_sub(was_cancelled.into()).saturating_add(call.cancelled().into());
+        if call.finished && call.returned {
             self.calls.remove(&id);
         }
     }
@@ -97,6 +109,9 @@ pub(crate) struct Meter {
     reason: RefCell<Option<Error>>,
     unwritable: Notify,
     failed: Notify,
+    /// Answers that capnp-rpc gave and that were kept from the peer: it has to be told that the peer needs them no more.
+    withheld: RefCell<VecDeque<u32>>,
+    withholding: Notify,
     ending: Notify,
     closed: Cell<bool>,
     closing: Notify,
@@ -104,6 +119,10 @@ pub(crate) struct Meter {
 
 fn broken(why: String) -> Error {
     Fault::new(Code::Exhausted, "serve this connection", why, "Connect again, and ask for less at a time").into()
+}
+
+fn too_much(tried: &str, why: String, remedy: &str) -> Fault {
+    Fault::new(Code::Exhausted, tried, why, remedy)
 }
 
 impl Meter {
@@ -116,6 +135,8 @@ impl Meter {
             reason: RefCell::default(),
             unwritable: Notify::new(),
             failed: Notify::new(),
+            withheld: RefCell::default(),
+            withholding: Notify::new(),
             ending: Notify::new(),
             closed: Cell::new(false),
             closing: Notify::new(),
@@ -178,14 +199,71 @@ impl Meter {
         }
     }
 
-    /// Books a message that came in. The number of a call's entry comes back, for [`Meter::unloaded`].
-    pub(crate) fn received(&self, message: &Received, words: usize) -> Result<u64, Error> {
+    /// Why a call with so many capabilities, or its like, may not begin, though the connection goes on.
+    pub(crate) fn may_begin(&self, capabilities: u32) -> Result<(), Fault> {
+        let limits = &self.limits;
+        if capabilities > limits.capabilities_per_message {
+            let why = format!(
+                "it carries {capabilities} capabilities, and a message has {} at most",
+                limits.capabilities_per_message
+            );
+            return Err(too_much("call", why, "Send fewer in one call"));
+        }
+        if self.book.borrow().cancelled >= limits.cancelled_calls {
+            let why = format!("{} calls of this connection were cancelled", limits.cancelled_calls);
+            return Err(too_much(
+                "call",
+                why,
+                "What it holds stays; connect again for new calls, and let calls return",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Why an answer of so many words, with so many capabilities, is more than the peer may hold.
+    pub(crate) fn may_hold(&self, words: usize, capabilities: u32) -> Result<(), Fault> {
+        let (book, limits) = (self.book.borrow(), &self.limits);
+        if book.held_words.saturating_add(words).saturating_add(OVERHEAD) > limits.held_words {
+            let why = format!("the answers that this connection has not finished hold {} words", book.held_words);
+            return Err(too_much("answer a call", why, "Finish some: drop their responses"));
+        }
+        if book.capabilities.saturating_add(capabilities) > limits.capabilities {
+            let why = format!("this connection holds {} capabilities", book.capabilities);
+            return Err(too_much("answer a call", why, "Release some, or use another connection"));
+        }
+        Ok(())
+    }
+
+    /// An answer was kept from the peer.
+    pub(crate) fn withhold(&self, id: u32) {
+        self.withheld.borrow_mut().push_back(id);
+        self.withholding.notify_one();
+    }
+
+    /// Returns the next answer that was kept from the peer.
+    pub(crate) async fn withheld(&self) -> u32 {
+        loop {
+            let withholding = self.withholding.notified();
+            if let Some(id) = self.withheld.borrow_mut().pop_front() {
+                return id;
+            }
+            withholding.await;
+        }
+    }
+
+    /// Whether a question has that number, so that no other may.
+    pub(crate) fn check_unused(&self, id: u32) -> Result<(), Error> {
+        match self.book.borrow().calls.contains_key(&id) {
+            true => Err(Error::failed(format!("question {id} is in use"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Books a message that came in; a call whose number is not in use. The number of a call's entry comes back, for [`Meter::unloaded`].
+    pub(crate) fn received(&self, message: &Received, words: usize) -> u64 {
         let mut book = self.book.borrow_mut();
         match *message {
             Received::Call { id } => {
-                if book.calls.contains_key(&id) {
-                    return Err(Error::failed(format!("question {id} is in use")));
-                }
                 book.serial = book.serial.wrapping_add(1);
                 let serial = book.serial;
                 let call = Call {
@@ -200,30 +278,24 @@ impl Meter {
                 book.calls.insert(id, call);
                 book.in_flight = book.in_flight.saturating_add(1);
                 book.call_words = book.call_words.saturating_add(words);
-                return Ok(serial);
+                return serial;
             }
             Received::Finish { id, release } => {
                 let mut released = 0;
-                let mut cancels = false;
                 book.update(id, |call| {
                     call.finished = true;
-                    cancels = !call.returned;
                     if release {
                         released = std::mem::take(&mut call.held_capabilities);
                     }
                 });
                 book.capabilities = book.capabilities.saturating_sub(released);
-                book.cancelled = book.cancelled.saturating_add(cancels.into());
-                if book.cancelled > self.limits.cancelled_calls {
-                    return Err(broken(format!("{} of its calls were cancelled", self.limits.cancelled_calls)));
-                }
             }
             Received::Release { count } => book.capabilities = book.capabilities.saturating_sub(count),
             Received::Return | Received::Other => {}
         }
         drop(book);
         self.changed.notify_one();
-        Ok(0)
+        0
     }
 
     /// The parameters of call `id` are no longer in memory, if `serial` still is its entry.
@@ -236,7 +308,8 @@ impl Meter {
         self.changed.notify_one();
     }
 
-    /// Books a message that is about to be queued. Ends the connection where that is too much.
+    /// Books a message that is about to be queued. Ends the connection where that is too much and is no answer, which [`Meter::may_hold`]
+    /// is asked of before.
     pub(crate) fn sent(&self, message: &Sent, words: usize) {
         let mut book = self.book.borrow_mut();
         let cost = words.saturating_add(OVERHEAD);
@@ -244,25 +317,18 @@ impl Meter {
         book.unread_words = book.unread_words.saturating_add(cost);
         let (Sent::Return { capabilities, .. } | Sent::Other { capabilities }) = *message;
         book.capabilities = book.capabilities.saturating_add(capabilities);
+        let answers = matches!(message, Sent::Return { .. });
         if let Sent::Return { id, last, .. } = *message {
-            if !last {
-                book.held_words = book.held_words.saturating_add(cost);
-            }
             book.update(id, |call| {
                 call.returned = true;
                 call.finished |= last;
-                if !last {
-                    call.held_words = cost;
-                    call.held_capabilities = capabilities;
-                }
+                (call.held_words, call.held_capabilities) = (cost, capabilities);
             });
         }
-        let (held, capabilities) = (book.held_words, book.capabilities);
+        let capabilities = book.capabilities;
         drop(book);
-        if held > self.limits.held_words {
-            self.fail(broken(format!("its unfinished answers hold more than {} words", self.limits.held_words)));
-        } else if capabilities > self.limits.capabilities {
-            self.fail(broken(format!("it holds more than {} capabilities", self.limits.capabilities)));
+        if !answers && capabilities > self.limits.capabilities {
+            self.fail(broken(format!("it holds {capabilities} capabilities")));
         }
         self.changed.notify_one();
     }
@@ -328,7 +394,7 @@ mod tests {
     }
 
     fn call(meter: &Meter, id: u32, words: usize) -> u64 {
-        meter.received(&Received::Call { id }, words).unwrap()
+        meter.received(&Received::Call { id }, words)
     }
 
     fn may_call(meter: &Meter, words: usize) -> bool {
@@ -343,7 +409,7 @@ mod tests {
         call(&meter, 0, 10);
         let serial = call(&meter, 1, 10);
         assert!(!may_call(&meter, 10));
-        meter.received(&Received::Finish { id: 1, release: true }, 4).unwrap();
+        meter.received(&Received::Finish { id: 1, release: true }, 4);
         assert!(!may_call(&meter, 10));
         meter.unloaded(1, serial);
         assert!(may_call(&meter, 10));
@@ -367,7 +433,7 @@ mod tests {
         let old = call(&meter, 0, 10);
         meter.sent(&Sent::Return { id: 0, capabilities: 0, last: true }, 10);
         call(&meter, 0, 10);
-        meter.received(&Received::Finish { id: 0, release: false }, 4).unwrap();
+        meter.received(&Received::Finish { id: 0, release: false }, 4);
         call(&meter, 1, 10);
         meter.unloaded(0, old);
         assert!(!may_call(&meter, 10));
@@ -403,32 +469,150 @@ mod tests {
     fn a_number_that_is_in_use_is_refused() {
         let meter = meter();
         call(&meter, 7, 1);
-        assert!(meter.received(&Received::Call { id: 7 }, 1).is_err());
+        assert!(meter.check_unused(7).is_err() && meter.check_unused(8).is_ok());
+    }
+
+    #[test]
+    fn an_answer_to_a_call_that_was_given_up_before_holds_nothing() {
+        let meter = meter();
+        for id in 0..1000 {
+            let serial = call(&meter, id, 1);
+            meter.received(&Received::Finish { id, release: true }, 4);
+            meter.unloaded(id, serial);
+            meter.sent(&Sent::Return { id, capabilities: 0, last: false }, 10);
+        }
+        let book = meter.book.borrow();
+        assert_eq!((book.calls.len(), book.held_words, book.cancelled), (0, 0, 0));
+    }
+
+    #[test]
+    fn answers_may_be_held_up_to_the_limits_and_not_past_them() {
+        let meter = Meter::new(Limits { held_words: 1000, capabilities: 3, ..Limits::default() });
+        call(&meter, 0, 1);
+        meter.sent(&Sent::Return { id: 0, capabilities: 2, last: false }, 100);
+        assert!(meter.may_hold(1000 - 2 * OVERHEAD - 100, 1).is_ok());
+        let fault = meter.may_hold(1001 - 2 * OVERHEAD - 100, 1).unwrap_err();
+        assert!(fault.code == Code::Exhausted && fault.why.contains("228 words"), "{fault}");
+        let fault = meter.may_hold(1, 2).unwrap_err();
+        assert!(fault.code == Code::Exhausted && fault.why.contains("2 capabilities"), "{fault}");
+        meter.received(&Received::Finish { id: 0, release: false }, 4);
+        assert!(meter.may_hold(1000 - OVERHEAD, 1).is_ok());
+        assert!(meter.may_hold(1, 2).is_err());
+        meter.received(&Received::Release { count: 1 }, 4);
+        assert!(meter.may_hold(1, 2).is_ok());
+    }
+
+    #[test]
+    fn calls_may_begin_until_so_many_were_cancelled() {
+        let meter = Meter::new(Limits { cancelled_calls: 2, ..Limits::default() });
+        for id in 0..2 {
+            assert!(meter.may_begin(64).is_ok());
+            assert!(meter.may_begin(65).is_err());
+            call(&meter, id, 1);
+            meter.received(&Received::Finish { id, release: true }, 4);
+        }
+        assert_eq!(meter.may_begin(0).unwrap_err().code, Code::Exhausted);
+        // One of them is answered after all.
+        meter.sent(&Sent::Return { id: 0, capabilities: 0, last: false }, 10);
+        assert!(meter.may_begin(0).is_ok());
     }
 
     proptest! {
-        /// However a peer orders its messages, the book balances: once all its calls have ended, nothing is left on it.
+        /// However a peer orders its messages, and whatever it drops before it is answered, the book balances in words and in
+        /// capabilities: once all calls have ended and all that was given is released, nothing is left on it but the calls that were
+        /// cancelled and never answered.
         #[test]
-        fn the_book_balances_whatever_the_order(steps in prop::collection::vec((0..4_u32, 0..6_u8), 0..200)) {
+        fn the_book_balances_whatever_the_order(steps in prop::collection::vec((0..4_u32, 0..8_u8), 0..300)) {
             let meter = Meter::new(Limits::default());
-            let mut serials = HashMap::new();
+            let mut peer = Peer::default();
             for (id, step) in steps {
-                match step {
-                    0 | 1 => if let Ok(serial) = meter.received(&Received::Call { id }, 10) {
-                        serials.entry(id).or_insert_with(Vec::new).push(serial);
-                    },
-                    2 => meter.sent(&Sent::Return { id, capabilities: 1, last: false }, 10),
-                    3 => meter.sent(&Sent::Return { id, capabilities: 0, last: true }, 10),
-                    4 => drop(meter.received(&Received::Finish { id, release: true }, 4)),
-                    _ => if let Some(serial) = serials.get_mut(&id).and_then(Vec::pop) { meter.unloaded(id, serial) },
-                }
+                peer.step(&meter, id, step)?;
+                let book = meter.book.borrow();
+                prop_assert_eq!(book.capabilities, peer.capabilities());
+                prop_assert_eq!(book.in_flight as usize, book.calls.values().filter(|call| call.in_flight()).count());
+                prop_assert_eq!(book.cancelled as usize, book.calls.values().filter(|call| call.cancelled()).count());
+                prop_assert_eq!(book.held_words, book.calls.values().map(|call| call.held_words).sum::<usize>());
             }
             for id in 0..4 {
-                let _ = meter.received(&Received::Finish { id, release: true }, 4);
-                serials.remove(&id).into_iter().flatten().for_each(|serial| meter.unloaded(id, serial));
+                // Finished, answered and unloaded, in that order.
+                for step in [4, 2, 6] {
+                    peer.step(&meter, id, step)?;
+                }
+            }
+            while peer.owned > 0 {
+                peer.step(&meter, 0, 7)?;
             }
             let book = meter.book.borrow();
-            prop_assert_eq!((book.calls.len(), book.in_flight, book.call_words), (0, 0, 0));
+            prop_assert_eq!((book.calls.len(), book.in_flight, book.call_words, book.cancelled), (0, 0, 0, 0));
+            prop_assert_eq!((book.held_words, book.capabilities), (0, 0));
+        }
+    }
+
+    /// What a peer and capnp-rpc do with four questions: the messages that there can be, in any order.
+    #[derive(Default)]
+    struct Peer {
+        /// Its entry; whether it was answered, and finished; what its answer holds.
+        calls: HashMap<u32, Question>,
+        /// Capabilities that it keeps beyond their answers.
+        owned: u32,
+    }
+
+    struct Question {
+        serial: u64,
+        loaded: bool,
+        returned: bool,
+        finished: bool,
+        held: u32,
+    }
+
+    impl Peer {
+        fn capabilities(&self) -> u32 {
+            self.owned + self.calls.values().map(|question| question.held).sum::<u32>()
+        }
+
+        fn step(&mut self, meter: &Meter, id: u32, step: u8) -> Result<(), TestCaseError> {
+            let Some(question) = self.calls.get_mut(&id) else {
+                if step <= 1 {
+                    let serial = meter.received(&Received::Call { id }, 10);
+                    let question = Question { serial, loaded: true, returned: false, finished: false, held: 0 };
+                    self.calls.insert(id, question);
+                } else if step == 7 && self.owned > 0 {
+                    self.owned -= 1;
+                    meter.received(&Received::Release { count: 1 }, 4);
+                }
+                return Ok(());
+            };
+            match step {
+                0 | 1 => prop_assert!(meter.check_unused(id).is_err()),
+                // A call that was given up before is answered without results, if it is at all.
+                2 | 3 if !question.returned => {
+                    question.returned = true;
+                    let capabilities = if question.finished { 0 } else { 2 };
+                    let last = step == 3 && !question.finished;
+                    let capabilities = if last { 0 } else { capabilities };
+                    question.held = capabilities;
+                    question.finished |= last;
+                    meter.sent(&Sent::Return { id, capabilities, last }, 10);
+                }
+                4 | 5 if !question.finished => {
+                    question.finished = true;
+                    let release = step == 4;
+                    let held = std::mem::take(&mut question.held);
+                    self.owned += if release { 0 } else { held };
+                    meter.received(&Received::Finish { id, release }, 4);
+                }
+                6 if question.loaded => {
+                    question.loaded = false;
+                    meter.unloaded(id, question.serial);
+                }
+                _ => {}
+            }
+            if question.finished && question.returned {
+                // Its parameters may be in memory longer, and count for nothing.
+                let question = self.calls.remove(&id).unwrap();
+                meter.unloaded(id, question.serial);
+            }
+            Ok(())
         }
     }
 }

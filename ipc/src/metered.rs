@@ -1,17 +1,23 @@
 //! capnp-rpc's two-party network with the [`Meter`] between: each message is booked as it passes, and a message past the limits
 //! is held, with everything behind it left in the socket. Looks at the RPC envelope (`rpc.capnp`), never at a payload.
+//!
+//! A call that may not be is answered here, and capnp-rpc never sees it. An answer that is more than its peer may hold is replaced by an
+//! exception; capnp-rpc, which knows nothing of that, is told as from the peer that the peer needs the answer no more.
 
-use std::{cell::Cell, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::{Rc, Weak},
+};
 
 use crate::{
     Code, Fault,
     meter::{Meter, Received, Sent},
     stream::{self, Incoming, Socket},
 };
-use capnp::{Error, any_pointer, capability::Promise, message};
+use capnp::{Error, ErrorKind, any_pointer, capability::Promise, message};
 use capnp_rpc::{
     Connection, IncomingMessage, OutgoingMessage, VatNetwork,
-    rpc_capnp::{cap_descriptor, message as rpc, payload, resolve, return_},
+    rpc_capnp::{cap_descriptor, exception, message as rpc, payload, resolve, return_},
     rpc_twoparty_capnp::Side,
     twoparty,
 };
@@ -51,63 +57,131 @@ impl VatNetwork<Side> for Metered {
     }
 }
 
+type Inner = Rc<RefCell<Box<dyn Connection<Side>>>>;
+type Reading = Promise<Option<Box<dyn IncomingMessage>>, Error>;
+
 struct Link {
-    inner: Box<dyn Connection<Side>>,
-    meter: Rc<Meter>,
+    inner: Inner,
+    shared: Shared,
     socket: Rc<Socket>,
+    /// A message that is being read.
+    reading: Rc<RefCell<Option<Reading>>>,
     /// Whether the peer has asked for the bootstrap capability.
     bootstrapped: Rc<Cell<bool>>,
 }
 
+/// What a message needs of its connection. It keeps no connection: that ends by being dropped.
+#[derive(Clone)]
+struct Shared {
+    inner: Weak<RefCell<Box<dyn Connection<Side>>>>,
+    meter: Rc<Meter>,
+}
+
+impl Shared {
+    /// Answers question `id` in place of capnp-rpc, which never hears of it.
+    fn refuse(&self, id: u32, fault: Fault) {
+        let _ = self.exception(id, fault).map(OutgoingMessage::send);
+    }
+
+    /// An answer that the peer need not finish, and that gives back the capabilities which came with the question.
+    fn exception(&self, id: u32, fault: Fault) -> Option<Box<dyn OutgoingMessage>> {
+        let inner = self.inner.upgrade()?;
+        let message = inner.borrow_mut().new_outgoing_message(64);
+        let mut message = Box::new(Out { inner: message, shared: self.clone() });
+        let mut answer = message.get_body().ok()?.init_as::<rpc::Builder<'_>>().init_return();
+        answer.set_answer_id(id);
+        answer.set_no_finish_needed(true);
+        write_exception(fault, answer.init_exception());
+        Some(message)
+    }
+}
+
+/// Writes a fault as the exception that it travels in.
+pub(crate) fn write_exception(fault: Fault, mut to: exception::Builder<'_>) {
+    let error = Error::from(fault);
+    to.set_reason(&error.extra[..]);
+    to.set_type(match error.kind {
+        ErrorKind::Overloaded => exception::Type::Overloaded,
+        _ => exception::Type::Failed,
+    });
+}
+
 impl Link {
     fn new(inner: Box<dyn Connection<Side>>, meter: Rc<Meter>, socket: Rc<Socket>) -> Link {
-        Link { inner, meter, socket, bootstrapped: Rc::default() }
+        let inner = Rc::new(RefCell::new(inner));
+        let shared = Shared { inner: Rc::downgrade(&inner), meter };
+        Link { inner, shared, socket, reading: Rc::default(), bootstrapped: Rc::default() }
     }
 }
 
 impl Connection<Side> for Link {
     fn get_peer_vat_id(&self) -> Side {
-        self.inner.get_peer_vat_id()
+        self.inner.borrow().get_peer_vat_id()
     }
 
     fn new_outgoing_message(&mut self, first_segment_words: u32) -> Box<dyn OutgoingMessage> {
-        Box::new(Out { inner: self.inner.new_outgoing_message(first_segment_words), meter: self.meter.clone() })
+        let inner = self.inner.borrow_mut().new_outgoing_message(first_segment_words);
+        Box::new(Out { inner, shared: self.shared.clone() })
     }
 
-    fn receive_incoming_message(&mut self) -> Promise<Option<Box<dyn IncomingMessage>>, Error> {
-        let next = self.inner.receive_incoming_message();
-        let (meter, socket) = (self.meter.clone(), self.socket.clone());
-        let bootstrapped = self.bootstrapped.clone();
+    fn receive_incoming_message(&mut self) -> Reading {
+        let (shared, socket) = (self.shared.clone(), self.socket.clone());
+        let (reading, bootstrapped) = (self.reading.clone(), self.bootstrapped.clone());
         Promise::from_future(async move {
-            let next = tokio::select! {
-                biased;
-                next = next => next?,
-                reason = meter.failed() => return Err(reason),
-            };
-            let Some(message) = next else { return Ok(None) };
-            let words = meter.message_words();
-            let received = look_at_received(message.as_ref(), meter.limits.capabilities_per_message)?;
-            // A peer that has let go of it must not have it back: letting go is how a process narrows itself.
-            if is_bootstrap(message.as_ref())? && bootstrapped.replace(true) {
-                return Err(bootstrapped_twice());
+            let meter = shared.meter.clone();
+            loop {
+                let begun = reading.take();
+                let mut next = match begun {
+                    Some(begun) => begun,
+                    None => match shared.inner.upgrade() {
+                        Some(inner) => inner.borrow_mut().receive_incoming_message(),
+                        None => return Ok(None),
+                    },
+                };
+                let next = tokio::select! {
+                    biased;
+                    id = meter.withheld() => {
+                        reading.replace(Some(next));
+                        return Ok(Some(Box::new(Finished::new(id)) as Box<dyn IncomingMessage>));
+                    }
+                    next = &mut next => next?,
+                    reason = meter.failed() => return Err(reason),
+                };
+                let Some(message) = next else { return Ok(None) };
+                let words = meter.message_words();
+                let Looked { received, capabilities } = look_at_received(message.as_ref())?;
+                tokio::select! {
+                    biased;
+                    may = meter.may_take(&received, words) => may?,
+                    reason = meter.failed() => return Err(reason),
+                    // A peer that has gone wants none of its calls. Without this its capabilities would outlive it.
+                    () = socket.hung_up() => return Ok(None),
+                }
+                if let Received::Call { id } = received {
+                    meter.check_unused(id)?;
+                    let may = match is_bootstrap(message.as_ref())? {
+                        // A peer that has let go of it must not have it back: letting go is how a process narrows itself.
+                        true if bootstrapped.replace(true) => Err(bootstrapped_twice()),
+                        _ => meter.may_begin(capabilities),
+                    };
+                    if let Err(fault) = may {
+                        shared.refuse(id, fault);
+                        continue;
+                    }
+                } else if capabilities > meter.limits.capabilities_per_message {
+                    return Err(Error::failed(format!("an answer carries {capabilities} capabilities")));
+                }
+                let serial = meter.received(&received, words);
+                let Received::Call { id } = received else { return Ok(Some(message)) };
+                return Ok(Some(Box::new(In { inner: message, meter, id, serial }) as Box<dyn IncomingMessage>));
             }
-            tokio::select! {
-                biased;
-                may = meter.may_take(&received, words) => may?,
-                reason = meter.failed() => return Err(reason),
-                // A peer that has gone wants none of its calls. Without this its capabilities would outlive it.
-                () = socket.hung_up() => return Ok(None),
-            }
-            let serial = meter.received(&received, words)?;
-            let Received::Call { id } = received else { return Ok(Some(message)) };
-            Ok(Some(Box::new(In { inner: message, meter, id, serial }) as Box<dyn IncomingMessage>))
         })
     }
 
     fn shutdown(&mut self, result: capnp::Result<()>) -> Promise<(), Error> {
         let reason = result.clone().err().unwrap_or_else(|| Error::disconnected("the connection was closed".into()));
-        self.meter.end(reason);
-        self.inner.shutdown(result)
+        self.shared.meter.end(reason);
+        self.inner.borrow_mut().shutdown(result)
     }
 }
 
@@ -131,9 +205,28 @@ impl Drop for In {
     }
 }
 
+/// What the peer would say of an answer that was kept from it: that it needs neither it nor the capabilities in it.
+struct Finished(message::Builder<message::HeapAllocator>);
+
+impl Finished {
+    fn new(id: u32) -> Finished {
+        let mut message = message::Builder::new_default();
+        let mut finish = message.init_root::<rpc::Builder<'_>>().init_finish();
+        finish.set_question_id(id);
+        finish.set_release_result_caps(true);
+        Finished(message)
+    }
+}
+
+impl IncomingMessage for Finished {
+    fn get_body(&self) -> capnp::Result<any_pointer::Reader<'_>> {
+        self.0.get_root_as_reader()
+    }
+}
+
 struct Out {
     inner: Box<dyn OutgoingMessage>,
-    meter: Rc<Meter>,
+    shared: Shared,
 }
 
 impl OutgoingMessage for Out {
@@ -146,9 +239,20 @@ impl OutgoingMessage for Out {
     }
 
     fn send(self: Box<Self>) -> (Promise<(), Error>, Rc<message::Builder<message::HeapAllocator>>) {
+        let meter = &self.shared.meter;
         // What capnp-rpc built is well formed; were it not, it would still count as a message.
         let sent = look_at_sent(self.inner.as_ref()).unwrap_or(Sent::Other { capabilities: 0 });
-        self.meter.sent(&sent, self.inner.size_in_words());
+        let words = self.inner.size_in_words();
+        if let Sent::Return { id, capabilities, last: false } = sent
+            && let Err(fault) = meter.may_hold(words, capabilities)
+            && let Some(exception) = self.shared.exception(id, fault)
+        {
+            let (sent, _) = exception.send();
+            meter.withhold(id);
+            // The results themselves go on being what calls that are pipelined on them are for.
+            return (sent, Rc::new(self.inner.take()));
+        }
+        meter.sent(&sent, words);
         self.inner.send()
     }
 
@@ -161,21 +265,25 @@ impl OutgoingMessage for Out {
     }
 }
 
-fn look_at_received(message: &dyn IncomingMessage, most_capabilities: u32) -> capnp::Result<Received> {
-    let check = |payload: payload::Reader<'_>| match payload.get_cap_table()?.len() {
-        n if n > most_capabilities => Err(Error::failed(format!("a message carries {n} capabilities"))),
-        _ => Ok(()),
-    };
-    Ok(match message.get_body()?.get_as::<rpc::Reader<'_>>()?.which() {
+/// What a message is, and how many capabilities come with it.
+struct Looked {
+    received: Received,
+    capabilities: u32,
+}
+
+fn look_at_received(message: &dyn IncomingMessage) -> capnp::Result<Looked> {
+    let mut capabilities = 0;
+    let mut look = |payload: payload::Reader<'_>| payload.get_cap_table().map(|table| capabilities = table.len());
+    let received = match message.get_body()?.get_as::<rpc::Reader<'_>>()?.which() {
         Ok(rpc::Bootstrap(bootstrap)) => Received::Call { id: bootstrap?.get_question_id() },
         Ok(rpc::Call(call)) => {
             let call = call?;
-            check(call.get_params()?)?;
+            look(call.get_params()?)?;
             Received::Call { id: call.get_question_id() }
         }
         Ok(rpc::Return(answer)) => {
             if let return_::Results(results) = answer?.which()? {
-                check(results?)?;
+                look(results?)?;
             }
             Received::Return
         }
@@ -195,17 +303,26 @@ fn look_at_received(message: &dyn IncomingMessage, most_capabilities: u32) -> ca
             Received::Finish { id: finish.get_question_id(), release: finish.get_release_result_caps() }
         }
         Ok(rpc::Release(release)) => Received::Release { count: release?.get_reference_count() },
+        // A peer that knows no Resolve sends it back: capnp-rpc takes the capability in it as released.
+        Ok(rpc::Unimplemented(returned)) => match returned?.which() {
+            Ok(rpc::Resolve(resolve)) => match resolve?.which()? {
+                resolve::Cap(capability) if is_ours(&capability.clone()?)? => Received::Release { count: 1 },
+                _ => Received::Other,
+            },
+            _ => Received::Other,
+        },
         _ => Received::Other,
-    })
+    };
+    Ok(Looked { received, capabilities })
 }
 
 fn is_bootstrap(message: &dyn IncomingMessage) -> capnp::Result<bool> {
     Ok(matches!(message.get_body()?.get_as::<rpc::Reader<'_>>()?.which(), Ok(rpc::Bootstrap(_))))
 }
 
-fn bootstrapped_twice() -> Error {
+fn bootstrapped_twice() -> Fault {
     let why = "a connection gets it once";
-    Fault::new(Code::PermissionDenied, "give the bootstrap capability", why, "Keep it, or connect again").into()
+    Fault::new(Code::PermissionDenied, "give the bootstrap capability", why, "Keep it, or connect again")
 }
 
 fn look_at_sent(message: &dyn OutgoingMessage) -> capnp::Result<Sent> {

@@ -27,6 +27,7 @@ use crate::{
     Clients, Code, Endpoint, Error, Fault, Lane, Limits, LinkSocket, Peer, chain, endpoint,
     lane_socket::LaneSocket,
     link::Link,
+    metered::write_exception,
     stream::{send, watch},
 };
 
@@ -270,13 +271,7 @@ fn too_many(peer: Peer, per_user: usize) -> Fault {
 /// Tells a peer why it is not served, in an RPC Abort message, as far as its socket takes it at once.
 fn refuse(socket: &OwnedFd, fault: &Fault) {
     let mut message = capnp::message::Builder::new_default();
-    let mut exception = message.init_root::<rpc_capnp::message::Builder<'_>>().init_abort();
-    let error = capnp::Error::from(fault.clone());
-    exception.set_reason(&error.extra[..]);
-    exception.set_type(match error.kind {
-        capnp::ErrorKind::Overloaded => rpc_capnp::exception::Type::Overloaded,
-        _ => rpc_capnp::exception::Type::Failed,
-    });
+    write_exception(fault.clone(), message.init_root::<rpc_capnp::message::Builder<'_>>().init_abort());
     let bytes = capnp::serialize::write_message_to_words(&message);
     let _ = send(socket, &bytes);
 }

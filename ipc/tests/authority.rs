@@ -110,7 +110,13 @@ fn a_connection_gets_the_bootstrap_capability_once() {
                 raw.finish(0, true);
             }
             raw.send(|message| message.init_bootstrap().set_question_id(9));
-            assert_eq!(raw.receive().await, Said::Ended);
+            assert_eq!(raw.receive().await, Said::Exception(9, Type::Failed));
+            raw.call(10, kernel::Client::TYPE_ID, 0, |target| target.init_promised_answer().set_question_id(9));
+            assert_eq!(raw.receive().await, Said::Exception(10, Type::Failed));
+            // The call failed, and nothing else: what it holds it goes on holding.
+            if !let_go {
+                assert_eq!(raw.info(11, export).await, Said::Results(11, vec![]));
+            }
             rich.is_unharmed().await;
         }
     });

@@ -3,14 +3,16 @@
 mod common;
 
 use std::{
-    io::{Read, Write},
+    io::Write,
     os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
-use capnp_rpc::rpc_capnp::message as rpc;
+use capnp::capability::RemotePromise as Promise;
+use capnp_rpc::rpc_capnp::{exception::Type, message as rpc};
 use common::*;
 use ipc::{Code, Connection, Error, Limits};
+use schema::kernel_store_capnp::{kernel::info_results, kernel_store, kernel_store::get_results};
 
 fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
     let mut limits = Limits::default();
@@ -38,26 +40,6 @@ fn call(id: u32, capabilities: u32) -> Vec<u8> {
 
 fn bootstrap(id: u32) -> Vec<u8> {
     message(|message| message.init_bootstrap().set_question_id(id))
-}
-
-/// Whether the other side ended the connection; reads what it said before.
-async fn ends(socket: &mut UnixStream) -> bool {
-    socket.set_nonblocking(true).unwrap();
-    let start = Instant::now();
-    let mut buffer = [0; 4096];
-    loop {
-        match socket.read(&mut buffer) {
-            Ok(0) => return true,
-            Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                if start.elapsed() > Duration::from_millis(300) {
-                    return false;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            Err(_) => return true,
-        }
-    }
 }
 
 #[test]
@@ -226,7 +208,7 @@ fn a_slow_reader_within_the_stall_time_gets_every_answer() {
 }
 
 #[test]
-fn a_peer_may_hold_answers_up_to_the_limit_and_one_more_ends_the_connection() {
+fn a_peer_may_hold_answers_up_to_the_limit_and_one_more_fails_alone() {
     run(async {
         let service = Service::new();
         // Each unfinished answer costs 128 words on top of its own size, here 12.
@@ -236,12 +218,19 @@ fn a_peer_may_hold_answers_up_to_the_limit_and_one_more_ends_the_connection() {
         for _ in 0..9 {
             held.push(connection.call("get", SOON, get(&store, "k")).await.unwrap());
         }
-        // The answer that is too much is still written; the connection ends behind it.
-        held.extend(connection.call("get", SOON, get(&store, "k")).await);
-        connection.closed().await;
-        let fault = get_kernel(&connection, &store, "k").await.map(drop).unwrap_err();
-        assert_eq!(fault.code, Code::Exhausted);
-        eventually(|| service.probe.kernels.get() == 0).await;
+        for _ in 0..100 {
+            let fault = connection.call("get", SOON, get(&store, "k")).await.map(drop).unwrap_err();
+            assert_eq!(fault.code, Code::Exhausted);
+            assert!(fault.why.contains("not finished"), "{fault}");
+        }
+        // What was made for those has gone again; what is held is as it was, and a finished one makes room.
+        eventually(|| service.probe.kernels.get() == 9).await;
+        for answer in &held {
+            let kernel = answer.get().unwrap().get_kernel().unwrap();
+            connection.call("look", SOON, kernel.info_request().send()).await.unwrap();
+        }
+        held.pop();
+        held.push(connection.call("get", SOON, get(&store, "k")).await.unwrap());
     });
 }
 
@@ -256,7 +245,7 @@ fn answers_that_are_finished_are_not_held() {
 }
 
 #[test]
-fn a_peer_may_hold_as_many_capabilities_as_the_limit_and_one_more_ends_the_connection() {
+fn a_peer_may_hold_as_many_capabilities_as_the_limit_and_one_more_fails_its_call_alone() {
     run(async {
         let service = Service::new();
         // capnp-rpc releases its reference to the store and goes on calling it as the answer to its bootstrap question.
@@ -271,11 +260,70 @@ fn a_peer_may_hold_as_many_capabilities_as_the_limit_and_one_more_ends_the_conne
             settle_briefly().await;
             held.push(get_kernel(&connection, &store, "k").await.unwrap());
         }
-        // The answer itself is still written; the connection ends behind it.
-        let _ninth = get_kernel(&connection, &store, "k").await;
-        connection.closed().await;
-        let fault = get_kernel(&connection, &store, "k").await.map(drop).unwrap_err();
-        assert_eq!(fault.code, Code::Exhausted);
+        for _ in 0..100 {
+            let fault = get_kernel(&connection, &store, "k").await.map(drop).unwrap_err();
+            assert_eq!(fault.code, Code::Exhausted);
+            assert!(fault.why.contains("8 capabilities"), "{fault}");
+        }
+        // What was made for those has gone again, and calls that take no more capabilities are as before.
+        eventually(|| service.probe.kernels.get() == 8).await;
+        for kernel in &held {
+            connection.call("look", SOON, kernel.info_request().send()).await.unwrap();
+        }
+    });
+}
+
+/// `count` calls that wait, and a call on the answer of each; the first ones' promises, if they are kept.
+async fn pipelined(
+    service: &Service,
+    store: &kernel_store::Client,
+    count: usize,
+) -> (Vec<Promise<get_results::Owned>>, Vec<Promise<info_results::Owned>>) {
+    let pair = || {
+        let first = get(store, "hang");
+        let second = first.pipeline.get_kernel().info_request().send();
+        (first, second)
+    };
+    let pairs = (0..count).map(|_| pair()).unzip();
+    eventually(|| service.probe.hanging.get() == count).await;
+    settle_briefly().await;
+    pairs
+}
+
+#[test]
+fn a_call_on_an_answer_that_is_too_much_is_done_if_it_came_before_that() {
+    run(async {
+        let service = Service::new();
+        let (connection, store) = connect_pair(&service, limits(|l| l.capabilities = 2));
+        let _held = get_kernel(&connection, &store, "k").await.unwrap();
+        settle_briefly().await;
+        let _too = get_kernel(&connection, &store, "k").await.unwrap();
+        let (mut first, mut second) = pipelined(&service, &store, 1).await;
+        service.probe.release.notify_one();
+        let first = connection.call("get", SOON, first.remove(0)).await.map(drop).unwrap_err();
+        assert_eq!(first.code, Code::Exhausted);
+        connection.call("look", SOON, second.remove(0)).await.unwrap();
+        eventually(|| service.probe.kernels.get() == 2).await;
+    });
+}
+
+/// What `allocate().getLease().release()` is in C++: the first answer is dropped while the call on it is under way.
+#[test]
+fn a_peer_that_pipelines_and_drops_its_first_answer_early_is_served_without_end() {
+    run(async {
+        let service = Service::new();
+        // Any one that stayed on the book would soon be one too many.
+        let tight = limits(|l| (l.held_words, l.capabilities, l.cancelled_calls) = (8 * 140, 8, 8));
+        let (connection, store) = connect_pair(&service, tight);
+        for _ in 0..100 {
+            let (first, second) = pipelined(&service, &store, 4).await;
+            drop(first);
+            settle_briefly().await;
+            (0..4).for_each(|_| service.probe.release.notify_one());
+            for call in second {
+                connection.call("look", SOON, call).await.unwrap();
+            }
+        }
         eventually(|| service.probe.kernels.get() == 0).await;
     });
 }
@@ -285,38 +333,42 @@ async fn settle_briefly() {
 }
 
 #[test]
-fn a_message_with_as_many_capabilities_as_the_limit_is_taken_and_one_more_ends_the_connection() {
+fn a_call_with_as_many_capabilities_as_the_limit_is_taken_and_one_with_more_fails_alone() {
     run(async {
         let service = Service::new();
-        let (mut socket, task) = serve_pair(&service, Limits::default());
-        socket.write_all(&bootstrap(0)).unwrap();
-        socket.write_all(&call(1, 64)).unwrap();
-        assert!(!ends(&mut socket).await);
-        socket.set_nonblocking(false).unwrap();
-        socket.write_all(&call(2, 65)).unwrap();
-        assert!(ends(&mut socket).await);
-        let Error::Connection(fault) = task.await.unwrap().unwrap_err() else { panic!("another error") };
-        assert!(fault.why.contains("65 capabilities"), "{fault}");
+        let (socket, _task) = serve_pair(&service, Limits::default());
+        let mut raw = raw::Raw::new(socket);
+        raw.bootstrap(0).await;
+        for (id, capabilities, type_) in
+            [(1, 64, Type::Unimplemented), (2, 65, Type::Overloaded), (3, 64, Type::Unimplemented)]
+        {
+            raw.send_bytes(&call(id, capabilities));
+            assert_eq!(raw.receive().await, raw::Said::Exception(id, type_));
+        }
     });
 }
 
 #[test]
-fn as_many_calls_as_the_limit_may_be_cancelled_and_one_more_ends_the_connection() {
+fn as_many_calls_as_the_limit_may_be_cancelled_and_after_that_calls_fail_and_what_is_held_stays() {
     run(async {
         let service = Service::new();
         let (connection, store) = connect_pair(&service, limits(|l| l.cancelled_calls = 10));
+        let mut held = Vec::new();
         for _ in 0..10 {
+            held.push(get_kernel(&connection, &store, "k").await.unwrap());
             let call = get(&store, "hang");
             eventually(|| service.probe.hanging.get() == 1).await;
             drop(call);
             eventually(|| service.probe.hanging.get() == 0).await;
         }
-        get_kernel(&connection, &store, "k").await.unwrap();
-        let call = get(&store, "hang");
-        eventually(|| service.probe.hanging.get() == 1).await;
-        drop(call);
-        connection.closed().await;
-        eventually(|| service.probe.stores.get() == 0).await;
+        for _ in 0..100 {
+            let fault = get_kernel(&connection, &store, "k").await.map(drop).unwrap_err();
+            assert_eq!(fault.code, Code::Exhausted);
+            assert!(fault.why.contains("10 calls of this connection were cancelled"), "{fault}");
+        }
+        assert_eq!(service.probe.kernels.get(), 10);
+        held.pop();
+        eventually(|| service.probe.kernels.get() == 9).await;
     });
 }
 

@@ -43,6 +43,11 @@ impl Raw {
         let _ = self.socket.write_all(&message(fill));
     }
 
+    /// Sends what is a message, or is none.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.socket.write_all(bytes);
+    }
+
     /// Asks for the bootstrap capability; its export.
     pub async fn bootstrap(&mut self, question: u32) -> u32 {
         self.send(|message| message.init_bootstrap().set_question_id(question));
