@@ -12,8 +12,15 @@
 #     <code>: <what was tried, on what>: <why it failed>. <what to do about it>.
 #
 # <code> is the name of one of the enumerants below, exactly as spelled here, and is followed by a colon.
+# Most libraries put words of their own before the reason of an exception that came over a connection, once for each connection that it crossed. C++ and
+# Python (pycapnp) put "remote exception: ": `kj::Exception::getDescription()` is "remote exception: notFound: …". Take every such prefix off, then
+# read up to the first colon. pycapnp's `KjException.description` is the reason; its `str()` has more around it.
+#
 # A reason that does not begin with a known code comes from the RPC layer itself, or from a newer version: treat it as
 # `internal`. The text after the code may change between versions; the code of a given failure does not.
+
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("volt");
 
 enum Code {
   internal @0;

@@ -23,6 +23,9 @@
 # The lane is open to those who may connect to the vat, and to nobody else.
 # A packet of any other length, with a surplus descriptor, or with truncated ancillary data ends the lane; every descriptor in it is closed.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("volt");
+
 const opDeposit :UInt8 = 1;
 const opClaim :UInt8 = 2;
 
@@ -39,6 +42,9 @@ const maxTokensPerUser :UInt16 = 256;
 # Root is exempt: its processes count one by one.
 const maxTokensPerProcess :UInt16 = 64;
 # As the kernel tells processes apart (SO_PEERCRED); those of another pid namespace count as their user's only.
+
+const statusTooManyLanes :UInt8 = 3;
+# Sent unasked, as the only packet of a lane that is refused: the service has as many as it may of this process, of this user or in all (limits.capnp).
 
 struct FdToken {
   # Names one file descriptor that waits on the lane of the connection this message travels on.

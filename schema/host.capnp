@@ -4,7 +4,9 @@
 # Authority narrows along the chain Host -> Tenant -> Network -> PortFactory -> Port: each step hands out an interface that can do
 # less, and nothing that is handed out leads back up.
 
+using Cxx = import "/capnp/c++.capnp";
 using Net = import "network.capnp";
+$Cxx.namespace("volt");
 
 interface Host {
   # Holding this allows making networks and tenants on this host: the owner's authority. Bootstrap capability of `netmgr` for root, for the user
@@ -17,14 +19,14 @@ interface Host {
   # Errors: invalidArgument, conflict (a foreign interface, or another installation of Volt, has that name; or an address or route of another
   # interface holds the subnet), exhausted (256 networks).
 
-  network @1 (name :Text) -> (network :Net.Network);
+  network @1 (network :Text) -> (network :Net.Network);
   # Errors: notFound.
 
-  tenant @2 (name :Text, quota :TenantQuota) -> (tenant :Tenant);
+  tenant @2 (tenant :Text, quota :TenantQuota) -> (tenant :Tenant);
   # A tenant is bound to its holder: when the last reference goes, so do the ports made through it.
-  # `name`: 1 to 63 bytes of [a-z0-9-]. Errors: invalidArgument, alreadyExists.
+  # `tenant`: its name, 1 to 63 bytes of [a-z0-9-]. Errors: invalidArgument, alreadyExists.
 
-  removeNetwork @3 (name :Text) -> ();
+  removeNetwork @3 (network :Text) -> ();
   # Takes a network that has no ports off the host. Errors: notFound, wrongState (ports are attached).
 }
 

@@ -1,14 +1,16 @@
 @0xdd20762e45dfb19a;
 # Guest kernels, unpacked and checked in a sandbox, so that no VM ever parses a stranger's image.
 
+using Cxx = import "/capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
+$Cxx.namespace("volt");
 
 interface KernelStore {
   # Holding this allows importing kernels, and opening and removing every kernel in the store.
   # Bootstrap capability of `kernel-store` for root, for the user it runs as, and for the one it was started for (--owner). A connection gets it
   # once: who releases it keeps what came of it, and no more.
 
-  import @0 (image :FdLane.FdToken, name :Text) -> (kernel :Kernel);
+  importKernel @0 (image :FdLane.FdToken, alias :Text) -> (kernel :Kernel);
   # Reads the kernel image behind `image` (a regular file open for reading: a Linux bzImage whose payload is packed with gzip, xz, lz4 or zstd,
   # or an ELF executable, which may be packed with one of these itself), checks it, and keeps the unpacked ELF under the digest of its content.
   # Importing what the store already has costs no space and gives the kernel that is there. Many may import the same at once: it is done once for all
@@ -17,7 +19,7 @@ interface KernelStore {
   # The image has at most 256 MiB, and the ELF 512 MiB. The ELF is for x86-64, linked to its place (ET_EXEC), has 1 to 64 program headers and at most
   # 64 KiB of notes; its segments lie between 1 MiB and 1 GiB of guest physical memory and apart from one another, and its entry points are code of
   # the file. What is kept can be run by every guest with memory up to `loadEnd`.
-  # `name` is an alias, 1 to 63 bytes of [A-Za-z0-9._-]; empty for none. It moves to this kernel if another one carried it.
+  # `alias` is a name for it, 1 to 63 bytes of [A-Za-z0-9._-]; empty for none. It moves to this kernel if another one carried it.
   # Errors: badImage, badToken, invalidArgument, exhausted (the disk, the store's size limit, or 1024 imports that wait).
 
   get @1 (ref :Text) -> (kernel :Kernel);

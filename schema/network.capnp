@@ -1,7 +1,9 @@
 @0xa8de502ccd5197ef;
 # Networks and the ports on them.
 
+using Cxx = import "/capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
+$Cxx.namespace("volt");
 
 struct NetworkConfig {
   name @0 :Text;
@@ -62,7 +64,7 @@ interface Port {
 
 struct PortInfo {
   workload @0 :Text;
-  interface @1 :Text;
+  interfaceName @1 :Text;
   # Name of the host's interface.
   index @2 :UInt32;
   # Its interface index.

@@ -1,6 +1,9 @@
 @0xa2c3a8e2ea0e5565;
 # Control of one virtual machine.
 
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("volt");
+
 interface Vm {
   # Holding this allows starting, watching and stopping one VM. It leads neither to the VM's memory nor to its devices.
   # Bootstrap capability of `vmm-core` on its control link, and of `volt run` on /run/volt-vmm/vms/NAME.sock for root and whoever started the VM.

@@ -243,8 +243,8 @@ fn a_token_is_good_for_its_user_at_its_own_vat_and_no_guess_comes_near_it() {
         bad(&other.connect().await.0, &token).await;
         // As a descriptor for a method: it was only to be read.
         let import = async |token: &[u8]| {
-            let mut request = guesser_store.import_request();
-            request.get().set_name("mine");
+            let mut request = guesser_store.import_kernel_request();
+            request.get().set_alias("mine");
             request.get().init_image().set_bytes(token);
             guesser.call("import", SOON, request.send()).await.map(drop).map_err(|fault| fault.code)
         };

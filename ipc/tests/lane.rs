@@ -138,8 +138,8 @@ fn a_deposited_descriptor_reaches_the_method_that_gets_its_token() {
         let (connection, store) = served.connect().await;
         let token = connection.deposit(memfd(b"image").as_fd()).await.unwrap();
         let import = |token: &ipc::Token| {
-            let mut request = store.import_request();
-            request.get().set_name("linux");
+            let mut request = store.import_kernel_request();
+            request.get().set_alias("linux");
             token.write(request.get().init_image());
             connection.call("import", SOON, request.send())
         };

@@ -37,13 +37,13 @@ impl Link {
 struct KernelStore(Link);
 
 impl kernel_store::Server for KernelStore {
-    async fn import(
+    async fn import_kernel(
         self: Rc<Self>,
-        params: kernel_store::ImportParams,
-        mut results: kernel_store::ImportResults,
+        params: kernel_store::ImportKernelParams,
+        mut results: kernel_store::ImportKernelResults,
     ) -> Done {
         let params = params.get()?;
-        let name = text("import a kernel", "name", params.get_name()?)?;
+        let name = text("import a kernel", "alias", params.get_alias()?)?;
         let image = self.0.lane.redeem(params.get_image()?.get_bytes()?, self.0.peer)?;
         let kernel = self.0.service.import(image, name).await?;
         results.get().set_kernel(self.0.kernel(kernel));

@@ -53,9 +53,9 @@ fn a_kernels_token_is_good_once_only_to_read_it_and_its_neighbours_are_not() {
         let token = answer.get().unwrap().get_image().unwrap().get_bytes().unwrap().to_vec();
         let other = service.connect().await;
         let import = async |token: &[u8]| {
-            let mut request = other.store.import_request();
+            let mut request = other.store.import_kernel_request();
             request.get().init_image().set_bytes(token);
-            request.get().set_name("stolen");
+            request.get().set_alias("stolen");
             code(other.connection.call("import", DEADLINE, request.send()).await)
         };
         assert_eq!(import(&token).await, Some(Code::BadToken));

@@ -84,7 +84,7 @@ fn known_kernels_are_imported_and_opened_while_an_image_is_unpacked() {
     run(async {
         let client = service.connect().await;
         let token = client.connection.deposit(std::os::fd::AsFd::as_fd(&memfd(&slow))).await.unwrap();
-        let mut request = client.store.import_request();
+        let mut request = client.store.import_kernel_request();
         token.write(request.get().init_image());
         let importing = client.connection.call("import", DEADLINE, request.send());
         let mut importing = std::pin::pin!(importing);

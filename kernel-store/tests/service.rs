@@ -133,7 +133,7 @@ fn images_that_are_none_are_refused_and_leave_nothing() {
         assert_eq!(code(client.import(&image, "no spaces").await), Some(Code::InvalidArgument));
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         assert_eq!(code(client.import_fd(reader, "").await), Some(Code::InvalidArgument));
-        let mut request = client.store.import_request();
+        let mut request = client.store.import_kernel_request();
         request.get().init_image().set_bytes(&[7; 16]);
         assert_eq!(code(client.connection.call("import", DEADLINE, request.send()).await), Some(Code::BadToken));
         assert!(client.list().await.is_empty());

@@ -73,7 +73,7 @@ impl host::Server for Host {
         params: host::NetworkParams,
         mut results: host::NetworkResults,
     ) -> Result<(), capnp::Error> {
-        let id = network_id(&self.0, text("network name", params.get()?.get_name())).await?;
+        let id = network_id(&self.0, text("network name", params.get()?.get_network())).await?;
         results.get().set_network(new_client(Network { context: self.0.clone(), id }));
         Ok(())
     }
@@ -83,7 +83,7 @@ impl host::Server for Host {
         params: host::TenantParams,
         mut results: host::TenantResults,
     ) -> Result<(), capnp::Error> {
-        let name = text("tenant name", params.get()?.get_name());
+        let name = text("tenant name", params.get()?.get_tenant());
         let failed = while_trying(format!("make tenant {}", quote(&name)));
         let name =
             name.and_then(|name| names::check_label("tenant name", name).map(|()| name.to_owned())).map_err(&failed)?;
@@ -105,7 +105,7 @@ impl host::Server for Host {
         params: host::RemoveNetworkParams,
         _: host::RemoveNetworkResults,
     ) -> Result<(), capnp::Error> {
-        let name = text("network name", params.get()?.get_name());
+        let name = text("network name", params.get()?.get_network());
         let failed = while_trying(format!("remove network {}", quote(&name)));
         let name = name.map_err(&failed)?.to_owned();
         self.0.worker.ask(move |manager| manager.remove(&name)).await.map_err(failed)
@@ -209,7 +209,7 @@ fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
 
 fn write_port(mut to: port_info::Builder<'_>, facts: &PortFacts) {
     to.set_workload(&facts.workload);
-    to.set_interface(&facts.interface);
+    to.set_interface_name(&facts.interface);
     to.set_index(facts.index);
     to.set_mac(&facts.mac.0);
     to.set_network(&facts.network);

@@ -2,7 +2,7 @@
 //!
 //! The `.capnp` files are the documentation: each interface, method and field says there
 //! what holding it allows, when it is released, its errors and units. After changing one, run
-//! `capnp compile -o- --no-standard-import *.capnp > volt.request` in this folder.
+//! `capnp compile -o- --no-standard-import -I. *.capnp > volt.request` in this folder.
 //!
 //! The schemas evolve by Cap'n Proto's rules: fields and methods are added at the end,
 //! never renumbered, retyped or removed.
@@ -32,6 +32,8 @@ generated! {
     host_capnp,
     /// `kernel_store.capnp`: guest kernels.
     kernel_store_capnp,
+    /// `limits.capnp`: what one client may cost a service.
+    limits_capnp,
     /// `network.capnp`: networks and ports.
     network_capnp,
     /// `vm.capnp`: one virtual machine.

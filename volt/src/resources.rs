@@ -88,9 +88,9 @@ pub async fn import(
 ) -> Result<schema::kernel_store_capnp::kernel::Client, Fault> {
     let store: kernel_store::Client = kernels.bootstrap();
     let token = kernels.deposit(image).await?;
-    let mut request = store.import_request();
+    let mut request = store.import_kernel_request();
     request.get().init_image().set_bytes(token.as_bytes());
-    request.get().set_name(alias);
+    request.get().set_alias(alias);
     let answer = kernels.call(tried, IMPORT_DEADLINE, request.send()).await.map_err(|fault| of_file(tried, fault))?;
     Ok(answer.get()?.get_kernel()?)
 }
@@ -160,7 +160,7 @@ async fn find_pool(ipamd: &Connection, name: &str) -> Result<pool::Client, Fault
 
 async fn find_bridge(netmgr: &Connection, name: &str) -> Result<network::Client, Fault> {
     let mut request = netmgr.bootstrap::<host::Client>().network_request();
-    request.get().set_name(name);
+    request.get().set_network(name);
     let answer = netmgr.call(&format!("find the network {name}"), CALL_DEADLINE, request.send()).await?;
     Ok(answer.get()?.get_network()?)
 }

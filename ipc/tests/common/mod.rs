@@ -110,17 +110,17 @@ impl Store {
 }
 
 impl kernel_store::Server for Store {
-    async fn import(
+    async fn import_kernel(
         self: Rc<Self>,
-        params: kernel_store::ImportParams,
-        mut results: kernel_store::ImportResults,
+        params: kernel_store::ImportKernelParams,
+        mut results: kernel_store::ImportKernelResults,
     ) -> capnp::Result<()> {
         count(&self.service.probe.store_calls, 1);
         let params = params.get()?;
         let token = Token::read(params.get_image()?)?;
         let file = self.service.lane.redeem(token.as_bytes(), self.peer)?;
         let size = std::fs::File::from(file).metadata()?.len();
-        results.get().set_kernel(self.kernel(size, params.get_name()?.to_str()?));
+        results.get().set_kernel(self.kernel(size, params.get_alias()?.to_str()?));
         Ok(())
     }
 

@@ -70,7 +70,7 @@ fn call(random: &mut Random, question: u32, first: (u64, u16)) -> Vec<u8> {
         let mut info = content.init_as::<port_info::Builder<'_>>();
         info.set_index(random.of(&[0, 1, 2, 16, 65_537, u32::MAX]));
         info.set_workload(random.of(&TEXTS));
-        info.set_interface(random.of(&TEXTS));
+        info.set_interface_name(random.of(&TEXTS));
     }
     capnp::serialize::write_message_to_words(&message)
 }

@@ -102,9 +102,9 @@ impl Client {
 
     pub async fn import_fd(&self, image: impl AsFd, name: &str) -> Result<kernel::Client, Fault> {
         let token = self.connection.deposit(image.as_fd()).await?;
-        let mut request = self.store.import_request();
+        let mut request = self.store.import_kernel_request();
         token.write(request.get().init_image());
-        request.get().set_name(name);
+        request.get().set_alias(name);
         let answer = self.connection.call("import", DEADLINE, request.send()).await?;
         Ok(answer.get()?.get_kernel()?)
     }

@@ -200,13 +200,13 @@ impl Client {
 
     pub async fn network(&self, name: &str) -> Result<network::Client, Fault> {
         let mut request = self.host.network_request();
-        request.get().set_name(name);
+        request.get().set_network(name);
         Ok(self.connection.call("find a network", DEADLINE, request.send()).await?.get()?.get_network()?)
     }
 
     pub async fn remove(&self, name: &str) -> Result<(), Fault> {
         let mut request = self.host.remove_network_request();
-        request.get().set_name(name);
+        request.get().set_network(name);
         self.connection.call("remove a network", DEADLINE, request.send()).await.map(|_| ())
     }
 
@@ -223,7 +223,7 @@ impl Client {
 
     pub async fn tenant(&self, name: &str, ports: u32) -> Result<tenant::Client, Fault> {
         let mut request = self.host.tenant_request();
-        request.get().set_name(name);
+        request.get().set_tenant(name);
         request.get().init_quota().set_ports(ports);
         Ok(self.connection.call("make a tenant", DEADLINE, request.send()).await?.get()?.get_tenant()?)
     }
@@ -312,7 +312,7 @@ impl Port {
     fn read(info: port_info::Reader<'_>) -> Port {
         Port {
             workload: info.get_workload().unwrap().to_string().unwrap(),
-            interface: info.get_interface().unwrap().to_string().unwrap(),
+            interface: info.get_interface_name().unwrap().to_string().unwrap(),
             index: info.get_index(),
             mac: info.get_mac().unwrap().to_vec(),
             network: info.get_network().unwrap().to_string().unwrap(),
