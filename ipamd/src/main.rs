@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use confine::{Policy, Sandbox, User};
+use confine::{Limit, Policy, Sandbox, User};
 use ipamd::database::{self, Mailbox};
 use ipamd::error::Error;
 use ipamd::ledger::{Ledger, Limits, Now};
@@ -45,10 +45,12 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     let state_dir = ipc::private_folder_for(arguments.user.map(User::uid), &arguments.state_dir)
         .map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
     let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
-    let sandbox = endpoint
-        .as_fds()
-        .iter()
-        .fold(Sandbox::new("ipamd", arguments.confinement), |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()));
+    let limits = ipc::Limits::of_service();
+    let sandbox =
+        endpoint.as_fds().iter().fold(
+            Sandbox::new("ipamd", arguments.confinement).limit(Limit::OpenFiles, ipc::OPEN_FILES),
+            |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()),
+        );
     // The database thread lists nothing.
     let found = lives::found(&state_dir).map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
     let (sandbox, state_dir) = sandbox.service(arguments.user, &state_dir)?;
@@ -65,9 +67,8 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
 
     let idle = arguments.listen.idle_exit();
     let (served, lane) = (database.clone(), Lane::new());
-    let serve = ipc::serve(endpoint, clients, lane.clone(), ipc::Limits::default(), idle, move |peer| {
-        Ok(rpc::bootstrap(&served, &lane, peer))
-    });
+    let serve =
+        ipc::serve(endpoint, clients, lane.clone(), limits, idle, move |peer| Ok(rpc::bootstrap(&served, &lane, peer)));
     runtime.run(async {
         tokio::select! {
             served = serve => Ok(served?),

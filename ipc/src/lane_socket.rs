@@ -112,7 +112,10 @@ impl LaneSocket {
     }
 
     async fn ask(&self, request: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<Packet, Ended> {
-        self.send(request, fd).await?;
+        if let Err(gone) = self.send(request, fd).await {
+            // Who was refused is told so before the socket is closed.
+            return receive_now(self.0.as_fd()).ok().and_then(Result::ok).ok_or(gone);
+        }
         tokio::time::timeout(DEADLINE, self.receive())
             .await
             .map_err(|_| Ended("the service did not answer within 5 s"))?
@@ -152,8 +155,14 @@ fn refusal(status: u8) -> Result<Fault, Ended> {
     match status {
         wire::STATUS_BAD_TOKEN => Ok(bad_token()),
         wire::STATUS_EXHAUSTED => Ok(too_many_tokens()),
+        wire::STATUS_TOO_MANY_LANES => Ok(too_many_lanes()),
         _ => Err(WRONG_REPLY),
     }
+}
+
+fn too_many_lanes() -> Fault {
+    let why = "the service has as many lanes as it may, of this process or in all";
+    Fault::new(Code::Exhausted, "pass a file descriptor", why, "Close connections, or connect again later")
 }
 
 /// What a client is told once its lane has ended.

@@ -2,9 +2,12 @@
 
 use std::{os::fd::AsFd, time::Duration};
 
+use schema::limits_capnp as wire;
+
 use crate::Error;
 
-/// What one peer may cost a vat. The defaults bound what this crate and capnp-rpc keep for a connection to about 20 MiB.
+/// What one peer may cost a vat. The defaults bound what this crate and capnp-rpc keep for a connection to about 60 MiB, most of which is some
+/// 400 bytes for each capability that it holds. Past a limit a call fails with `exhausted`, where nothing else is said.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// The largest message that is read, and how much of one may be traversed, in words of 8 bytes. A larger one ends the connection.
@@ -15,36 +18,67 @@ pub struct Limits {
     pub call_words: usize,
     /// Words of messages that a peer has not read from its socket; its next message that asks for something waits until it has.
     pub unread_words: usize,
-    /// Words of results that a peer holds on to by not finishing its calls (each costs 128 words on top). One more ends the connection.
+    /// Words of results that a peer holds on to by not finishing its calls (each costs 128 words on top).
     pub held_words: usize,
-    /// References to capabilities that a peer was given and has not released. One more ends the connection.
+    /// References to capabilities that a peer was given and has not released.
     pub capabilities: u32,
-    /// Capabilities in one message; a message with more ends the connection.
+    /// Capabilities in one call. An answer with more ends the connection.
     pub capabilities_per_message: u32,
-    /// Calls that a peer may cancel over the life of one connection: capnp-rpc 0.27 keeps about 400 bytes for each. One more ends the connection.
+    /// Calls that a peer cancelled and that are never answered: capnp-rpc 0.27 keeps about 400 bytes for each over the life of a connection.
     pub cancelled_calls: u32,
     /// How long a peer may leave its socket unread while a message of it waits for that. Then the connection ends.
     pub stall: Duration,
-    /// Connections of a vat in all. More wait in the kernel's queue until one ends.
+    /// Connections of a vat in all; more are refused at once with `exhausted`, as with the two limits below. Lanes count by themselves.
     pub connections: usize,
-    /// Connections of one user; more are refused with `exhausted`. Root is exempt.
+    /// Those of them that are kept for processes which have none yet.
+    pub connections_reserved: usize,
+    /// Connections of one user. Root is exempt.
     pub connections_per_user: usize,
+    /// Connections of one process. Those of another pid namespace cannot be told apart, and count as their user's, root's too.
+    pub connections_per_process: usize,
 }
 
+/// Descriptors that a service lets itself have, where it may: connections, lanes, and what it hands out over them.
+pub const OPEN_FILES: u64 = 65_536;
+
 impl Default for Limits {
+    /// Those of `schema/limits.capnp`.
     fn default() -> Limits {
         Limits {
-            message_words: 65_536,
-            calls_in_flight: 64,
-            call_words: 262_144,
-            unread_words: 262_144,
-            held_words: 524_288,
-            capabilities: 4096,
-            capabilities_per_message: 64,
-            cancelled_calls: 16_384,
-            stall: Duration::from_secs(30),
-            connections: 256,
-            connections_per_user: 64,
+            message_words: wire::MAX_MESSAGE_WORDS as usize,
+            calls_in_flight: wire::MAX_CALLS_IN_FLIGHT,
+            call_words: wire::MAX_CALL_WORDS as usize,
+            unread_words: wire::MAX_UNREAD_WORDS as usize,
+            held_words: wire::MAX_HELD_WORDS as usize,
+            capabilities: wire::MAX_CAPABILITIES,
+            capabilities_per_message: wire::MAX_CAPABILITIES_PER_MESSAGE,
+            cancelled_calls: wire::MAX_CANCELLED_CALLS,
+            stall: Duration::from_secs(wire::STALL_SECONDS.into()),
+            connections: wire::MAX_CONNECTIONS as usize,
+            connections_reserved: wire::RESERVED_CONNECTIONS as usize,
+            connections_per_user: wire::MAX_CONNECTIONS_PER_USER as usize,
+            connections_per_process: wire::MAX_CONNECTIONS_PER_PROCESS as usize,
+        }
+    }
+}
+
+impl Limits {
+    /// The schema's, with as many connections as this process has descriptors for. To be called before it confines itself.
+    pub fn of_service() -> Limits {
+        let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        Limits::default().within(hard.unwrap_or(OPEN_FILES).min(OPEN_FILES))
+    }
+
+    /// For a process that may have so many descriptors. A connection takes four at worst, with its lane and with what watches a socket that is full or held back. As many are for
+    /// what a service hands out.
+    pub fn within(self, files: u64) -> Limits {
+        let connections = self.connections.min(usize::try_from(files / 8).unwrap_or(usize::MAX));
+        Limits {
+            connections,
+            connections_reserved: self.connections_reserved.min(connections / 8),
+            connections_per_user: self.connections_per_user.min(connections / 4 * 3),
+            connections_per_process: self.connections_per_process.min(connections / 4),
+            ..self
         }
     }
 }
@@ -88,5 +122,23 @@ impl Peer {
             gid: rustix::process::getegid().as_raw(),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_the_descriptors_and_leave_some_for_everybody() {
+        let limits = |files| {
+            let limits = Limits::default().within(files);
+            let places = (limits.connections, limits.connections_reserved);
+            (places, limits.connections_per_user, limits.connections_per_process)
+        };
+        assert_eq!(limits(OPEN_FILES), ((2048, 256), 1536, 64));
+        assert_eq!(limits(16_384), limits(OPEN_FILES));
+        assert_eq!(limits(4096), ((512, 64), 384, 64));
+        assert_eq!(limits(1024), ((128, 16), 96, 32));
     }
 }

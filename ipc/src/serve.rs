@@ -2,8 +2,7 @@
 //! of its own, so that none can take another down. Hands a peer nothing but the bootstrap capability it is given for it.
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
+    cell::Cell,
     io,
     os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,9 +16,9 @@ use rustix::{
     io::Errno,
     net::{SocketFlags, SocketType},
 };
+use schema::fd_lane_capnp as wire;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::Notify,
     task::JoinSet,
 };
 
@@ -28,6 +27,7 @@ use crate::{
     lane_socket::LaneSocket,
     link::Link,
     metered::write_exception,
+    places::{Place, Places},
     stream::{send, watch},
 };
 
@@ -73,7 +73,12 @@ pub async fn serve(
         }
     });
     let serve_lanes = lanes.accept(
-        |_, _| (),
+        |socket, fault| {
+            // Who is no client of this vat is told nothing.
+            if fault.code == Code::Exhausted {
+                let _ = send(socket, &[wire::STATUS_TOO_MANY_LANES]);
+            }
+        },
         |socket, peer, place| {
             let lane = lane.clone();
             async move {
@@ -135,67 +140,17 @@ impl Log {
     }
 }
 
-/// Who is connected.
-#[derive(Default)]
-struct Places {
-    taken: Cell<usize>,
-    of_user: RefCell<HashMap<u32, usize>>,
-    changed: Notify,
-}
-
-/// One connection's place among the limits; given back when dropped.
-struct Place {
-    places: Rc<Places>,
-    uid: u32,
-}
-
-impl Place {
-    fn take(places: &Rc<Places>, uid: u32, per_user: usize) -> Option<Place> {
-        let mut users = places.of_user.borrow_mut();
-        let of_user = users.entry(uid).or_default();
-        if uid != 0 && *of_user >= per_user {
-            return None;
-        }
-        *of_user = of_user.saturating_add(1);
-        places.taken.set(places.taken.get().saturating_add(1));
-        places.changed.notify_waiters();
-        Some(Place { places: places.clone(), uid })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut users = self.places.of_user.borrow_mut();
-        if let Some(of_user) = users.get_mut(&self.uid) {
-            *of_user = of_user.saturating_sub(1);
-            if *of_user == 0 {
-                users.remove(&self.uid);
-            }
-        }
-        self.places.taken.set(self.places.taken.get().saturating_sub(1));
-        self.places.changed.notify_waiters();
-    }
-}
-
 struct Listener {
     socket: AsyncFd<OwnedFd>,
     clients: Clients,
     places: Rc<Places>,
-    connections: usize,
-    per_user: usize,
 }
 
 impl Listener {
     fn new(socket: OwnedFd, clients: &Clients, limits: &Limits) -> Result<Listener, Error> {
         let socket = watch(socket, Interest::READABLE)
             .map_err(|source| Error::Socket { tried: "watch a listening socket", source })?;
-        Ok(Listener {
-            socket,
-            clients: clients.clone(),
-            places: Rc::default(),
-            connections: limits.connections,
-            per_user: limits.connections_per_user,
-        })
+        Ok(Listener { socket, clients: clients.clone(), places: Places::new(limits) })
     }
 
     /// Spawns `connection(..)` for each connection, or refuses it. Returns when the socket fails for good.
@@ -208,11 +163,6 @@ impl Listener {
         let mut tasks = JoinSet::new();
         loop {
             while tasks.try_join_next().is_some() {}
-            let changed = self.places.changed.notified();
-            if self.places.taken.get() >= self.connections {
-                changed.await;
-                continue;
-            }
             let socket = self.next().await?;
             // A peer of which the kernel says nothing cannot be held to a limit.
             let Ok(peer) = Peer::of(&socket) else { continue };
@@ -220,9 +170,9 @@ impl Listener {
                 refuse(&socket, &fault);
                 continue;
             }
-            match Place::take(&self.places, peer.uid, self.per_user) {
-                Some(place) => drop(tasks.spawn_local(connection(socket, peer, place))),
-                None => refuse(&socket, &too_many(peer, self.per_user)),
+            match self.places.take(peer) {
+                Ok(place) => drop(tasks.spawn_local(connection(socket, peer, place))),
+                Err(fault) => refuse(&socket, &fault),
             }
         }
     }
@@ -245,8 +195,8 @@ impl Listener {
     async fn idle(&self, idle: Option<Duration>) {
         let Some(idle) = idle else { return std::future::pending().await };
         loop {
-            let changed = self.places.changed.notified();
-            if self.places.taken.get() > 0 {
+            let changed = self.places.changed();
+            if self.places.taken() > 0 {
                 changed.await;
                 continue;
             }
@@ -261,11 +211,6 @@ impl Listener {
     fn pollfd(&self) -> rustix::event::PollFd<'_> {
         rustix::event::PollFd::new(self.socket.get_ref(), rustix::event::PollFlags::IN)
     }
-}
-
-fn too_many(peer: Peer, per_user: usize) -> Fault {
-    let why = format!("user {} has {per_user} connections", peer.uid);
-    Fault::new(Code::Exhausted, "connect", why, "Close one of them, or ask again later")
 }
 
 /// Tells a peer why it is not served, in an RPC Abort message, as far as its socket takes it at once.

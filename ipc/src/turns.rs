@@ -20,6 +20,14 @@ pub struct ClientId {
 impl ClientId {
     /// Not a peer, but this process.
     pub const OWN: ClientId = ClientId { uid: 0, pid: -1 };
+
+    pub(crate) fn uid(self) -> u32 {
+        self.uid
+    }
+
+    pub(crate) fn pid(self) -> i32 {
+        self.pid
+    }
 }
 
 impl From<Peer> for ClientId {

@@ -4,14 +4,14 @@ mod common;
 
 use std::{
     io::Write,
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
 use capnp::capability::RemotePromise as Promise;
 use capnp_rpc::rpc_capnp::{exception::Type, message as rpc};
 use common::*;
-use ipc::{Code, Connection, Error, Limits};
+use ipc::{Code, Connection, Error, Fault, Limits};
 use schema::kernel_store_capnp::{kernel::info_results, kernel_store, kernel_store::get_results};
 
 fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
@@ -395,20 +395,75 @@ fn garbage_ends_its_own_connection_and_no_other() {
     });
 }
 
-#[test]
-fn connections_past_the_total_wait_until_one_ends() {
-    run(async {
-        let served = Served::new(limits(|l| l.connections = 2), None);
-        let (first, store) = served.connect().await;
-        let (second, other) = served.connect().await;
-        get_kernel(&first, &store, "k").await.unwrap();
-        get_kernel(&second, &other, "k").await.unwrap();
+/// Whether a connection of this process is served, and it.
+async fn try_connect(path: &std::path::Path) -> (Connection, Result<(), Fault>) {
+    let connection = Connection::connect(path).await.unwrap();
+    let store = connection.bootstrap();
+    let served = get_kernel(&connection, &store, "k").await.map(drop);
+    (connection, served)
+}
 
-        let (third, waiting) = served.connect().await;
-        let short = Duration::from_millis(200);
-        assert_eq!(third.call("get", short, get(&waiting, "k")).await.map(drop).unwrap_err().code, Code::Unavailable);
-        drop((first, store));
-        get_kernel(&third, &waiting, "k").await.unwrap();
+#[test]
+fn connections_past_the_total_are_refused_at_once_and_told_who_has_them() {
+    run(async {
+        let served = Served::new(limits(|l| (l.connections, l.connections_reserved) = (2, 0)), None);
+        let (first, second) = (try_connect(&served.path).await, try_connect(&served.path).await);
+        assert_eq!((first.1, second.1), (Ok(()), Ok(())));
+        let (third, refused) = try_connect(&served.path).await;
+        let fault = refused.unwrap_err();
+        let pid = std::process::id();
+        assert_eq!(fault.code, Code::Exhausted);
+        assert!(fault.why.contains("2 connections") && fault.why.contains(&format!("process {pid}")), "{fault}");
+        // Its lane as well, and that says so.
+        let lane = third.deposit(memfd(b"").as_fd()).await.map(drop).unwrap_err();
+        assert!(lane.code == Code::Exhausted && lane.why.contains("lanes"), "{lane}");
+        drop(first.0);
+        settle().await;
+        assert_eq!(try_connect(&served.path).await.1, Ok(()));
+    });
+}
+
+#[test]
+fn the_last_connections_are_for_processes_that_have_none() {
+    run(async {
+        let served = Served::new(limits(|l| (l.connections, l.connections_reserved) = (3, 1)), None);
+        let (first, second) = (try_connect(&served.path).await, try_connect(&served.path).await);
+        assert_eq!((first.1, second.1), (Ok(()), Ok(())));
+        assert_eq!(try_connect(&served.path).await.1.unwrap_err().code, Code::Exhausted);
+        // Another process is served: python3 asks for the bootstrap capability and gets an answer rather than an Abort.
+        let ask = message(|message| message.init_bootstrap().set_question_id(7));
+        let answer = another_process(&served.path, &ask).await;
+        let answer = capnp::serialize::read_message(&answer[..], capnp::message::ReaderOptions::new()).unwrap();
+        assert!(matches!(answer.get_root::<rpc::Reader<'_>>().unwrap().which(), Ok(rpc::Return(_))));
+    });
+}
+
+/// What another process hears that connects and says `bytes`.
+async fn another_process(path: &std::path::Path, bytes: &[u8]) -> Vec<u8> {
+    const SCRIPT: &str = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.settimeout(10)\ns.connect(sys.argv[1])\n\
+        s.send(bytes.fromhex(sys.argv[2]))\nprint(s.recv(4096).hex())";
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut child = std::process::Command::new("python3");
+    let child = child.args(["-c", SCRIPT]).arg(path).arg(hex).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let output = std::thread::spawn(move || child.wait_with_output().unwrap());
+    eventually(|| output.is_finished()).await;
+    let text = String::from_utf8(output.join().unwrap().stdout).unwrap();
+    let digits = text.trim().as_bytes().chunks(2);
+    digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+}
+
+#[test]
+fn a_process_has_as_many_connections_as_the_limit_and_the_next_is_refused_until_one_ends_root_s_too() {
+    run(async {
+        let served = Served::new(limits(|l| l.connections_per_process = 2), None);
+        let (first, second) = (try_connect(&served.path).await, try_connect(&served.path).await);
+        assert_eq!((first.1, second.1), (Ok(()), Ok(())));
+        let fault = try_connect(&served.path).await.1.unwrap_err();
+        assert_eq!(fault.code, Code::Exhausted);
+        assert!(fault.why.contains(&format!("process {} has 2 connections", std::process::id())), "{fault}");
+        drop(first.0);
+        settle().await;
+        assert_eq!(try_connect(&served.path).await.1, Ok(()));
     });
 }
 
@@ -418,18 +473,12 @@ fn a_user_has_as_many_connections_as_the_limit_and_the_next_is_refused_until_one
         let served = Served::new(limits(|l| l.connections_per_user = 2), None);
         let path = served.path.clone();
         let other = as_user(4712, move || async move {
-            let connect = async || {
-                let connection = Connection::connect(&path).await.unwrap();
-                let store = connection.bootstrap();
-                let code = get_kernel(&connection, &store, "k").await.map(drop).map_err(|fault| fault.code);
-                (connection, code)
-            };
-            let (first, second, third) = (connect().await, connect().await, connect().await);
-            assert_eq!((first.1, second.1, third.1), (Ok(()), Ok(()), Err(Code::Exhausted)));
+            let (first, second) = (try_connect(&path).await, try_connect(&path).await);
+            assert_eq!((first.1, second.1), (Ok(()), Ok(())));
+            assert_eq!(try_connect(&path).await.1.unwrap_err().code, Code::Exhausted);
             drop(first.0);
             settle().await;
-            let fourth = connect().await;
-            assert_eq!(fourth.1, Ok(()));
+            assert_eq!(try_connect(&path).await.1, Ok(()));
         });
         eventually(|| other.is_finished()).await;
         other.join().unwrap();
@@ -438,8 +487,8 @@ fn a_user_has_as_many_connections_as_the_limit_and_the_next_is_refused_until_one
         if rustix::process::geteuid().is_root() {
             let mut held = Vec::new();
             for _ in 0..4 {
-                let (connection, store) = served.connect().await;
-                get_kernel(&connection, &store, "k").await.unwrap();
+                let (connection, served) = try_connect(&served.path).await;
+                assert_eq!(served, Ok(()));
                 held.push(connection);
             }
         }

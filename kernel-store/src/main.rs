@@ -52,11 +52,12 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     // Before anything there is handed over.
     let mut dir = claim(&path, &path)?;
     let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
+    let connections = ipc::Limits::of_service();
     let sandbox =
         keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
     let (sandbox, seen) = sandbox.service(arguments.user, &path)?;
     // Images are large and rare.
-    let sandbox = sandbox.limit(Limit::OpenFiles, 4096).heap(Heap::Mapping);
+    let sandbox = sandbox.limit(Limit::OpenFiles, ipc::OPEN_FILES).heap(Heap::Mapping);
     let confined = sandbox.keep_fd(dir.as_raw_fd()).confine()?;
     if seen != path {
         // Once more, in the root that it has now: a descriptor from before would lead out of that.
@@ -81,10 +82,8 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
         let service = Service::new(disk, unpacker);
         let lane = Lane::new();
         let offered = lane.clone();
-        ipc::serve(endpoint, clients, lane, ipc::Limits::default(), idle, move |peer| {
-            Ok(rpc::bootstrap(&service, &offered, peer))
-        })
-        .await
+        ipc::serve(endpoint, clients, lane, connections, idle, move |peer| Ok(rpc::bootstrap(&service, &offered, peer)))
+            .await
     })?;
     // With its last handle the thread ends; what it is writing is written first.
     let _ = disk_thread.join();

@@ -93,6 +93,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         endpoint.as_fds().iter().map(AsRawFd::as_raw_fd).chain(manager.fds()).chain([monitor.fd()]).collect();
 
     // Phase 2: narrow.
+    let limits = Limits::of_service();
     let confined = sandbox::confine(arguments.confinement, arguments.user, &keep)?;
     let (worker, inbox) = worker::queue();
     let runtime = ipc::Runtime::new().map_err(Failure::Runtime)?;
@@ -103,7 +104,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     })?;
     confined.enter(&sandbox::rpc())?;
     let lane = Lane::new();
-    let serve = ipc::serve(endpoint, clients, lane.clone(), Limits::default(), arguments.listen.idle_exit(), {
+    let serve = ipc::serve(endpoint, clients, lane.clone(), limits, arguments.listen.idle_exit(), {
         let worker = worker.clone();
         move |peer| Ok(Host::bootstrap(&worker, &lane, peer))
     });

@@ -12,7 +12,7 @@ pub fn confine(policy: Policy, user: Option<User>, keep: &[RawFd]) -> Result<Con
     let mut sandbox =
         Sandbox::new("netmgr", policy).keep_capability(Capability::CAP_NET_ADMIN).limit(Limit::AddressSpace, 1 << 30);
     // One a port, one a waiting token, two a connection.
-    sandbox = sandbox.limit(Limit::OpenFiles, 65_536);
+    sandbox = sandbox.limit(Limit::OpenFiles, ipc::OPEN_FILES);
     for fd in keep {
         sandbox = sandbox.keep_fd(*fd);
     }

@@ -228,7 +228,7 @@ async fn supervise(
     let bootstrap = control.clone();
     // Nothing that a VM is asked for takes a descriptor.
     let lane = Lane::with_limits(Duration::ZERO, 0);
-    tokio::task::spawn_local(ipc::serve(endpoint, clients, lane, Limits::default(), None, move |_| {
+    tokio::task::spawn_local(ipc::serve(endpoint, clients, lane, Limits::default().within(1024), None, move |_| {
         Ok(bootstrap.client().client)
     }));
 
