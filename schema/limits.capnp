@@ -1,6 +1,6 @@
 @0xf6c1d9a40b7e2385;
 # What one client may cost a service of Volt. Beyond that, one client's work never stands in front of another's: each service serves one request of
-# each client in turn.
+# each connection in turn, and none has more than half of what waits from one process.
 #
 # Whatever exceeds a limit fails the call that exceeds it, with `exhausted` (errors.capnp), and nothing else: what the connection holds stays, and the
 # same call may succeed once something was given back. A connection ends only for what cannot be answered in another way: a message that is longer

@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     fn peer(uid: u32) -> Peer {
-        Peer { uid, gid: 0, pid: 1 }
+        Peer { uid, gid: 0, pid: 1, connection: 0 }
     }
 
     #[test]

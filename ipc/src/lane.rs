@@ -205,8 +205,8 @@ impl Lane {
 mod tests {
     use super::*;
 
-    const ALICE: Peer = Peer { uid: 1000, gid: 1000, pid: 1 };
-    const BOB: Peer = Peer { uid: 1001, gid: 1000, pid: 1 };
+    const ALICE: Peer = Peer { uid: 1000, gid: 1000, pid: 1, connection: 0 };
+    const BOB: Peer = Peer { uid: 1001, gid: 1000, pid: 1, connection: 0 };
 
     fn fd() -> OwnedFd {
         std::fs::File::open("/dev/null").unwrap().into()
@@ -265,7 +265,7 @@ mod tests {
     fn a_user_has_two_hundred_and_fifty_six_over_all_its_processes_and_roots_processes_count_one_by_one() {
         let lane = Lane::new();
         let fill = |uid: u32, pid: i32| {
-            let peer = Peer { uid, gid: 0, pid };
+            let peer = Peer { uid, gid: 0, pid, connection: 0 };
             (0..64).map(|_| lane.offer(fd(), peer).map(drop)).find(Result::is_err)
         };
         assert!((1..=4).all(|pid| fill(1000, pid).is_none()));
@@ -275,7 +275,7 @@ mod tests {
         assert!((0..4).all(|_| fill(1001, 0).is_none()));
         assert!(fill(1001, 0).is_some());
         let lane = Lane::new();
-        let unseen = Peer { uid: 0, gid: 0, pid: 0 };
+        let unseen = Peer { uid: 0, gid: 0, pid: 0, connection: 0 };
         assert_eq!((0..257).filter(|_| lane.offer(fd(), unseen).is_ok()).count(), 256);
     }
 

@@ -1,6 +1,10 @@
 //! What a peer may cost: one table of numbers, and who a peer is.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::AsFd,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use schema::limits_capnp as wire;
 
@@ -92,6 +96,8 @@ pub struct Peer {
     pub gid: u32,
     /// Its process, in this process's pid namespace; 0 if it has none there. For messages only: a pid may be reused.
     pub pid: i32,
+    /// Which of this process's connections it is, by a number of its own; 0 for none.
+    pub connection: u64,
 }
 
 impl Peer {
@@ -112,7 +118,9 @@ impl Peer {
                 source: std::io::Error::last_os_error(),
             });
         }
-        Ok(Peer { uid: cred.uid, gid: cred.gid, pid: cred.pid })
+        static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+        let connection = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+        Ok(Peer { uid: cred.uid, gid: cred.gid, pid: cred.pid, connection })
     }
 
     /// This process, as its own peers see it.
@@ -121,6 +129,7 @@ impl Peer {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
+            connection: 0,
         }
     }
 }

@@ -8,13 +8,16 @@ use std::{
 
 use tokio::sync::{Notify, futures::Notified};
 
-use crate::{ClientId, Code, Fault, Limits, Peer};
+use crate::{Code, Fault, Limits, Peer};
+
+/// A user, and its process.
+type Process = (u32, i32);
 
 /// The connections of one listener.
 pub(crate) struct Places {
     limits: Limits,
     taken: Cell<usize>,
-    of_client: RefCell<BTreeMap<ClientId, usize>>,
+    of_process: RefCell<BTreeMap<Process, usize>>,
     changed: Notify,
 }
 
@@ -22,7 +25,7 @@ pub(crate) struct Places {
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Rc<Places>,
-    client: ClientId,
+    process: Process,
 }
 
 impl std::fmt::Debug for Places {
@@ -34,7 +37,7 @@ impl std::fmt::Debug for Places {
 impl Places {
     pub(crate) fn new(limits: &Limits) -> Rc<Places> {
         let limits = limits.clone();
-        Rc::new(Places { limits, taken: Cell::default(), of_client: RefCell::default(), changed: Notify::new() })
+        Rc::new(Places { limits, taken: Cell::default(), of_process: RefCell::default(), changed: Notify::new() })
     }
 
     /// How many are connected.
@@ -49,13 +52,13 @@ impl Places {
 
     /// A place for one more connection of `peer`, or the fault that says who has them all.
     pub(crate) fn take(self: &Rc<Places>, peer: Peer) -> Result<Place, Fault> {
-        let client = ClientId::from(peer);
-        let own = self.of_client.borrow().get(&client).copied().unwrap_or_default();
+        let process = (peer.uid, peer.pid);
+        let own = self.of_process.borrow().get(&process).copied().unwrap_or_default();
         self.check(peer, own)?;
-        self.of_client.borrow_mut().insert(client, own.saturating_add(1));
+        self.of_process.borrow_mut().insert(process, own.saturating_add(1));
         self.taken.set(self.taken.get().saturating_add(1));
         self.changed.notify_waiters();
-        Ok(Place { places: self.clone(), client })
+        Ok(Place { places: self.clone(), process })
     }
 
     fn check(&self, peer: Peer, own: usize) -> Result<(), Fault> {
@@ -84,29 +87,29 @@ impl Places {
     }
 
     fn of_user(&self, uid: u32) -> usize {
-        self.of_client.borrow().iter().filter(|(client, _)| client.uid() == uid).map(|(_, count)| count).sum()
+        self.of_process.borrow().iter().filter(|((user, _), _)| *user == uid).map(|(_, count)| count).sum()
     }
 
     /// Who has the most of them.
     fn most(&self, of: Option<u32>) -> String {
-        let of_client = self.of_client.borrow();
-        let counted = of_client.iter().filter(|(client, _)| of.is_none_or(|uid| client.uid() == uid));
-        counted.max_by_key(|(_, count)| **count).map_or_else(String::new, |(client, count)| {
-            format!(", of which process {} of user {} has {count}", client.pid(), client.uid())
+        let of_process = self.of_process.borrow();
+        let counted = of_process.iter().filter(|((user, _), _)| of.is_none_or(|uid| *user == uid));
+        counted.max_by_key(|(_, count)| **count).map_or_else(String::new, |((user, process), count)| {
+            format!(", of which process {process} of user {user} has {count}")
         })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut of_client = self.places.of_client.borrow_mut();
-        if let Some(count) = of_client.get_mut(&self.client) {
+        let mut of_process = self.places.of_process.borrow_mut();
+        if let Some(count) = of_process.get_mut(&self.process) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                of_client.remove(&self.client);
+                of_process.remove(&self.process);
             }
         }
-        drop(of_client);
+        drop(of_process);
         self.places.taken.set(self.places.taken.get().saturating_sub(1));
         self.places.changed.notify_waiters();
     }
@@ -129,7 +132,7 @@ mod tests {
     fn fill(places: &Rc<Places>, uid: u32, pid: i32) -> (Vec<Place>, Fault) {
         let mut held = Vec::new();
         loop {
-            match places.take(Peer { uid, gid: 0, pid }) {
+            match places.take(Peer { uid, gid: 0, pid, connection: 0 }) {
                 Ok(place) => held.push(place),
                 Err(fault) => return (held, fault),
             }
@@ -176,6 +179,6 @@ mod tests {
         assert_eq!((none.len(), places.taken()), (0, 20));
         assert!(fault.why.starts_with("there are 20 connections"), "{fault}");
         drop((held, more));
-        assert_eq!((places.taken(), places.of_client.borrow().len()), (0, 0));
+        assert_eq!((places.taken(), places.of_process.borrow().len()), (0, 0));
     }
 }

@@ -8,42 +8,32 @@ use crate::{Code, Fault, Peer};
 /// Requests that are served for one thing told, while requests wait.
 const ASKED_PER_TOLD: u32 = 8;
 
-/// Whose turns are fair with whose: a process (of a user), however many connections it has.
-///
-/// Processes of another pid namespace cannot be told apart, and have one turn together for each user.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Whose turns are fair with whose: a connection, and the process behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClientId {
-    uid: u32,
-    pid: i32,
+    process: (u32, i32),
+    connection: u64,
 }
 
 impl ClientId {
     /// Not a peer, but this process.
-    pub const OWN: ClientId = ClientId { uid: 0, pid: -1 };
-
-    pub(crate) fn uid(self) -> u32 {
-        self.uid
-    }
-
-    pub(crate) fn pid(self) -> i32 {
-        self.pid
-    }
+    pub const OWN: ClientId = ClientId { process: (0, -1), connection: 0 };
 }
 
 impl From<Peer> for ClientId {
     fn from(peer: Peer) -> ClientId {
-        ClientId { uid: peer.uid, pid: peer.pid }
+        ClientId { process: (peer.uid, peer.pid), connection: peer.connection }
     }
 }
 
 /// How many requests may wait at one time.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
-    /// Of one client. A connection has 64 calls in flight at most ([`crate::Limits`]), so only calls that were cancelled, or several
-    /// connections, come to more than that.
+    /// Of one client. A connection has 64 calls in flight at most ([`crate::Limits`]), so only with calls that were cancelled it comes to
+    /// more than that.
     pub per_client: usize,
-    /// Of all clients. Where that many wait, whoever has its equal share of them or more is refused, and nobody else. So more than these may
-    /// wait, but never twice as many.
+    /// Of all clients. One process's connections, those that have ended included, have half of them. Where that many wait, whoever has its
+    /// equal share of them or more is refused, and nobody else. So more than these may wait, but never twice as many.
     pub total: usize,
 }
 
@@ -65,6 +55,8 @@ pub(crate) struct Turns<T> {
     /// By turn, and by when it came.
     asked: BTreeMap<(u64, u64), (ClientId, T)>,
     clients: BTreeMap<ClientId, Waiting>,
+    /// How many requests of each process wait.
+    processes: BTreeMap<(u32, i32), usize>,
     turn: u64,
     serial: u64,
     told: VecDeque<T>,
@@ -77,6 +69,7 @@ impl<T> Turns<T> {
             room,
             asked: BTreeMap::new(),
             clients: BTreeMap::new(),
+            processes: BTreeMap::new(),
             turn: 0,
             serial: 0,
             told: VecDeque::new(),
@@ -91,13 +84,16 @@ impl<T> Turns<T> {
         let full = self.asked.len() >= self.room.total;
         let share = self.room.total.checked_div(sharing).unwrap_or_default().max(1);
         let overfull = self.asked.len() >= self.room.total.saturating_mul(2);
-        if own >= self.room.per_client || (full && own >= share) || overfull {
-            let why = format!("{own} requests of this client wait already");
+        let of_process = self.processes.get(&client.process).copied().unwrap_or_default();
+        let hoards = of_process >= (self.room.total / 2).max(1);
+        if own >= self.room.per_client || (full && own >= share) || hoards || overfull {
+            let why = format!("{own} requests of this connection wait already, and {of_process} of its process");
             return Err(Fault::new(Code::Exhausted, "queue a request", why, "Wait for answers before asking for more"));
         }
         let waiting = self.clients.entry(client).or_insert(Waiting { count: 0, last: self.turn });
         waiting.count = waiting.count.saturating_add(1);
         waiting.last = waiting.last.max(self.turn).saturating_add(1);
+        self.processes.insert(client.process, of_process.saturating_add(1));
         self.serial = self.serial.saturating_add(1);
         self.asked.insert((waiting.last, self.serial), (client, value));
         Ok(())
@@ -133,6 +129,12 @@ impl<T> Turns<T> {
                 self.clients.remove(&client);
             }
         }
+        if let Some(count) = self.processes.get_mut(&client.process) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.processes.remove(&client.process);
+            }
+        }
         self.asked_since_told = self.asked_since_told.saturating_add(1);
         Some(value)
     }
@@ -150,7 +152,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn client(pid: i32) -> ClientId {
-        ClientId { uid: 0, pid }
+        ClientId { process: (0, pid), connection: 0 }
     }
 
     fn turns(per_client: usize, total: usize) -> Turns<(i32, u32)> {
@@ -192,7 +194,7 @@ mod tests {
         assert!((0..3).all(|n| ask(&mut turns, 1, n)));
         let fault = turns.ask(client(1), (1, 3)).unwrap_err();
         assert_eq!(fault.code, Code::Exhausted);
-        assert!(fault.why.contains("3 requests of this client"), "{fault}");
+        assert!(fault.why.contains("3 requests of this connection"), "{fault}");
         assert!(ask(&mut turns, 2, 0));
         assert_eq!(turns.next(), Some((1, 0)));
         assert!(ask(&mut turns, 1, 4));
@@ -201,13 +203,27 @@ mod tests {
     #[test]
     fn where_all_is_full_whoever_filled_it_is_refused_and_whoever_comes_is_not() {
         let mut turns = turns(100, 100);
-        assert!((0..90).all(|n| ask(&mut turns, 1, n)));
+        assert!((0..45).all(|n| ask(&mut turns, 1, n)));
         assert!((0..10).all(|n| ask(&mut turns, 2, n)));
-        assert!(!ask(&mut turns, 1, 90));
-        assert!((0..33).all(|n| ask(&mut turns, 3, n)));
-        assert!(!ask(&mut turns, 3, 33));
+        assert!((0..45).all(|n| ask(&mut turns, 5, n)));
+        assert!(!ask(&mut turns, 1, 45));
+        assert!((0..25).all(|n| ask(&mut turns, 3, n)));
+        assert!(!ask(&mut turns, 3, 25));
         assert!(ask(&mut turns, 2, 10));
         assert!(ask(&mut turns, 4, 0));
+    }
+
+    #[test]
+    fn a_process_has_half_of_the_room_however_many_connections_it_makes() {
+        let mut turns = turns(10, 100);
+        let of = |connection| ClientId { process: (0, 1), connection };
+        for connection in 0..50 {
+            assert!(turns.ask(of(connection), (1, 0)).is_ok());
+        }
+        assert_eq!(turns.ask(of(50), (1, 0)).unwrap_err().code, Code::Exhausted);
+        assert!(ask(&mut turns, 2, 0));
+        assert!(turns.next().is_some());
+        assert!(turns.ask(of(50), (1, 0)).is_ok());
     }
 
     #[test]
@@ -252,7 +268,7 @@ mod tests {
                 got.entry(pid).or_default().push(n);
             }
             prop_assert_eq!(sent, got);
-            prop_assert!(turns.clients.is_empty());
+            prop_assert!(turns.clients.is_empty() && turns.processes.is_empty());
         }
     }
 }

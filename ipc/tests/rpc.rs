@@ -47,7 +47,9 @@ fn the_bootstrap_function_and_its_objects_know_the_peer() {
         assert_eq!(seen, uid.to_string());
 
         let (connection, _store) = served.connect().await;
-        assert_eq!(connection.peer(), Peer::this_process());
+        let (again, _store) = served.connect().await;
+        assert_ne!(connection.peer().connection, again.peer().connection);
+        assert_eq!(Peer { connection: 0, ..connection.peer() }, Peer::this_process());
     });
 }
 
