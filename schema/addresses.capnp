@@ -5,7 +5,7 @@
 # service, and after its connection has ended. A reservation is durable: it says that an address belongs to a workload, whether or not
 # anybody holds it, and survives every restart.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
 $Cxx.namespace("volt");
 

@@ -1,7 +1,7 @@
 @0x8c6f2b7983e3371d;
 # What a Volt device backend serves on its control link, beside the vhost-user socket. A foreign vhost-user backend need not have one.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 $Cxx.namespace("volt");
 
 interface DeviceBackend {

@@ -19,7 +19,7 @@
 # A reason that does not begin with a known code comes from the RPC layer itself, or from a newer version: treat it as
 # `internal`. The text after the code may change between versions; the code of a given failure does not.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 $Cxx.namespace("volt");
 
 enum Code {

@@ -23,7 +23,7 @@
 # The lane is open to those who may connect to the vat, and to nobody else.
 # A packet of any other length, with a surplus descriptor, or with truncated ancillary data ends the lane; every descriptor in it is closed.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 $Cxx.namespace("volt");
 
 const opDeposit :UInt8 = 1;

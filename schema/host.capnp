@@ -4,7 +4,7 @@
 # Authority narrows along the chain Host -> Tenant -> Network -> PortFactory -> Port: each step hands out an interface that can do
 # less, and nothing that is handed out leads back up.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 using Net = import "network.capnp";
 $Cxx.namespace("volt");
 

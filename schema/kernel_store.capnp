@@ -1,7 +1,7 @@
 @0xdd20762e45dfb19a;
 # Guest kernels, unpacked and checked in a sandbox, so that no VM ever parses a stranger's image.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
 $Cxx.namespace("volt");
 

@@ -8,7 +8,7 @@
 #
 # Limits of one service's own objects are in its schema.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 $Cxx.namespace("volt");
 
 const maxMessageWords :UInt32 = 65536;

@@ -1,7 +1,7 @@
 @0xa8de502ccd5197ef;
 # Networks and the ports on them.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
 $Cxx.namespace("volt");
 

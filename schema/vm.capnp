@@ -1,7 +1,7 @@
 @0xa2c3a8e2ea0e5565;
 # Control of one virtual machine.
 
-using Cxx = import "/capnp/c++.capnp";
+using Cxx = import "capnp/c++.capnp";
 $Cxx.namespace("volt");
 
 interface Vm {

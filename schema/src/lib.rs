@@ -2,7 +2,7 @@
 //!
 //! The `.capnp` files are the documentation: each interface, method and field says there
 //! what holding it allows, when it is released, its errors and units. After changing one, run
-//! `capnp compile -o- --no-standard-import -I. *.capnp > volt.request` in this folder.
+//! `capnp compile -o- --no-standard-import *.capnp > volt.request` in this folder.
 //!
 //! The schemas evolve by Cap'n Proto's rules: fields and methods are added at the end,
 //! never renumbered, retyped or removed.

@@ -16,13 +16,13 @@ pub fn check(workspace: &Workspace) -> Result<()> {
         .collect();
     sources.sort();
     let mut capnp = Command::new("capnp");
-    capnp.args(["compile", "-o-", "--no-standard-import", "-I."]).args(&sources).current_dir(&dir);
+    capnp.args(["compile", "-o-", "--no-standard-import"]).args(&sources).current_dir(&dir);
     let out = capnp.output().context("Cannot run capnp")?;
     ensure!(out.status.success(), "capnp compile failed: {}", String::from_utf8_lossy(&out.stderr).trim());
     ensure!(
         fs::read(dir.join("volt.request"))? == out.stdout,
         "It is not what capnp makes of the schemas. Write it again: \
-         cd schema && capnp compile -o- --no-standard-import -I. {} > volt.request",
+         cd schema && capnp compile -o- --no-standard-import {} > volt.request",
         sources.join(" ")
     );
     Ok(())
