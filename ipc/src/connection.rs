@@ -42,7 +42,7 @@ struct Inner {
     bootstrap: RefCell<Option<Client>>,
     meter: Rc<Meter>,
     peer: Peer,
-    lane: Option<Actor<LaneState>>,
+    lane: RefCell<Option<Actor<LaneState>>>,
     /// Dropping it ends the connection.
     _stop: oneshot::Sender<()>,
 }
@@ -87,7 +87,7 @@ impl Connection {
             let _ = link.drive(stopped.map(|_| ())).await;
         });
         let bootstrap = RefCell::new(Some(bootstrap));
-        Ok(Connection(Rc::new(Inner { bootstrap, meter, peer, lane, _stop: stop })))
+        Ok(Connection(Rc::new(Inner { bootstrap, meter, peer, lane: RefCell::new(lane), _stop: stop })))
     }
 
     /// The capability that the vat offers to everyone who connects. After [`narrow`](Connection::narrow), one whose every call fails.
@@ -104,9 +104,10 @@ impl Connection {
 
     /// Gives up the bootstrap capability, for the rest of the connection's life: a vat gives it to a connection once. When the
     /// caller's own clones of it have gone as well, all that is left are the capabilities that it got by it, and whoever takes over
-    /// this process gets no more than those.
+    /// this process gets no more than those. The lane is closed too: whoever has one of those, and is handed a descriptor, claims it before.
     pub fn narrow(&self) {
         self.0.bootstrap.take();
+        self.0.lane.take();
     }
 
     /// Who serves, as the kernel says (SO_PEERCRED): the process that called listen, or that made the socket pair.
@@ -136,6 +137,11 @@ impl Connection {
         answer
     }
 
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed().now_or_never().is_some()
+    }
+
     /// Returns once the connection has ended.
     pub async fn closed(&self) {
         self.0.meter.closed().await;
@@ -153,8 +159,8 @@ impl Connection {
         self.lane()?.ask(async move |lane: &mut LaneState| lane.claim(token).await).await?
     }
 
-    fn lane(&self) -> Result<&Actor<LaneState>, Fault> {
-        self.0.lane.as_ref().ok_or_else(|| lane_lost("this link has none"))
+    fn lane(&self) -> Result<Actor<LaneState>, Fault> {
+        self.0.lane.borrow().clone().ok_or_else(|| lane_lost("this link has none, or has closed it"))
     }
 }
 

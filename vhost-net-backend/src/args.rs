@@ -1,5 +1,6 @@
 //! The command line, and the checked configuration that it stands for. Phase 1: the TAP is checked and set up here.
 
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
 use clap::Parser;
@@ -21,6 +22,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub tap_fd: Option<i32>,
 
+    /// What keeps the card's address leased as long as it is open: an inherited descriptor that is held and never used
+    #[arg(long, value_name = "N")]
+    pub lease_fd: Option<i32>,
+
     /// The guest's hardware address
     #[arg(long, value_name = "aa:bb:cc:dd:ee:ff")]
     pub mac: Option<Mac>,
@@ -34,6 +39,7 @@ pub struct Args {
 #[derive(Debug)]
 pub struct Config {
     pub tap: Tap,
+    pub lease: Option<OwnedFd>,
     pub mac: Mac,
     pub mtu: Option<u16>,
 }
@@ -45,7 +51,9 @@ impl Args {
         let mac = self.mac.ok_or_else(|| missing("--mac aa:bb:cc:dd:ee:ff"))?;
         let fd = self.tap_fd.ok_or_else(|| missing("--tap-fd N"))?;
         let tap = Tap::new(device::inherited("--tap-fd", fd, "an open TAP")?)?;
-        Ok(Config { tap, mac, mtu: self.mtu })
+        let inherited = |fd| device::inherited("--lease-fd", fd, "an open descriptor");
+        let lease = self.lease_fd.map(inherited).transpose()?;
+        Ok(Config { tap, lease, mac, mtu: self.mtu })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The device: features, configuration space, and the worker of its queue pair.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use confine::{Filter, Rule};
 use device::{BoxError, Device, Progress, Ring, Worker};
@@ -18,6 +18,8 @@ use crate::transmit::Transmitter;
 /// A virtio-net device with one queue pair.
 pub struct Net {
     tap: Tap,
+    /// Held only: while this process has the TAP, the address of its port is nobody else's.
+    lease: Option<OwnedFd>,
     config: [u8; 12],
     features: u64,
 }
@@ -25,7 +27,7 @@ pub struct Net {
 impl Net {
     /// The device that `config` stands for.
     pub fn new(config: Config) -> Net {
-        let Config { tap, mac, mtu } = config;
+        let Config { tap, lease, mac, mtu } = config;
         let mut features = 1 << VIRTIO_NET_F_CSUM
             | 1 << VIRTIO_NET_F_HOST_TSO4
             | 1 << VIRTIO_NET_F_HOST_TSO6
@@ -42,7 +44,7 @@ impl Net {
         let [a, b, c, d, e, f] = mac.0;
         let [up, _] = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
         let [low, high] = mtu.unwrap_or(0).to_le_bytes();
-        Net { tap, config: [a, b, c, d, e, f, up, 0, 1, 0, low, high], features }
+        Net { tap, lease, config: [a, b, c, d, e, f, up, 0, 1, 0, low, high], features }
     }
 }
 
@@ -64,7 +66,7 @@ impl Device for Net {
     }
 
     fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.tap.fd().as_fd()]
+        std::iter::once(self.tap.fd().as_fd()).chain(self.lease.as_ref().map(AsFd::as_fd)).collect()
     }
 
     fn protocol_filter(&self) -> Filter {

@@ -2,9 +2,11 @@
 
 use confine::{Filter, MemoryWatch, Rule, base};
 
-/// Bytes of the supervisor's reads: of signals, and of its cgroup's events at the end.
+use crate::absence::Names;
+
+/// Bytes of the supervisor's reads: of signals, of names of sockets, and of its cgroup's events at the end.
 const READ: usize = size_of::<libc::signalfd_siginfo>();
-const _: () = assert!(READ == MemoryWatch::READ);
+const _: () = assert!(READ == MemoryWatch::READ && READ == Names::READ);
 
 /// Bytes of heap for a process that waits and tidies up.
 pub const SMALL_HEAP: usize = 1 << 20;

@@ -50,6 +50,8 @@ pub struct DiskPart {
 /// A network card's TAP.
 pub struct CardPart {
     pub tap: OwnedFd,
+    /// What keeps the card's address leased for as long as any process has it.
+    pub life: OwnedFd,
     /// The guest's address.
     pub mac: [u8; 6],
     /// Bytes.
@@ -103,6 +105,8 @@ impl<'a> Machine<'a> {
             let mut backend = Request::new("vhost-net-backend");
             let mac = card.mac.map(|b| format!("{b:02x}")).join(":");
             backend.fd("--tap-fd", dup(&card.tap)?).arg("--mac").arg(mac).arg("--mtu").arg(card.mtu.to_string());
+            // So that the address is nobody else's as long as a process has its port, even one that is frozen while this one is killed.
+            backend.fd("--lease-fd", dup(&card.life)?);
             waiting.push((format!("vhost-net-backend of card {n}"), 1, backend));
         }
         let mut ready = Vec::new();

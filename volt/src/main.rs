@@ -3,6 +3,7 @@
 //! It may open what the user names, start Volt's programs and talk to its services. It never sees guest memory, and
 //! passes the guest's console on without reading it.
 
+mod absence;
 mod cell;
 mod cli;
 mod cmdline;

@@ -15,18 +15,22 @@ use schema::{
 };
 
 use crate::{
+    absence::Borrowed,
     machine::CardPart,
     run::KernelSource,
     say,
-    services::{CALL_DEADLINE, IMPORT_DEADLINE},
+    services::{CALL_DEADLINE, IMPORT_DEADLINE, Service},
 };
 
 /// The links to the services that a VM needs.
 pub struct Services {
+    /// To be closed once the kernel is fetched.
     pub kernels: Connection,
-    /// `netmgr` and `ipamd`; a VM without a card needs neither.
-    pub network: Option<(Connection, Connection)>,
+    pub network: Option<Network>,
 }
+
+/// `netmgr` and `ipamd`; a VM without a card needs neither.
+pub type Network = (Connection, Connection);
 
 impl Services {
     /// From the links in the order that `run` asked for: kernel store, then, where there is a card, `netmgr` and `ipamd`.
@@ -37,13 +41,26 @@ impl Services {
         })?;
         Ok(Services { kernels, network: links.next().zip(links.next()) })
     }
-
-    /// Gives up the services themselves: from here on this process holds what it was given, and can ask for nothing more.
-    pub fn narrow(&self) {
-        let network = self.network.iter().flat_map(|(netmgr, ipamd)| [netmgr, ipamd]);
-        network.chain([&self.kernels]).for_each(Connection::narrow);
-    }
 }
+
+/// Gives up the services themselves: from here on this process holds what it was given, and can ask for nothing more.
+pub fn narrow((netmgr, ipamd): &Network) {
+    [netmgr, ipamd].into_iter().for_each(Connection::narrow);
+}
+
+/// What a VM keeps of the services if they end.
+pub fn borrowed((netmgr, ipamd): &Network, cards: &[Card]) -> Vec<Borrowed> {
+    let addresses = cards.iter().filter_map(|card| card.address.as_ref()).map(|own| own.address.as_str());
+    let networks = cards.iter().map(|card| card.network.as_str());
+    let keeps = |link: &Connection, service, what| Borrowed { link: link.clone(), service, what };
+    vec![
+        keeps(netmgr, Service::Netmgr, format!("its port on {}", networks.collect::<Vec<_>>().join(", "))),
+        keeps(ipamd, Service::Ipamd, addresses.collect::<Vec<_>>().join(", ")),
+    ]
+}
+
+/// A port's TAP, the guest's address there and the MTU.
+type Attached = (OwnedFd, [u8; 6], u32);
 
 /// One network card: the address and the port are ours until released. Half of one, where the other half was refused.
 pub struct Card {
@@ -62,8 +79,8 @@ pub struct Address {
     pub prefix: u8,
 }
 
-/// Fetches the sealed kernel.
-pub async fn kernel(kernels: &Connection, source: KernelSource) -> Result<OwnedFd, Fault> {
+/// Fetches the sealed kernel, and closes the link: the store serves others.
+pub async fn kernel(kernels: Connection, source: KernelSource) -> Result<OwnedFd, Fault> {
     let kernel = match source {
         KernelSource::Stored(name) => {
             let mut request = kernels.bootstrap::<kernel_store::Client>().get_request();
@@ -72,7 +89,7 @@ pub async fn kernel(kernels: &Connection, source: KernelSource) -> Result<OwnedF
             answer.get()?.get_kernel()?
         }
         KernelSource::File(path, image) => {
-            import(kernels, &format!("import the kernel {}", path.display()), image.as_fd(), "").await?
+            import(&kernels, &format!("import the kernel {}", path.display()), image.as_fd(), "").await?
         }
     };
     let answer = kernels.call("open the kernel", CALL_DEADLINE, kernel.open_request().send()).await?;
@@ -104,12 +121,7 @@ pub fn of_file(tried: &str, mut fault: Fault) -> Fault {
 }
 
 /// Attaches one card for each of `networks`. What was taken when one fails is in `cards`, to be released.
-pub async fn cards(
-    links: &(Connection, Connection),
-    workload: &str,
-    networks: &[String],
-    cards: &mut Vec<Card>,
-) -> Result<(), Fault> {
+pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: &mut Vec<Card>) -> Result<(), Fault> {
     let (netmgr, ipamd) = links;
     for name in networks {
         let (pool, network) = network(netmgr, ipamd, name).await?;
@@ -118,10 +130,18 @@ pub async fn cards(
         let attached = attach(netmgr, &network, name, workload);
         let (leased, attached) = futures::join!(leased, attached);
         let mut card = Card { network: name.clone(), address: None, lease: None, port: None, part: None };
-        let leased = leased.map(|(lease, address)| (card.lease, card.address) = (Some(lease), Some(address)));
-        let attached = attached.map(|(port, part)| (card.port, card.part) = (Some(port), Some(part)));
-        cards.push(card);
-        leased.and(attached)?;
+        let life = leased.map(|(lease, address, life)| {
+            (card.lease, card.address) = (Some(lease), Some(address));
+            life
+        });
+        let attached = attached.map(|(port, attached)| {
+            card.port = Some(port);
+            attached
+        });
+        let part = life.and_then(|life| attached.map(|(tap, mac, mtu)| CardPart { tap, life, mac, mtu }));
+        let (part, refused) = part.map_or_else(|fault| (None, Some(fault)), |part| (Some(part), None));
+        cards.push(Card { part, ..card });
+        refused.map_or(Ok(()), Err)?;
     }
     Ok(())
 }
@@ -196,7 +216,7 @@ async fn allocate(
     pool: &pool::Client,
     network: &str,
     workload: &str,
-) -> Result<(lease::Client, Address), Fault> {
+) -> Result<(lease::Client, Address, OwnedFd), Fault> {
     let mut request = pool.allocator_request();
     request.get().set_max_leases(1);
     let allocator = request.send().pipeline.get_allocator();
@@ -208,7 +228,10 @@ async fn allocate(
     let answer = ipamd.call(&tried, CALL_DEADLINE, lease.info_request().send()).await?;
     let info = answer.get()?.get_info()?;
     let (address, gateway) = (text(info.get_address()?)?, text(info.get_gateway()?)?);
-    Ok((lease, Address { address, gateway, prefix: info.get_prefix_length() }))
+    // As long as this process, or the card's backend, has it, the address is the VM's whatever becomes of ipamd.
+    let answer = ipamd.call(&tried, CALL_DEADLINE, lease.life_request().send()).await?;
+    let life = ipamd.claim(answer.get()?.get_life()?.get_bytes()?).await?;
+    Ok((lease, Address { address, gateway, prefix: info.get_prefix_length() }, life))
 }
 
 async fn attach(
@@ -216,7 +239,7 @@ async fn attach(
     network: &network::Client,
     name: &str,
     workload: &str,
-) -> Result<(port::Client, CardPart), Fault> {
+) -> Result<(port::Client, Attached), Fault> {
     let mut request = network.port_factory_request();
     request.get().set_max_ports(1);
     let factory = request.send().pipeline.get_factory();
@@ -240,20 +263,29 @@ async fn attach(
         )
     })?;
     let tap = netmgr.claim(tap.get()?.get_tap()?.get_bytes()?).await?;
-    Ok((port, CardPart { tap, mac, mtu: info.get_mtu() }))
+    Ok((port, (tap, mac, info.get_mtu())))
 }
 
-/// Gives back what the VM borrowed, all at once. A service that does not answer gives it back by itself when the link ends.
-pub async fn release(links: Option<&(Connection, Connection)>, cards: Vec<Card>) {
+/// Gives back what the VM borrowed, all at once. A service that does not answer gives it back by itself when the link ends, and one
+/// that has ended since the VM started takes nothing back: the port goes with its TAP, the address with its life.
+pub async fn release(links: Option<&Network>, cards: Vec<Card>) {
     let Some((netmgr, ipamd)) = links else { return };
     let released = cards.iter().map(|card| async move {
         let lease = async {
-            let Some(lease) = &card.lease else { return Ok(()) };
-            ipamd.call("release the address", CALL_DEADLINE, lease.release_request().send()).await.map(drop)
+            match &card.lease {
+                Some(lease) if !ipamd.is_closed() => {
+                    ipamd.call("release the address", CALL_DEADLINE, lease.release_request().send()).await.map(drop)
+                }
+                _ => Ok(()),
+            }
         };
         let port = async {
-            let Some(port) = &card.port else { return Ok(()) };
-            netmgr.call("release the port", CALL_DEADLINE, port.release_request().send()).await.map(drop)
+            match &card.port {
+                Some(port) if !netmgr.is_closed() => {
+                    netmgr.call("release the port", CALL_DEADLINE, port.release_request().send()).await.map(drop)
+                }
+                _ => Ok(()),
+            }
         };
         let (lease, port) = futures::join!(lease, port);
         [lease, port].into_iter().filter_map(Result::err).for_each(say);

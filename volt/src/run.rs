@@ -13,11 +13,12 @@ use std::{
 };
 
 use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
-use ipc::{Clients, Code, Endpoint, Fault, Lane, Limits, Runtime, chain};
+use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, Runtime, chain};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
+    absence::Names,
     cell::{self, Cell},
     cli::RunArgs,
     cmdline,
@@ -30,7 +31,7 @@ use crate::{
     launcher::{Forked, Launcher, Role},
     machine::{DiskPart, Machine, Parts},
     paths::Paths,
-    resources::{self, Card, Services},
+    resources::{self, Card, Network, Services},
     say,
     services::{self, Found, Service},
     terminal::Terminal,
@@ -61,6 +62,7 @@ struct Links {
     /// Who may use it.
     clients: Clients,
     found: Found,
+    names: Names,
     signals: OwnedFd,
     console: Console,
     launcher: Forked,
@@ -86,9 +88,11 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
     let launcher = Forked::start(&role)?;
 
+    let names = Names::watch(&paths.runtime)?;
+
     watch.ready(&paths)?;
     let [rpc, lane] = endpoint.as_fds();
-    let mut others = vec![rpc, lane, watch.as_fd(), signals.as_fd()];
+    let mut others = vec![rpc, lane, watch.as_fd(), signals.as_fd(), names.as_fd()];
     others.extend(launcher.as_fds());
     others.extend(memory.as_ref().map(AsFd::as_fd));
     // Whoever starts the VM may stop it, and not who its processes run as.
@@ -97,7 +101,7 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let console = Console::start(&confined, &config.name)?;
     let runtime = runtime()?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
-    let links = Links { endpoint, clients, found, signals, console, launcher, watch, memory };
+    let links = Links { endpoint, clients, found, names, signals, console, launcher, watch, memory };
     runtime.run(supervise(&paths, policy, &config, opened, links))
 }
 
@@ -220,11 +224,11 @@ async fn supervise(
     opened: Opened,
     links: Links,
 ) -> Result<i32, Fault> {
-    let Links { endpoint, clients, found, signals, mut console, launcher, watch, memory } = links;
+    let Links { endpoint, clients, found, names, signals, mut console, launcher, watch, memory } = links;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     let launcher = launcher.connect()?;
     obey(signals, console.wishes(), console.terminal.clone(), &control)?;
-    let services = Services::new(found.connect()?)?;
+    let Services { kernels, network } = Services::new(found.connect()?)?;
     let bootstrap = control.clone();
     // Nothing that a VM is asked for takes a descriptor.
     let lane = Lane::with_limits(Duration::ZERO, 0);
@@ -232,9 +236,16 @@ async fn supervise(
         Ok(bootstrap.client().client)
     }));
 
-    let mut cards = Vec::new();
-    let result = match unless_stopped(&control, prepare(policy, config, opened, &services, &mut cards)).await {
-        Ok(Some(parts)) => boot_and_watch(&launcher, &parts, config.no_reboot, &control, &console).await,
+    let (mut cards, mut left) = (Vec::new(), false);
+    let prepared = prepare(policy, config, opened, kernels, network.as_ref(), &mut cards);
+    let result = match unless_stopped(&control, prepared).await {
+        Ok(Some(parts)) => {
+            let borrowed = network.as_ref().map(|network| resources::borrowed(network, &cards)).unwrap_or_default();
+            tokio::select! {
+                exit = boot_and_watch(&launcher, &parts, config.no_reboot, &control, &console, &mut left) => exit,
+                never = names.report(&config.name, borrowed) => match never {},
+            }
+        }
         Ok(None) => Ok(Exit::stopped("it was stopped before it started")),
         Err(fault) => Err(services::with_log(paths, fault)),
     };
@@ -253,8 +264,12 @@ async fn supervise(
             "the launcher of {} is still there, frozen or in the kernel; it ends when it can",
             config.name
         ));
+        left = true;
     }
-    resources::release(services.network.as_ref(), cards).await;
+    // An address is given back at once, unless a process of the VM still has its life, and its port: with the last of them.
+    if !left {
+        resources::release(network.as_ref(), cards).await;
+    }
     console.finish();
     // Whoever hears of the end over the control socket may use the name again.
     watch.clear();
@@ -383,19 +398,20 @@ async fn prepare(
     policy: Policy,
     config: &VmConfig,
     opened: Opened,
-    services: &Services,
+    kernels: Connection,
+    network: Option<&Network>,
     cards: &mut Vec<Card>,
 ) -> Result<Parts, Fault> {
     let workload = format!("vm-{}", config.name);
     let attach = async {
-        match &services.network {
+        match network {
             Some(links) => resources::cards(links, &workload, &config.nets, cards).await,
             None => Ok(()),
         }
     };
-    let (kernel, attached) = futures::join!(resources::kernel(&services.kernels, opened.kernel), attach);
+    let (kernel, attached) = futures::join!(resources::kernel(kernels, opened.kernel), attach);
     // Before anything runs that a guest could take over.
-    services.narrow();
+    network.into_iter().for_each(resources::narrow);
     attached?;
     let addresses: Vec<_> = cards.iter().filter_map(|card| card.address.as_ref()).collect();
     for (own, card) in addresses.iter().zip(cards.iter()) {
@@ -429,6 +445,7 @@ async fn boot_and_watch(
     no_reboot: bool,
     control: &Rc<Control>,
     console: &Console,
+    left: &mut bool,
 ) -> Result<Exit, Fault> {
     loop {
         let boot = async { Machine::boot(launcher, parts, console.core_end()?).await };
@@ -438,10 +455,11 @@ async fn boot_and_watch(
         control.set_core(Some(machine.vm.clone()));
         let exit = watch(&machine, control).await;
         control.set_core(None);
-        let left = machine.end().await;
-        if !left.is_empty() {
-            let left = left.join(", ");
-            say(format_args!("{} is still there, frozen or in the kernel; it ends when it can", left));
+        let there = machine.end().await;
+        if !there.is_empty() {
+            let there = there.join(", ");
+            say(format_args!("{there} is still there, frozen or in the kernel; it ends when it can"));
+            *left = true;
             return Ok(exit);
         }
         if exit.reason != Reason::Reset || no_reboot || control.stop_requests().borrow().is_some() {

@@ -109,6 +109,11 @@ pub(super) const ALL: &[Attempt] = &[
     file("open a file out of a folder that it has", |h, s| {
         out_of_folder(h, s, |h, fd, path| call!(h, SYS_openat, fd, path, libc::O_RDONLY | libc::O_CLOEXEC))
     }),
+    file("give its address up for others to have", |h, s| {
+        // The lock on the life of the lease is the open file's, whoever made it.
+        let life = s.fds.iter().find(|(_, name)| name.contains("/life-")).ok_or(Held::Absent)?.0;
+        call!(h, SYS_flock, life, libc::LOCK_UN)
+    }),
     file("open /dev/kvm", |h, _| open(h, "/dev/kvm", O_RDWR)),
     file("open /dev/net/tun as the driver's user does", |h, _| {
         open(h, "/dev/net/tun", O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK)

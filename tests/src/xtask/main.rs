@@ -1,4 +1,4 @@
-//! `cargo xtask demo | test | bench | blast-radius`: shows Volt at work, proves it, measures it. Installs what it needs from Debian's
+//! `cargo xtask demo | test | bench | soak | blast-radius`: shows Volt at work, proves it, measures it. Installs what it needs from Debian's
 //! archive; keeps its files below cargo's target directory.
 
 mod bench;
@@ -14,6 +14,7 @@ mod kvm;
 mod lab;
 mod schema;
 mod sizes;
+mod soak;
 mod startup;
 mod test;
 
@@ -26,6 +27,7 @@ const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
        cargo xtask test [TIER]...     run the tests: unit, host, lab (all of them if none is named)
        cargo xtask bench [NAME]...    measure: boot, footprint, confine, size (all of them if none is named)
+       cargo xtask soak NAME [COUNT]  run a test in its long form: restarts (of each service under ten VMs, 200 times)
        cargo xtask blast-radius       have the escape suite try everything and write what succeeds into docs/SECURITY.md";
 
 fn main() -> ExitCode {
@@ -49,6 +51,8 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["demo"] => demo::run(&Workspace::find()?),
         ["test", tiers @ ..] => test::run(&Workspace::find()?, tiers),
         ["bench", names @ ..] => bench::run(&Workspace::find()?, names).map(|()| ExitCode::SUCCESS),
+        ["soak", name] => soak::run(&Workspace::find()?, name, None),
+        ["soak", name, count] => soak::run(&Workspace::find()?, name, Some(count)),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         ["blast-radius"] => blast_radius::write(&Workspace::find()?).map(|()| ExitCode::SUCCESS),
         _ => {

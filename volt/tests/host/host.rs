@@ -258,6 +258,11 @@ impl Running {
         kill(self.pid(), signal);
     }
 
+    /// What it has written to standard error.
+    pub fn said(&self) -> String {
+        String::from_utf8_lossy(&self.err.0.lock().unwrap()).into_owned()
+    }
+
     /// Waits until it has written `text` to standard output.
     pub fn says(&self, text: &str) {
         until(text, || {

@@ -11,5 +11,6 @@ mod kernel;
 mod life;
 mod plain;
 mod refusals;
+mod restarts;
 mod services;
 mod stopped;
