@@ -1,12 +1,17 @@
 //! Opening the database file: is it ours, is it whole, is its schema current. Touches that file and those that SQLite puts beside it.
-//! A file that is not ours, or that is damaged, is never written to.
+//! A file that is not ours, or damaged, or from a later version, is never written to, and neither is what lies beside it: whoever is to
+//! mend it needs the log as it was.
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rustix::fs::{AtFlags, CWD};
+use rustix::io::Errno;
 
 use crate::error::Error;
 
@@ -43,7 +48,7 @@ const MIGRATIONS: [&str; 1] = ["
 /// # Errors
 /// [`Error::Foreign`], [`Error::Corrupt`], [`Error::Newer`], [`Error::InUse`], [`Error::Read`], [`Error::Open`].
 pub fn open(path: &Path) -> Result<Connection, Error> {
-    check_header(path)?;
+    let log = check_files(path)?;
     let failed = |source: rusqlite::Error| match source.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Error::InUse(path.into()),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
@@ -53,6 +58,9 @@ pub fn open(path: &Path) -> Result<Connection, Error> {
     };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags).map_err(failed)?;
+    // Whoever closes last brings the log to the database and removes it. Not where the database is refused; a log that SQLite made itself
+    // only now is to go.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, log).map_err(failed)?;
     configure(&db).map_err(failed)?;
 
     let found: i64 = db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
@@ -64,26 +72,50 @@ pub fn open(path: &Path) -> Result<Connection, Error> {
     if verdict != "ok" {
         return Err(Error::Corrupt { path: path.into(), why: verdict });
     }
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
     migrate(&db, found).map_err(failed)?;
     // Only now: the mark must be in the file itself, not in a write-ahead log beside it, when the next start looks for it.
     db.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0)).map_err(failed)?;
     Ok(db)
 }
 
-/// Looks at the first bytes before SQLite does, which might roll a stranger's journal back.
-fn check_header(path: &Path) -> Result<(), Error> {
+/// Looks at what is there before SQLite does, which rolls a stranger's journal back, and drops the log of a database that is empty. Whether
+/// there is a log.
+fn check_files(path: &Path) -> Result<bool, Error> {
+    let beside = |suffix: &str| {
+        let path = PathBuf::from([path.as_os_str(), suffix.as_ref()].join(OsStr::new("")));
+        match rustix::fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat.st_size > 0)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::Read(path, errno.into())),
+        }
+    };
+    let (log, journal) = (beside("-wal")?, beside("-journal")?);
+    let corrupt = |why: &str| Err(Error::Corrupt { path: path.into(), why: why.into() });
+    if check_header(path)? && log == Some(true) {
+        return corrupt("it is empty or not there, and the log beside it is not");
+    }
+    // The first start has a journal and no log yet, and every later one a log and no journal.
+    if (log, journal) == (Some(true), Some(true)) {
+        return corrupt("a log and a rollback journal lie beside it");
+    }
+    Ok(log.is_some())
+}
+
+/// Looks at the first bytes. Whether there are none.
+fn check_header(path: &Path) -> Result<bool, Error> {
     // Not through a link, which SQLite would resolve by calls that it has no other need for.
     let open = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path);
     let mut file = match open {
         Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
         Err(e) => return Err(Error::Read(path.into(), e)),
     };
     let mut header = Vec::new();
     file.by_ref().take(100).read_to_end(&mut header).map_err(|e| Error::Read(path.into(), e))?;
     // SQLite leaves an empty file behind where it was stopped before its first commit.
     if header.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let foreign = |why: &str| Error::Foreign { path: path.into(), why: why.into() };
     if header.len() < 100 || !header.starts_with(b"SQLite format 3\0") {
@@ -91,7 +123,7 @@ fn check_header(path: &Path) -> Result<(), Error> {
     }
     // SQLite file format, section 1.3.8: big-endian at offset 68.
     match header.get(68..72).and_then(|id| id.try_into().ok()).map(u32::from_be_bytes) {
-        Some(APPLICATION_ID) => Ok(()),
+        Some(APPLICATION_ID) => Ok(false),
         _ => Err(foreign("it is an SQLite file of another application")),
     }
 }
@@ -173,25 +205,121 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), before);
     }
 
-    #[test]
-    fn a_damaged_file_is_refused_and_left_as_it_is() {
-        let (_dir, path) = file();
-        drop(open(&path).unwrap());
-        let mut bytes = std::fs::read(&path).unwrap();
-        let len = bytes.len();
-        bytes[100..len].fill(0xa5);
-        std::fs::write(&path, &bytes).unwrap();
-        let error = open(&path).unwrap_err();
-        assert!(matches!(error, Error::Corrupt { .. }), "{error}");
-        assert!(error.to_string().contains("backup"), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    /// What a process that was killed leaves: a database, and a log with most of what it holds.
+    fn killed() -> (tempfile::TempDir, PathBuf) {
+        let (dir, path) = file();
+        let (_alive, from) = file();
+        let db = open(&from).unwrap();
+        db.execute_batch("PRAGMA wal_autocheckpoint = 0").unwrap();
+        for n in 0..200 {
+            db.execute("INSERT INTO pool VALUES (?, ?, '{}')", rusqlite::params![n, format!("net-{n}")]).unwrap();
+        }
+        for suffix in ["", "-wal"] {
+            std::fs::copy(beside(&from, suffix), beside(&path, suffix)).unwrap();
+        }
+        assert!(std::fs::metadata(beside(&path, "-wal")).unwrap().len() > 100_000);
+        (dir, path)
+    }
+
+    fn beside(path: &Path, suffix: &str) -> PathBuf {
+        path.with_file_name(format!("ipamd.sqlite{suffix}"))
+    }
+
+    /// Every file and all that is in it.
+    fn all(dir: &tempfile::TempDir) -> std::collections::BTreeMap<std::ffi::OsString, Vec<u8>> {
+        let entries = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap());
+        entries.map(|entry| (entry.file_name(), std::fs::read(entry.path()).unwrap())).collect()
+    }
+
+    fn refused(dir: &tempfile::TempDir, path: &Path) -> Error {
+        let before = all(dir);
+        let error = open(path).unwrap_err();
+        let (names, after): (Vec<_>, _) = (before.keys().collect(), all(dir));
+        assert_eq!(names, after.keys().collect::<Vec<_>>(), "{error}");
+        assert!(before == after, "not a byte is another: {error}");
+        error
+    }
+
+    fn damage(path: &Path, from: usize) {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[from..].fill(0xa5);
+        std::fs::write(path, &bytes).unwrap();
     }
 
     #[test]
-    fn a_file_of_a_later_version_is_refused() {
-        let (_dir, path) = file();
+    fn what_a_killed_process_leaves_is_taken_over() {
+        let (_dir, path) = killed();
+        let db = open(&path).unwrap();
+        assert_eq!(db.query_row("SELECT count(*) FROM pool", [], |row| row.get::<_, i64>(0)).unwrap(), 200);
+        drop(db);
+        assert!(!beside(&path, "-wal").exists(), "and closed in good order");
+    }
+
+    #[test]
+    fn a_damaged_database_is_refused_and_it_and_all_beside_it_are_left_as_they_are() {
+        for log in [true, false] {
+            let (dir, path) = if log { killed() } else { file() };
+            if !log {
+                drop(open(&path).unwrap());
+            }
+            // What another program may have left.
+            std::fs::write(beside(&path, "-shm"), [7; 32768]).unwrap();
+            damage(&path, 4096 + 100);
+            let error = refused(&dir, &path);
+            assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+            assert!(error.to_string().contains("backup"), "{error}");
+            // Its first page as well.
+            damage(&path, 100);
+            assert!(matches!(refused(&dir, &path), Error::Corrupt { .. }));
+        }
+    }
+
+    #[test]
+    fn an_empty_or_missing_database_beside_a_log_that_is_not_is_refused_and_the_log_left() {
+        let (dir, path) = killed();
+        std::fs::write(&path, b"").unwrap();
+        let error = refused(&dir, &path);
+        assert!(matches!(error, Error::Corrupt { .. }) && error.to_string().contains("log"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(refused(&dir, &path), Error::Corrupt { .. }));
+        // An empty log says nothing: the first start may have made it.
+        std::fs::write(&path, b"").unwrap();
+        std::fs::write(beside(&path, "-wal"), b"").unwrap();
+        open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_journal_beside_a_log_is_refused_and_not_rolled_back() {
+        let (dir, path) = killed();
+        std::fs::write(beside(&path, "-journal"), [1; 512]).unwrap();
+        assert!(matches!(refused(&dir, &path), Error::Corrupt { .. }));
+    }
+
+    #[test]
+    fn a_foreign_file_beside_a_log_is_refused_and_both_are_left() {
+        let (dir, path) = killed();
+        damage(&path, 0);
+        assert!(matches!(refused(&dir, &path), Error::Foreign { .. }));
+        std::fs::write(&path, b"short").unwrap();
+        assert!(matches!(refused(&dir, &path), Error::Foreign { .. }));
+    }
+
+    #[test]
+    fn a_file_of_a_later_version_is_refused_and_left_also_where_only_its_log_says_so() {
+        let (dir, path) = file();
         open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
-        assert!(matches!(open(&path), Err(Error::Newer { found: 2, known: 1, .. })));
+        assert!(matches!(refused(&dir, &path), Error::Newer { found: 2, known: 1, .. }));
+
+        let (dir, path) = killed();
+        let (later, from) = file();
+        for suffix in ["", "-wal"] {
+            std::fs::copy(beside(&path, suffix), beside(&from, suffix)).unwrap();
+        }
+        let db = open(&from).unwrap();
+        db.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA user_version = 2").unwrap();
+        std::fs::copy(beside(&from, "-wal"), beside(&path, "-wal")).unwrap();
+        drop((db, later));
+        assert!(matches!(refused(&dir, &path), Error::Newer { found: 2, .. }));
     }
 
     #[test]
