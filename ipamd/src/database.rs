@@ -1,7 +1,12 @@
 //! The thread that owns the ledger, and group commit: what was asked for while the last commit went to the disk is done in one transaction,
 //! and answered once that one is on the disk. What is asked for here is done even if nobody waits for the answer any more; the answer's
 //! `Drop` then gives back what it held.
+//!
+//! What nobody waits for is done in batches beside what is asked for, so that the end of one who held much costs others little. What takes
+//! no space, and above all what gives some back, is tried once more if its group fails, without the others and with the space that is
+//! kept for it: it has to succeed on a full disk.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -16,11 +21,11 @@ use crate::store::{LeaseId, RefHash};
 const ROOM: Room = Room { per_client: 256, total: 4096 };
 /// Requests that share one commit at most.
 const GROUP: usize = 512;
+/// Leases whose holders have gone that one commit has, beside as many as there are requests in it: no request makes more than one
+/// such, so that they never pile up.
+const BATCH: usize = 256;
 /// How soon to try again what must be done although nobody waits for it.
 const RETRY: Duration = Duration::from_secs(1);
-
-type Answer = Box<dyn FnOnce(Result<(), Fault>) + Send>;
-type Job = Box<dyn FnOnce(&mut Ledger) -> Answer + Send>;
 
 /// What has to be done although nobody waits for it. It stays due until a commit has it.
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +37,59 @@ pub enum Told {
 }
 
 enum Message {
-    Asked(Job),
+    Asked(Box<dyn Request>),
     Told(Told),
+}
+
+/// What a client asks for.
+trait Request: Send {
+    /// Does it, in a transaction; [again](Request::again) in a later one if that fails.
+    fn run(&mut self, ledger: &mut Ledger);
+    fn again(&self) -> bool;
+    /// Tells what became of it, and of the transaction.
+    fn answer(self: Box<Self>, committed: Result<(), Fault>);
+}
+
+struct Asked<F, T> {
+    work: F,
+    again: bool,
+    result: Result<T, Fault>,
+    sender: oneshot::Sender<Result<T, Fault>>,
+}
+
+impl<T: Send, F: FnMut(&mut Ledger) -> Result<T, Fault> + Send> Request for Asked<F, T> {
+    fn run(&mut self, ledger: &mut Ledger) {
+        self.result = in_savepoint(ledger, &mut self.work);
+    }
+
+    fn again(&self) -> bool {
+        self.again
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), Fault>) {
+        // Nobody waits if this fails: the answer's own Drop sees to what it holds.
+        let _ = self.sender.send(committed.and(self.result));
+    }
+}
+
+/// What was told, and is not done yet.
+#[derive(Default)]
+struct Due {
+    unclaimed: Vec<RefHash>,
+    abandoned: VecDeque<LeaseId>,
+}
+
+impl Due {
+    fn is_empty(&self) -> bool {
+        self.unclaimed.is_empty() && self.abandoned.is_empty()
+    }
+
+    fn add(&mut self, told: Told) {
+        match told {
+            Told::Abandoned(lease) => self.abandoned.push_back(lease),
+            Told::Unclaimed(hash) => self.unclaimed.push(hash),
+        }
+    }
 }
 
 /// A handle on the thread for one client.
@@ -66,16 +122,30 @@ impl Database {
         &self,
         f: impl FnOnce(&mut Ledger) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
+        let mut f = Some(f);
+        let work = move |ledger: &mut Ledger| f.take().map_or_else(|| Err(lost()), |f| f(ledger));
+        self.send(work, false).await
+    }
+
+    /// As [`Database::ask`], for what looks at something or gives it back: it is also done where the disk is full.
+    ///
+    /// # Errors
+    /// As [`Database::ask`].
+    pub async fn ask_always<T: Send + 'static>(
+        &self,
+        f: impl FnMut(&mut Ledger) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.send(f, true).await
+    }
+
+    async fn send<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut Ledger) -> Result<T, Fault> + Send + 'static,
+        again: bool,
+    ) -> Result<T, Fault> {
         let (sender, receiver) = oneshot::channel();
-        let job: Job = Box::new(move |ledger| {
-            let result = in_savepoint(ledger, f);
-            Box::new(move |committed| {
-                // Nobody waits if this fails: the answer's own Drop sees to what it holds.
-                let _ = sender.send(committed.and(result));
-            })
-        });
-        let lost = || fault(Code::Internal, "serve a request", "its handler panicked", "Report this as a defect");
-        self.messages.ask(self.client, Message::Asked(job)).map_err(|refused| match refused {
+        let request = Box::new(Asked { work, again, result: Err(lost()), sender });
+        self.messages.ask(self.client, Message::Asked(request)).map_err(|refused| match refused {
             Refused::Gone => lost(),
             Refused::Full(fault) => fault,
         })?;
@@ -87,6 +157,10 @@ impl Database {
         // Fails only when the thread has ended, and the process with it.
         let _ = self.messages.send(Message::Told(told));
     }
+}
+
+fn lost() -> Fault {
+    fault(Code::Internal, "serve a request", "its handler panicked", "Report this as a defect")
 }
 
 fn in_savepoint<T>(ledger: &mut Ledger, f: impl FnOnce(&mut Ledger) -> Result<T, Fault>) -> Result<T, Fault> {
@@ -111,12 +185,12 @@ fn in_savepoint<T>(ledger: &mut Ledger, f: impl FnOnce(&mut Ledger) -> Result<T,
 /// # Errors
 /// Where the ledger cannot be read again after a failure: the process had better end and start over from the disk.
 pub fn run(mut ledger: Ledger, mailbox: Mailbox) -> Result<(), Fault> {
-    let mut told = Vec::new();
+    let mut due = Due::default();
     let mut rest = None;
     loop {
         // What nobody waits for is due at once, but for a rest after a failure.
-        let due = if told.is_empty() { ledger.next_due() } else { Some(Instant::now()) };
-        let first = match due.map(|at| rest.map_or(at, |rest| at.max(rest))) {
+        let next = if due.is_empty() { ledger.next_due() } else { Some(Instant::now()) };
+        let first = match next.map(|at| rest.map_or(at, |rest| at.max(rest))) {
             None => mailbox.0.receive().map(Some),
             Some(at) => mailbox.0.receive_until(at),
         };
@@ -124,34 +198,61 @@ pub fn run(mut ledger: Ledger, mailbox: Mailbox) -> Result<(), Fault> {
             Ok(first) => first,
             Err(Gone) => return Ok(()),
         };
-        let Turn { committed, .. } = turn(&mut ledger, &mailbox, first, &mut told)?;
+        let Turn { committed, .. } = turn(&mut ledger, &mailbox, first, &mut due)?;
         rest = (!committed).then(|| Instant::now() + RETRY);
     }
 }
 
-/// What became of one transaction.
+/// What became of what was due.
 struct Turn {
     committed: bool,
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests see by it what shared a commit"))]
     answered: usize,
 }
 
-/// One transaction: whatever waits, committed together, then answered.
-fn turn(ledger: &mut Ledger, mailbox: &Mailbox, first: Option<Message>, told: &mut Vec<Told>) -> Result<Turn, Fault> {
-    let mut jobs = Vec::new();
+/// One transaction, or two where the first fails: whatever waits, committed together, then answered.
+fn turn(ledger: &mut Ledger, mailbox: &Mailbox, first: Option<Message>, due: &mut Due) -> Result<Turn, Fault> {
+    let mut requests = Vec::new();
     let room = if first.is_some() { GROUP } else { 0 };
     let asked = std::iter::from_fn(|| mailbox.0.asked_now()).take(room);
-    // Told before a request was made is done before that request, at the latest: so it is looked for after them.
+    // What was told before a request was made is known before that request is done: so it is looked for after them.
     for message in first.into_iter().chain(asked).chain(std::iter::from_fn(|| mailbox.0.sent_now())) {
         match message {
-            Message::Asked(job) => jobs.push(job),
-            Message::Told(one) => told.push(one),
+            Message::Asked(request) => requests.push(request),
+            Message::Told(one) => due.add(one),
         }
     }
-    let mut answers = Vec::with_capacity(jobs.len());
-    // A panic leaves memory in doubt, as a failed commit does; the unanswered are told by the drop of their senders.
-    let outcome = catch_unwind(AssertUnwindSafe(|| transaction(ledger, told, jobs, &mut answers)));
-    let outcome = outcome.unwrap_or_else(|_| {
+    let answered = requests.len();
+    let batch = BATCH.saturating_add(answered).min(due.abandoned.len());
+    let mut outcome = attempt(ledger, due, batch, &mut requests)?;
+    if outcome.is_err() {
+        let (again, others): (Vec<_>, Vec<_>) = requests.into_iter().partition(|request| request.again());
+        others.into_iter().for_each(|request| request.answer(outcome.clone()));
+        requests = again;
+        if !requests.is_empty() || !due.is_empty() || ledger.is_due() {
+            ledger.give_up_reserve();
+            outcome = attempt(ledger, due, batch, &mut requests)?;
+            ledger.regain_space();
+        }
+    }
+    if outcome.is_ok() {
+        due.unclaimed.clear();
+        due.abandoned.drain(..batch);
+    }
+    requests.into_iter().for_each(|request| request.answer(outcome.clone()));
+    ledger.fill_reserve();
+    Ok(Turn { committed: outcome.is_ok(), answered })
+}
+
+/// Does it in a transaction. Where that fails, the ledger is as it was before.
+fn attempt(
+    ledger: &mut Ledger,
+    due: &Due,
+    batch: usize,
+    requests: &mut [Box<dyn Request>],
+) -> Result<Result<(), Fault>, Fault> {
+    // A panic leaves memory in doubt, as a failed commit does.
+    let outcome = catch_unwind(AssertUnwindSafe(|| transaction(ledger, due, batch, requests))).unwrap_or_else(|_| {
         Err(fault(
             Code::Internal,
             "serve a group of requests",
@@ -160,10 +261,7 @@ fn turn(ledger: &mut Ledger, mailbox: &Mailbox, first: Option<Message>, told: &m
         ))
     });
     match &outcome {
-        Ok(()) => {
-            told.clear();
-            ledger.committed();
-        }
+        Ok(()) => ledger.committed(),
         Err(_) => {
             if ledger.store().in_transaction() {
                 ledger.store().run("ROLLBACK").map_err(database("undo a failed transaction"))?;
@@ -171,28 +269,24 @@ fn turn(ledger: &mut Ledger, mailbox: &Mailbox, first: Option<Message>, told: &m
             ledger.load()?;
         }
     }
-    let turn = Turn { committed: outcome.is_ok(), answered: answers.len() };
-    for answer in answers {
-        answer(outcome.clone());
-    }
-    Ok(turn)
+    Ok(outcome)
 }
 
-fn transaction(ledger: &mut Ledger, told: &[Told], jobs: Vec<Job>, answers: &mut Vec<Answer>) -> Result<(), Fault> {
+fn transaction(ledger: &mut Ledger, due: &Due, batch: usize, requests: &mut [Box<dyn Request>]) -> Result<(), Fault> {
     const TRIED: &str = "commit a group of requests";
     ledger.store().run("BEGIN IMMEDIATE").map_err(database(TRIED))?;
     ledger.pass_time(Now::read())?;
-    for one in told {
-        match one {
-            Told::Abandoned(lease) => ledger.abandon(*lease)?,
-            Told::Unclaimed(hash) => match ledger.cancel(hash) {
-                Err(fault) if fault.code != Code::Revoked => return Err(fault),
-                _ => {}
-            },
+    for hash in &due.unclaimed {
+        match ledger.cancel(hash) {
+            Err(fault) if fault.code != Code::Revoked => return Err(fault),
+            _ => {}
         }
     }
+    for lease in due.abandoned.iter().take(batch) {
+        ledger.abandon(*lease)?;
+    }
     // All of them, even after SQLite gave up the transaction: each has to be answered.
-    answers.extend(jobs.into_iter().map(|job| job(ledger)));
+    requests.iter_mut().for_each(|request| request.run(ledger));
     ledger.store().run("COMMIT").map_err(database(TRIED))
 }
 

@@ -55,11 +55,11 @@ fn what_waits_shares_one_commit_and_is_answered_after_it() {
         while database.messages.asked() < 100 {
             tokio::task::yield_now().await;
         }
-        let mut told = Vec::new();
-        let turn = turn(&mut ledger, &mailbox, None, &mut told).unwrap();
+        let mut due = Due::default();
+        let turn = turn(&mut ledger, &mailbox, None, &mut due).unwrap();
         assert_eq!(turn.answered, 0, "a turn without a message does what is due only");
         let first = mailbox.0.receive().unwrap();
-        let turn = super::turn(&mut ledger, &mailbox, Some(first), &mut told).unwrap();
+        let turn = super::turn(&mut ledger, &mailbox, Some(first), &mut due).unwrap();
         assert_eq!((turn.answered, turn.committed), (100, true));
         for answer in asked {
             answer.await.unwrap().unwrap();
@@ -173,15 +173,101 @@ fn what_nobody_waits_for_stays_due_until_a_commit_has_it() {
     let pool = ledger.define(CONFIG).unwrap();
     let lease = ledger.allocate(pool, "vm-a", &quota()).unwrap();
     ledger.store().run("COMMIT").unwrap();
-    let mut told = Vec::new();
-    // A transaction that is open already makes BEGIN fail, as a failing disk would.
-    ledger.store().run("BEGIN").unwrap();
-    let failed = turn(&mut ledger, &mailbox, Some(Message::Told(Told::Abandoned(lease))), &mut told).unwrap();
-    assert!(!failed.committed && told.len() == 1);
+    let mut due = Due::default();
+    // As on a disk that cannot be written to.
+    ledger.store().run("PRAGMA query_only = ON").unwrap();
+    let failed = turn(&mut ledger, &mailbox, Some(Message::Told(Told::Abandoned(lease))), &mut due).unwrap();
+    assert!(!failed.committed && !due.is_empty());
     assert!(ledger.lease_info(lease).unwrap().binding.lease.unwrap().grace_until.is_none());
-    let done = turn(&mut ledger, &mailbox, None, &mut told).unwrap();
-    assert!(done.committed && told.is_empty());
+    ledger.store().run("PRAGMA query_only = OFF").unwrap();
+    let done = turn(&mut ledger, &mailbox, None, &mut due).unwrap();
+    assert!(done.committed && due.is_empty());
     assert!(ledger.lease_info(lease).unwrap().binding.lease.unwrap().grace_until.is_some());
+}
+
+/// A request that is asked for in a task, and its answer.
+fn asked<T: Send + 'static>(
+    database: &Database,
+    f: impl FnOnce(&mut Ledger) -> Result<T, Fault> + Send + 'static,
+) -> tokio::task::JoinHandle<Result<T, Fault>> {
+    let handle = database.clone();
+    tokio::task::spawn_local(async move { handle.ask(f).await })
+}
+
+#[test]
+fn holders_that_go_at_once_are_done_in_batches_beside_which_others_are_served_and_both_get_on() {
+    let NewLedger { mut ledger, dir: _dir, .. } = NewLedger::make(Limits::default());
+    let (database, mailbox) = mailbox();
+    let many = 4 * BATCH;
+    ledger.store().run("BEGIN").unwrap();
+    let pool = ledger.define(r#"{"network":"w","subnet":"10.0.0.0/8"}"#).unwrap();
+    let quota: crate::ledger::Quota = Arc::new(Semaphore::new(2 * many));
+    let leases: Vec<_> = (0..many).map(|n| ledger.allocate(pool, &format!("vm-{n}"), &quota).unwrap()).collect();
+    ledger.store().run("COMMIT").unwrap();
+    let in_grace = |ledger: &Ledger| {
+        let state = |lease: &LeaseId| ledger.lease_info(*lease).unwrap().binding.lease.unwrap();
+        leases.iter().filter(|lease| state(lease).grace_until.is_some()).count()
+    };
+    for lease in &leases {
+        database.tell(Told::Abandoned(*lease));
+    }
+    block_on(async {
+        let mut due = Due::default();
+        for round in 1..=3 {
+            let other = asked(&database, |_| Ok(()));
+            while database.messages.asked() < 1 {
+                tokio::task::yield_now().await;
+            }
+            let first = mailbox.0.receive().unwrap();
+            let turn = turn(&mut ledger, &mailbox, Some(first), &mut due).unwrap();
+            assert_eq!((turn.committed, turn.answered), (true, 1), "it waits for one batch, and not for all");
+            other.await.unwrap().unwrap();
+            assert_eq!(in_grace(&ledger), round * (BATCH + 1));
+        }
+        // A lease of one that has gone, and was not come to yet, is as one in its grace period to who asks for it.
+        let last = leases[many - 1];
+        let quota = quota.clone();
+        let again = asked(&database, move |ledger| ledger.allocate(pool, &format!("vm-{}", many - 1), &quota));
+        while database.messages.asked() < 1 {
+            tokio::task::yield_now().await;
+        }
+        let address = ledger.lease_info(last).unwrap().binding.address;
+        let first = mailbox.0.receive().unwrap();
+        turn(&mut ledger, &mailbox, Some(first), &mut due).unwrap();
+        let again = again.await.unwrap().unwrap();
+        assert_eq!(ledger.lease_info(again).unwrap().binding.address, address);
+        assert!(due.is_empty(), "and the batches come to an end");
+    });
+}
+
+#[test]
+fn what_gives_something_back_is_done_alone_where_its_group_fails_and_its_space_is_there_again_after() {
+    let NewLedger { mut ledger, dir, .. } = NewLedger::make(Limits::default());
+    let (database, mailbox) = mailbox();
+    ledger.store().run("BEGIN").unwrap();
+    let pool = ledger.define(CONFIG).unwrap();
+    let lease = ledger.allocate(pool, "vm-a", &quota()).unwrap();
+    ledger.store().run("COMMIT").unwrap();
+    block_on(async {
+        let fails = asked(&database, move |ledger| {
+            let lease = ledger.allocate(pool, "vm-b", &quota());
+            ledger.store().run("ROLLBACK").unwrap();
+            lease
+        });
+        let handle = database.clone();
+        let given =
+            tokio::task::spawn_local(async move { handle.ask_always(move |ledger| ledger.release(lease)).await });
+        while database.messages.asked() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let first = mailbox.0.receive().unwrap();
+        let turn = turn(&mut ledger, &mailbox, Some(first), &mut Due::default()).unwrap();
+        assert_eq!((turn.committed, turn.answered), (true, 2));
+        given.await.unwrap().unwrap();
+        assert!(fails.await.unwrap().is_err());
+    });
+    assert_eq!(ledger.leases(pool, "").unwrap(), []);
+    assert_eq!(std::fs::metadata(dir.path().join("reserve")).unwrap().len(), crate::reserve::BYTES);
 }
 
 #[test]
@@ -202,7 +288,10 @@ fn a_client_has_so_many_requests_waiting_and_no_more_and_is_in_front_of_no_other
         ledger.store().run("BEGIN").unwrap();
         for job in jobs {
             match job {
-                Message::Asked(job) => job(&mut ledger)(Ok(())),
+                Message::Asked(mut request) => {
+                    request.run(&mut ledger);
+                    request.answer(Ok(()));
+                }
                 Message::Told(_) => unreachable!("nothing was told"),
             }
         }

@@ -40,7 +40,8 @@ pub fn file_system(tried: &str) -> impl Fn(std::io::Error) -> Fault + '_ {
     }
 }
 
-fn full(tried: &str) -> Fault {
+/// What it means to a caller that there is no space.
+pub fn full(tried: &str) -> Fault {
     let why = "the file system of the state directory is full";
     fault(Code::Exhausted, tried, why, "Free some space on it, then try again")
 }

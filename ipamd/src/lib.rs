@@ -8,6 +8,7 @@
 //! | [`policy`] | says which address comes next | workloads, time, files, clients |
 //! | [`file`] | opens the database, or says why not | clients |
 //! | [`store`] | rows in SQLite; the database itself refuses a double allocation | clients, time |
+//! | [`reserve`] | space on the disk that is kept for giving things back | clients |
 //! | [`lives`] | the locked files by which a lease outlives its connection | clients, time |
 //! | [`ledger`] | the rules: who may have which address, until when | clients, secrets |
 //! | [`database`] | the thread that has the file; one commit for all that waits | sockets |
@@ -22,6 +23,7 @@
 //! * The address that was given back last is handed out last.
 //! * A lease is held as long as a capability on it lives, or its life is locked, which the kernel sees to. Neither a connection's end nor this
 //!   process's is taken for the end of its holder.
+//! * What gives something back succeeds on a full disk. What is new is refused while the space that is kept for that is not all there.
 //! * The name of a pool or lease is never used for another one: what an old capability names is gone for good.
 //! * A workload that is given a reservation keeps the address it leases until it allocates again.
 //! * A reservation whose caller has gone before it was on the disk is taken back: nobody has its SturdyRef.
@@ -36,5 +38,6 @@ pub mod json;
 pub mod ledger;
 pub mod lives;
 pub mod policy;
+pub mod reserve;
 pub mod rpc;
 pub mod store;

@@ -42,9 +42,9 @@ impl Link {
     }
 
     /// Makes a [`Lease`] of each hold, so that one whose answer nobody awaits any more is given back.
-    fn lease(&self) -> impl FnOnce(Hold) -> Held + Send + 'static {
+    fn lease(&self) -> impl Fn(Hold) -> Held + Send + 'static {
         let database = self.database.clone();
-        move |hold| Held { lease: hold.lease, hold: Some(hold), database }
+        move |hold| Held { lease: hold.lease, hold: Some(hold), database: database.clone() }
     }
 }
 
@@ -66,7 +66,7 @@ impl ipam::Server for Ipam {
     }
 
     async fn list(self: Rc<Self>, _: ipam::ListParams, mut results: ipam::ListResults) -> Done {
-        let pools = self.0.database.ask(|ledger| ledger.list()).await?;
+        let pools = self.0.database.ask_always(|ledger| ledger.list()).await?;
         let mut list = results.get().init_pools(length(pools.len()));
         for (index, (config, text, free)) in (0..).zip(&pools) {
             write_pool(list.reborrow().get(index), config, text, *free);
@@ -76,7 +76,7 @@ impl ipam::Server for Ipam {
 
     async fn remove_pool(self: Rc<Self>, params: ipam::RemovePoolParams, _: ipam::RemovePoolResults) -> Done {
         let network = text("remove a pool", "network", params.get()?.get_network()?)?;
-        Ok(self.0.database.ask(move |ledger| ledger.remove(&network)).await?)
+        Ok(self.0.database.ask_always(move |ledger| ledger.remove(&network)).await?)
     }
 }
 
@@ -88,7 +88,7 @@ struct Pool {
 impl pool::Server for Pool {
     async fn info(self: Rc<Self>, _: pool::InfoParams, mut results: pool::InfoResults) -> Done {
         let id = self.id;
-        let (config, text, free) = self.link.database.ask(move |ledger| ledger.pool(id)).await?;
+        let (config, text, free) = self.link.database.ask_always(move |ledger| ledger.pool(id)).await?;
         write_pool(results.get().init_info(), &config, &text, free);
         Ok(())
     }
@@ -100,7 +100,7 @@ impl pool::Server for Pool {
             return Err(fault(Code::InvalidArgument, "make an allocator", why, "Choose a number within").into());
         }
         let id = self.id;
-        self.link.database.ask(move |ledger| ledger.pool(id).map(drop)).await?;
+        self.link.database.ask_always(move |ledger| ledger.pool(id).map(drop)).await?;
         let quota: Quota = Arc::new(Semaphore::new(most as usize));
         results.get().set_allocator(capnp_rpc::new_client(Allocator { pool: self.id, quota, link: self.link.clone() }));
         Ok(())
@@ -137,7 +137,7 @@ impl pool::Server for Pool {
             );
         }
         let (id, hash) = (self.id, hash(sturdy_ref));
-        self.link.database.ask(move |ledger| ledger.restore(id, &hash)).await?;
+        self.link.database.ask_always(move |ledger| ledger.restore(id, &hash)).await?;
         results
             .get()
             .set_reservation(capnp_rpc::new_client(Reservation { hash, database: self.link.database.clone() }));
@@ -147,7 +147,7 @@ impl pool::Server for Pool {
     async fn leases(self: Rc<Self>, params: pool::LeasesParams, mut results: pool::LeasesResults) -> Done {
         let after = text("list leases", "after", params.get()?.get_after()?)?;
         let id = self.id;
-        let leases = self.link.database.ask(move |ledger| ledger.leases(id, &after)).await?;
+        let leases = self.link.database.ask_always(move |ledger| ledger.leases(id, &after)).await?;
         let mut list = results.get().init_leases(length(leases.len()));
         for (index, info) in (0..).zip(&leases) {
             write_lease(list.reborrow().get(index), info);
@@ -159,7 +159,8 @@ impl pool::Server for Pool {
         let Link { database, lane, peer } = &*self.link;
         let life = lane.redeem(params.get()?.get_life()?.get_bytes()?, *peer)?;
         let (id, lease) = (self.id, self.link.lease());
-        let held = database.ask(move |ledger| ledger.resume(id, &life).map(lease)).await?;
+        // Which takes nothing that its holder has not.
+        let held = database.ask_always(move |ledger| ledger.resume(id, &life).map(&lease)).await?;
         results.get().set_lease(capnp_rpc::new_client(Lease { held, link: self.link.clone() }));
         Ok(())
     }
@@ -217,14 +218,14 @@ impl Lease {
 impl lease::Server for Lease {
     async fn info(self: Rc<Self>, _: lease::InfoParams, mut results: lease::InfoResults) -> Done {
         let id = self.id();
-        let info = self.link.database.ask(move |ledger| ledger.lease_info(id)).await?;
+        let info = self.link.database.ask_always(move |ledger| ledger.lease_info(id)).await?;
         write_lease(results.get().init_info(), &info);
         Ok(())
     }
 
     async fn release(self: Rc<Self>, _: lease::ReleaseParams, _: lease::ReleaseResults) -> Done {
         let id = self.id();
-        Ok(self.link.database.ask(move |ledger| ledger.release(id)).await?)
+        Ok(self.link.database.ask_always(move |ledger| ledger.release(id)).await?)
     }
 
     async fn life(self: Rc<Self>, _: lease::LifeParams, mut results: lease::LifeResults) -> Done {
@@ -264,14 +265,14 @@ struct Reservation {
 impl reservation::Server for Reservation {
     async fn info(self: Rc<Self>, _: reservation::InfoParams, mut results: reservation::InfoResults) -> Done {
         let hash = self.hash;
-        let info = self.database.ask(move |ledger| ledger.reservation_info(&hash)).await?;
+        let info = self.database.ask_always(move |ledger| ledger.reservation_info(&hash)).await?;
         write_lease(results.get().init_info(), &info);
         Ok(())
     }
 
     async fn cancel(self: Rc<Self>, _: reservation::CancelParams, _: reservation::CancelResults) -> Done {
         let hash = self.hash;
-        Ok(self.database.ask(move |ledger| ledger.cancel(&hash)).await?)
+        Ok(self.database.ask_always(move |ledger| ledger.cancel(&hash)).await?)
     }
 }
 

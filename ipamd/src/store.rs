@@ -199,6 +199,23 @@ impl Store {
         self.db.prepare_cached(sql)?.execute([until, lease]).map(|changed| changed > 0)
     }
 
+    /// Begins the grace periods of many, in a transaction of its own.
+    pub fn begin_graces(&self, leases: &[LeaseId], until: i64) -> Result<()> {
+        if leases.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.db.unchecked_transaction()?;
+        for lease in leases {
+            self.begin_grace(*lease, until)?;
+        }
+        transaction.commit()
+    }
+
+    /// Brings what the log holds to the database, and gives the log's space back.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.db.prepare_cached("PRAGMA wal_checkpoint(TRUNCATE)")?.query_row([], |_| Ok(()))
+    }
+
     /// The highest lease in the file, 0 if there is none.
     pub fn last_lease(&self) -> Result<LeaseId> {
         self.db.query_row("SELECT coalesce(max(lease), 0) FROM binding", [], |row| row.get(0))

@@ -15,6 +15,8 @@ use schema::addresses_capnp::lease_info::State;
 /// Three addresses.
 const SMALL: &str =
     r#"{"network":"volt0","subnet":"10.42.0.0/24","pool":{"start":"10.42.0.2","end":"10.42.0.4"},"reservations":{}}"#;
+/// Descriptors that may wait for one process.
+const MOST: usize = schema::fd_lane_capnp::MAX_TOKENS_PER_PROCESS as usize;
 /// A grace period, and a look.
 const GRACE: Duration = Duration::from_secs(32);
 
@@ -193,16 +195,16 @@ fn a_life_is_refused_where_too_many_descriptors_wait_and_the_lease_lives_on() {
         let allocator = client.allocator(&pool, 100).await.unwrap();
         let mut leases = Vec::new();
         let mut tokens = Vec::new();
-        for n in 0..17 {
+        for n in 0..=MOST {
             let lease = client.allocate(&allocator, &format!("vm-{n}")).await.unwrap();
             let answer = client.connection.call("life", DEADLINE, lease.life_request().send()).await;
             let token = answer.map(|answer| answer.get().unwrap().get_life().unwrap().get_bytes().unwrap().to_vec());
-            assert_eq!(token.as_ref().err().map(|fault| fault.code), (n == 16).then_some(Code::Exhausted), "{n}");
+            assert_eq!(token.as_ref().err().map(|fault| fault.code), (n == MOST).then_some(Code::Exhausted), "{n}");
             tokens.extend(token);
             leases.push(lease);
         }
         client.connection.claim(&tokens[0]).await.unwrap();
-        client.life(&leases[16]).await.unwrap();
+        client.life(&leases[MOST]).await.unwrap();
         assert!(client.leases(&pool).await.iter().all(|info| info.reserved || info.state == State::Held));
     });
 }

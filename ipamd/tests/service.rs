@@ -248,49 +248,6 @@ fn what_stands_in_the_way_of_starting_is_named_with_its_remedy() {
     assert!(refusal(bare).contains("--listen-fd"));
 }
 
-/// Runs the service on a file system of 1 MiB that a mount namespace of its own has; `None` where that cannot be had.
-fn start_on_a_small_disk(dir: &std::path::Path) -> Option<Service> {
-    let probe = Command::new("unshare").args(["-m", "true"]).status();
-    if !probe.is_ok_and(|status| status.success()) {
-        return None;
-    }
-    let state = dir.join("state");
-    std::fs::create_dir(&state).unwrap();
-    let script = r#"mount -t tmpfs -o size=300k,mode=700 none "$1" && exec "$0" --state-dir "$1" --socket "$2""#;
-    let socket = dir.join("ipamd.sock");
-    let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_ipamd")]).arg(&state).arg(&socket);
-    Some(Service::of(command.spawn().unwrap(), socket))
-}
-
-#[test]
-fn a_full_disk_fails_what_does_not_fit_and_keeps_what_was_acknowledged() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(service) = start_on_a_small_disk(dir.path()) else {
-        eprintln!("skipped: no mount namespace is to be had");
-        return;
-    };
-    run(async {
-        let client = service.connect().await;
-        let pool = client.define(r#"{"network":"w","subnet":"10.0.0.0/8"}"#).await.unwrap();
-        let allocator = client.allocator(&pool, 65_536).await.unwrap();
-        let mut held = Vec::new();
-        let fault = loop {
-            match client.allocate(&allocator, &format!("vm-{}", held.len())).await {
-                Ok(lease) => held.push(lease),
-                Err(fault) => break fault,
-            }
-            assert!(held.len() < 50_000, "the disk is never full");
-        };
-        assert_eq!(fault.code, Code::Exhausted);
-        assert!(fault.to_string().contains("file system"), "{fault}");
-        let listed = client.leases(&pool).await;
-        assert_eq!(listed.len(), held.len());
-        assert!(listed.iter().all(|info| info.state == State::Held));
-        assert_eq!(client.info(&held[0]).await.unwrap().workload, "vm-0");
-    });
-}
-
 #[test]
 fn every_thread_is_confined() {
     let dir = tempfile::tempdir().unwrap();

@@ -18,6 +18,7 @@ impl Ledger {
     pub fn allocate(&mut self, id: PoolId, workload: &str, quota: &Quota) -> Answer<LeaseId> {
         let tried = format!("allocate an address for {workload:?}");
         check_workload(&tried, workload)?;
+        self.may_grow(&tried)?;
         let reserved = self.store.reserved_for(id, workload).map_err(database(&tried))?;
         let before = self.store.leased_by(id, workload).map_err(database(&tried))?;
         if let Some(Binding { address, lease: Some(Leased { grace_until: None, id }), .. }) = &before

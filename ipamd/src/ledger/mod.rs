@@ -25,9 +25,10 @@ use schema::names;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::PoolConfig;
-use crate::fault::{database, fault};
+use crate::fault::{database, fault, full};
 use crate::lives::Lives;
 use crate::policy::FreeSet;
+use crate::reserve::Reserve;
 use crate::store::{Binding, LeaseId, PoolId, RefHash, Store};
 
 /// How long an address is kept for a workload after its holder has gone.
@@ -35,7 +36,7 @@ pub const GRACE: Duration = Duration::from_secs(30);
 /// The most entries that `leases` gives at one time.
 pub const PAGE: u32 = 512;
 /// The most leases whose grace period one transaction ends; the next one goes on.
-const EXPIRE_AT_ONCE: usize = 1024;
+const EXPIRE_AT_ONCE: usize = 256;
 
 /// What is bounded for the sake of memory, and of the size of answers.
 #[derive(Debug, Clone, Copy)]
@@ -150,6 +151,7 @@ pub struct Ledger {
     watch: life::Watch,
     /// What has ended in this transaction.
     ended: Vec<Ended>,
+    reserve: Reserve,
 }
 
 type Answer<T> = Result<T, Fault>;
@@ -163,6 +165,8 @@ impl Ledger {
     pub fn open(store: Store, limits: Limits, now: Now) -> Answer<Ledger> {
         let tried = "take over the leases of the last run";
         let mut lives = Lives::new(store.folder().into());
+        // Before anything is written: what cannot be taken over is left as it is.
+        pools_of(&store)?;
         let mut gone = Vec::new();
         store
             .each_binding(|row| {
@@ -174,11 +178,11 @@ impl Ledger {
                 }
             })
             .map_err(database(tried))?;
-        store.run("BEGIN IMMEDIATE").map_err(database(tried))?;
-        for lease in gone {
-            store.begin_grace(lease, now.grace_end()).map_err(database(tried))?;
+        let mut reserve = Reserve::find(store.folder());
+        if store.begin_graces(&gone, now.grace_end()).is_err() {
+            reserve.give_up(now.instant);
+            store.begin_graces(&gone, now.grace_end()).map_err(database(tried))?;
         }
-        store.run("COMMIT").map_err(database(tried))?;
         let mut ledger = Ledger {
             store,
             limits,
@@ -193,8 +197,12 @@ impl Ledger {
             lives,
             watch: life::Watch::new(now.instant),
             ended: Vec::new(),
+            reserve,
         };
         ledger.load()?;
+        if !ledger.pools.is_empty() && !ledger.reserve.is_whole() {
+            ledger.regain_space();
+        }
         Ok(ledger)
     }
 
@@ -204,16 +212,9 @@ impl Ledger {
     /// As [`Ledger::open`].
     pub fn load(&mut self) -> Answer<()> {
         const TRIED: &str = "read the database";
-        let mut pools = HashMap::new();
-        let mut by_network = HashMap::new();
-        for (id, text) in self.store.pools().map_err(database(TRIED))? {
-            let config = PoolConfig::read(&text).map_err(|e| {
-                fault(Code::Internal, TRIED, e.to_string(), "Put a backup of the database in its place")
-            })?;
-            by_network.insert(config.network.clone(), id);
-            self.last_pool = self.last_pool.max(id);
-            pools.insert(id, Pool { free: all_of(&config), config, text, bindings: 0 });
-        }
+        let mut pools = pools_of(&self.store)?;
+        let by_network = pools.iter().map(|(id, pool)| (pool.config.network.clone(), *id)).collect();
+        self.last_pool = pools.keys().copied().fold(self.last_pool, PoolId::max);
         let mut old = std::mem::take(&mut self.slots);
         let (slots, due, now) = (&mut self.slots, &mut self.due, self.now);
         due.clear();
@@ -268,7 +269,7 @@ impl Ledger {
         &self.store
     }
 
-    /// Begins a transaction's work: time passes, and grace periods end. At most a thousand of them; more in the next transaction.
+    /// Begins a transaction's work: time passes, and grace periods end. At most so many of them; more in the next transaction.
     ///
     /// # Errors
     /// Where the database fails.
@@ -283,9 +284,41 @@ impl Ledger {
         self.look_at_what_lives_on()
     }
 
-    /// When the next grace period ends, or a life is to be looked at.
+    /// When the next grace period ends, a life is to be looked at, or the reserve to be filled.
     pub fn next_due(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at).into_iter().chain(self.watch.next()).min()
+        [self.due.first().map(|(at, _)| *at), self.watch.next(), self.reserve.next_try()].into_iter().flatten().min()
+    }
+
+    /// Whether a grace period is over, or a life is to be looked at.
+    pub fn is_due(&self) -> bool {
+        let next = self.due.first().map(|(at, _)| *at).into_iter().chain(self.watch.next()).min();
+        next.is_some_and(|at| at <= self.now.instant)
+    }
+
+    /// Gives up the space that is kept for giving things back.
+    pub fn give_up_reserve(&mut self) {
+        self.reserve.give_up(Instant::now());
+    }
+
+    /// Has the log's space given back to the file system, and what was given up taken again.
+    pub fn regain_space(&mut self) {
+        // Where there is not even space for that, the log stays, and all that it says.
+        let _ = self.store.checkpoint();
+        self.reserve.fill(self.store.folder(), Instant::now());
+    }
+
+    /// Takes again what was given up, if there was no space for it before.
+    pub fn fill_reserve(&mut self) {
+        let now = Instant::now();
+        if self.reserve.next_try().is_some_and(|at| at <= now) {
+            self.regain_space();
+        }
+    }
+
+    /// Whether there is space for something new: only while all is there that is kept for giving it back.
+    fn may_grow(&mut self, tried: &str) -> Answer<()> {
+        let whole = self.reserve.is_whole() || self.reserve.fill(self.store.folder(), Instant::now());
+        if whole { Ok(()) } else { Err(full(tried)) }
     }
 
     /// A pool's configuration, as a struct and as text, and how many of its addresses are free.
@@ -372,6 +405,18 @@ impl Ledger {
         let config = &self.pools.get(&binding.pool).ok_or_else(|| unknown("look at a binding"))?.config;
         Ok(Info { network: config.network.clone(), prefix: config.subnet.prefix(), gateway: config.gateway, binding })
     }
+}
+
+/// Every pool of a store, as if nothing of it were taken.
+fn pools_of(store: &Store) -> Answer<HashMap<PoolId, Pool>> {
+    const TRIED: &str = "read the database";
+    let mut pools = HashMap::new();
+    for (id, text) in store.pools().map_err(database(TRIED))? {
+        let config = PoolConfig::read(&text)
+            .map_err(|e| fault(Code::Internal, TRIED, e.to_string(), "Put a backup of the database in its place"))?;
+        pools.insert(id, Pool { free: all_of(&config), config, text, bindings: 0 });
+    }
+    Ok(pools)
 }
 
 /// Every address of the range but the gateway's.

@@ -16,6 +16,7 @@ impl Ledger {
     pub fn reserve(&mut self, id: PoolId, workload: &str, address: &str, hash: &RefHash) -> Answer<()> {
         let tried = format!("reserve an address for {workload:?}");
         check_workload(&tried, workload)?;
+        self.may_grow(&tried)?;
         let config = &self.pools.get(&id).ok_or_else(|| unknown(&tried))?.config;
         let named = match address {
             "" => None,

@@ -411,7 +411,7 @@ fn a_pool_of_sixteen_million_allocates_as_fast_as_a_small_one() {
 }
 
 #[test]
-fn no_more_than_a_thousand_grace_periods_end_in_one_transaction() {
+fn no_more_than_so_many_grace_periods_end_in_one_transaction() {
     let mut bench = Bench::with(r#"{"network":"w","subnet":"10.0.0.0/8"}"#, Limits::default());
     bench.quota = Arc::new(Semaphore::new(2000));
     for n in 0..EXPIRE_AT_ONCE + 10 {
