@@ -32,6 +32,10 @@ interface Ipam {
   # Ends the pool of that network, and the reservations that its configuration makes. Calls on capabilities that came of it fail with `revoked`, also
   # if the network is defined again. The built-in one is then as if nobody had asked for it.
   # Errors: notFound, wrongState (an address is leased, a grace period runs, or there is a durable reservation).
+
+  checkPool @4 (config :Text) -> (info :PoolInfo);
+  # What `definePool` would define, and with its errors, but nothing changes: for who has something else to do first, such as making the bridge.
+  # `free` is what it would be if nothing were leased or reserved.
 }
 
 interface Pool {

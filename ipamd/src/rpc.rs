@@ -74,6 +74,13 @@ impl ipam::Server for Ipam {
         Ok(())
     }
 
+    async fn check_pool(self: Rc<Self>, params: ipam::CheckPoolParams, mut results: ipam::CheckPoolResults) -> Done {
+        let config = text("check a pool", "config", params.get()?.get_config()?)?;
+        let (config, text, free) = self.0.database.ask(move |ledger| ledger.check(&config)).await?;
+        write_pool(results.get().init_info(), &config, &text, free);
+        Ok(())
+    }
+
     async fn remove_pool(self: Rc<Self>, params: ipam::RemovePoolParams, _: ipam::RemovePoolResults) -> Done {
         let network = text("remove a pool", "network", params.get()?.get_network()?)?;
         Ok(self.0.database.ask_always(move |ledger| ledger.remove(&network)).await?)

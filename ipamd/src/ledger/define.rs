@@ -53,11 +53,11 @@ impl Ledger {
         Ok(list)
     }
 
-    /// Defines a pool, or changes it.
+    /// What [`Ledger::define`] would define, with all that it refuses refused, and nothing changed: as [`Ledger::pool`] gives it, but with all free.
     ///
     /// # Errors
-    /// As `Ipam.definePool` in the schema.
-    pub fn define(&mut self, text: &str) -> Answer<PoolId> {
+    /// As `Ipam.checkPool` in the schema.
+    pub fn check(&self, text: &str) -> Answer<(PoolConfig, String, u64)> {
         const TRIED: &str = "define a pool";
         let config = PoolConfig::parse(text).map_err(|e| {
             fault(Code::InvalidArgument, TRIED, format!("{} = {}: {}", e.key, e.value, e.why), e.remedy)
@@ -65,8 +65,9 @@ impl Ledger {
         let text = config.to_json();
         let tried = format!("define the pool of network {}", config.network);
         let existing = self.by_network.get(&config.network).copied();
+        let free = all_of(&config).count();
         if existing.and_then(|id| self.pools.get(&id)).is_some_and(|pool| pool.text == text) {
-            return existing.ok_or_else(|| unknown(&tried));
+            return Ok((config, text, free));
         }
         self.may_grow(&tried)?;
         let others = || self.pools.iter().filter(|(id, _)| Some(**id) != existing).map(|(_, pool)| pool);
@@ -96,9 +97,26 @@ impl Ledger {
                 "Keep fewer reservations in them, and make the others with reserve",
             ));
         }
+        if let Some(id) = existing {
+            self.refit(id, &config, &tried, false)?;
+        }
+        Ok((config, text, free))
+    }
+
+    /// Defines a pool, or changes it.
+    ///
+    /// # Errors
+    /// As `Ipam.definePool` in the schema.
+    pub fn define(&mut self, text: &str) -> Answer<PoolId> {
+        let (config, text, _) = self.check(text)?;
+        let tried = format!("define the pool of network {}", config.network);
+        let existing = self.by_network.get(&config.network).copied();
+        if existing.and_then(|id| self.pools.get(&id)).is_some_and(|pool| pool.text == text) {
+            return existing.ok_or_else(|| unknown(&tried));
+        }
         let id = match existing {
             Some(id) => {
-                self.refit(id, &config, &tried)?;
+                self.refit(id, &config, &tried, true)?;
                 self.store.change_pool(id, &text).map_err(database(&tried))?;
                 id
             }
@@ -167,8 +185,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Sees whether what a pool has fits a new configuration, and ends the reservations that only the old one had.
-    fn refit(&self, id: PoolId, config: &PoolConfig, tried: &str) -> Answer<()> {
+    /// Sees whether what a pool has fits a new configuration, and, with `apply`, ends the reservations that only the old one had.
+    fn refit(&self, id: PoolId, config: &PoolConfig, tried: &str, apply: bool) -> Answer<()> {
         let owners: HashMap<&Ipv4Addr, &String> =
             config.reservations.iter().map(|(workload, address)| (address, workload)).collect();
         let mut after = None;
@@ -183,7 +201,7 @@ impl Ledger {
                 let keeps = wanted == Some(address);
                 // A reservation by the old text, and no lease on it.
                 if row.reserved == Reserved::ByConfig && row.lease.is_none() {
-                    if !keeps {
+                    if apply && !keeps {
                         self.store.delete(id, *address).map_err(database(tried))?;
                     }
                     continue;
@@ -210,7 +228,7 @@ impl Ledger {
                         "End that lease or reservation first (a lease lives on for 30 s after its holder), or widen the pool",
                     );
                 }
-                if row.reserved == Reserved::ByConfig && !keeps {
+                if apply && row.reserved == Reserved::ByConfig && !keeps {
                     self.store.update(&Binding { reserved: Reserved::No, ..row }).map_err(database(tried))?;
                 }
             }

@@ -263,8 +263,13 @@ fn a_pool_changes_unless_something_in_use_would_fall_outside() {
     let change = |bench: &mut Bench, from: &str, to: &str| {
         let text = CONFIG.replace(from, to);
         assert_ne!(text, CONFIG);
+        let (before, pools) = (bench.states(), bench.ledger.list().unwrap());
+        let checked = bench.ledger.check(&text).map(|(_, text, _)| text).map_err(|fault| (fault.code, fault.why));
+        assert_eq!((bench.states(), bench.ledger.list().unwrap()), (before, pools), "a check changes nothing");
         bench.ledger.store().run("SAVEPOINT request").unwrap();
         let result = bench.ledger.define(&text).map_err(|fault| (fault.code, fault.why));
+        let defined = result.clone().map(|pool| bench.ledger.pool(pool).unwrap().1);
+        assert_eq!(checked, defined, "a check says what would be defined, or the same error");
         if result.is_err() {
             bench.ledger.store().run("ROLLBACK TO request").unwrap();
         }

@@ -20,7 +20,7 @@ pub const INTERFACES: [(u64, u16); 14] = [
     (network::Client::TYPE_ID, 2),
     (port_factory::Client::TYPE_ID, 1),
     (port::Client::TYPE_ID, 4),
-    (ipam::Client::TYPE_ID, 4),
+    (ipam::Client::TYPE_ID, 5),
     (pool::Client::TYPE_ID, 6),
     (allocator::Client::TYPE_ID, 1),
     (lease::Client::TYPE_ID, 3),
