@@ -120,7 +120,10 @@ impl Error {
             }
             Error::MacTaken { .. } => "Choose another one, or none for a derived one".into(),
             Error::TenantExists(_) => "Drop that one first, or choose another name".into(),
-            Error::PortsAttached { .. } => "Release them first".into(),
+            Error::PortsAttached { .. } => {
+                "End the workloads that have them first, and take off what is not Volt's (ip link set NAME nomaster)"
+                    .into()
+            }
             Error::Quota(_) => "Release a port, or ask for a larger quota".into(),
             Error::Full { .. } => "Give some of them back".into(),
             Error::NoTun(why) if why.kind() == io::ErrorKind::PermissionDenied => {

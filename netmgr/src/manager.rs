@@ -145,6 +145,13 @@ impl Manager {
     pub fn define(&mut self, mut config: Config) -> Result<NetworkId, Error> {
         let serial = self.next();
         let Manager { kernel, instance, networks, .. } = self;
+        if let Some(network) = networks.get_mut(&config.name)
+            && (config.mtu == 0 || config.mtu == network.config.mtu)
+            && config.address == network.config.address
+        {
+            network.settle(kernel, instance)?;
+            return Ok(NetworkId { name: config.name, serial: network.serial });
+        }
         let known = networks.get(&config.name);
         if known.is_none() && networks.len() >= MAX_NETWORKS {
             return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
