@@ -38,7 +38,7 @@ pub enum Command {
     List,
     /// Stop a VM: press its power button, and end it when it has not powered off in time.
     Stop(StopArgs),
-    /// Define networks and their address pools.
+    /// Define, list and remove networks and their address pools.
     #[command(subcommand)]
     Network(NetworkCommand),
     /// Keep guest kernels.
@@ -120,6 +120,11 @@ pub enum NetworkCommand {
     },
     /// List the networks, their subnets, and how many of their addresses are free.
     List,
+    /// Remove a network that nobody uses: its bridge, its pool, and the reservations in its file.
+    Remove {
+        /// Name of the network.
+        name: String,
+    },
 }
 
 /// `volt kernel ...`

@@ -19,7 +19,7 @@ use schema::{
 use crate::{
     cli::{Command, KernelCommand, NetworkCommand, StopArgs},
     config::{check_file, check_name, shell},
-    filters, keep,
+    filters, keep, networks,
     paths::Paths,
     printable, resources,
     run::runtime,
@@ -39,6 +39,9 @@ const LIST_DEADLINE: Duration = Duration::from_secs(2);
 const UNREACHABLE: &str = "unreachable";
 const NOT_ALL_ANSWERED: i32 = 3;
 
+/// What a network takes.
+const NETWORK: [Service; 2] = [Service::Ipamd, Service::Netmgr];
+
 /// Runs one of them.
 pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
     let paths = Paths::prepare()?;
@@ -46,8 +49,12 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
         Command::List => list(&paths, policy),
         Command::Stop(args) => stop(&paths, policy, args),
         Command::Network(NetworkCommand::Define { file }) => define_network(&paths, policy, file),
+        Command::Network(NetworkCommand::Remove { name }) => ask(&paths, policy, &NETWORK, &[], async |links| {
+            let [ipamd, netmgr] = links.as_slice() else { return Err(no_link()) };
+            networks::remove(netmgr, ipamd, name).await
+        }),
         Command::Network(NetworkCommand::List) => ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
-            print_rows(&["NETWORK", "SUBNET", "FREE"], &resources::list_pools(first(&links)?).await?)
+            print_rows(&["NETWORK", "SUBNET", "FREE"], &networks::list(first(&links)?).await?)
         }),
         Command::Kernel(command) => kernel(&paths, policy, command),
         Command::Run(_) | Command::Keep(_) | Command::Doctor(_) => Ok(0),
@@ -144,11 +151,9 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Fau
         return Err(fault(format!("it holds {size} bytes, more than {MAX_CONFIG}")));
     }
     let config = fs::read_to_string(file).map_err(|e| fault(chain(&e)))?;
-    ask(paths, policy, &[Service::Ipamd, Service::Netmgr], &[], async |links| {
+    ask(paths, policy, &NETWORK, &[], async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(no_link()) };
-        let pool =
-            resources::define_pool(ipamd, &tried, &config).await.map_err(|fault| resources::of_file(&tried, fault))?;
-        resources::define_bridge(netmgr, ipamd, &pool).await.map(drop)
+        networks::define(netmgr, ipamd, &tried, &config).await.map_err(|fault| resources::of_file(&tried, fault))
     })
 }
 

@@ -212,6 +212,9 @@ fn launch(paths: &Paths, policy: Policy, start: Start, log: &OwnedFd) -> Result<
     if let Some(user) = user {
         spawn.arg("--user").arg(user.uid().to_string());
     }
+    if service == Service::Netmgr {
+        spawn.arg("--instance").arg(paths.instance()?);
+    }
     if service.has_state() {
         spawn.arg("--state-dir").arg(paths.state.join(service.name()));
     }

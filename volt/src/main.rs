@@ -18,6 +18,7 @@ mod janitor;
 mod keep;
 mod launcher;
 mod machine;
+mod networks;
 mod paths;
 mod resources;
 mod run;

@@ -1,11 +1,12 @@
 //! Where things are: the programs, the runtime directory with its sockets, the state directory.
 
 use std::{
-    env,
+    env, fs,
+    io::{self, Write},
     path::{self, Path, PathBuf},
 };
 
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, chain};
 
 /// The directories of one Volt installation, as this user sees it.
 #[derive(Debug, Clone)]
@@ -81,6 +82,45 @@ impl Paths {
     /// Control socket of a VM.
     pub fn vm(&self, name: &str) -> PathBuf {
         self.vms().join(format!("{name}.sock"))
+    }
+
+    /// What tells this installation's bridges from those of another one on the same network: random, made once, and kept with the state.
+    pub fn instance(&self) -> Result<String, Fault> {
+        let path = self.state.join("instance");
+        let fault =
+            |why: String, remedy: &str| Fault::new(Code::Unavailable, format!("read {}", path.display()), why, remedy);
+        let id = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.make_instance(&path).map_err(|e| fault(chain(&e), "Make the state directory writable"))?;
+                fs::read_to_string(&path)
+            }
+            read => read,
+        };
+        let id = id.map_err(|e| fault(chain(&e), "Make it readable for this user"))?;
+        if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()) {
+            return Ok(id);
+        }
+        let remedy =
+            "Put it back from a copy; or remove it, and the bridges that were marked by it (ip link delete volt0)";
+        Err(fault("it does not hold 32 hexadecimal digits".into(), remedy))
+    }
+
+    /// Makes the file whole or not at all, and keeps one that another process has made meanwhile.
+    fn make_instance(&self, path: &Path) -> io::Result<()> {
+        let mut random = [0; 16];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let id: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let new = self.state.join(format!("instance.{}", std::process::id()));
+        let made = fs::File::create(&new).and_then(|mut file| {
+            file.write_all(id.as_bytes())?;
+            file.sync_all()?;
+            match fs::hard_link(&new, path) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                linked => linked,
+            }
+        });
+        let removed = fs::remove_file(&new);
+        made.and(removed)
     }
 
     /// What the services say.

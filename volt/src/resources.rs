@@ -5,11 +5,10 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use futures::future::{join_all, try_join, try_join_all};
+use futures::future::{join_all, try_join};
 use ipc::{Code, Connection, Fault};
 use schema::{
-    addresses_capnp::{ipam, lease, pool},
-    host_capnp::host,
+    addresses_capnp::{lease, pool},
     kernel_store_capnp::kernel_store,
     network_capnp::{network, port},
 };
@@ -17,6 +16,7 @@ use schema::{
 use crate::{
     absence::Borrowed,
     machine::CardPart,
+    networks,
     run::KernelSource,
     say,
     services::{CALL_DEADLINE, IMPORT_DEADLINE, Service},
@@ -124,10 +124,14 @@ pub fn of_file(tried: &str, mut fault: Fault) -> Fault {
 pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: &mut Vec<Card>) -> Result<(), Fault> {
     let (netmgr, ipamd) = links;
     for name in networks {
-        let (pool, network) = network(netmgr, ipamd, name).await?;
+        let pool = networks::pool(ipamd, name).await?;
         // One after the other in each service, both services at once.
         let leased = allocate(ipamd, &pool, name, workload);
-        let attached = attach(netmgr, &network, name, workload);
+        let attached = async {
+            // The pool's configuration is the network's: whatever has become of its bridge, it is as that says before a card is put on it.
+            let network = networks::bridge(netmgr, &networks::definition(ipamd, &pool).await?).await?;
+            attach(netmgr, &network, name, workload).await
+        };
         let (leased, attached) = futures::join!(leased, attached);
         let mut card = Card { network: name.clone(), address: None, lease: None, port: None, part: None };
         let life = leased.map(|(lease, address, life)| {
@@ -144,71 +148,6 @@ pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: 
         refused.map_or(Ok(()), Err)?;
     }
     Ok(())
-}
-
-/// The pool and the bridge of a network. A host that was rebooted has the pool on disk and no bridge: it is made again from the pool.
-async fn network(
-    netmgr: &Connection,
-    ipamd: &Connection,
-    name: &str,
-) -> Result<(pool::Client, network::Client), Fault> {
-    let (pool, bridge) = futures::join!(find_pool(ipamd, name), find_bridge(netmgr, name));
-    let pool = match pool {
-        Err(fault) if fault.code == Code::NotFound => {
-            return Err(Fault::new(
-                fault.code,
-                format!("use the network {name}"),
-                "it is not defined",
-                "Define it: volt network define FILE.json",
-            ));
-        }
-        other => other?,
-    };
-    let bridge = match bridge {
-        Err(fault) if fault.code == Code::NotFound => define_bridge(netmgr, ipamd, &pool).await?,
-        other => other?,
-    };
-    Ok((pool, bridge))
-}
-
-async fn find_pool(ipamd: &Connection, name: &str) -> Result<pool::Client, Fault> {
-    let mut request = ipamd.bootstrap::<ipam::Client>().pool_request();
-    request.get().set_network(name);
-    let answer = ipamd.call(&format!("find the pool of network {name}"), CALL_DEADLINE, request.send()).await?;
-    Ok(answer.get()?.get_pool()?)
-}
-
-async fn find_bridge(netmgr: &Connection, name: &str) -> Result<network::Client, Fault> {
-    let mut request = netmgr.bootstrap::<host::Client>().network_request();
-    request.get().set_network(name);
-    let answer = netmgr.call(&format!("find the network {name}"), CALL_DEADLINE, request.send()).await?;
-    Ok(answer.get()?.get_network()?)
-}
-
-/// Defines a pool from its JSON text.
-pub async fn define_pool(ipamd: &Connection, tried: &str, config: &str) -> Result<pool::Client, Fault> {
-    let mut request = ipamd.bootstrap::<ipam::Client>().define_pool_request();
-    request.get().set_config(config);
-    let answer = ipamd.call(tried, CALL_DEADLINE, request.send()).await?;
-    Ok(answer.get()?.get_pool()?)
-}
-
-/// Makes, or adopts, the bridge of a pool.
-pub async fn define_bridge(
-    netmgr: &Connection,
-    ipamd: &Connection,
-    pool: &pool::Client,
-) -> Result<network::Client, Fault> {
-    let answer = ipamd.call("read the network's pool", CALL_DEADLINE, pool.info_request().send()).await?;
-    let info = answer.get()?.get_info()?;
-    let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
-    let mut config = request.get().init_config();
-    config.set_name(info.get_network()?);
-    config.set_gateway(info.get_gateway()?);
-    config.set_prefix_length(info.get_prefix_length());
-    let tried = format!("make the network {}", text(info.get_network()?)?);
-    let answer = netmgr.call(&tried, CALL_DEADLINE, request.send()).await?;
-    Ok(answer.get()?.get_network()?)
 }
 
 async fn allocate(
@@ -266,9 +205,25 @@ async fn attach(
     Ok((port, (tap, mac, info.get_mtu())))
 }
 
-/// Gives back what the VM borrowed, all at once. A service that does not answer gives it back by itself when the link ends, and one
-/// that has ended since the VM started takes nothing back: the port goes with its TAP, the address with its life.
-pub async fn release(links: Option<&Network>, cards: Vec<Card>) {
+/// Says so when something else on the host takes a card's port away: the guest is cut off, and is not told.
+pub fn watch_ports(vm: &str, cards: &[Card]) {
+    for card in cards {
+        let Some(port) = &card.port else { continue };
+        let lost = port.lost_request().send().promise;
+        let (vm, network) = (vm.to_owned(), card.network.clone());
+        tokio::task::spawn_local(async move {
+            // Any other end, of the port or of netmgr, is none of a loss.
+            if let Ok(answer) = lost.await
+                && let Ok(why) = answer.get().and_then(|answer| Ok(answer.get_why()?.to_string()?))
+            {
+                say(format_args!("{vm} has lost its card on {network}: {why}. Stop it, and run it again"));
+            }
+        });
+    }
+}
+
+/// Gives back what the VM borrowed, all at once. A service that does not answer gives it back by itself when the link ends.
+pub async fn release(links: Option<&(Connection, Connection)>, cards: Vec<Card>) {
     let Some((netmgr, ipamd)) = links else { return };
     let released = cards.iter().map(|card| async move {
         let lease = async {
@@ -303,21 +258,9 @@ pub fn ip_parameter(addresses: &[&Address], n: usize, hostname: &str) -> Option<
     Some(format!("ip={address}::{gateway}:{}:{hostname}:{device}:off", Ipv4Addr::from(mask)))
 }
 
-fn text(reader: capnp::text::Reader<'_>) -> Result<String, Fault> {
+/// A service's text.
+pub fn text(reader: capnp::text::Reader<'_>) -> Result<String, Fault> {
     Ok(reader.to_string().map_err(capnp::Error::from)?)
-}
-
-/// Names of all pools with their subnets and how many addresses are free.
-pub async fn list_pools(ipamd: &Connection) -> Result<Vec<[String; 3]>, Fault> {
-    let answer =
-        ipamd.call("list the networks", CALL_DEADLINE, ipamd.bootstrap::<ipam::Client>().list_request().send()).await?;
-    let pools = answer.get()?.get_pools()?;
-    try_join_all(
-        pools
-            .iter()
-            .map(|p| async move { Ok([text(p.get_network()?)?, text(p.get_subnet()?)?, p.get_free().to_string()]) }),
-    )
-    .await
 }
 
 #[cfg(test)]

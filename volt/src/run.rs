@@ -413,6 +413,7 @@ async fn prepare(
     // Before anything runs that a guest could take over.
     network.into_iter().for_each(resources::narrow);
     attached?;
+    resources::watch_ports(&config.name, cards);
     let addresses: Vec<_> = cards.iter().filter_map(|card| card.address.as_ref()).collect();
     for (own, card) in addresses.iter().zip(cards.iter()) {
         say(format_args!("{} has {} on {}", config.name, own.address, card.network));

@@ -284,6 +284,14 @@ impl Running {
         until("it has ended", || self.child.try_wait().unwrap().map(drop).ok_or(String::new()));
     }
 
+    /// Waits until it has written `text` to standard error.
+    pub fn warns(&self, text: &str) {
+        until(text, || {
+            let said = String::from_utf8_lossy(&self.err.0.lock().unwrap()).into_owned();
+            if said.contains(text) { Ok(()) } else { Err(said) }
+        });
+    }
+
     /// Waits for its end.
     pub fn end(mut self) -> Ended {
         let limit = Instant::now() + PATIENCE;

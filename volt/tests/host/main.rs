@@ -9,6 +9,7 @@ mod host;
 mod inherited;
 mod kernel;
 mod life;
+mod networks;
 mod plain;
 mod refusals;
 mod restarts;

@@ -1,0 +1,159 @@
+//! Networks: of each, `ipamd` has the pool, which is the definition and outlives a reboot, and `netmgr` the bridge. Neither knows of the other,
+//! and either may refuse: who can is asked before anything is changed, and what only one has done is undone. Whoever is killed halfway
+//! leaves what the next definition or removal of that network brings in order.
+
+use futures::future::try_join_all;
+use ipc::{Code, Connection, Fault};
+use schema::{
+    addresses_capnp::{ipam, pool, pool_info},
+    host_capnp::host,
+    network_capnp::network,
+};
+
+use crate::{resources::text, services::CALL_DEADLINE};
+
+/// What a bridge is made of.
+pub struct Definition {
+    name: String,
+    gateway: String,
+    prefix: u8,
+    /// 0 leaves it as it is.
+    mtu: u32,
+}
+
+impl Definition {
+    fn of(info: pool_info::Reader<'_>) -> Result<Definition, Fault> {
+        Ok(Definition {
+            name: text(info.get_network()?)?,
+            gateway: text(info.get_gateway()?)?,
+            prefix: info.get_prefix_length(),
+            mtu: 0,
+        })
+    }
+}
+
+/// Defines a network, or changes it, by its JSON text.
+pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config: &str) -> Result<(), Fault> {
+    let mut request = ipamd.bootstrap::<ipam::Client>().check_pool_request();
+    request.get().set_config(config);
+    let answer = ipamd.call(tried, CALL_DEADLINE, request.send()).await?;
+    let definition = Definition::of(answer.get()?.get_info()?)?;
+    let before = current(netmgr, &definition.name).await?;
+    bridge(netmgr, &definition).await?;
+    let mut request = ipamd.bootstrap::<ipam::Client>().define_pool_request();
+    request.get().set_config(config);
+    if let Err(fault) = ipamd.call(tried, CALL_DEADLINE, request.send()).await {
+        let undone = match before {
+            Some(before) => bridge(netmgr, &before).await.map(drop),
+            None => remove_bridge(netmgr, &definition.name).await,
+        };
+        return Err(half(fault, undone));
+    }
+    Ok(())
+}
+
+/// Removes a network that nobody uses.
+pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<(), Fault> {
+    let had_bridge = match remove_bridge(netmgr, name).await {
+        Err(fault) if fault.code != Code::NotFound => return Err(fault),
+        removed => removed.is_ok(),
+    };
+    let tried = format!("remove the network {name}");
+    let mut request = ipamd.bootstrap::<ipam::Client>().remove_pool_request();
+    request.get().set_network(name);
+    match ipamd.call(&tried, CALL_DEADLINE, request.send()).await {
+        Err(fault) if fault.code == Code::NotFound && had_bridge => Ok(()),
+        Err(fault) if fault.code == Code::NotFound => {
+            let remedy = "See volt network list for those that are";
+            Err(Fault::new(fault.code, tried, "there is none of that name", remedy))
+        }
+        Err(fault) if had_bridge => {
+            let again = async {
+                let pool = pool(ipamd, name).await?;
+                bridge(netmgr, &definition(ipamd, &pool).await?).await.map(drop)
+            };
+            Err(half(fault, again.await))
+        }
+        removed => removed.map(drop),
+    }
+}
+
+/// Why something failed, and that it could not be undone, if so.
+fn half(mut fault: Fault, undone: Result<(), Fault>) -> Fault {
+    if let Err(undone) = undone {
+        fault.why = format!("{}; and what was done until then is not undone: {undone}", fault.why);
+    }
+    fault
+}
+
+/// The pool of a network that is defined.
+pub async fn pool(ipamd: &Connection, name: &str) -> Result<pool::Client, Fault> {
+    let mut request = ipamd.bootstrap::<ipam::Client>().pool_request();
+    request.get().set_network(name);
+    match ipamd.call(&format!("find the pool of network {name}"), CALL_DEADLINE, request.send()).await {
+        Err(fault) if fault.code == Code::NotFound => Err(Fault::new(
+            fault.code,
+            format!("use the network {name}"),
+            "it is not defined",
+            "Define it: volt network define FILE.json",
+        )),
+        answer => Ok(answer?.get()?.get_pool()?),
+    }
+}
+
+/// The definition in a pool.
+pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Definition, Fault> {
+    let answer = ipamd.call("read the network's pool", CALL_DEADLINE, pool.info_request().send()).await?;
+    Definition::of(answer.get()?.get_info()?)
+}
+
+/// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
+pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Fault> {
+    let Definition { name, gateway, prefix, mtu } = definition;
+    let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
+    let mut config = request.get().init_config();
+    config.set_name(name);
+    config.set_gateway(gateway);
+    config.set_prefix_length(*prefix);
+    config.set_mtu(*mtu);
+    let answer = netmgr.call(&format!("make the network {name}"), CALL_DEADLINE, request.send()).await?;
+    Ok(answer.get()?.get_network()?)
+}
+
+/// How `netmgr` has a network, if it has it.
+async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, Fault> {
+    let tried = format!("look at the network {name}");
+    let mut request = netmgr.bootstrap::<host::Client>().network_request();
+    request.get().set_network(name);
+    let network = match netmgr.call(&tried, CALL_DEADLINE, request.send()).await {
+        Err(fault) if fault.code == Code::NotFound => return Ok(None),
+        answer => answer?.get()?.get_network()?,
+    };
+    let answer = netmgr.call(&tried, CALL_DEADLINE, network.info_request().send()).await?;
+    let config = answer.get()?.get_info()?.get_config()?;
+    Ok(Some(Definition {
+        name: name.to_owned(),
+        gateway: text(config.get_gateway()?)?,
+        prefix: config.get_prefix_length(),
+        mtu: config.get_mtu(),
+    }))
+}
+
+async fn remove_bridge(netmgr: &Connection, name: &str) -> Result<(), Fault> {
+    let mut request = netmgr.bootstrap::<host::Client>().remove_network_request();
+    request.get().set_network(name);
+    netmgr.call(&format!("remove the network {name}"), CALL_DEADLINE, request.send()).await.map(drop)
+}
+
+/// Names of all networks with their subnets and how many addresses are free.
+pub async fn list(ipamd: &Connection) -> Result<Vec<[String; 3]>, Fault> {
+    let answer =
+        ipamd.call("list the networks", CALL_DEADLINE, ipamd.bootstrap::<ipam::Client>().list_request().send()).await?;
+    let pools = answer.get()?.get_pools()?;
+    try_join_all(
+        pools
+            .iter()
+            .map(|p| async move { Ok([text(p.get_network()?)?, text(p.get_subnet()?)?, p.get_free().to_string()]) }),
+    )
+    .await
+}

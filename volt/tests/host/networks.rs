@@ -1,0 +1,234 @@
+//! Networks: defined and removed by two services, changed by others on the host, and shared with another installation.
+
+use std::process::Command;
+
+use ipc::Connection;
+use schema::{addresses_capnp::ipam, host_capnp::host};
+
+use crate::{
+    host::{Host, PATIENCE, Running, kill, until},
+    kernel::{POWEROFF, SPIN, print},
+};
+
+const LAB: &str = r#"{"network":"lab0","subnet":"10.9.0.0/24","gateway":"10.9.0.1"}"#;
+
+/// Runs `ip` in the network namespace of this test.
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The IPv4 addresses of an interface; empty if there is none of that name.
+fn addresses(interface: &str) -> String {
+    let output = Command::new("ip").args(["-4", "-br", "addr", "show", "dev", interface]).output().unwrap();
+    let line = String::from_utf8(output.stdout).unwrap();
+    line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ")
+}
+
+fn exists(interface: &str) -> bool {
+    Command::new("ip").args(["link", "show", "dev", interface]).output().unwrap().status.success()
+}
+
+/// Defines what `json` says.
+fn define(host: &Host, json: &str) -> crate::host::Ended {
+    host.run(&mut host.volt(&["network", "define", &host.file("network.json", json.as_bytes())]))
+}
+
+fn remove(host: &Host, name: &str) -> crate::host::Ended {
+    host.run(&mut host.volt(&["network", "remove", name]))
+}
+
+fn is_listed(host: &Host, name: &str) -> bool {
+    host.run(&mut host.volt(&["network", "list"])).ok().out.lines().any(|line| line.starts_with(name))
+}
+
+#[test]
+fn definition_that_either_service_refuses_leaves_nothing_in_the_other() {
+    let Some(host) = Host::new("definition_that_either_service_refuses_leaves_nothing_in_the_other") else { return };
+    // What netmgr refuses: a foreign interface of the name, and a held subnet.
+    ip("link add lab0 type veth peer up1");
+    define(&host, LAB).refused(&["network.json", "lab0", "Volt did not make"]);
+    assert!(!is_listed(&host, "lab0"));
+    define(&host, &LAB.replace("lab0", "lab1")).ok();
+    remove(&host, "lab1").ok();
+    ip("link delete lab0");
+    ip("link add up0 type veth peer up1");
+    ip("addr add 10.9.0.77/24 dev up0");
+    define(&host, LAB).refused(&["10.9.0.77/24", "up0"]);
+    assert!(!is_listed(&host, "lab0") && !exists("lab0"));
+    ip("link delete up0");
+    // What both refuse, and what ipamd does: a name, a subnet of another network, a pool that does not fit.
+    for (json, word) in [
+        (LAB.replace("lab0", "all"), "all"),
+        (LAB.replace("10.9.0", "10.42.0"), "volt0"),
+        (LAB.replace('}', r#","pool":{"start":"10.8.0.1","end":"10.8.0.2"}}"#), "10.8.0.1"),
+    ] {
+        host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
+        define(&host, &json).refused(&["network.json", word]);
+        assert!(!exists("lab0") && !is_listed(&host, "lab0") && !is_listed(&host, "all"), "{json}");
+    }
+    define(&host, LAB).ok();
+    assert_eq!(addresses("lab0"), "10.9.0.1/24");
+}
+
+#[test]
+fn network_that_a_vm_uses_keeps_its_definition_and_is_removed_after_it() {
+    let Some(host) = Host::new("network_that_a_vm_uses_keeps_its_definition_and_is_removed_after_it") else { return };
+    define(&host, LAB).ok();
+    let spin = host.kernel("spin", &[&print("up"), SPIN]);
+    let vm = Running::start(host.plain("web", &spin).args(["--net", "lab0"]));
+    vm.says("up");
+    // Its address would fall outside.
+    define(&host, &LAB.replace("10.9.0", "10.8.0")).refused(&["10.9.0.2", "vm-web"]);
+    assert_eq!(addresses("lab0"), "10.9.0.1/24");
+    remove(&host, "lab0").refused(&["lab0 has 1 ports"]);
+    assert!(is_listed(&host, "lab0"));
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    remove(&host, "lab0").ok();
+    assert!(!exists("lab0") && !is_listed(&host, "lab0"));
+    remove(&host, "lab0").refused(&["notFound", "lab0", "volt network list"]);
+    let off = host.kernel("off", &[POWEROFF, SPIN]);
+    host.run(host.plain("web", &off).args(["--net", "lab0"])).refused(&["lab0", "volt network define"]);
+    // The built-in one comes back when somebody wants it.
+    host.run(&mut host.full("web", &off)).ok();
+    remove(&host, "volt0").ok();
+    assert!(!exists("volt0"));
+    host.run(&mut host.full("web", &off)).ok();
+    assert_eq!(addresses("volt0"), "10.42.0.1/24");
+    host.clean();
+}
+
+/// What a `volt network` that was killed between its two steps leaves, in each order.
+#[test]
+fn half_a_network_is_brought_in_order_by_the_next_definition_removal_or_run() {
+    let Some(host) = Host::new("half_a_network_is_brought_in_order_by_the_next_definition_removal_or_run") else {
+        return;
+    };
+    let off = host.kernel("off", &[POWEROFF, SPIN]);
+    let socket = |service: &str| host.path(&format!("run/{service}.sock"));
+    let halves = [0, 1].map(|half| {
+        let sockets = (socket("netmgr"), socket("ipamd"));
+        move || {
+            ipc::run(async {
+                if half == 0 {
+                    let link = Connection::connect(&sockets.0).await.unwrap();
+                    let mut request = link.bootstrap::<host::Client>().define_network_request();
+                    let mut config = request.get().init_config();
+                    config.set_name("lab0");
+                    config.set_gateway("10.7.0.1");
+                    config.set_prefix_length(24);
+                    link.call("define a network", PATIENCE, request.send()).await.unwrap();
+                } else {
+                    let link = Connection::connect(&sockets.1).await.unwrap();
+                    let mut request = link.bootstrap::<ipam::Client>().define_pool_request();
+                    request.get().set_config(LAB);
+                    link.call("define a pool", PATIENCE, request.send()).await.unwrap();
+                }
+            })
+            .unwrap();
+        }
+    });
+    for (half, make) in halves.iter().enumerate() {
+        // Whatever runs, both services do.
+        host.run(&mut host.full("web", &off)).ok();
+        make();
+        remove(&host, "lab0").ok();
+        assert!(!exists("lab0") && !is_listed(&host, "lab0"), "{half}");
+        make();
+        define(&host, LAB).ok();
+        assert_eq!(addresses("lab0"), "10.9.0.1/24", "{half}");
+        remove(&host, "lab0").ok();
+        make();
+        let run = host.run(host.plain("web", &off).args(["--net", "lab0"]));
+        if half == 1 {
+            run.ok();
+            assert_eq!(addresses("lab0"), "10.9.0.1/24");
+        } else {
+            run.refused(&["volt network define"]);
+        }
+        remove(&host, "lab0").ok();
+    }
+}
+
+#[test]
+fn volt0_that_others_have_changed_is_as_it_should_be_for_the_next_vm_and_for_the_one_that_runs() {
+    let test = "volt0_that_others_have_changed_is_as_it_should_be_for_the_next_vm_and_for_the_one_that_runs";
+    let Some(host) = Host::new(test) else { return };
+    let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));
+    let vm = Running::start(&mut host.full("web", &spin));
+    vm.says("up");
+    let plain = |name: &str| {
+        let mut command = host.plain(name, &off);
+        command.args(["--net", "volt0"]);
+        command
+    };
+    let right = || {
+        let on_bridge = ip("-br link show master volt0").contains("tap-web");
+        on_bridge && addresses("volt0") == "10.42.0.1/24" && ip("link show dev volt0").contains(",UP")
+    };
+    for end_netmgr in [false, true] {
+        for harm in ["link delete volt0", "link set volt0 down", "addr flush dev volt0", "link set tap-web nomaster"] {
+            if end_netmgr {
+                // The VM's card stays: its backend has the TAP.
+                host.processes("netmgr").into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
+                until("netmgr has ended", || match host.processes("netmgr")[..] {
+                    [] => Ok(()),
+                    _ => Err("it has not".into()),
+                });
+            }
+            ip(harm);
+            host.run(&mut plain("next")).ok();
+            assert!(right(), "{harm}: {}", ip("addr"));
+        }
+    }
+    host.run(&mut plain("web")).refused(&["web"]);
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    assert!(!exists("tap-web"));
+}
+
+#[test]
+fn deleted_tap_of_a_running_vm_is_said_in_one_line() {
+    let Some(host) = Host::new("deleted_tap_of_a_running_vm_is_said_in_one_line") else { return };
+    let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
+    vm.says("up");
+    ip("link delete tap-web");
+    vm.warns("web has lost its card on volt0: something else on this host has taken its interface, tap-web, away");
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    let ended = vm.end().ok();
+    assert_eq!(ended.err.matches("lost").count(), 1, "{}", ended.err);
+    host.clean();
+}
+
+#[test]
+fn two_installations_on_one_network_namespace_do_not_share_volt0() {
+    let Some(host) = Host::new("two_installations_on_one_network_namespace_do_not_share_volt0") else { return };
+    let off = host.kernel("off", &[POWEROFF, SPIN]);
+    let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
+    vm.says("up");
+    let other = |mut command: Command| {
+        command.env("VOLT_RUNTIME_DIR", host.path("other-run")).env("VOLT_STATE_DIR", host.path("other-state"));
+        host.run(&mut command)
+    };
+    other(host.full("web", &off)).refused(&["volt0 belongs to another installation", "VOLT_STATE_DIR"]);
+    // It has a pool of that name, and no say over the bridge.
+    other(host.volt(&["network", "remove", "volt0"])).ok();
+    assert_eq!(addresses("volt0"), "10.42.0.1/24");
+    // A remedy: a network of its own. The workload may have the same name.
+    other(host.volt(&["network", "define", &host.file("network.json", LAB.as_bytes())])).ok();
+    let mut command = host.plain("web", &off);
+    command.args(["--net", "lab0"]);
+    other(command).ok();
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    // The same installation, started anew, knows its own.
+    for service in ["netmgr", "ipamd", "kernel-store", "volt keep"] {
+        host.processes(service).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
+    }
+    host.run(&mut host.full("web", &off)).ok();
+    // And the other one may have it, once its owner is gone for good.
+    ip("link delete volt0");
+    other(host.full("web", &off)).ok();
+}
