@@ -294,11 +294,18 @@ impl Store {
         let digest = self.resolve("remove a kernel", reference)?;
         let mut next = self.index.clone();
         next.remove(&digest);
-        self.commit(next)?;
+        // Should this fail, the next start does it.
+        let kernels = self.kernels.clone();
+        let unlink = || rustix::fs::unlinkat(&*kernels, digest.to_string(), AtFlags::empty());
+        match self.commit(next.clone()) {
+            // On a full disk the new index has its place once the kernel has gone. Should it fail then, the kernel is listed and gone, as
+            // one that is damaged: to be imported, or removed, again.
+            Err(fault) if fault.code == Code::Exhausted && unlink().is_ok() => self.commit(next)?,
+            committed => committed?,
+        }
+        let _ = unlink();
         self.damaged.remove(&digest);
         self.files.remove(&digest);
-        // Should this fail, the next start does it.
-        let _ = rustix::fs::unlinkat(&*self.kernels, digest.to_string(), AtFlags::empty());
         Ok(digest)
     }
 

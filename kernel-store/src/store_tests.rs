@@ -57,6 +57,44 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
+fn on_a_full_disk_a_kernel_can_be_removed_and_nothing_new_is_kept() {
+    const TEST: &str = "on_a_full_disk_a_kernel_can_be_removed_and_nothing_new_is_kept";
+    let dir = tempfile::tempdir().unwrap();
+    // In a mount namespace of this thread, which goes with it.
+    let on_a_small_disk = || {
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+        use rustix::thread::{UnshareFlags, unshare_unsafe};
+        // SAFETY: no descriptor or memory is unshared that another thread relies on.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?;
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        mount("none", dir.path(), "tmpfs", MountFlags::empty(), c"size=256k")
+    };
+    let thread = std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                if let Err(errno) = on_a_small_disk() {
+                    return println!("skipped: {TEST}: no mount namespace is to be had ({errno})");
+                }
+                let mut store = open(dir.path());
+                for seed in [1, 2, 3] {
+                    keep(&mut store, seed, "").unwrap();
+                }
+                let mut filler = std::fs::File::create(dir.path().join("filler")).unwrap();
+                while filler.write_all(&[0; 4096]).is_ok() {}
+                assert_eq!(code(keep(&mut store, 4, "")), Code::Exhausted);
+                let reference = store.list()[0].0.digest.to_string();
+                store.remove(&reference).unwrap();
+                assert_eq!(store.list().len(), 2);
+                // On the disk as well.
+                let store = open(dir.path());
+                assert_eq!((store.list().len(), names(&dir.path().join("kernels")).len()), (2, 2));
+            })
+            .join()
+    });
+    thread.unwrap();
+}
+
+#[test]
 fn what_is_kept_is_there_after_a_restart_with_its_facts_and_content() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path());
