@@ -14,7 +14,8 @@ Environment:
   VOLT_STATE_DIR    Folder of what is kept [default: /var/lib/volt-vmm; else $XDG_STATE_HOME/volt-vmm]
   VOLT_UID_RANGE    Users that root gives services and VMs [default: 1879048192-1879113727]
 
-Ends with code 0 if what was asked for was done, 1 if not, with the reason, 2 if it was not understood.";
+Ends with code 0 if what was asked for was done, 1 if not, with the reason, 2 if it was not understood, 3 if `volt list`
+had no answer from a VM.";
 
 /// Runs Linux in microVMs whose every device is a confined process of its own.
 #[derive(Debug, Parser)]
@@ -31,7 +32,7 @@ pub struct Cli {
 /// The sub-commands of `volt`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run one VM in the foreground: its console is this terminal, its end is this command's end.
+    /// Run one VM in the foreground: its console is this terminal, and Ctrl-] the way out; its end is this command's end.
     Run(Box<RunArgs>),
     /// List the VMs that run on this host. One that does not answer within two seconds is `unreachable`, with the reason on
     /// standard error, and the command ends with code 3.
