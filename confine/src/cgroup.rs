@@ -1,4 +1,4 @@
-//! A cgroup (v2) with limits, for all processes of one VM.
+//! A cgroup (v2) with limits, for all processes of one VM, and the one of services and helpers.
 //!
 //! Takes root: the files are root's. Volt's cgroups are below `volt-vmm` at the top of the hierarchy.
 
@@ -27,6 +27,13 @@ pub struct CgroupLimits {
     pub cpus: u64,
 }
 
+/// The cgroup of services and helpers, beside those of VMs.
+const SERVICES: &str = "services";
+/// Their processes and threads: three services, and a janitor for each VM.
+const SERVICE_PIDS: u64 = 4096;
+/// Bytes that the host takes from others first, when it runs out of memory.
+const SERVICE_MEMORY: u64 = 64 << 20;
+
 /// A cgroup's place. What is [`make`](Cgroup::make)de there stays until it is [`remove`](Cgroup::remove)d.
 #[derive(Clone, Debug)]
 pub struct Cgroup(PathBuf);
@@ -48,6 +55,15 @@ impl Cgroup {
     ///
     /// [`Error::NoCgroup`] where the host has none to give, and says why. Nothing of it is left then.
     pub fn make(&self, limits: CgroupLimits) -> Result<(), Error> {
+        self.make_with(&[
+            ("memory.max", limits.memory.to_string()),
+            ("memory.oom.group", "1".into()),
+            ("pids.max", limits.pids.to_string()),
+            ("cpu.max", format!("{} {PERIOD}", limits.cpus.saturating_mul(PERIOD))),
+        ])
+    }
+
+    fn make_with(&self, settings: &[(&str, String)]) -> Result<(), Error> {
         let own = &self.0;
         let mut above = own.ancestors().skip(1);
         let (Some(parent), Some(top)) = (above.next(), above.next()) else {
@@ -75,12 +91,7 @@ impl Cgroup {
         // One that is left over is empty, and has another VM's limits and counts.
         let _absent = fs::remove_dir(own);
         make(own)?;
-        for (file, value) in [
-            ("memory.max", limits.memory.to_string()),
-            ("memory.oom.group", "1".into()),
-            ("pids.max", limits.pids.to_string()),
-            ("cpu.max", format!("{} {PERIOD}", limits.cpus.saturating_mul(PERIOD))),
-        ] {
+        for (file, value) in settings {
             let path = own.join(file);
             if let Err(error) = fs::write(&path, value) {
                 let _empty = fs::remove_dir(own);
@@ -88,6 +99,23 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// The one of services and helpers, made where it is not there yet. Where the host runs out of memory, it has a reserve.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoCgroup`] where the host has none to give, and says why.
+    pub fn services() -> Result<Cgroup, Error> {
+        let cgroup = Cgroup::place(SERVICES)?;
+        let reserve = ("memory.min", SERVICE_MEMORY.to_string());
+        cgroup.make_with(&[("pids.max", SERVICE_PIDS.to_string()), reserve.clone()])?;
+        // What is kept for one below has to be kept for all of them; no other asks for it.
+        if let Some(all) = cgroup.0.parent() {
+            let path = all.join(reserve.0);
+            fs::write(&path, reserve.1).map_err(|e| Error::NoCgroup(format!("{}: {e}", path.display())))?;
+        }
+        Ok(cgroup)
     }
 
     /// What tells whether its limit of memory was passed.
@@ -134,6 +162,65 @@ impl Cgroup {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         }
     }
+}
+
+/// Has the calling process leave whoever's cgroups it is in, in every hierarchy: for that of services where the hierarchy has limits
+/// for them, for its top where not. Takes root.
+pub(crate) fn enter_services() -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let now = fs::read_to_string("/proc/self/cgroup")?;
+    let mut failed = Ok(());
+    for (kinds, top) in hierarchies(&mounts) {
+        let own = match kinds.as_str() {
+            "" => Cgroup::services().ok().map(|cgroup| cgroup.0),
+            _ if kinds.split(',').any(|kind| kind == "pids") => services_in_version_1(&top).ok(),
+            _ => None,
+        };
+        let into = own.unwrap_or_else(|| top.clone());
+        // Moving takes the kernel a while.
+        let path = into.strip_prefix(&top).map(|path| Path::new("/").join(path)).unwrap_or_default();
+        let there = now.lines().any(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            parts.next() == Some(kinds.as_str()) && parts.next().map(Path::new) == Some(&path)
+        });
+        if !there && let Err(error) = fs::write(into.join("cgroup.procs"), "0") {
+            failed = Err(io::Error::new(error.kind(), format!("{}: {error}", into.display())));
+        }
+    }
+    failed
+}
+
+/// Version 1 has no reserve of memory to give.
+fn services_in_version_1(top: &Path) -> io::Result<PathBuf> {
+    let own = top.join(PARENT).join(SERVICES);
+    fs::create_dir_all(&own)?;
+    fs::write(own.join("pids.max"), SERVICE_PIDS.to_string())?;
+    Ok(own)
+}
+
+/// All that are mounted, once each: what they control as `/proc/self/cgroup` has it (nothing for version 2), and where.
+fn hierarchies(mountinfo: &str) -> Vec<(String, PathBuf)> {
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
+        let mut parts = filesystem.split(' ');
+        let kinds = match parts.next() {
+            Some("cgroup2") => String::new(),
+            // What it controls, or its name, among options of its own.
+            Some("cgroup") => {
+                let options = parts.nth(1).unwrap_or_default().split(',');
+                let apart = ["rw", "ro", "xattr", "clone_children", "noprefix", "cpuset_v2_mode", "favordynmods"];
+                let kinds = options.filter(|option| !apart.contains(option) && !option.starts_with("release_agent="));
+                kinds.collect::<Vec<_>>().join(",")
+            }
+            _ => continue,
+        };
+        let Some(place) = mount.split(' ').nth(4) else { continue };
+        if !found.iter().any(|(known, _)| *known == kinds) {
+            found.push((kinds, place.into()));
+        }
+    }
+    found
 }
 
 /// The kernel's counts of what a cgroup's limit of memory did, for who cannot open a file any more.
@@ -198,6 +285,21 @@ mod tests {
         let v2 = "31 20 0:27 / /sys/fs/cgroup rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(hierarchy(&format!("{v1}{v2}")).unwrap(), Path::new("/sys/fs/cgroup"));
         assert!(hierarchy(v1).unwrap_err().to_string().contains("not mounted"));
+    }
+
+    #[test]
+    fn every_hierarchy_is_found_once_with_what_it_controls() {
+        let mounts = "29 23 0:25 / /sys/fs/cgroup ro - tmpfs tmpfs ro,mode=755\n\
+            30 29 0:26 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n\
+            31 29 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+            32 29 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:4 - cgroup cgroup rw,cpu,cpuacct\n\
+            33 29 0:28 / /elsewhere rw - cgroup cgroup rw,cpu,cpuacct\n";
+        let at = |place: &str| Path::new("/sys/fs/cgroup").join(place);
+        assert_eq!(
+            hierarchies(mounts),
+            [("", "unified"), ("name=systemd", "systemd"), ("cpu,cpuacct", "cpu,cpuacct")]
+                .map(|(kinds, place)| (kinds.to_owned(), at(place)))
+        );
     }
 
     #[test]

@@ -21,6 +21,7 @@
 //!
 //! Limits: programs must be started single-threaded; seccomp filters exist for x86_64 and aarch64.
 
+mod afresh;
 mod capabilities;
 mod cgroup;
 mod child;
@@ -41,6 +42,7 @@ mod spawn;
 
 pub mod base;
 
+pub use afresh::afresh;
 pub use caps::Capability;
 pub use cgroup::{Cgroup, CgroupLimits, MemoryWatch};
 pub use child::Child;

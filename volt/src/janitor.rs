@@ -230,7 +230,15 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
         let _ = rustix::stdio::dup2_stdin(null);
         let _ = rustix::stdio::dup2_stdout(null);
     }
-    let _ = std::env::set_current_dir("/");
+    // It outlives whoever started the VM, and whatever ends them. What stays is the keeper's, or volt doctor's, to say.
+    let _kept = confine::afresh();
+    // None but SIGKILL ends it halfway, whatever whoever started the VM had blocked.
+    // SAFETY: the set is initialised by sigfillset, and outlives the call.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+    }
     let Some(inodes) = hear(&wait) else {
         sweep(&paths.vms());
         cell.cgroup.iter().for_each(emptied);

@@ -90,8 +90,11 @@ struct Kept {
 /// The keeper's own `main`.
 pub fn main(policy: Policy, args: &KeepArgs) -> Result<i32, Fault> {
     let paths = Paths::given(args.runtime_dir.clone(), args.state_dir.clone())?;
-    // The folder that volt was started from can be unmounted while services run.
-    let _ = std::env::set_current_dir("/");
+    // It and the services belong to the host, not to whoever came first.
+    let kept = confine::afresh();
+    if !kept.is_empty() {
+        say(format_args!("the services keep what they were started with: {}", kept.join(", ")));
+    }
     let services = args.services.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     let sockets: Vec<Own> = services.iter().flat_map(|start| Own::both(&paths.service(start.service.name()))).collect();
     let result = keep(&paths, policy, services);

@@ -3,6 +3,7 @@
 //! Whatever is expected to be refused afterwards is done successfully first, in the same process, so that no refusal
 //! can come from something else.
 
+mod afresh;
 mod base;
 mod capabilities;
 mod fds;

@@ -1,4 +1,5 @@
-//! Control groups: version, controllers, and whether a VM's group can be made at the top of the hierarchy, as Volt does.
+//! Control groups: version, controllers, and whether groups of VMs and of services can be made at the top of the hierarchy, as Volt
+//! does.
 
 use std::path::PathBuf;
 
@@ -8,6 +9,9 @@ use super::{Check, probe};
 
 /// What a VM's processes are limited by.
 const WANTED: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// What comes of it where they are not all there.
+const WITHOUT: &str = "VMs have no limits of memory and CPU, and services no reserve of memory";
 
 /// The groups as this process meets them.
 pub fn check() -> Check {
@@ -46,7 +50,7 @@ fn judge(groups: &Groups, controllers: Option<&str>, writable: bool) -> Check {
     let v1 = if groups.v1.is_empty() { "none".into() } else { groups.v1.join(" ") };
     let boot = "mount cgroup2 with these controllers: boot with systemd.unified_cgroup_hierarchy=1 or cgroup_no_v1=all";
     let (Some(top), Some(controllers)) = (&groups.top, controllers) else {
-        return Check::missing("cgroups", format!("no v2; controllers of v1: {v1}"), boot);
+        return Check::missing("cgroups", format!("no v2; controllers of v1: {v1}; {WITHOUT}"), boot);
     };
     let top = top.display();
     let has = |name: &&str| controllers.split_whitespace().any(|one| one == *name);
@@ -54,14 +58,14 @@ fn judge(groups: &Groups, controllers: Option<&str>, writable: bool) -> Check {
     if absent.len() == WANTED.len() {
         return Check::missing(
             "cgroups",
-            format!("v2 at {top} has none of cpu, memory, pids; controllers of v1: {v1}"),
+            format!("v2 at {top} has none of cpu, memory, pids; controllers of v1: {v1}; {WITHOUT}"),
             boot,
         );
     }
     if !absent.is_empty() {
         return Check::limited(
             "cgroups",
-            format!("v2 at {top} lacks {}; controllers of v1: {v1}", absent.join(", ")),
+            format!("v2 at {top} lacks {}; controllers of v1: {v1}; {WITHOUT}", absent.join(", ")),
             boot,
         );
     }
