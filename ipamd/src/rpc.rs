@@ -76,7 +76,7 @@ impl ipam::Server for Ipam {
 
     async fn check_pool(self: Rc<Self>, params: ipam::CheckPoolParams, mut results: ipam::CheckPoolResults) -> Done {
         let config = text("check a pool", "config", params.get()?.get_config()?)?;
-        let (config, text, free) = self.0.database.ask(move |ledger| ledger.check(&config)).await?;
+        let (config, text, free) = self.0.database.ask_always(move |ledger| ledger.check(&config)).await?;
         write_pool(results.get().init_info(), &config, &text, free);
         Ok(())
     }

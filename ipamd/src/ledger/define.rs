@@ -69,7 +69,6 @@ impl Ledger {
         if existing.and_then(|id| self.pools.get(&id)).is_some_and(|pool| pool.text == text) {
             return Ok((config, text, free));
         }
-        self.may_grow(&tried)?;
         let others = || self.pools.iter().filter(|(id, _)| Some(**id) != existing).map(|(_, pool)| pool);
         if let Some(other) = others().find(|pool| pool.config.subnet.overlaps(&config.subnet)) {
             let why = format!(
@@ -114,6 +113,7 @@ impl Ledger {
         if existing.and_then(|id| self.pools.get(&id)).is_some_and(|pool| pool.text == text) {
             return existing.ok_or_else(|| unknown(&tried));
         }
+        self.may_grow(&tried)?;
         let id = match existing {
             Some(id) => {
                 self.refit(id, &config, &tried, true)?;
