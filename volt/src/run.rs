@@ -477,6 +477,8 @@ async fn watch(machine: &Machine<'_>, control: &Control) -> Exit {
     tokio::pin!(overdue);
     let answer = loop {
         tokio::select! {
+            // The core says how it ended, then goes: where both have come, what it said counts.
+            biased;
             answer = &mut ended => break answer,
             () = machine.link_closed() => break Err(capnp::Error::disconnected("the core's link ended".into())),
             () = &mut overdue => {
