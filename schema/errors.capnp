@@ -58,4 +58,8 @@ enum Code {
 
   conflict @11;
   # Something on the host that Volt does not own stands in the way (a foreign interface of that name, say). It is left as it is.
+
+  overloaded @12;
+  # The service has as much waiting as it takes, from this client or from all. Nothing was done. Ask the same again, ever later: the wait is for others,
+  # not for a change. Raised with the exception type `overloaded`.
 }

@@ -20,7 +20,7 @@ interface KernelStore {
   # 64 KiB of notes; its segments lie between 1 MiB and 1 GiB of guest physical memory and apart from one another, and its entry points are code of
   # the file. What is kept can be run by every guest with memory up to `loadEnd`.
   # `alias` is a name for it, 1 to 63 bytes of [A-Za-z0-9._-]; empty for none. It moves to this kernel if another one carried it.
-  # Errors: badImage, badToken, invalidArgument, exhausted (the disk, the store's size limit, or 1024 imports that wait).
+  # Errors: badImage, badToken, invalidArgument, exhausted (the disk, or the store's size limit), overloaded (1024 imports wait).
 
   get @1 (ref :Text) -> (kernel :Kernel);
   # The kernel with that alias, that digest (64 lower-case hex digits), or a unique prefix of at least 8 digits.

@@ -2,8 +2,8 @@
 # What one client may cost a service of Volt. Beyond that, one client's work never stands in front of another's: each service serves one request of
 # each connection in turn, and none has more than half of what waits from one process.
 #
-# Whatever exceeds a limit fails the call that exceeds it, with `exhausted` (errors.capnp), and nothing else: what the connection holds stays, and the
-# same call may succeed once something was given back. A connection ends only for what cannot be answered in another way: a message that is longer
+# Whatever exceeds a limit fails the call that exceeds it, with `exhausted`, or with `overloaded` where it is only that too much waits (errors.capnp),
+# and nothing else: what the connection holds stays, and the same call may succeed once something was given back. A connection ends only for what cannot be answered in another way: a message that is longer
 # than `maxMessageWords`, answers that are left unread for `stallSeconds`, and messages that the RPC protocol does not allow.
 #
 # Limits of one service's own objects are in its schema.

@@ -279,7 +279,7 @@ fn a_client_has_so_many_requests_waiting_and_no_more_and_is_in_front_of_no_other
         for one in &mut waiting {
             assert!(futures::poll!(one).is_pending());
         }
-        assert_eq!(database.ask(|_| Ok(())).await.unwrap_err().code, Code::Exhausted);
+        assert_eq!(database.ask(|_| Ok(())).await.unwrap_err().code, Code::Overloaded);
         let other = database.of(ipc::Peer::this_process());
         let mut other = Box::pin(other.ask(|_| Ok(())));
         assert!(futures::poll!(&mut other).is_pending());

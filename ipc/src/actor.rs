@@ -70,11 +70,11 @@ impl<S: 'static> Actor<S> {
     }
 
     /// Runs `f` on the state and gives its answer. Once asked, `f` runs to its end, even if this future is dropped.
-    /// Fails with `exhausted` if the mailbox is full (then `f` does not run), and with `internal` if `f` panicked.
+    /// Fails with `overloaded` if the mailbox is full (then `f` does not run), and with `internal` if `f` panicked.
     pub async fn ask<T: 'static>(&self, f: impl AsyncFnOnce(&mut S) -> T + 'static) -> Result<T, Fault> {
         if self.queued.get() >= self.mailbox {
             let why = format!("{} requests wait already", self.mailbox);
-            return Err(Fault::new(Code::Exhausted, "queue a request", why, "Ask again later"));
+            return Err(Fault::new(Code::Overloaded, "queue a request", why, "Ask again later"));
         }
         self.queued.set(self.queued.get().saturating_add(1));
         let (answer, answered) = oneshot::channel();

@@ -24,6 +24,7 @@ use crate::{
     lane_socket::{Ended, LaneSocket, lane_lost},
     link::Link,
     meter::Meter,
+    patience::patiently,
 };
 
 /// How long a service may take to accept a connection.
@@ -135,6 +136,19 @@ impl Connection {
         };
         drop(pipeline);
         answer
+    }
+
+    /// As [`call`](Connection::call), for a call that is sent anew, ever later, while the service answers that it is `overloaded`.
+    pub async fn ask<R>(
+        &self,
+        tried: &str,
+        deadline: Duration,
+        mut send: impl FnMut() -> RemotePromise<R>,
+    ) -> Result<Response<R>, Fault>
+    where
+        R: Pipelined + Owned + 'static,
+    {
+        patiently(deadline, async |left| self.call(tried, left, send()).await).await
     }
 
     /// Whether the connection has ended.

@@ -9,7 +9,7 @@ const LONGEST_REASON: usize = 2048;
 /// What capnp-rpc puts before a reason that crossed a connection.
 const REMOTE: &str = "remote exception: ";
 
-const NAMES: [(Code, &str); 12] = [
+const NAMES: [(Code, &str); 13] = [
     (Code::Internal, "internal"),
     (Code::InvalidArgument, "invalidArgument"),
     (Code::NotFound, "notFound"),
@@ -22,6 +22,7 @@ const NAMES: [(Code, &str); 12] = [
     (Code::Revoked, "revoked"),
     (Code::BadToken, "badToken"),
     (Code::Conflict, "conflict"),
+    (Code::Overloaded, "overloaded"),
 ];
 
 /// Why a call failed: `<code>: <tried>: <why>. <remedy>.`
@@ -129,7 +130,8 @@ impl std::error::Error for Fault {}
 
 impl From<Fault> for capnp::Error {
     fn from(fault: Fault) -> capnp::Error {
-        let kind = if fault.code == Code::Exhausted { ErrorKind::Overloaded } else { ErrorKind::Failed };
+        let overloaded = matches!(fault.code, Code::Exhausted | Code::Overloaded);
+        let kind = if overloaded { ErrorKind::Overloaded } else { ErrorKind::Failed };
         capnp::Error { kind, extra: harmless(&fault.to_string()) }
     }
 }
@@ -157,7 +159,7 @@ mod tests {
             let fault = Fault::new(code, "open kernel \"k\"", "there is none", "Import one");
             let error = capnp::Error::from(fault.clone());
             assert_eq!(error.extra, format!("{name}: open kernel \"k\": there is none. Import one."));
-            assert_eq!(error.kind == ErrorKind::Overloaded, code == Code::Exhausted);
+            assert_eq!(error.kind == ErrorKind::Overloaded, matches!(code, Code::Exhausted | Code::Overloaded));
             assert_eq!(Fault::parse(&error), fault);
         }
     }

@@ -63,7 +63,7 @@ pub(crate) fn bad_token() -> Fault {
 
 pub(crate) fn too_many_tokens() -> Fault {
     Fault::new(
-        Code::Exhausted,
+        Code::Overloaded,
         "keep a descriptor on the fd lane",
         "as many as may wait already for this user, or this process of it",
         "Redeem some, or ask again in 30 s",
@@ -136,7 +136,7 @@ impl Lane {
         Lane { table: Rc::new(RefCell::new(table)), added: Rc::default() }
     }
 
-    /// Keeps `fd` for the user of `peer`, and gives the token that claims it over the lane. Fails with `exhausted`.
+    /// Keeps `fd` for the user of `peer`, and gives the token that claims it over the lane. Fails with `overloaded`.
     pub fn offer(&self, fd: OwnedFd, peer: Peer) -> Result<Token, Fault> {
         self.keep(fd, peer, To::Client)
     }
@@ -253,8 +253,8 @@ mod tests {
     fn a_process_has_sixty_four_descriptors_waiting_and_the_next_is_refused_until_one_is_claimed() {
         let lane = Lane::new();
         let tokens: Vec<Token> = (0..64).map(|_| lane.offer(fd(), ALICE).unwrap()).collect();
-        assert_eq!(lane.offer(fd(), ALICE).unwrap_err().code, Code::Exhausted);
-        assert_eq!(lane.deposit(fd(), ALICE).unwrap_err().code, Code::Exhausted);
+        assert_eq!(lane.offer(fd(), ALICE).unwrap_err().code, Code::Overloaded);
+        assert_eq!(lane.deposit(fd(), ALICE).unwrap_err().code, Code::Overloaded);
         lane.offer(fd(), BOB).unwrap();
         lane.offer(fd(), Peer { pid: 2, ..ALICE }).unwrap();
         lane.claim(tokens[0].as_bytes(), ALICE).unwrap();

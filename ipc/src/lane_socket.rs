@@ -83,7 +83,7 @@ impl LaneSocket {
                 Ok((token, fd))
             }
             Err(Fault { code: Code::BadToken, .. }) => Ok((vec![wire::STATUS_BAD_TOKEN], None)),
-            Err(Fault { code: Code::Exhausted, .. }) => Ok((vec![wire::STATUS_EXHAUSTED], None)),
+            Err(Fault { code: Code::Overloaded, .. }) => Ok((vec![wire::STATUS_EXHAUSTED], None)),
             Err(_) => Err(Ended("the kernel gave no random bytes")),
         }
     }

@@ -48,7 +48,7 @@ pub struct Gone;
 pub enum Refused {
     /// The other end is gone.
     Gone,
-    /// Its client has as many waiting as it may: `exhausted`.
+    /// Its client has as many waiting as it may: `overloaded`.
     Full(Fault),
 }
 
@@ -210,7 +210,7 @@ mod tests {
         let (sender, receiver) = mailbox(Room { per_client: 1, total: 10 });
         sender.ask(ClientId::OWN, 1).unwrap();
         assert!(
-            matches!(sender.ask(ClientId::OWN, 2), Err(Refused::Full(fault)) if fault.code == crate::Code::Exhausted)
+            matches!(sender.ask(ClientId::OWN, 2), Err(Refused::Full(fault)) if fault.code == crate::Code::Overloaded)
         );
         sender.send(3).unwrap();
         assert_eq!(sender.asked(), 1);

@@ -102,7 +102,7 @@ fn a_mailbox_takes_as_many_as_its_size_and_refuses_the_next_until_one_is_done() 
         settle().await;
         let waiting = (ask(&gate), ask(&gate));
         settle().await;
-        assert_eq!(actor.ask(async |_: &mut ()| ()).await.unwrap_err().code, Code::Exhausted);
+        assert_eq!(actor.ask(async |_: &mut ()| ()).await.unwrap_err().code, Code::Overloaded);
         // Telling has no limit.
         let told = Rc::new(Cell::new(false));
         let seen = told.clone();

@@ -229,9 +229,33 @@ fn a_process_deposits_as_many_as_the_limit_and_the_next_is_refused_until_one_is_
         assert_eq!(raw.deposit(&refused.writer).await, [wire::STATUS_EXHAUSTED]);
         refused.all_closed().await;
         let (connection, _store) = served.connect().await;
-        assert_eq!(connection.deposit(memfd(b"").as_fd()).await.unwrap_err().code, Code::Exhausted);
+        assert_eq!(connection.deposit(memfd(b"").as_fd()).await.unwrap_err().code, Code::Overloaded);
         served.service.lane.redeem(&tokens[0], Peer::this_process()).unwrap();
         connection.deposit(memfd(b"").as_fd()).await.unwrap();
+    });
+}
+
+#[test]
+fn who_asks_patiently_is_served_once_there_is_room() {
+    run(async {
+        let served = Served::new(Limits::default(), None);
+        let (connection, _store) = served.connect().await;
+        let mut tokens = Vec::new();
+        for _ in 0..64 {
+            tokens.push(connection.deposit(memfd(b"").as_fd()).await.unwrap());
+        }
+        let file = memfd(b"");
+        let mut tries = 0;
+        let patient = ipc::patiently(Duration::from_secs(60), async |_| {
+            tries += 1;
+            // One that was refused by now makes room.
+            if tries == 3 {
+                served.service.lane.redeem(tokens[0].as_bytes(), Peer::this_process()).unwrap();
+            }
+            connection.deposit(file.as_fd()).await
+        });
+        patient.await.unwrap();
+        assert_eq!(tries, 3);
     });
 }
 

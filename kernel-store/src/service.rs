@@ -407,7 +407,7 @@ fn fault<E>(tried: &str, stopped: Stopped<E>, of: impl FnOnce(E) -> Fault) -> Fa
 }
 
 fn busy(why: impl Into<String>) -> Fault {
-    Fault::new(Code::Exhausted, TRIED, why, "Try again later")
+    Fault::new(Code::Overloaded, TRIED, why, "Try again later")
 }
 
 /// One more of those who wait, while it lives.

@@ -366,7 +366,7 @@ mod tests {
             for one in &mut waiting {
                 assert!(futures::poll!(one).is_pending());
             }
-            assert_eq!(worker.ask(count).await.unwrap_err().code, Code::Exhausted);
+            assert_eq!(worker.ask(count).await.unwrap_err().code, Code::Overloaded);
             let of_other = worker.of(client(1));
             let mut other = Box::pin(of_other.ask(count));
             assert!(futures::poll!(&mut other).is_pending());

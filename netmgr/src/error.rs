@@ -93,7 +93,8 @@ impl Error {
                 Code::AlreadyExists
             }
             Error::PortsAttached { .. } => Code::WrongState,
-            Error::Quota(_) | Error::Full { .. } | Error::Busy(_) => Code::Exhausted,
+            Error::Quota(_) | Error::Full { .. } => Code::Exhausted,
+            Error::Busy(_) => Code::Overloaded,
             Error::NoTun(_) | Error::Deadline { .. } | Error::BridgeGone(_) => Code::Unavailable,
             Error::NoRight(_) => Code::PermissionDenied,
             Error::Kernel { .. } | Error::Answer { .. } | Error::Ending => Code::Internal,

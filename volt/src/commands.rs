@@ -171,22 +171,25 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32,
             ask(paths, policy, wanted, &[&image], async |links| {
                 let link = first(&links)?;
                 let kernel = resources::import(link, &tried, image.as_fd(), name).await?;
-                let answer = link.call(&tried, CALL_DEADLINE, kernel.info_request().send()).await?;
+                let answer = link.ask(&tried, CALL_DEADLINE, || kernel.info_request().send()).await?;
                 print(&format!("{}\n", kernel_row(answer.get()?.get_info()?)?.join("  ")))
             })
         }
         KernelCommand::List => ask(paths, policy, wanted, &[], async |links| {
             let link = first(&links)?;
-            let request = link.bootstrap::<kernel_store::Client>().list_request();
-            let answer = link.call("list the kernels", CALL_DEADLINE, request.send()).await?;
+            let list = || link.bootstrap::<kernel_store::Client>().list_request().send();
+            let answer = link.ask("list the kernels", CALL_DEADLINE, list).await?;
             let rows = answer.get()?.get_kernels()?.iter().map(kernel_row).collect::<Result<Vec<_>, _>>()?;
             print_rows(&["DIGEST", "ALIAS", "MIB", "VERSION"], &rows)
         }),
         KernelCommand::Remove { kernel } => ask(paths, policy, wanted, &[], async |links| {
             let link = first(&links)?;
-            let mut request = link.bootstrap::<kernel_store::Client>().remove_request();
-            request.get().set_ref(kernel);
-            link.call(&format!("remove the kernel {kernel}"), CALL_DEADLINE, request.send()).await.map(drop)
+            let remove = || {
+                let mut request = link.bootstrap::<kernel_store::Client>().remove_request();
+                request.get().set_ref(kernel);
+                request.send()
+            };
+            link.ask(&format!("remove the kernel {kernel}"), CALL_DEADLINE, remove).await.map(drop)
         }),
     }
 }

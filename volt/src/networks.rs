@@ -34,15 +34,21 @@ impl Definition {
 
 /// Defines a network, or changes it, by its JSON text.
 pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config: &str) -> Result<(), Fault> {
-    let mut request = ipamd.bootstrap::<ipam::Client>().check_pool_request();
-    request.get().set_config(config);
-    let answer = ipamd.call(tried, CALL_DEADLINE, request.send()).await?;
+    let send = || {
+        let mut request = ipamd.bootstrap::<ipam::Client>().check_pool_request();
+        request.get().set_config(config);
+        request.send()
+    };
+    let answer = ipamd.ask(tried, CALL_DEADLINE, send).await?;
     let definition = Definition::of(answer.get()?.get_info()?)?;
     let before = current(netmgr, &definition.name).await?;
     bridge(netmgr, &definition).await?;
-    let mut request = ipamd.bootstrap::<ipam::Client>().define_pool_request();
-    request.get().set_config(config);
-    if let Err(fault) = ipamd.call(tried, CALL_DEADLINE, request.send()).await {
+    let send = || {
+        let mut request = ipamd.bootstrap::<ipam::Client>().define_pool_request();
+        request.get().set_config(config);
+        request.send()
+    };
+    if let Err(fault) = ipamd.ask(tried, CALL_DEADLINE, send).await {
         let undone = match before {
             Some(before) => bridge(netmgr, &before).await.map(drop),
             None => remove_bridge(netmgr, &definition.name).await,
@@ -59,9 +65,12 @@ pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Resu
         removed => removed.is_ok(),
     };
     let tried = format!("remove the network {name}");
-    let mut request = ipamd.bootstrap::<ipam::Client>().remove_pool_request();
-    request.get().set_network(name);
-    match ipamd.call(&tried, CALL_DEADLINE, request.send()).await {
+    let send = || {
+        let mut request = ipamd.bootstrap::<ipam::Client>().remove_pool_request();
+        request.get().set_network(name);
+        request.send()
+    };
+    match ipamd.ask(&tried, CALL_DEADLINE, send).await {
         Err(fault) if fault.code == Code::NotFound && had_bridge => Ok(()),
         Err(fault) if fault.code == Code::NotFound => {
             let remedy = "See volt network list for those that are";
@@ -88,9 +97,12 @@ fn half(mut fault: Fault, undone: Result<(), Fault>) -> Fault {
 
 /// The pool of a network that is defined.
 pub async fn pool(ipamd: &Connection, name: &str) -> Result<pool::Client, Fault> {
-    let mut request = ipamd.bootstrap::<ipam::Client>().pool_request();
-    request.get().set_network(name);
-    match ipamd.call(&format!("find the pool of network {name}"), CALL_DEADLINE, request.send()).await {
+    let send = || {
+        let mut request = ipamd.bootstrap::<ipam::Client>().pool_request();
+        request.get().set_network(name);
+        request.send()
+    };
+    match ipamd.ask(&format!("find the pool of network {name}"), CALL_DEADLINE, send).await {
         Err(fault) if fault.code == Code::NotFound => Err(Fault::new(
             fault.code,
             format!("use the network {name}"),
@@ -103,33 +115,39 @@ pub async fn pool(ipamd: &Connection, name: &str) -> Result<pool::Client, Fault>
 
 /// The definition in a pool.
 pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Definition, Fault> {
-    let answer = ipamd.call("read the network's pool", CALL_DEADLINE, pool.info_request().send()).await?;
+    let answer = ipamd.ask("read the network's pool", CALL_DEADLINE, || pool.info_request().send()).await?;
     Definition::of(answer.get()?.get_info()?)
 }
 
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
 pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Fault> {
     let Definition { name, gateway, prefix, mtu } = definition;
-    let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
-    let mut config = request.get().init_config();
-    config.set_name(name);
-    config.set_gateway(gateway);
-    config.set_prefix_length(*prefix);
-    config.set_mtu(*mtu);
-    let answer = netmgr.call(&format!("make the network {name}"), CALL_DEADLINE, request.send()).await?;
+    let send = || {
+        let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
+        let mut config = request.get().init_config();
+        config.set_name(name);
+        config.set_gateway(gateway);
+        config.set_prefix_length(*prefix);
+        config.set_mtu(*mtu);
+        request.send()
+    };
+    let answer = netmgr.ask(&format!("make the network {name}"), CALL_DEADLINE, send).await?;
     Ok(answer.get()?.get_network()?)
 }
 
 /// How `netmgr` has a network, if it has it.
 async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, Fault> {
     let tried = format!("look at the network {name}");
-    let mut request = netmgr.bootstrap::<host::Client>().network_request();
-    request.get().set_network(name);
-    let network = match netmgr.call(&tried, CALL_DEADLINE, request.send()).await {
+    let send = || {
+        let mut request = netmgr.bootstrap::<host::Client>().network_request();
+        request.get().set_network(name);
+        request.send()
+    };
+    let network = match netmgr.ask(&tried, CALL_DEADLINE, send).await {
         Err(fault) if fault.code == Code::NotFound => return Ok(None),
         answer => answer?.get()?.get_network()?,
     };
-    let answer = netmgr.call(&tried, CALL_DEADLINE, network.info_request().send()).await?;
+    let answer = netmgr.ask(&tried, CALL_DEADLINE, || network.info_request().send()).await?;
     let config = answer.get()?.get_info()?.get_config()?;
     Ok(Some(Definition {
         name: name.to_owned(),
@@ -140,15 +158,19 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
 }
 
 async fn remove_bridge(netmgr: &Connection, name: &str) -> Result<(), Fault> {
-    let mut request = netmgr.bootstrap::<host::Client>().remove_network_request();
-    request.get().set_network(name);
-    netmgr.call(&format!("remove the network {name}"), CALL_DEADLINE, request.send()).await.map(drop)
+    let send = || {
+        let mut request = netmgr.bootstrap::<host::Client>().remove_network_request();
+        request.get().set_network(name);
+        request.send()
+    };
+    netmgr.ask(&format!("remove the network {name}"), CALL_DEADLINE, send).await.map(drop)
 }
 
 /// Names of all networks with their subnets and how many addresses are free.
 pub async fn list(ipamd: &Connection) -> Result<Vec<[String; 3]>, Fault> {
-    let answer =
-        ipamd.call("list the networks", CALL_DEADLINE, ipamd.bootstrap::<ipam::Client>().list_request().send()).await?;
+    let answer = ipamd
+        .ask("list the networks", CALL_DEADLINE, || ipamd.bootstrap::<ipam::Client>().list_request().send())
+        .await?;
     let pools = answer.get()?.get_pools()?;
     try_join_all(
         pools

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::future::{join_all, try_join};
-use ipc::{Code, Connection, Fault};
+use ipc::{Code, Connection, Fault, patiently};
 use schema::{
     addresses_capnp::{lease, pool},
     kernel_store_capnp::kernel_store,
@@ -83,16 +83,19 @@ pub struct Address {
 pub async fn kernel(kernels: Connection, source: KernelSource) -> Result<OwnedFd, Fault> {
     let kernel = match source {
         KernelSource::Stored(name) => {
-            let mut request = kernels.bootstrap::<kernel_store::Client>().get_request();
-            request.get().set_ref(&name);
-            let answer = kernels.call(&format!("get the kernel {name}"), CALL_DEADLINE, request.send()).await?;
+            let get = || {
+                let mut request = kernels.bootstrap::<kernel_store::Client>().get_request();
+                request.get().set_ref(&name);
+                request.send()
+            };
+            let answer = kernels.ask(&format!("get the kernel {name}"), CALL_DEADLINE, get).await?;
             answer.get()?.get_kernel()?
         }
         KernelSource::File(path, image) => {
             import(&kernels, &format!("import the kernel {}", path.display()), image.as_fd(), "").await?
         }
     };
-    let answer = kernels.call("open the kernel", CALL_DEADLINE, kernel.open_request().send()).await?;
+    let answer = kernels.ask("open the kernel", CALL_DEADLINE, || kernel.open_request().send()).await?;
     kernels.claim(answer.get()?.get_image()?.get_bytes()?).await
 }
 
@@ -104,11 +107,15 @@ pub async fn import(
     alias: &str,
 ) -> Result<schema::kernel_store_capnp::kernel::Client, Fault> {
     let store: kernel_store::Client = kernels.bootstrap();
-    let token = kernels.deposit(image).await?;
-    let mut request = store.import_kernel_request();
-    request.get().init_image().set_bytes(token.as_bytes());
-    request.get().set_alias(alias);
-    let answer = kernels.call(tried, IMPORT_DEADLINE, request.send()).await.map_err(|fault| of_file(tried, fault))?;
+    // A token is good for one call, so a new one goes with each.
+    let import = async |left| {
+        let token = kernels.deposit(image).await?;
+        let mut request = store.import_kernel_request();
+        request.get().init_image().set_bytes(token.as_bytes());
+        request.get().set_alias(alias);
+        kernels.call(tried, left, request.send()).await
+    };
+    let answer = patiently(IMPORT_DEADLINE, import).await.map_err(|fault| of_file(tried, fault))?;
     Ok(answer.get()?.get_kernel()?)
 }
 
@@ -156,19 +163,22 @@ async fn allocate(
     network: &str,
     workload: &str,
 ) -> Result<(lease::Client, Address, OwnedFd), Fault> {
-    let mut request = pool.allocator_request();
-    request.get().set_max_leases(1);
-    let allocator = request.send().pipeline.get_allocator();
-    let mut request = allocator.allocate_request();
-    request.get().set_workload(workload);
     let tried = format!("allocate an address for {workload} on {network}");
-    let answer = ipamd.call(&tried, CALL_DEADLINE, request.send()).await?;
+    let allocate = || {
+        let mut request = pool.allocator_request();
+        request.get().set_max_leases(1);
+        let allocator = request.send().pipeline.get_allocator();
+        let mut request = allocator.allocate_request();
+        request.get().set_workload(workload);
+        request.send()
+    };
+    let answer = ipamd.ask(&tried, CALL_DEADLINE, allocate).await?;
     let lease = answer.get()?.get_lease()?;
-    let answer = ipamd.call(&tried, CALL_DEADLINE, lease.info_request().send()).await?;
+    let answer = ipamd.ask(&tried, CALL_DEADLINE, || lease.info_request().send()).await?;
     let info = answer.get()?.get_info()?;
     let (address, gateway) = (text(info.get_address()?)?, text(info.get_gateway()?)?);
     // As long as this process, or the card's backend, has it, the address is the VM's whatever becomes of ipamd.
-    let answer = ipamd.call(&tried, CALL_DEADLINE, lease.life_request().send()).await?;
+    let answer = ipamd.ask(&tried, CALL_DEADLINE, || lease.life_request().send()).await?;
     let life = ipamd.claim(answer.get()?.get_life()?.get_bytes()?).await?;
     Ok((lease, Address { address, gateway, prefix: info.get_prefix_length() }, life))
 }
@@ -179,17 +189,20 @@ async fn attach(
     name: &str,
     workload: &str,
 ) -> Result<(port::Client, Attached), Fault> {
-    let mut request = network.port_factory_request();
-    request.get().set_max_ports(1);
-    let factory = request.send().pipeline.get_factory();
-    let mut request = factory.create_tap_request();
-    request.get().set_workload(workload);
     let tried = format!("attach {workload} to {name}");
-    let answer = netmgr.call(&tried, CALL_DEADLINE, request.send()).await?;
+    let create = || {
+        let mut request = network.port_factory_request();
+        request.get().set_max_ports(1);
+        let factory = request.send().pipeline.get_factory();
+        let mut request = factory.create_tap_request();
+        request.get().set_workload(workload);
+        request.send()
+    };
+    let answer = netmgr.ask(&tried, CALL_DEADLINE, create).await?;
     let port = answer.get()?.get_port()?;
     let (info, tap) = try_join(
-        netmgr.call(&tried, CALL_DEADLINE, port.info_request().send()),
-        netmgr.call(&tried, CALL_DEADLINE, port.tap_request().send()),
+        netmgr.ask(&tried, CALL_DEADLINE, || port.info_request().send()),
+        netmgr.ask(&tried, CALL_DEADLINE, || port.tap_request().send()),
     )
     .await?;
     let info = info.get()?.get_info()?;
@@ -229,7 +242,7 @@ pub async fn release(links: Option<&(Connection, Connection)>, cards: Vec<Card>)
         let lease = async {
             match &card.lease {
                 Some(lease) if !ipamd.is_closed() => {
-                    ipamd.call("release the address", CALL_DEADLINE, lease.release_request().send()).await.map(drop)
+                    ipamd.ask("release the address", CALL_DEADLINE, || lease.release_request().send()).await.map(drop)
                 }
                 _ => Ok(()),
             }
@@ -237,7 +250,7 @@ pub async fn release(links: Option<&(Connection, Connection)>, cards: Vec<Card>)
         let port = async {
             match &card.port {
                 Some(port) if !netmgr.is_closed() => {
-                    netmgr.call("release the port", CALL_DEADLINE, port.release_request().send()).await.map(drop)
+                    netmgr.ask("release the port", CALL_DEADLINE, || port.release_request().send()).await.map(drop)
                 }
                 _ => Ok(()),
             }
