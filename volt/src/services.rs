@@ -30,6 +30,8 @@ use crate::{config::shell, paths::Paths};
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long to wait before something is looked at again.
 const MOMENT: Duration = Duration::from_millis(10);
+/// How long the lock may go from one to the next before it comes to us.
+const QUEUE: Duration = Duration::from_secs(60);
 /// How often to look whether a service that ends has closed its sockets.
 const CLOSING: u32 = 100;
 /// How long importing a kernel may take: it is unpacked, checked and written to disk.
@@ -276,19 +278,31 @@ pub fn open_dir(dir: &Path) -> Result<OwnedFd, Fault> {
     })
 }
 
-/// Opens a directory and takes the [`lock`] on it. Where somebody has it for too long, it says who.
+/// Opens a directory and takes the [`lock`] on it, for as long as it goes from one to the next. Where somebody keeps it for too long, it says who.
 pub fn take_lock(path: &Path) -> Result<OwnedFd, Fault> {
-    let dir = open_dir(path)?;
-    let whose = dir.try_clone().ok();
-    lock(dir, path).map_err(|mut fault| {
-        if let Some(pid) = whose.and_then(|dir| holder(&dir)) {
+    let give_up = Instant::now() + QUEUE;
+    loop {
+        let dir = open_dir(path)?;
+        let whose = dir.try_clone().ok();
+        let holds = || whose.as_ref().and_then(holder);
+        let before = holds();
+        let mut fault = match lock(dir, path) {
+            Ok(lock) => return Ok(lock),
+            Err(fault) => fault,
+        };
+        let now = holds();
+        // Of those who start hundreds of VMs at once, each has it for a moment, and between two nobody has.
+        if (now.is_none() || now != before) && Instant::now() < give_up {
+            continue;
+        }
+        if let Some(pid) = now {
             fault.why = format!("{} ({pid})", fault.why);
             fault.remedy = format!(
                 "See what it does: ps {pid}. If it is stopped (state T), kill -CONT {pid} lets it go on, and kill -KILL {pid} ends it"
             );
         }
-        fault
-    })
+        return Err(fault);
+    }
 }
 
 /// Who has the lock on a directory, as `/proc/locks` tells (proc_locks(5)).
