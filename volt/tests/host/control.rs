@@ -98,7 +98,7 @@ fn control_socket_leads_to_one_vm_and_to_no_service() {
         // It has nothing to hand out over its lane either, and takes nothing.
         assert_eq!(connection.claim(&[7; 16]).await.unwrap_err().code, Code::BadToken);
         let null = fs::File::open("/dev/null").unwrap();
-        assert_eq!(connection.deposit(null.as_fd()).await.unwrap_err().code, Code::Exhausted);
+        assert_eq!(connection.deposit(null.as_fd()).await.unwrap_err().code, Code::Overloaded);
         let answer = connection.call("ask a VM", PATIENCE, vm.info_request().send()).await.unwrap();
         assert_eq!(answer.get().unwrap().get_info().unwrap().get_name().unwrap(), "web");
     })

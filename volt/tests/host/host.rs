@@ -29,7 +29,7 @@ pub struct Host {
 }
 
 /// Users that each test has, sixteen of them for services.
-const USERS: u32 = 32;
+const USERS: u32 = 96;
 
 /// How many tests have begun.
 static TESTS: AtomicU32 = AtomicU32::new(0);

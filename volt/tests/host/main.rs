@@ -2,6 +2,7 @@
 //! instructions. Each test has a network namespace and directories of its own; whatever runs in that namespace at its
 //! end is killed. Needs root, /dev/kvm and the programs of the other packages (`cargo build --workspace --bins`).
 
+mod bursts;
 mod console;
 mod control;
 mod ends;
