@@ -109,12 +109,14 @@ pub enum Error {
     #[error("Thread '{0}' did not install its filter within {1} s: the machine is overloaded, try again")]
     ThreadMute(String, u64),
     /// A child could not be started.
-    #[error("Cannot start {program}: failed to {step}; check that the file is there and may be executed")]
+    #[error("Cannot start {program}: failed to {step}; {remedy}")]
     Spawn {
         /// The program.
         program: PathBuf,
         /// The step that failed.
         step: &'static str,
+        /// What the user can do.
+        remedy: &'static str,
         /// Why.
         source: io::Error,
     },

@@ -124,11 +124,15 @@ impl Spawn {
     ///
     /// Where the program cannot be executed, an argument holds a NUL byte, or fds or processes run out.
     pub fn spawn(self) -> Result<Child, Error> {
-        let failed = |step, errno: Errno| Error::Spawn { program: self.program.clone(), step, source: errno.into() };
+        let failed = |step, errno: Errno| {
+            let is_there = self.file.is_some() || self.program.exists();
+            Error::Spawn { program: self.program.clone(), step, remedy: remedy(errno, is_there), source: errno.into() }
+        };
         let text = |bytes: &[u8]| {
             let source = io::ErrorKind::InvalidInput.into();
             let step = "pass an argument that holds a NUL byte";
-            CString::new(bytes).map_err(|_| Error::Spawn { program: self.program.clone(), step, source })
+            let remedy = "leave that byte out";
+            CString::new(bytes).map_err(|_| Error::Spawn { program: self.program.clone(), step, remedy, source })
         };
 
         // The child's numbers are 3.. for its fds, one for the report and one for the program. All that is dealt out is
@@ -185,6 +189,24 @@ impl Spawn {
             }
             Err(errno) => Err(failed("hear from it", errno)),
         }
+    }
+}
+
+/// What to do where a program could not be started. The kernel says that there is no such file also of one that is there, and
+/// names an interpreter which is not.
+fn remedy(errno: Errno, is_there: bool) -> &'static str {
+    match errno {
+        Errno::NOENT if is_there => {
+            "the file is there, and what it names as its interpreter (a dynamic linker, or behind #!) is not: install it, or Volt's own, static program"
+        }
+        Errno::NOENT => "check that the file is there",
+        Errno::NOEXEC => "it is no program for this machine: install Volt's own",
+        Errno::ACCESS | Errno::PERM => "make it executable, on a file system that is not mounted noexec",
+        Errno::MFILE | Errno::NFILE => "raise the limit of open files",
+        Errno::AGAIN => "raise the limit of processes",
+        Errno::NOMEM => "free some memory",
+        Errno::TIMEDOUT => "the host is overloaded, try again",
+        _ => "see the kernel's log (dmesg)",
     }
 }
 

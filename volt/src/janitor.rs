@@ -92,7 +92,9 @@ const VMS: &str = "/vms";
 const CGROUPS: &str = "/cgroups";
 /// What the janitor says once it is narrow.
 const READY: &[u8] = b"r";
-/// How long the janitor may take to confine itself, and to clear up.
+/// How long the janitor may take to confine itself: it waits for nobody in that, but for a busy host.
+const START: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+/// How long it may take to clear up.
 const LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How often, a hundredth of a second apart, to look whether the last process of a VM has left its cgroup.
 const LEAVING: u32 = 6000;
@@ -115,12 +117,15 @@ impl AsFd for Watch {
 impl Watch {
     /// Waits until the janitor has confined itself: without it nothing may start.
     pub fn ready(&self, paths: &Paths) -> Result<(), Fault> {
-        let limit = Some(&LIMIT);
+        let limit = Some(&START);
         let answered = rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], limit);
         match answered.map(|count| (count > 0).then(|| read(&self.0, &mut [0; 1]))) {
             Ok(Some(1)) => Ok(()),
             Ok(Some(_)) => Err(not_started(paths, "the janitor has ended, for the reason that it gave")),
-            Ok(None) => Err(not_started(paths, "the janitor did not answer within 5 s")),
+            Ok(None) => Err(not_started(
+                paths,
+                "the janitor did not answer within 60 s: it is stopped, or the host is overloaded",
+            )),
             Err(e) => Err(not_started(paths, e)),
         }
     }

@@ -37,6 +37,9 @@ pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>)
         )
     };
     let log = open_log(paths)?;
+    if endpoints.iter().any(|(service, _)| service.has_state()) {
+        has_room(paths)?;
+    }
     // Who cannot become another user runs them as itself, which confines itself just so.
     let users = Range::usable().is_ok().then(Range::find).transpose()?;
     let mut spawn = Spawn::new(&paths.program("volt"));
@@ -56,6 +59,24 @@ pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>)
         sockets.iter().for_each(Own::remove);
     }
     started.map_err(|e| fault(ipc::chain(&e)))
+}
+
+/// Bytes that have to be free where services keep what they know.
+const ROOM: u64 = 256 << 10;
+
+/// Services that find no room end, and their log, which would say so, has none either.
+fn has_room(paths: &Paths) -> Result<(), Fault> {
+    let tried = format!("start Volt's services in {}", paths.state.display());
+    let found = rustix::fs::statvfs(&paths.state);
+    let found =
+        found.map_err(|e| Fault::new(Code::Unavailable, &tried, ipc::chain(&e), "See whether it is mounted"))?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    if free >= ROOM {
+        return Ok(());
+    }
+    let why = format!("its file system is full: {free} bytes are free, and {ROOM} are the least");
+    let remedy = "Free some space there, or name another directory in VOLT_STATE_DIR";
+    Err(Fault::new(Code::Exhausted, tried, why, remedy))
 }
 
 /// The services' log: they outlive the terminal that they were started from.

@@ -17,6 +17,7 @@ mod identity;
 mod janitor;
 mod keep;
 mod launcher;
+mod limits;
 mod machine;
 mod networks;
 mod paths;

@@ -29,6 +29,7 @@ use crate::{
     janitor::{self, Janitor, Own, Watch},
     keep,
     launcher::{Forked, Launcher, Role},
+    limits,
     machine::{DiskPart, Machine, Parts},
     paths::Paths,
     resources::{self, Card, Network, Services},
@@ -73,6 +74,7 @@ struct Links {
 /// Runs one VM until it ends.
 pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let config = VmConfig::new(args)?;
+    limits::check(&config)?;
     let paths = Paths::prepare()?;
     let opened = open(&config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.

@@ -168,6 +168,13 @@ fn a_program_that_cannot_be_executed_is_an_error_and_leaves_no_child() {
             assert_eq!((*step, source.raw_os_error()), ("execute it", Some(errno)));
             assert!(error.to_string().contains(program), "{error}");
         }
+        // There, and to be executed by what is not.
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("script");
+        std::fs::write(&script, "#!/nowhere/at-all\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let error = Spawn::new(&script).spawn().err().unwrap().to_string();
+        assert!(error.contains("interpreter") && !error.contains("check that the file is there"), "{error}");
         let mut spawn = Spawn::new(Path::new("/bin/true"));
         spawn.arg("a\0b");
         assert!(spawn.spawn().err().unwrap().to_string().contains("NUL"));

@@ -1,5 +1,12 @@
 //! Runs that fail halfway: the message names thing and remedy, and what was taken until then is given back at once.
 
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
+    process::Command,
+};
+
 use crate::{
     host::{Host, Running},
     kernel::{POWEROFF, SPIN, elf, print},
@@ -91,5 +98,129 @@ fn user_without_directories_or_rights_is_told_what_to_set() {
     std::os::unix::fs::symlink("/tmp", host.path("link")).unwrap();
     let mut command = host.plain("web", &kernel);
     host.run(command.env("VOLT_RUNTIME_DIR", host.path("link"))).refused(&["link", "not a directory"]);
+    host.clean();
+}
+
+/// The command with a hard limit.
+fn limited(mut command: Command, resource: u32, limit: u64) -> Command {
+    let set = move || {
+        let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+        // SAFETY: reads a struct that outlives the call.
+        match unsafe { libc::setrlimit(resource, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: one async-signal-safe call.
+    unsafe { command.pre_exec(set) };
+    command
+}
+
+/// The same, by a shell that is under that limit and follows `advice` first.
+fn following(command: &Command, resource: u32, limit: u64, advice: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{advice} && exec \"$0\" \"$@\"")]).arg(command.get_program()).args(command.get_args());
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    limited(shell, resource, limit)
+}
+
+#[test]
+fn limit_that_is_too_low_for_the_vm_is_named_with_a_remedy_that_works() {
+    let Some(host) = Host::new("limit_that_is_too_low_for_the_vm_is_named_with_a_remedy_that_works") else { return };
+    let off = host.kernel("off", &[POWEROFF, SPIN]);
+    // Services have limits of their own, or those of whoever starts them first.
+    host.run(&mut host.full("first", &off)).ok();
+    // A disk that nobody writes may be there often.
+    let disk = format!("{},ro", host.path("disk").display());
+    let run = || {
+        let mut command = host.plain("web", &off);
+        command.args(["--cpus", "4", "--net", "volt0"]);
+        command.args((0..8).flat_map(|_| ["--disk", &disk]));
+        command
+    };
+    let (memory, threads) = (64 << 20, 4 + 9);
+    for (resource, least, flag) in [
+        (libc::RLIMIT_FSIZE, memory, "ulimit -f"),
+        (libc::RLIMIT_AS, memory + (64 << 20) + (4 << 20) * threads, "ulimit -v"),
+        (libc::RLIMIT_NOFILE, 64 + 4 * 4 + 12 * 9, "ulimit -n"),
+    ] {
+        host.run(&mut limited(run(), resource, least)).ok();
+        let ended = host.run(&mut limited(run(), resource, least - 1));
+        ended.refused(&["exhausted: run the VM web", &least.to_string(), flag]);
+        // What it says to do: by who may, and where the limit was set.
+        if rustix::thread::capabilities(None).unwrap().effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE) {
+            let advice = ended.err.split_once("CAP_SYS_RESOURCE: ").unwrap().1.split('.').next().unwrap();
+            host.run(&mut following(&run(), resource, least - 1, advice)).ok();
+        }
+        let takes = ended.err.split_once(" takes ").unwrap().1.split('.').next().unwrap();
+        host.run(&mut limited(run(), resource, takes.parse().unwrap())).ok();
+    }
+    // The least that there may be is no better.
+    for (resource, least) in [(libc::RLIMIT_FSIZE, 0), (libc::RLIMIT_NOFILE, 16)] {
+        host.run(&mut limited(host.plain("web", &off), resource, least))
+            .refused(&["exhausted: run the VM web", "ulimit"]);
+    }
+    host.clean();
+}
+
+#[test]
+fn program_whose_interpreter_is_missing_is_named_with_that() {
+    let Some(host) = Host::new("program_whose_interpreter_is_missing_is_named_with_that") else { return };
+    let off = host.kernel("off", &[POWEROFF, SPIN]);
+    let (built, copies) = (Path::new(env!("CARGO_BIN_EXE_volt")).parent().unwrap(), host.path("bin"));
+    fs::create_dir(&copies).unwrap();
+    for program in ["volt", "vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"] {
+        fs::copy(built.join(program), copies.join(program)).unwrap();
+    }
+    let run = || {
+        let of = host.plain("web", &off);
+        let mut command = Command::new(copies.join("volt"));
+        command.args(of.get_args()).envs(of.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        command
+    };
+    // The core is started by the launcher, the store by the keeper, which says it in the log.
+    let log = || fs::read_to_string(host.path("state/services.log")).unwrap_or_default();
+    for (program, said_by) in [("kernel-store", "services.log"), ("vmm-core", "")] {
+        fs::write(copies.join(program), "#!/nowhere/at-all\n").unwrap();
+        fs::set_permissions(copies.join(program), fs::Permissions::from_mode(0o755)).unwrap();
+        let ended = host.run(&mut run());
+        assert!(!ended.status.success());
+        let said = if said_by.is_empty() {
+            ended.err
+        } else {
+            ended.refused(&[said_by]);
+            log()
+        };
+        assert!(said.contains(program) && said.contains("interpreter") && said.contains("No such file"), "{said}");
+        // What it says to do.
+        fs::remove_file(copies.join(program)).unwrap();
+        fs::copy(built.join(program), copies.join(program)).unwrap();
+        host.run(&mut run()).ok();
+    }
+    host.clean();
+}
+
+#[test]
+fn full_state_directory_is_named_and_room_helps() {
+    let Some(host) = Host::new("full_state_directory_is_named_and_room_helps") else { return };
+    let off = host.kernel("off", &[POWEROFF, SPIN]);
+    // SAFETY: takes a number. Mounts are this thread's own from now on, and of what it starts.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+    let state = host.path("state");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+    mount("state", &state, "tmpfs", MountFlags::empty(), c"size=64m,mode=0755").unwrap();
+    let filler = state.join("filler");
+    let fill = |left: u64| fs::write(&filler, vec![0; usize::try_from((64 << 20) - left).unwrap()]).unwrap();
+    fill(64 << 10);
+    for mut command in [host.full("web", &off), host.volt(&["network", "list"])] {
+        host.run(&mut command).refused(&["exhausted", "is full", &state.display().to_string(), "VOLT_STATE_DIR"]);
+    }
+    fs::remove_file(&filler).unwrap();
+    host.run(&mut host.full("web", &off)).ok();
     host.clean();
 }
