@@ -1,13 +1,13 @@
 //! The command line, and the checked configuration that it stands for. Phase 1: the disk is opened and locked here.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::PathBuf;
 
 use clap::Parser;
 use device::{BoxError, Error, Options};
 
-use crate::disk::Disk;
 use crate::request::ID_BYTES;
+use disk::Disk;
 
 /// The most queues, each of which has its thread.
 pub const MAX_QUEUES: usize = 16;
@@ -55,19 +55,14 @@ impl Args {
         if !(1..=MAX_QUEUES).contains(&self.queues) {
             return Err(Error::Usage(format!("--queues {} is not 1 to {MAX_QUEUES}", self.queues)).into());
         }
-        let (name, file) = match (self.blk_fd, &self.blk_file) {
+        let disk = match (self.blk_fd, &self.blk_file) {
             (Some(fd), None) => {
-                (format!("--blk-fd {fd}"), File::from(device::inherited("--blk-fd", fd, "an open disk")?))
+                let file = File::from(device::inherited("--blk-fd", fd, "an open disk")?);
+                Disk::adopt(format!("--blk-fd {fd}"), file, self.read_only)?
             }
-            (None, Some(path)) => {
-                let name = path.display().to_string();
-                let file = OpenOptions::new().read(true).write(!self.read_only).open(path);
-                let file = file.map_err(|source| crate::disk::DiskError::Open { name: name.clone(), source })?;
-                (name, file)
-            }
+            (None, Some(path)) => Disk::open(path, self.read_only)?,
             _ => return Err(Error::Usage("Say which disk: either --blk-fd N or --blk-file PATH".to_owned()).into()),
         };
-        let disk = Disk::new(name, file, self.read_only)?;
         Ok(Config { disk, serial, queues: self.queues })
     }
 }

@@ -1,8 +1,10 @@
 //! The device: features, configuration space, and one worker a queue.
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
+use ::disk::SECTOR;
 use confine::{Filter, Limit, Rule, Sandbox};
 use device::{BoxError, Chain, Device, Popped, Progress, Ring, Worker};
 use virtio_bindings::bindings::virtio_blk::{
@@ -10,7 +12,6 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use crate::args::Config;
-use crate::disk::SECTOR;
 use crate::request::Image;
 
 /// Pieces of data in one request: what fits beside header and status into a ring of 128 without indirect descriptors.
@@ -22,6 +23,8 @@ const BUDGET: usize = 64;
 /// A virtio-blk device.
 pub struct Block {
     image: Arc<Image>,
+    /// What keeps others from the disk.
+    guards: Vec<File>,
     config: [u8; 60],
     queues: usize,
 }
@@ -31,7 +34,7 @@ impl Block {
     pub fn new(config: Config) -> Block {
         let Config { disk, serial, queues } = config;
         let image = Image { file: disk.file, sectors: disk.sectors, read_only: disk.read_only, serial };
-        Block { config: config_space(image.sectors, queues), image: Arc::new(image), queues }
+        Block { config: config_space(image.sectors, queues), image: Arc::new(image), guards: disk.guards, queues }
     }
 }
 
@@ -75,7 +78,7 @@ impl Device for Block {
     }
 
     fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.image.file.as_fd()]
+        self.guards.iter().chain([&self.image.file]).map(AsFd::as_fd).collect()
     }
 
     fn sandbox(&self, sandbox: Sandbox) -> Sandbox {
@@ -135,12 +138,12 @@ impl Worker for Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::Disk;
+    use ::disk::Disk;
 
     fn block(read_only: bool) -> Block {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
-        let disk = Disk::new("test".to_owned(), file, read_only).unwrap();
+        let disk = Disk::adopt("test".to_owned(), file, read_only).unwrap();
         Block::new(Config { disk, serial: [0; 20], queues: 1 })
     }
 

@@ -5,7 +5,6 @@
 
 mod args;
 mod device;
-mod disk;
 mod request;
 
 use clap::Parser;

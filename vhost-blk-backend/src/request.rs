@@ -12,7 +12,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
-use crate::disk::SECTOR;
+use disk::SECTOR;
 
 /// Bytes of a serial number.
 pub const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;

@@ -59,13 +59,15 @@ pub struct Cell {
 
 impl Cell {
     /// Takes a user, where this host and whoever starts the VM can give one, and settles the rest.
-    pub fn claim(config: &VmConfig) -> Result<Cell, Fault> {
+    /// `disks`: bytes of memory that the guest can make its disks take, which count as what the VM may use.
+    pub fn claim(config: &VmConfig, disks: u64) -> Result<Cell, Fault> {
         let devices = u64::try_from(config.disks.len() + config.nets.len()).unwrap_or(u64::MAX);
         let processes =
             (PROCESSES + u64::from(config.vcpus)).saturating_add(devices.saturating_mul(PROCESSES_PER_DEVICE));
         let limits = CgroupLimits {
             memory: (config.memory + config.memory / 64 + MEMORY)
-                .saturating_add(devices.saturating_mul(MEMORY_PER_DEVICE)),
+                .saturating_add(devices.saturating_mul(MEMORY_PER_DEVICE))
+                .saturating_add(disks),
             pids: processes,
             // One more than the guest has, for its devices and console.
             cpus: u64::from(config.vcpus) + 1,

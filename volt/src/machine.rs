@@ -42,7 +42,11 @@ pub struct Parts {
 /// A disk that is open.
 pub struct DiskPart {
     pub fd: OwnedFd,
+    /// What keeps others from it: only kept open.
+    pub guards: Vec<OwnedFd>,
     pub read_only: bool,
+    /// Bytes of memory that the guest can make the disk take, as its file is kept in memory.
+    pub memory: u64,
     /// What virtio-blk's GET_ID answers, at most 20 bytes.
     pub serial: String,
 }

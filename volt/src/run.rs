@@ -13,6 +13,7 @@ use std::{
 };
 
 use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
+use disk::DiskError;
 use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, Runtime, chain};
 use schema::vm_capnp::exit::Reason;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -22,7 +23,7 @@ use crate::{
     cell::{self, Cell},
     cli::RunArgs,
     cmdline,
-    config::{KernelRef, VmConfig},
+    config::{self, KernelRef, VmConfig},
     console::{Console, Wish},
     control::{Control, Exit},
     filters,
@@ -80,7 +81,7 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
     let signals = block_signals()?;
     cell::sweep();
-    let mut cell = Cell::claim(&config)?;
+    let mut cell = Cell::claim(&config, opened.disks.iter().fold(0, |sum, disk| disk.memory.saturating_add(sum)))?;
     let (endpoint, watch) = claim(&paths, &config.name, &mut cell, policy)?;
     let memory = cell.cgroup.as_ref().and_then(|cgroup| cgroup.watch_memory().ok());
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
@@ -116,28 +117,47 @@ pub fn runtime() -> Result<Runtime, Fault> {
 }
 
 fn open(config: &VmConfig) -> Result<Opened, Fault> {
-    let disks = config.disks.iter().enumerate().map(|(n, disk)| {
-        let fd = open_file(&disk.path, !disk.read_only)?;
-        Ok(DiskPart { fd, read_only: disk.read_only, serial: format!("volt-disk-{n}") })
-    });
+    let disks = config.disks.iter().enumerate().map(|(n, disk)| open_disk(n, disk));
     Ok(Opened {
         kvm: open_kvm()?,
         kernel: match &config.kernel {
-            KernelRef::File(path) => KernelSource::File(path.clone(), open_file(path, false)?),
+            KernelRef::File(path) => KernelSource::File(path.clone(), open_file(path)?),
             KernelRef::Stored(name) => KernelSource::Stored(name.clone()),
         },
-        initrd: config.initrd.as_deref().map(|path| open_file(path, false)).transpose()?,
+        initrd: config.initrd.as_deref().map(open_file).transpose()?,
         disks: disks.collect::<Result<_, Fault>>()?,
     })
 }
 
-fn open_file(path: &Path, write: bool) -> Result<OwnedFd, Fault> {
-    File::options().read(true).write(write).open(path).map(OwnedFd::from).map_err(|e| {
-        let remedy = if write {
-            "Make it writable for this user, or add \",ro\" to a disk that is only read"
-        } else {
-            "Make it readable for this user"
+/// Nobody else may write to the disk as long as this process, or one that it gives it to, has it open: over a guest's resets too.
+fn open_disk(n: usize, config: &config::Disk) -> Result<DiskPart, Fault> {
+    let config::Disk { path, read_only } = config;
+    let disk = disk::Disk::open(path, *read_only).map_err(|e| {
+        let code = match e {
+            DiskError::Open { .. } => Code::PermissionDenied,
+            DiskError::Claimed { .. } | DiskError::Locked(_) | DiskError::Loop { .. } => Code::Conflict,
+            _ => Code::BadImage,
         };
+        let remedy = match e {
+            DiskError::Open { .. } if !read_only => "Or add \",ro\" to a disk that is only read",
+            _ => "",
+        };
+        Fault::new(code, format!("open disk {n}"), chain(&e), remedy)
+    })?;
+    if disk.memory > 0 {
+        let (path, most) = (path.display(), disk.memory.div_ceil(1 << 20));
+        say(format_args!(
+            "{path} is kept in memory, of which the guest can take {most} MiB: its VM may use that much more"
+        ));
+    }
+    let guards = disk.guards.into_iter().map(OwnedFd::from).collect();
+    let serial = format!("volt-disk-{n}");
+    Ok(DiskPart { fd: disk.file.into(), guards, read_only: *read_only, memory: disk.memory, serial })
+}
+
+fn open_file(path: &Path) -> Result<OwnedFd, Fault> {
+    File::open(path).map(OwnedFd::from).map_err(|e| {
+        let remedy = "Make it readable for this user";
         Fault::new(Code::PermissionDenied, format!("open {}", path.display()), chain(&e), remedy)
     })
 }
@@ -197,7 +217,7 @@ fn confine(
     if let Some(claim) = &cell.claim {
         sandbox = sandbox.keep_fd(claim.as_raw_fd());
     }
-    let disks = opened.disks.iter().map(|d| &d.fd);
+    let disks = opened.disks.iter().flat_map(|disk| disk.guards.iter().chain([&disk.fd]));
     for fd in disks.chain(&opened.initrd) {
         sandbox = sandbox.keep_fd(fd.as_raw_fd());
     }

@@ -21,9 +21,10 @@ const HELPERS: [(&str, &[&str], bool); 2] = [
     ("volt-janitor", &["cgroups", "vms"], true),
     ("volt-keep", &["ipamd.sock", "kernel-store.sock", "netmgr.sock", "vms"], false),
 ];
-/// Limits of VMs that have 256 MiB, one CPU or two, a disk and a card: bytes; processes; and microseconds in each 100 000.
+/// Limits of VMs that have 256 MiB, one CPU or two, a disk and a card: bytes; processes; and microseconds in each 100 000. The
+/// disk's 16 MiB are memory, as all files of the lab host are, and are let be used beside the 484 MiB for the rest.
 const LIMITS: [(&str, RangeInclusive<u64>); 3] =
-    [("memory.max", 256 << 20..=512 << 20), ("pids.max", 16..=32), ("cpu.max", 200_000..=300_000)];
+    [("memory.max", 496 << 20..=512 << 20), ("pids.max", 16..=32), ("cpu.max", 200_000..=300_000)];
 /// The namespaces that a confined process has to itself, beside those of users and processes.
 const KINDS: [&str; 5] = ["mnt", "net", "ipc", "uts", "cgroup"];
 

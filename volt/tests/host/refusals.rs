@@ -13,12 +13,12 @@ use crate::{
 };
 
 #[test]
-fn disk_of_another_vm_is_refused_in_the_backend_s_words() {
-    let Some(host) = Host::new("disk_of_another_vm_is_refused_in_the_backend_s_words") else { return };
+fn disk_of_another_vm_is_refused_before_anything_runs() {
+    let Some(host) = Host::new("disk_of_another_vm_is_refused_before_anything_runs") else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
     let off = host.kernel("off", &[POWEROFF, SPIN]);
-    host.run(&mut host.full("other", &off)).refused(&["in use by another process", "vhost-blk-backend of disk 0"]);
+    host.run(&mut host.full("other", &off)).refused(&["open disk 0", "in use by another process"]);
     // Twice in one VM is no better, unless nobody writes.
     let disk = host.path("disk").display().to_string();
     host.run(host.plain("other", &off).args(["--disk", &disk])).refused(&["in use"]);
@@ -28,6 +28,19 @@ fn disk_of_another_vm_is_refused_in_the_backend_s_words() {
     host.run(host.plain("other", &off).args(["--disk", &disk, "--disk", &disk])).refused(&["in use"]);
     let read_only = format!("{disk},ro");
     host.run(host.plain("other", &off).args(["--disk", &read_only, "--disk", &read_only])).ok();
+    let made = Command::new("losetup").args(["--find", "--show", &disk]).output().unwrap();
+    let device = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+    if made.status.success() {
+        host.run(host.plain("other", &off).args(["--disk", &disk])).refused(&["in use", &device, "losetup --detach"]);
+        // The device itself is a disk, for one VM.
+        let spin = host.kernel("spin", &[&print("up"), SPIN]);
+        let vm = Running::start(host.plain("web", &spin).args(["--disk", &device]));
+        vm.says("up");
+        host.run(host.plain("other", &off).args(["--disk", &device])).refused(&["in use", "mounted"]);
+        host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+        vm.end().ok();
+        assert!(Command::new("losetup").args(["--detach", &device]).status().unwrap().success());
+    }
     host.clean();
 }
 
