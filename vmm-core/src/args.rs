@@ -3,7 +3,7 @@
 
 use crate::error::Error;
 use crate::layout;
-use crate::virtio::MAX_CONFIG;
+use crate::virtio::{MAX_CONFIG, default_queue_size};
 use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::str::FromStr;
@@ -236,10 +236,11 @@ impl RawDevice {
                 return Err(bad(FLAG, format!("'{key}' is given twice")));
             }
         }
+        let virtio_id = virtio_id.ok_or_else(|| bad(FLAG, "'virtio-id' is required"))?;
         let device = RawDevice {
-            virtio_id: virtio_id.ok_or_else(|| bad(FLAG, "'virtio-id' is required"))?,
+            virtio_id,
             fd: fd.ok_or_else(|| bad(FLAG, "'fd' is required"))?,
-            queue_size: queue_size.unwrap_or(256),
+            queue_size: queue_size.unwrap_or_else(|| default_queue_size(virtio_id)),
             queues,
             config,
         };

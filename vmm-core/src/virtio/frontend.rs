@@ -19,6 +19,9 @@ use super::wire::{
 };
 use super::{Error, MAX_CONFIG, MAX_QUEUES, RamRegion, kinds};
 
+/// The fewest descriptors that are tried for a ring.
+const SHORTEST_RING: u16 = 2;
+
 /// A ring as the backend gets it.
 pub(super) struct Vring {
     pub ring: Ring,
@@ -31,6 +34,7 @@ pub(super) struct Vring {
 /// What the device's user said about it.
 pub(super) struct Wishes {
     pub virtio_id: u32,
+    pub queue_size: u16,
     pub queues: Option<u16>,
     pub config: Option<Vec<u8>>,
 }
@@ -53,8 +57,8 @@ impl Frontend {
         Self { channel, memfd, regions, extended: false, protocol: 0, config_size: 0 }
     }
 
-    /// Owner, features, protocol features, queue count, configuration space: all that is needed to know what to
-    /// offer to a driver.
+    /// Owner, features, protocol features, queue count, configuration space, size of the rings: all that is needed to know what
+    /// to offer to a driver.
     pub(super) fn handshake(&mut self, wishes: &Wishes, deadline: Instant) -> Result<Offer, Error> {
         self.set(request::SET_OWNER, &[], &[], deadline)?;
         let features = self.get(request::GET_FEATURES, &[], deadline)?;
@@ -83,7 +87,35 @@ impl Frontend {
             None => wishes.config.clone().unwrap_or_default(),
         };
         let hidden = kinds::hidden(wishes.virtio_id, queues, config.len());
-        Ok(Offer { features: features & OFFERABLE & !hidden, queues, config })
+        let queue_size = self.ring_size(wishes.queue_size, queues, deadline)?;
+        Ok(Offer { features: features & OFFERABLE & !hidden, queues, queue_size, config })
+    }
+
+    /// The longest rings that the backend takes, of all queues, up to those that are wished for. No request asks for that, so
+    /// they are tried, each half as long as the one before, while nobody uses them. Without REPLY_ACK nothing would tell.
+    fn ring_size(&mut self, wished: u16, queues: u16, deadline: Instant) -> Result<u16, Error> {
+        if !self.has(protocol::REPLY_ACK) {
+            return Ok(wished);
+        }
+        let (mut size, mut tried) = (wished, String::new());
+        loop {
+            let taken = (0..queues).try_for_each(|index| {
+                self.set(request::SET_VRING_NUM, &words(&[index.into(), size.into()]), &[], deadline)
+            });
+            let error = match taken {
+                Ok(()) => return Ok(size),
+                Err(error @ (Error::Refused { .. } | Error::Closed { .. })) => error,
+                Err(error) => return Err(error),
+            };
+            if !tried.is_empty() {
+                tried.push_str(", ");
+            }
+            tried.push_str(&size.to_string());
+            size /= 2;
+            if size < SHORTEST_RING || matches!(error, Error::Closed { .. }) {
+                return Err(Error::RingSizes { tried, source: Box::new(error) });
+            }
+        }
     }
 
     fn queues(&mut self, wishes: &Wishes, deadline: Instant) -> Result<u16, Error> {

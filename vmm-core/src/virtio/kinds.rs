@@ -53,6 +53,18 @@ pub(super) fn default_queues(virtio_id: u32, has: u64) -> u16 {
     if virtio_id == NET { least_queues(NET) } else { has.clamp(1, super::MAX_QUEUES) }
 }
 
+/// Descriptors of a queue of a device whose user asked for none in particular. Some backends take no more of their type than
+/// the reference devices have, and end when they are asked for more.
+pub fn default_queue_size(virtio_id: u32) -> u16 {
+    match virtio_id {
+        // Console, SCSI.
+        3 | 8 => 128,
+        // Sound.
+        25 => 64,
+        _ => 256,
+    }
+}
+
 /// Most queues that the answer `has` to GET_QUEUE_NUM allows: it counts pairs for network devices in some
 /// backends, queues in others, and the control queue in none.
 pub(super) fn most_queues(virtio_id: u32, has: u64) -> u64 {

@@ -42,6 +42,7 @@ mod wire;
 mod tests;
 
 pub use device::MmioDevice;
+pub use kinds::default_queue_size;
 pub use thread::DeviceThread;
 
 /// Most virtqueues a device may have. Each costs two eventfds while its ring runs.
@@ -58,7 +59,8 @@ pub struct DeviceSpec {
     pub virtio_id: u32,
     /// Connected vhost-user socket; the backend is at its other end.
     pub socket: UnixStream,
-    /// Most descriptors a queue may have: a power of two from 2 to 32768.
+    /// Most descriptors a queue may have: a power of two from 2 to 32768. A backend that answers for each request
+    /// (REPLY_ACK) and refuses so many is asked for fewer.
     pub queue_size: u16,
     /// Number of virtqueues. `None`: what the backend says, or what the device type needs at least.
     /// For a network device an odd number says that the backend serves the control queue too.
@@ -151,6 +153,17 @@ pub enum Error {
         request: &'static str,
         /// What it answered instead of zero.
         code: u64,
+    },
+    /// The backend takes rings of none of the sizes that were tried.
+    #[error(
+        "The backend takes no rings of so many descriptors: {tried}; name a number that it takes as the device's queue-size, if it takes any"
+    )]
+    RingSizes {
+        /// The sizes, in their order.
+        tried: String,
+        /// What became of the last one.
+        #[source]
+        source: Box<Error>,
     },
     /// The backend speaks legacy virtio only.
     #[error(

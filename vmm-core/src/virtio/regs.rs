@@ -104,6 +104,8 @@ pub(super) struct Offer {
     pub features: u64,
     /// Number of virtqueues.
     pub queues: u16,
+    /// What QueueNumMax says of each.
+    pub queue_size: u16,
     /// Configuration space.
     pub config: Vec<u8>,
 }
@@ -138,12 +140,12 @@ pub(super) struct Registers {
 }
 
 impl Registers {
-    /// A device that offers nothing yet. `queue_max` is what QueueNumMax will say.
-    pub(super) fn new(device_id: u32, queue_max: u16, regions: Vec<RamRegion>) -> Self {
+    /// A device that offers nothing yet.
+    pub(super) fn new(device_id: u32, regions: Vec<RamRegion>) -> Self {
         Self {
             device_id,
             regions,
-            queue_max,
+            queue_max: 0,
             offered: 0,
             config: Vec::new(),
             generation: 0,
@@ -162,6 +164,7 @@ impl Registers {
     pub(super) fn offer(&mut self, mut offer: Offer) {
         offer.config.truncate(MAX_CONFIG);
         self.offered = offer.features;
+        self.queue_max = offer.queue_size;
         self.config = offer.config;
         self.queues = vec![Queue::default(); usize::from(offer.queues.min(MAX_QUEUES))];
         self.generation = self.generation.wrapping_add(1);

@@ -70,14 +70,14 @@ pub(super) fn build(
     let event = || eventfd().map_err(|source| Error::Host { what: "make an eventfd", source });
     let (wake, config_call) = (event()?, event()?);
     events.join_call(&config_call).map_err(|source| Error::Host { what: "join an eventfd to an interrupt", source })?;
-    let regs = Registers::new(virtio_id, queue_size, regions.clone());
+    let regs = Registers::new(virtio_id, regions.clone());
     let shared = Arc::new(Shared::new(regs, wake, config_call, deadlines.operation));
     let channel = Channel::new(socket, BackendRequests::new()?);
     let thread = DeviceThread {
         shared: Arc::clone(&shared),
         frontend: Frontend::new(channel, memfd, regions),
         events,
-        wishes: Wishes { virtio_id, queues, config },
+        wishes: Wishes { virtio_id, queue_size, queues, config },
         deadlines,
         vrings: Vec::new(),
     };

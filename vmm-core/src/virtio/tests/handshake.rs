@@ -1,7 +1,9 @@
 //! The order of vhost-user requests, what they carry, and what a driver is offered, against a backend that behaves.
 
+use std::sync::mpsc::channel;
+
 use super::super::regs::{reg, status};
-use super::super::{MAX_QUEUES, thread};
+use super::super::{DeviceSpec, MAX_QUEUES, thread};
 use super::bench::{Bench, VERSION_1, Wiring, memfd, regions, ring_at, spec};
 use super::peer::{Backend, Deed, Seen, number};
 
@@ -55,7 +57,7 @@ fn requests_come_in_the_order_that_the_design_fixes() {
     bench.write(reg::STATUS, 0);
     assert!(bench.failure().contains("closed its socket during GET_VRING_BASE"));
     let seen = end(bench, peer);
-    let handshake = [3, 1, 15, 16, 17, 24];
+    let handshake = [3, 1, 15, 16, 17, 24, 8, 8];
     let start_two = [2, 5, 8, 8, 9, 10, 13, 12, 9, 10, 13, 12, 18, 18];
     let stop_two = [18, 18, 11, 11];
     let start_one = [2, 5, 8, 9, 10, 13, 12, 18];
@@ -83,7 +85,8 @@ fn activation_carries_synthetic_addresses_the_memfd_and_both_eventfds() {
     bench.write(reg::STATUS, 0);
     bench.failure();
     let seen = end(bench, peer);
-    let one = |request| seen.iter().find(|message| message.request == request).unwrap();
+    let start = seen.iter().position(|message| message.request == 2).unwrap();
+    let one = |request| seen[start..].iter().find(|message| message.request == request).unwrap();
     assert_eq!(number(&one(2).body), VERSION_1 | 1 << 30);
     let table = one(5);
     assert_eq!(table.fds.len(), 2);
@@ -121,7 +124,7 @@ fn rings_that_are_not_ready_are_not_started() {
     bench.write(reg::STATUS, 0);
     bench.failure();
     let seen = end(bench, peer);
-    let rings: Vec<u32> = seen.iter().filter(|m| m.request == 8).map(|m| words(&m.body)[0]).collect();
+    let rings: Vec<u32> = seen.iter().filter(|m| m.request == 9).map(|m| words(&m.body)[0]).collect();
     assert_eq!(rings, [1]);
 }
 
@@ -241,4 +244,64 @@ fn interrupt_status_names_the_rings_while_they_run_and_only_then() {
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 1);
     bench.write(reg::STATUS, 0);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
+}
+
+/// What QueueNumMax says of both queues with a backend that takes rings up to `most`, and the sizes that it saw at the start.
+fn negotiated(most: u32, asked: u16) -> (Vec<u32>, Vec<u32>) {
+    let (send, sizes) = channel();
+    let script = move |seen: &Seen| match words(&seen.body)[..] {
+        [_, size] if seen.request == 8 => {
+            send.send(size).unwrap();
+            if size > most { Deed::Nack(1) } else { Deed::Behave }
+        }
+        _ => Deed::Behave,
+    };
+    let (socket, _peer) = Backend::default().serve(script);
+    let bench = Bench::new(DeviceSpec { queue_size: asked, ..spec(2, socket) }).ready();
+    let said = [0, 1].map(|queue| {
+        bench.write(reg::QUEUE_SEL, queue);
+        bench.read(reg::QUEUE_NUM_MAX)
+    });
+    (said.to_vec(), sizes.try_iter().collect())
+}
+
+#[test]
+fn queues_are_as_long_as_the_backend_takes_them() {
+    assert_eq!(negotiated(1024, 256), (vec![256, 256], vec![256, 256]));
+    assert_eq!(negotiated(128, 256), (vec![128, 128], vec![256, 128, 128]));
+    assert_eq!(negotiated(127, 256), (vec![64, 64], vec![256, 128, 64, 64]));
+    assert_eq!(negotiated(2, 8), (vec![2, 2], vec![8, 4, 2, 2]));
+}
+
+#[test]
+fn one_short_queue_makes_all_as_short() {
+    let script = |seen: &Seen| match words(&seen.body)[..] {
+        [1, size] if seen.request == 8 && size > 64 => Deed::Nack(1),
+        _ => Deed::Behave,
+    };
+    let (socket, _peer) = Backend::default().serve(script);
+    let bench = Bench::new(DeviceSpec { queue_size: 256, ..spec(2, socket) }).ready();
+    assert_eq!(bench.read(reg::QUEUE_NUM_MAX), 64);
+}
+
+#[test]
+fn backend_that_takes_no_ring_or_ends_at_the_first_is_named_with_the_sizes_tried() {
+    let refuses = |seen: &Seen| if seen.request == 8 { Deed::Nack(1) } else { Deed::Behave };
+    let (socket, _peer) = Backend::default().serve(refuses);
+    let mut bench = Bench::new(DeviceSpec { queue_size: 16, ..spec(2, socket) });
+    let why = bench.failure();
+    assert!(
+        why.contains("16, 8, 4, 2;") && why.contains("queue-size") && why.contains("refused SET_VRING_NUM"),
+        "{why}"
+    );
+    // As the Rust crate's daemon does: it says no, and closes.
+    let (socket, _peer) = Backend::default().serve(until(8, 1));
+    let mut bench = Bench::new(DeviceSpec { queue_size: 256, ..spec(2, socket) });
+    let why = bench.failure();
+    assert!(why.contains("256;") && why.contains("closed its socket during SET_VRING_NUM"), "{why}");
+    // Who does not answer is not asked: the first size has to do.
+    let mute = Backend { protocol: 1 << 0 | 1 << 9, ..Backend::default() };
+    let (socket, _peer) = mute.serve(|seen| if seen.request == 8 { Deed::Close } else { Deed::Behave });
+    let bench = Bench::new(DeviceSpec { queue_size: 256, ..spec(2, socket) }).ready();
+    assert_eq!(bench.read(reg::QUEUE_NUM_MAX), 256);
 }

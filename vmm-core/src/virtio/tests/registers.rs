@@ -10,8 +10,8 @@ const OFFERED: u64 = VERSION_1 | 1 << 29 | 1 << 5;
 const QUEUES: u16 = 3;
 
 fn machine() -> Registers {
-    let mut regs = Registers::new(2, 256, regions());
-    regs.offer(Offer { features: OFFERED, queues: QUEUES, config: (0..60).collect() });
+    let mut regs = Registers::new(2, regions());
+    regs.offer(Offer { features: OFFERED, queues: QUEUES, queue_size: 256, config: (0..60).collect() });
     regs
 }
 

@@ -175,6 +175,6 @@ fn vhost_crate_accepts_each_message_of_a_devices_life() {
         "enable 0 false".into(),
         "stop 0".into(),
     ];
-    let hello = ["owner", "protocol 0x229", "channel"].map(String::from);
+    let hello = ["owner", "protocol 0x229", "channel", "num 0 256"].map(String::from);
     assert_eq!(judge.lock().unwrap().0, [&hello[..], &life, &life].concat());
 }
