@@ -9,6 +9,13 @@ using Cxx = import "capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
 $Cxx.namespace("volt");
 
+const maxPools :UInt32 = 256;
+# Pools of one `ipamd`; `definePool` of one more fails with `exhausted`.
+const maxLeases :UInt32 = 65536;
+# Leases that one allocator may be made for. One connection can hold as many (limits.capnp).
+const maxListed :UInt32 = 512;
+# Entries that `Pool.leases` gives at one time.
+
 interface Ipam {
   # Holding this allows defining and using every pool. Bootstrap capability of `ipamd` for root, for the user ipamd runs as, and for the one it was
   # started for (--owner). A connection gets it once: who releases it keeps what came of it, and no more.
@@ -44,7 +51,7 @@ interface Pool {
   info @0 () -> (info :PoolInfo);
 
   allocator @1 (maxLeases :UInt32) -> (allocator :Allocator);
-  # A narrower capability: at most `maxLeases` leases at one time (1 to 65536), no reservations, no list.
+  # A narrower capability: at most `maxLeases` leases at one time (1 to `maxLeases` of this file), no reservations, no list.
 
   reserve @2 (workload :Text, address :Text) -> (reservation :Reservation, sturdyRef :Data);
   # Sets an address aside for a workload, for good. `address` may be empty: the next free one. The address may lie in the subnet outside the pool's range.
@@ -55,7 +62,7 @@ interface Pool {
   # Errors: notFound.
 
   leases @4 (after :Text) -> (leases :List(LeaseInfo));
-  # What is held or reserved, by address, at most 512 from the address behind `after` on; empty for the start.
+  # What is held or reserved, by address, at most `maxListed` from the address behind `after` on; empty for the start.
 
   resume @5 (life :FdLane.FdToken) -> (lease :Lease);
   # A capability on the lease whose `life` this is, beside any other that there is: the way back for who lost its own because the service was restarted,

@@ -8,6 +8,10 @@ using Cxx = import "capnp/c++.capnp";
 using Net = import "network.capnp";
 $Cxx.namespace("volt");
 
+const maxNetworks :UInt32 = 256;
+const maxTenants :UInt32 = 1024;
+# Networks and tenants of one `netmgr`; one more fails with `exhausted`.
+
 interface Host {
   # Holding this allows making networks and tenants on this host: the owner's authority. Bootstrap capability of `netmgr` for root, for the user
   # netmgr runs as, and for the one it was started for (--owner). A connection gets it once: who releases it keeps what came of it, and no more.

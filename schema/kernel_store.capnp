@@ -5,6 +5,9 @@ using Cxx = import "capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
 $Cxx.namespace("volt");
 
+const maxKernels :UInt32 = 1024;
+# Kernels that one store keeps.
+
 interface KernelStore {
   # Holding this allows importing kernels, and opening and removing every kernel in the store.
   # Bootstrap capability of `kernel-store` for root, for the user it runs as, and for the one it was started for (--owner). A connection gets it
@@ -27,7 +30,7 @@ interface KernelStore {
   # Errors: notFound, invalidArgument (the prefix is not unique).
 
   list @2 () -> (kernels :List(KernelInfo));
-  # At most 1024 kernels, the most recently imported first.
+  # At most `maxKernels`, the most recently imported first.
 
   remove @3 (ref :Text) -> ();
   # Forgets a kernel. VMs that run it, and `Kernel` capabilities that were handed out, are not affected.

@@ -26,9 +26,10 @@ const maxUnreadWords :UInt32 = 262144;
 const stallSeconds :UInt16 = 30;
 # How long a client may leave its socket unread while a call waits for that. Then the connection ends.
 
-const maxHeldWords :UInt32 = 2097152;
-# Words of answers with capabilities in them, or failures, that a client has not finished, each counted with 128 words on top: some 15,000. (An answer is
-# finished when its response object is dropped: take the capability out of it and let the response go.) The call whose answer is one more fails.
+const maxHeldWords :UInt32 = 10649600;
+# Words of answers with capabilities in them, or failures, that a client has not finished, each counted with 128 words on top: enough for
+# `maxCapabilities` of them. An answer is finished when its response object is dropped (pycapnp keeps it for as long as a capability from it). The call
+# whose answer is one more fails.
 
 const maxCapabilities :UInt32 = 66560;
 # References to capabilities that one connection holds: the leases of a full allocator (addresses.capnp) and 1024 others. The call whose answer has one

@@ -5,6 +5,9 @@ using Cxx = import "capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
 $Cxx.namespace("volt");
 
+const maxPorts :UInt32 = 1024;
+# Ports that one factory may be made for, and that `Network.info` lists.
+
 struct NetworkConfig {
   name @0 :Text;
   # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash, and not "all" or "default".
@@ -22,7 +25,7 @@ interface Network {
   info @0 () -> (info :NetworkInfo);
 
   portFactory @1 (maxPorts :UInt32) -> (factory :PortFactory);
-  # A factory for at most `maxPorts` ports at one time (1 to 1024). Ports are released when their holder drops them, the factory's end changes nothing.
+  # A factory for at most `maxPorts` ports at one time (1 to `maxPorts` of this file). Ports are released when their holder drops them, the factory's end changes nothing.
 }
 
 struct NetworkInfo {
@@ -30,7 +33,7 @@ struct NetworkInfo {
   index @1 :UInt32;
   # Interface index of the bridge.
   ports @2 :List(PortInfo);
-  # At most 1024.
+  # At most `maxPorts` of this file.
 }
 
 interface PortFactory {

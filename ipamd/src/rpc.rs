@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use capnp::capability::Client;
 use ipc::{Code, Fault, Lane, Peer};
-use schema::addresses_capnp::{allocator, ipam, lease, lease_info, pool, pool_info, reservation};
+use schema::addresses_capnp::{MAX_LEASES, allocator, ipam, lease, lease_info, pool, pool_info, reservation};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
@@ -16,8 +16,6 @@ use crate::fault::fault;
 use crate::ledger::{Hold, Info, Ledger, Quota};
 use crate::store::{LeaseId, PoolId, RefHash, Reserved};
 
-/// The most leases that one allocator may have.
-pub const MAX_LEASES: u32 = 65_536;
 const REF_BYTES: usize = 32;
 
 type Done = Result<(), capnp::Error>;

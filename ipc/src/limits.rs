@@ -10,8 +10,8 @@ use schema::limits_capnp as wire;
 
 use crate::Error;
 
-/// What one peer may cost a vat. The defaults bound what this crate and capnp-rpc keep for a connection to about 60 MiB, most of which is some
-/// 400 bytes for each capability that it holds. Past a limit a call fails with `exhausted`, where nothing else is said.
+/// What one peer may cost a vat. The defaults bound what this crate and capnp-rpc keep for a connection to about 120 MiB, nearly all of
+/// it some 1500 bytes for each capability that it holds in an answer that it has not finished. Past a limit a call fails with `exhausted`, where nothing else is said.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// The largest message that is read, and how much of one may be traversed, in words of 8 bytes. A larger one ends the connection.

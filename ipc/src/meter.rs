@@ -15,6 +15,8 @@ use crate::{Code, Fault, Limits};
 
 /// Words that an entry in capnp-rpc's tables costs beside its message, generously.
 const OVERHEAD: usize = 128;
+/// Questions that were refused which are remembered.
+const REFUSED: usize = 64;
 
 /// A message that came in, as far as the book needs it.
 pub(crate) enum Received {
@@ -112,6 +114,8 @@ pub(crate) struct Meter {
     /// Answers that capnp-rpc gave and that were kept from the peer: it has to be told that the peer needs them no more.
     withheld: RefCell<VecDeque<u32>>,
     withholding: Notify,
+    /// The questions that were refused last, for calls that are pipelined on them.
+    refused: RefCell<VecDeque<(u32, Fault)>>,
     ending: Notify,
     closed: Cell<bool>,
     closing: Notify,
@@ -137,6 +141,7 @@ impl Meter {
             failed: Notify::new(),
             withheld: RefCell::default(),
             withholding: Notify::new(),
+            refused: RefCell::default(),
             ending: Notify::new(),
             closed: Cell::new(false),
             closing: Notify::new(),
@@ -234,6 +239,21 @@ impl Meter {
         Ok(())
     }
 
+    /// Question `id` was refused, for that reason: what is pipelined on it is refused for the same.
+    pub(crate) fn refused(&self, id: u32, fault: Fault) {
+        let mut refused = self.refused.borrow_mut();
+        refused.retain(|(refused, _)| *refused != id);
+        if refused.len() >= REFUSED {
+            refused.pop_front();
+        }
+        refused.push_back((id, fault));
+    }
+
+    /// Why question `id` was refused, if it was, not long ago.
+    pub(crate) fn why_refused(&self, id: u32) -> Option<Fault> {
+        self.refused.borrow().iter().find(|(refused, _)| *refused == id).map(|(_, fault)| fault.clone())
+    }
+
     /// An answer was kept from the peer.
     pub(crate) fn withhold(&self, id: u32) {
         self.withheld.borrow_mut().push_back(id);
@@ -261,6 +281,9 @@ impl Meter {
 
     /// Books a message that came in; a call whose number is not in use. The number of a call's entry comes back, for [`Meter::unloaded`].
     pub(crate) fn received(&self, message: &Received, words: usize) -> u64 {
+        if let Received::Call { id } | Received::Finish { id, .. } = *message {
+            self.refused.borrow_mut().retain(|(refused, _)| *refused != id);
+        }
         let mut book = self.book.borrow_mut();
         match *message {
             Received::Call { id } => {

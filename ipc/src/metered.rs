@@ -17,7 +17,7 @@ use crate::{
 use capnp::{Error, ErrorKind, any_pointer, capability::Promise, message};
 use capnp_rpc::{
     Connection, IncomingMessage, OutgoingMessage, VatNetwork,
-    rpc_capnp::{cap_descriptor, exception, message as rpc, payload, resolve, return_},
+    rpc_capnp::{cap_descriptor, exception, message as rpc, message_target, payload, resolve, return_},
     rpc_twoparty_capnp::Side,
     twoparty,
 };
@@ -85,6 +85,7 @@ impl Shared {
 
     /// An answer that the peer need not finish, and that gives back the capabilities which came with the question.
     fn exception(&self, id: u32, fault: Fault) -> Option<Box<dyn OutgoingMessage>> {
+        self.meter.refused(id, fault.clone());
         let inner = self.inner.upgrade()?;
         let message = inner.borrow_mut().new_outgoing_message(64);
         let mut message = Box::new(Out { inner: message, shared: self.clone() });
@@ -149,7 +150,7 @@ impl Connection<Side> for Link {
                 };
                 let Some(message) = next else { return Ok(None) };
                 let words = meter.message_words();
-                let Looked { received, capabilities } = look_at_received(message.as_ref())?;
+                let Looked { received, capabilities, on } = look_at_received(message.as_ref())?;
                 tokio::select! {
                     biased;
                     may = meter.may_take(&received, words) => may?,
@@ -162,7 +163,10 @@ impl Connection<Side> for Link {
                     let may = match is_bootstrap(message.as_ref())? {
                         // A peer that has let go of it must not have it back: letting go is how a process narrows itself.
                         true if bootstrapped.replace(true) => Err(bootstrapped_twice()),
-                        _ => meter.may_begin(capabilities),
+                        _ => match on.and_then(|on| meter.why_refused(on)) {
+                            Some(fault) => Err(fault),
+                            None => meter.may_begin(capabilities),
+                        },
                     };
                     if let Err(fault) = may {
                         shared.refuse(id, fault);
@@ -265,20 +269,24 @@ impl OutgoingMessage for Out {
     }
 }
 
-/// What a message is, and how many capabilities come with it.
+/// What a message is, how many capabilities come with it, and the question that a call is pipelined on.
 struct Looked {
     received: Received,
     capabilities: u32,
+    on: Option<u32>,
 }
 
 fn look_at_received(message: &dyn IncomingMessage) -> capnp::Result<Looked> {
-    let mut capabilities = 0;
+    let (mut capabilities, mut on) = (0, None);
     let mut look = |payload: payload::Reader<'_>| payload.get_cap_table().map(|table| capabilities = table.len());
     let received = match message.get_body()?.get_as::<rpc::Reader<'_>>()?.which() {
         Ok(rpc::Bootstrap(bootstrap)) => Received::Call { id: bootstrap?.get_question_id() },
         Ok(rpc::Call(call)) => {
             let call = call?;
             look(call.get_params()?)?;
+            if let message_target::PromisedAnswer(answer) = call.get_target()?.which()? {
+                on = Some(answer?.get_question_id());
+            }
             Received::Call { id: call.get_question_id() }
         }
         Ok(rpc::Return(answer)) => {
@@ -313,7 +321,7 @@ fn look_at_received(message: &dyn IncomingMessage) -> capnp::Result<Looked> {
         },
         _ => Received::Other,
     };
-    Ok(Looked { received, capabilities })
+    Ok(Looked { received, capabilities, on })
 }
 
 fn is_bootstrap(message: &dyn IncomingMessage) -> capnp::Result<bool> {

@@ -31,6 +31,10 @@ use crate::{
     stream::{send, watch},
 };
 
+/// How long one that is refused may take to read why: many clients ask first, and hear of a closed socket before they read.
+const LINGER: Duration = Duration::from_secs(1);
+/// How many of them at one time; more are left at once.
+const LINGERING: usize = 64;
 /// How long accepting rests when this process or the host is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
 
@@ -140,6 +144,33 @@ impl Log {
     }
 }
 
+/// Returns when the peer has gone.
+async fn left(socket: OwnedFd) {
+    let Ok(socket) = watch(socket, Interest::READABLE) else { return };
+    while let Ok(mut ready) = socket.readable().await {
+        if ready.ready().is_read_closed() {
+            return;
+        }
+        ready.clear_ready();
+    }
+}
+
+/// One more, while it lives.
+struct Counted(Rc<Cell<usize>>);
+
+impl Counted {
+    fn new(count: &Rc<Cell<usize>>) -> Counted {
+        count.set(count.get().saturating_add(1));
+        Counted(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
 struct Listener {
     socket: AsyncFd<OwnedFd>,
     clients: Clients,
@@ -161,6 +192,7 @@ impl Listener {
     ) -> Result<(), Error> {
         // Dropping the set drops every connection.
         let mut tasks = JoinSet::new();
+        let lingering: Rc<Cell<usize>> = Rc::default();
         loop {
             while tasks.try_join_next().is_some() {}
             let socket = self.next().await?;
@@ -172,7 +204,16 @@ impl Listener {
             }
             match self.places.take(peer) {
                 Ok(place) => drop(tasks.spawn_local(connection(socket, peer, place))),
-                Err(fault) => refuse(&socket, &fault),
+                Err(fault) => {
+                    refuse(&socket, &fault);
+                    if lingering.get() < LINGERING {
+                        let count = Counted::new(&lingering);
+                        tasks.spawn_local(async move {
+                            let _count = count;
+                            let _ = tokio::time::timeout(LINGER, left(socket)).await;
+                        });
+                    }
+                }
             }
         }
     }

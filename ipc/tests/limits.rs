@@ -304,6 +304,12 @@ fn a_call_on_an_answer_that_is_too_much_is_done_if_it_came_before_that() {
         assert_eq!(first.code, Code::Exhausted);
         connection.call("look", SOON, second.remove(0)).await.unwrap();
         eventually(|| service.probe.kernels.get() == 2).await;
+        // One that comes after that is told the same as the first.
+        let first = get(&store, "k");
+        settle_briefly().await;
+        let late = first.pipeline.get_kernel().info_request().send();
+        let fault = connection.call("look", SOON, late).await.map(drop).unwrap_err();
+        assert!(fault.code == Code::Exhausted && fault.why.contains("2 capabilities"), "{fault}");
     });
 }
 

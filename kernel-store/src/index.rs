@@ -13,7 +13,7 @@ const NO_NAME: &str = "/";
 /// Digests of images that are remembered for one kernel.
 pub const MAX_SOURCES: usize = 8;
 /// Kernels that there may be: what `list` carries in one message.
-pub const MAX_KERNELS: usize = 1024;
+pub const MAX_KERNELS: usize = schema::kernel_store_capnp::MAX_KERNELS as usize;
 /// Names that there may be.
 pub const MAX_NAMES: usize = 4096;
 /// Fewest digits that may stand for a digest.

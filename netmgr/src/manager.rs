@@ -30,8 +30,8 @@ use crate::{
     worker::{Answer, Tidy},
 };
 
-const MAX_NETWORKS: usize = 256;
-const MAX_TENANTS: usize = 1024;
+const MAX_NETWORKS: usize = schema::host_capnp::MAX_NETWORKS as usize;
+const MAX_TENANTS: usize = schema::host_capnp::MAX_TENANTS as usize;
 /// The most ports that are taken off the host at one time: some 30 ms, and one alone takes 20.
 const BATCH: usize = 32;
 

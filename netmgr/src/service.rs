@@ -8,7 +8,7 @@ use capnp_rpc::new_client;
 use ipc::{Lane, Peer};
 use schema::{
     host_capnp::{host, tenant},
-    network_capnp::{network, network_config, network_info, port, port_factory, port_info},
+    network_capnp::{MAX_PORTS, network, network_config, network_info, port, port_factory, port_info},
 };
 
 use crate::{
@@ -19,9 +19,6 @@ use crate::{
     network::{Fate, Quota},
     worker::Worker,
 };
-
-/// The most ports that `Network.info` lists, and that `Network.portFactory` gives out.
-const MAX_PORTS: u32 = 1024;
 
 /// What every object of one connection has.
 #[derive(Clone)]

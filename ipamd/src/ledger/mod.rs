@@ -34,7 +34,7 @@ use crate::store::{Binding, LeaseId, PoolId, RefHash, Store};
 /// How long an address is kept for a workload after its holder has gone.
 pub const GRACE: Duration = Duration::from_secs(30);
 /// The most entries that `leases` gives at one time.
-pub const PAGE: u32 = 512;
+pub const PAGE: u32 = schema::addresses_capnp::MAX_LISTED;
 /// The most leases whose grace period one transaction ends; the next one goes on.
 const EXPIRE_AT_ONCE: usize = 256;
 
@@ -51,7 +51,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { pools: 256, config_bytes: 384 * 1024, bindings: 1 << 20 }
+        Limits { pools: schema::addresses_capnp::MAX_POOLS as usize, config_bytes: 384 * 1024, bindings: 1 << 20 }
     }
 }
 

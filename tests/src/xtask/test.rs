@@ -102,9 +102,11 @@ fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
 fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     debian::install(&["iproute2", "qemu-utils", "util-linux", "xz-utils"])?;
-    // Without it, the test that needs Python's pycapnp says that it is skipped.
-    if let Err(why) = debian::install(&["python3-venv"]) {
-        println!("Without python3-venv: {why:#}");
+    // Without them, the tests of clients in Python and in C++ say that they are skipped.
+    for packages in [&["python3-venv"][..], &["g++", "capnproto", "libcapnp-dev"]] {
+        if let Err(why) = debian::install(packages) {
+            println!("Without {}: {why:#}", packages.join(", "));
+        }
     }
     // Tests find the programs beside themselves.
     workspace.debug()?;
