@@ -57,7 +57,7 @@ impl Ledger {
     ///
     /// # Errors
     /// As `Ipam.checkPool` in the schema.
-    pub fn check(&mut self, text: &str) -> Answer<(PoolConfig, String, u64)> {
+    pub fn check(&self, text: &str) -> Answer<(PoolConfig, String, u64)> {
         const TRIED: &str = "define a pool";
         let config = PoolConfig::parse(text).map_err(|e| {
             fault(Code::InvalidArgument, TRIED, format!("{} = {}: {}", e.key, e.value, e.why), e.remedy)
