@@ -55,7 +55,7 @@ pub use limits::Limit;
 pub use memory_file::memory_file;
 pub use namespaces::{Root, isolate};
 pub use paths::{Enclosure, enclose};
-pub use policy::{Layer, Policy, landlock_abi, missing};
+pub use policy::{Layer, Policy, landlock_abi, list, missing};
 pub use runtime::Heap;
 pub use sandbox::Sandbox;
 pub use say::say;

@@ -15,6 +15,8 @@ pub enum Policy {
     Strict,
     /// Start, and name the missing layers in one line on stderr.
     BestEffort,
+    /// Start. Whoever started this, of the same host and user, has named the missing layers already.
+    Told,
 }
 
 impl FromStr for Policy {
@@ -24,6 +26,7 @@ impl FromStr for Policy {
         match name {
             "strict" => Ok(Policy::Strict),
             "best-effort" => Ok(Policy::BestEffort),
+            "best-effort-told" => Ok(Policy::Told),
             _ => Err(Error::UnknownPolicy(name.chars().take(64).collect())),
         }
     }
@@ -34,6 +37,7 @@ impl fmt::Display for Policy {
         f.write_str(match self {
             Policy::Strict => "strict",
             Policy::BestEffort => "best-effort",
+            Policy::Told => "best-effort-told",
         })
     }
 }
@@ -91,7 +95,7 @@ impl fmt::Display for Layer {
 }
 
 /// The layers with their remedies, as one line.
-pub(crate) fn list(layers: &[Layer]) -> String {
+pub fn list(layers: &[Layer]) -> String {
     let named: Vec<String> = layers.iter().map(|layer| format!("{layer} (needs {})", layer.remedy())).collect();
     named.join(", ")
 }
@@ -168,7 +172,7 @@ mod tests {
 
     #[test]
     fn policy_names_round_trip_and_others_are_refused() {
-        for policy in [Policy::Strict, Policy::BestEffort] {
+        for policy in [Policy::Strict, Policy::BestEffort, Policy::Told] {
             assert_eq!(policy.to_string().parse::<Policy>().ok(), Some(policy));
         }
         let refused = "besteffort".parse::<Policy>();

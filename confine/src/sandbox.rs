@@ -124,8 +124,8 @@ impl Sandbox {
     fn has_left(self, outcome: Result<(), Error>) -> Result<(Sandbox, bool), Error> {
         let (lost, why) = match outcome {
             Ok(()) => return Ok((self, true)),
-            Err(Error::NoRoot(why)) if self.policy == Policy::BestEffort => ("a root", why),
-            Err(Error::NoNamespaces(why)) if self.policy == Policy::BestEffort => ("namespaces", why),
+            Err(Error::NoRoot(why)) if self.policy != Policy::Strict => ("a root", why),
+            Err(Error::NoNamespaces(why)) if self.policy != Policy::Strict => ("namespaces", why),
             Err(error) => return Err(error),
         };
         crate::say!("{}: runs without {lost} of its own, as this host forbids it ({why})", self.program);
@@ -196,6 +196,7 @@ impl Sandbox {
             match self.policy {
                 Policy::Strict => return Err(Error::Missing(missing)),
                 Policy::BestEffort => crate::say!("{}: runs without {}", self.program, list(&missing)),
+                Policy::Told => {}
             }
         }
         runtime::settle(self.heap);

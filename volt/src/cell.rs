@@ -96,7 +96,7 @@ impl Cell {
         }
         match policy {
             _ if self.missing.is_empty() => Ok(()),
-            Policy::BestEffort => {
+            Policy::BestEffort | Policy::Told => {
                 say(format_args!("runs without {}", self.missing.join(", ")));
                 Ok(())
             }

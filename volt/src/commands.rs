@@ -25,6 +25,7 @@ use crate::{
     run::runtime,
     say,
     services::{self, CALL_DEADLINE, Found, Service},
+    told,
 };
 
 /// The largest network configuration, in bytes (`addresses.capnp`, `definePool`).
@@ -45,6 +46,7 @@ const NETWORK: [Service; 2] = [Service::Ipamd, Service::Netmgr];
 /// Runs one of them.
 pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
     let paths = Paths::prepare()?;
+    let policy = told::once(&paths, policy);
     match command {
         Command::List => list(&paths, policy),
         Command::Stop(args) => stop(&paths, policy, args),

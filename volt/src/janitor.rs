@@ -154,8 +154,8 @@ impl Janitor {
         if between == 0 {
             // SAFETY: takes no pointer; and as above.
             let parted = !alone || unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0;
-            let goes_on = parted
-                || policy == Policy::BestEffort && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+            let goes_on =
+                parted || policy != Policy::Strict && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
             if goes_on && !parted {
                 say("the janitor runs without a pid namespace of its own, as this host forbids it");
             }

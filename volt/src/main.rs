@@ -25,6 +25,7 @@ mod resources;
 mod run;
 mod services;
 mod terminal;
+mod told;
 
 use std::fmt::Display;
 

@@ -37,6 +37,7 @@ use crate::{
     say,
     services::{self, Found, Service},
     terminal::Terminal,
+    told,
 };
 
 /// How long the guest may take to power off after the first Ctrl-C or SIGTERM.
@@ -77,6 +78,7 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let config = VmConfig::new(args)?;
     limits::check(&config)?;
     let paths = Paths::prepare()?;
+    let policy = told::once(&paths, policy);
     let opened = open(&config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
     let signals = block_signals()?;

@@ -89,6 +89,22 @@ fn best_effort_without_landlock_says_one_line_and_keeps_the_other_layers() {
 }
 
 #[test]
+fn who_was_told_says_nothing_of_missing_layers_and_keeps_the_others() {
+    if !is_root() {
+        return;
+    }
+    attempt(|| {
+        kernel_without(libc::SYS_landlock_create_ruleset);
+        let confined = Sandbox::new("attempt", Policy::Told).confine().unwrap();
+        fs::read("/proc/self/status").unwrap();
+        assert!(confine::caps::read(None, confine::caps::CapSet::Permitted).unwrap().is_empty());
+        confined.enter(&filter()).unwrap();
+    })
+    .passes()
+    .says_nothing();
+}
+
+#[test]
 fn strict_refuses_a_kernel_without_seccomp_and_best_effort_starts_without_filters() {
     if !is_root() {
         return;
