@@ -109,7 +109,7 @@ interface Lease {
   # whatever becomes of this capability, the connection and the service; once the last is closed (or unlocked) and nobody holds the lease
   # otherwise, its grace period begins, some seconds later at most. `Pool.resume` takes it back for a capability.
   # A lease has one life: asking again makes a new one, and the descriptor before it keeps nothing any more.
-  # Errors: revoked, exhausted (tokens, or the file system of the service's state is full).
+  # Errors: revoked, overloaded (tokens), exhausted (the file system of the service's state is full).
 }
 
 interface Reservation {

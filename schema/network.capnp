@@ -55,7 +55,7 @@ interface Port {
 
   tap @1 () -> (tap :FdLane.FdToken);
   # The TAP's queue, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and ready to carry frames behind a 12-byte
-  # virtio_net_hdr_v1. The same open file each time: it has one queue. Errors: exhausted (tokens), revoked (released, or lost).
+  # virtio_net_hdr_v1. The same open file each time: it has one queue. Errors: overloaded (tokens), revoked (released, or lost).
 
   release @2 () -> ();
   # Gives the port back now. Every later call on it fails with `revoked`.

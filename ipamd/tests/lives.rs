@@ -199,7 +199,7 @@ fn a_life_is_refused_where_too_many_descriptors_wait_and_the_lease_lives_on() {
             let lease = client.allocate(&allocator, &format!("vm-{n}")).await.unwrap();
             let answer = client.connection.call("life", DEADLINE, lease.life_request().send()).await;
             let token = answer.map(|answer| answer.get().unwrap().get_life().unwrap().get_bytes().unwrap().to_vec());
-            assert_eq!(token.as_ref().err().map(|fault| fault.code), (n == MOST).then_some(Code::Exhausted), "{n}");
+            assert_eq!(token.as_ref().err().map(|fault| fault.code), (n == MOST).then_some(Code::Overloaded), "{n}");
             tokens.extend(token);
             leases.push(lease);
         }
