@@ -79,6 +79,16 @@ impl Host {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env("VOLT_RUNTIME_DIR", self.path("run")).env("VOLT_STATE_DIR", self.path("state"));
         command.env("VOLT_UID_RANGE", format!("{}-{}", self.user, self.user + USERS - 1));
+        // Volt keeps ignoring what its caller ignores, and the caller of the tests may (nohup, a job of a shell's).
+        let by_default = || {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                // SAFETY: sets no handler.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // SAFETY: it calls nothing but signal(2), which may be called after a fork.
+        unsafe { command.pre_exec(by_default) };
         command
     }
 
