@@ -79,6 +79,10 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     limits::check(&config)?;
     let paths = Paths::prepare()?;
     let policy = told::once(&paths, policy);
+    // Of all that may be in the way of a second VM of one name, the name is said; it is claimed below.
+    if matches!(ipc::is_served(&paths.vm(&config.name)), Ok(true)) {
+        return Err(name_taken(&config.name, "it runs already"));
+    }
     let opened = open(&config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
     let signals = block_signals()?;
@@ -181,14 +185,12 @@ fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(
     janitor::sweep(&paths.vms());
     let janitor = Janitor::start(paths, name, lock, cell, policy)?;
     cell.build(name, policy)?;
-    let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| {
-        let (code, remedy) = match e {
-            ipc::Error::AlreadyExists { .. } => {
-                (Code::AlreadyExists, format!("Choose another name, or end that VM: volt stop {name}"))
-            }
-            _ => (Code::Unavailable, "Or name another runtime directory in VOLT_RUNTIME_DIR".into()),
-        };
-        Fault::new(code, format!("run a VM called {name}"), chain(&e), remedy)
+    let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| match e {
+        ipc::Error::AlreadyExists { .. } => name_taken(name, chain(&e)),
+        _ => {
+            let remedy = "Or name another runtime directory in VOLT_RUNTIME_DIR";
+            Fault::new(Code::Unavailable, format!("run a VM called {name}"), chain(&e), remedy)
+        }
     })?;
     let watch = janitor.watch(paths, &Own::both(&path))?;
     // From here on removing the sockets is the janitor's: this process will not be able to.
@@ -196,6 +198,11 @@ fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(
     let endpoint = Endpoint::from_fds(rpc, lane)
         .map_err(|e| Fault::new(Code::Internal, "serve the VM's socket", chain(&e), "Report this as a defect"))?;
     Ok((endpoint, watch))
+}
+
+fn name_taken(name: &str, why: impl Into<String>) -> Fault {
+    let remedy = format!("Choose another name, or end that VM: volt stop {name}");
+    Fault::new(Code::AlreadyExists, format!("run a VM called {name}"), why, remedy)
 }
 
 fn confine(
