@@ -229,12 +229,16 @@ fn two_installations_on_one_network_namespace_do_not_share_volt0() {
     other(carded("lab0")).ok();
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
+    let end_services = || {
+        for service in ["netmgr", "ipamd", "kernel-store", "volt keep"] {
+            host.processes(service).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
+        }
+    };
     // The same installation, started anew, knows its own.
-    for service in ["netmgr", "ipamd", "kernel-store", "volt keep"] {
-        host.processes(service).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
-    }
+    end_services();
     host.run(&mut host.full("web", &off)).ok();
-    // And the other one may have it, once its owner is gone for good.
+    // And the other one may have it, once its owner, who would make it again, is gone for good.
+    end_services();
     ip("link delete volt0");
     other(host.full("web", &off)).ok();
 }
