@@ -31,6 +31,10 @@ pub fn run(volt: &Volt, report: &mut Report) -> Result<()> {
     report.check("volt doctor finds a real KVM, and names what the kernel lacks", {
         doctor::check(volt, &rustix::system::uname().release().to_string_lossy())
     })?;
+    Steps::new(report)
+        .step("services have nothing of whoever came first, a cgroup of their own and a reserve", || {
+            walls::services(volt, BOOT)
+        })?;
     two_guests(volt, &mut Steps::new(report))?;
     ways_to_end(volt, &mut Steps::new(report))?;
     let mut steps = Steps::new(report);

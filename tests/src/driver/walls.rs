@@ -10,9 +10,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use volt_tests::volt::{Volt, finish};
 
 /// Where Volt's cgroups are.
 const CGROUPS: &str = "/sys/fs/cgroup/volt-vmm";
+/// That of services and helpers, which stays.
+const SERVICES: &str = "services";
+/// One of somebody who comes first, and what his processes have: half a GB, few files, low priority, and a private umask.
+const FIRST: &str = "/sys/fs/cgroup/first";
+const MODEST: &str = "echo $$ >/sys/fs/cgroup/first/cgroup.procs; ulimit -v 500000; ulimit -n 256; umask 077; exec nice -n 10 \"$0\" network list";
 /// The processes of a VM that has a disk and a card, less its supervisor and its janitor.
 const PROGRAMS: [&str; 3] = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"];
 
@@ -88,6 +94,52 @@ pub fn check(names: &[&str]) -> Result<()> {
     ensure!(users.len() == count, "VMs share the user {users:?}");
     let janitors = helpers()?;
     ensure!(janitors == count, "{janitors} janitors are there, and {count} VMs");
+    Ok(())
+}
+
+/// Has somebody who has little be the first to need the services, and checks that they have it all the same.
+pub fn services(volt: &Volt, patience: Duration) -> Result<()> {
+    fs::create_dir(FIRST).context("Cannot make a cgroup")?;
+    let mut first = volt.command(&[]);
+    let program = first.get_program().to_owned();
+    let environment: Vec<_> =
+        first.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+    first = Command::new("sh");
+    first.arg("-c").arg(MODEST).arg(program);
+    first.envs(environment.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    let out = finish(first, patience)?;
+    ensure!(out.status.success(), "It said {:?}", String::from_utf8_lossy(&out.stderr));
+    // With a process in it, it could not be removed.
+    fs::remove_dir(FIRST).context("Somebody stays in the cgroup of whoever came first")?;
+    let read = |path: PathBuf| fs::read_to_string(&path).with_context(|| format!("Cannot read {}", path.display()));
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc")?.flatten().map(|entry| entry.path()) {
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let name = name.trim();
+        if !["netmgr", "ipamd", "kernel-store", "volt-keep"].contains(&name) {
+            continue;
+        }
+        let cgroup = read(process.join("cgroup"))?;
+        ensure!(cgroup.trim() == format!("0::/volt-vmm/{SERVICES}"), "{name} is in {cgroup:?}");
+        let score = read(process.join("oom_score_adj"))?;
+        ensure!(score.trim() == "-500", "{name} has the OOM score {score:?}");
+        let stat = read(process.join("stat"))?;
+        // The 19th of proc_pid_stat(5), 17th behind the name.
+        let nice = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16).map(str::to_owned));
+        ensure!(nice.as_deref() == Some("0"), "{name} is nice: {nice:?}");
+        let limits = read(process.join("limits"))?;
+        let space = limits.lines().find_map(|line| line.strip_prefix("Max address space"));
+        let space = space.and_then(|line| line.split_whitespace().next()).unwrap_or_default();
+        ensure!(
+            space.parse::<u64>().is_ok_and(|bytes| bytes > 512_000_000),
+            "{name} may have {space:?} bytes of addresses"
+        );
+        found.push(name.to_owned());
+    }
+    found.sort_unstable();
+    ensure!(found.contains(&"ipamd".into()) && found.contains(&"volt-keep".into()), "There are {found:?}");
+    let reserve = read(Path::new(CGROUPS).join(SERVICES).join("memory.min"))?;
+    ensure!(reserve.trim() == (64 << 20).to_string(), "Their reserve is {reserve:?}");
     Ok(())
 }
 
@@ -194,9 +246,10 @@ pub fn none_left(patience: Duration) -> Result<()> {
     }
 }
 
+/// Those of VMs.
 fn cgroups() -> Vec<PathBuf> {
     let entries = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.ends_with(SERVICES)).collect()
 }
 
 fn cgroup(name: &str) -> Result<PathBuf> {
