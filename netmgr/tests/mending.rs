@@ -139,7 +139,7 @@ fn what_was_changed_before_netmgr_starts_is_changed_back_by_the_start_or_the_nex
                 let factory = client.factory(&network, 2).await.unwrap();
                 let fault = client.tap(&factory, "vm-web").await.err().unwrap();
                 assert_eq!(fault.code, Code::AlreadyExists, "{commands:?}: {fault}");
-                drop(tap);
+                close(tap, before.index).await;
                 client.tap(&factory, "vm-web").await.unwrap();
             });
         });

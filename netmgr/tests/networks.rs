@@ -346,7 +346,7 @@ fn network_of_a_release_that_noted_no_owner_is_adopted_with_its_ports_by_who_def
             // Once.
             let fault = other.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap();
             assert_eq!(fault.code, Code::Conflict);
-            drop(tap);
+            close(tap, before.index).await;
             one.tap(&factory, "vm-web").await.unwrap();
         });
     });

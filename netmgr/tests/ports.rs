@@ -514,7 +514,7 @@ fn port_of_an_earlier_netmgr_lives_while_its_tap_is_open_and_blocks_its_workload
             assert_eq!(client.remove("volt0").await.err().unwrap().code, Code::WrongState);
             client.tap(&factory, "vm-closed").await.unwrap();
             assert_eq!(interface("tap-web").unwrap()["ifindex"], info.index);
-            drop(tap);
+            close(tap, info.index).await;
             client.tap(&factory, "vm-web").await.unwrap();
         });
     });

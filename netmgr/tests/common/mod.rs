@@ -98,6 +98,14 @@ pub async fn settle(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// Closes a TAP that no netmgr holds, and waits until it is gone: what other tests start at this moment has a copy of the descriptor
+/// between its fork and its exec.
+pub async fn close(tap: std::os::fd::OwnedFd, index: u32) {
+    drop(tap);
+    let there = || interfaces().iter().filter_map(|name| interface(name)).any(|found| found["ifindex"] == index);
+    settle("the TAP is gone", || !there()).await;
+}
+
 /// Whether a program serves on both sockets.
 pub fn serves(socket: &Path) -> bool {
     let mut lane = socket.as_os_str().to_owned();

@@ -16,9 +16,10 @@ use volt_tests::volt::{Volt, finish};
 const CGROUPS: &str = "/sys/fs/cgroup/volt-vmm";
 /// That of services and helpers, which stays.
 const SERVICES: &str = "services";
-/// One of somebody who comes first, and what his processes have: half a GB, few files, low priority, and a private umask.
+/// One of somebody who comes first, and what his processes have: half a GB, few files and a private umask.
 const FIRST: &str = "/sys/fs/cgroup/first";
-const MODEST: &str = "echo $$ >/sys/fs/cgroup/first/cgroup.procs; ulimit -v 500000; ulimit -n 256; umask 077; exec nice -n 10 \"$0\" network list";
+const MODEST: &str =
+    "echo $$ >/sys/fs/cgroup/first/cgroup.procs; ulimit -v 500000; ulimit -n 256; umask 077; exec \"$0\" network list";
 /// The processes of a VM that has a disk and a card, less its supervisor and its janitor.
 const PROGRAMS: [&str; 3] = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"];
 
@@ -123,10 +124,6 @@ pub fn services(volt: &Volt, patience: Duration) -> Result<()> {
         ensure!(cgroup.trim() == format!("0::/volt-vmm/{SERVICES}"), "{name} is in {cgroup:?}");
         let score = read(process.join("oom_score_adj"))?;
         ensure!(score.trim() == "-500", "{name} has the OOM score {score:?}");
-        let stat = read(process.join("stat"))?;
-        // The 19th of proc_pid_stat(5), 17th behind the name.
-        let nice = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16).map(str::to_owned));
-        ensure!(nice.as_deref() == Some("0"), "{name} is nice: {nice:?}");
         let limits = read(process.join("limits"))?;
         let space = limits.lines().find_map(|line| line.strip_prefix("Max address space"));
         let space = space.and_then(|line| line.split_whitespace().next()).unwrap_or_default();
