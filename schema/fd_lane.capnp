@@ -20,6 +20,7 @@
 #
 # A token is 128 random bits. It is good once, for `tokenLifetimeSeconds`, only for the user (SO_PEERCRED) it was made for, only at this vat, and
 # only the way it goes: one from a deposit cannot be claimed, and one to claim cannot be given to a method that takes a descriptor.
+# One to claim ends with the connection that it was given on; a deposited descriptor waits for its whole time.
 # The lane is open to those who may connect to the vat, and to nobody else.
 # A packet of any other length, with a surplus descriptor, or with truncated ancillary data ends the lane; every descriptor in it is closed.
 

@@ -140,6 +140,26 @@ fn a_duplicate_in_another_process_keeps_the_lease_when_the_first_holder_has_gone
 }
 
 #[test]
+fn a_life_that_nobody_has_claimed_keeps_nothing_once_its_connection_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::start(dir.path());
+    run(async {
+        let watcher = service.connect().await;
+        let pool = watcher.define(SMALL).await.unwrap();
+        // As a VM that is killed while it starts.
+        let killed = service.connect().await;
+        let its_pool = killed.pool("volt0").await.unwrap();
+        let allocator = killed.allocator(&its_pool, 1).await.unwrap();
+        let lease = killed.allocate(&allocator, "vm-a").await.unwrap();
+        killed.connection.call("life", DEADLINE, lease.life_request().send()).await.unwrap();
+        assert_eq!(states(&watcher.leases(&pool).await), ["10.42.0.2 vm-a Held"]);
+        drop((lease, allocator, its_pool, killed));
+        // Before its token would have expired.
+        eventually(async || states(&watcher.leases(&pool).await) == ["10.42.0.2 vm-a Grace"]).await;
+    });
+}
+
+#[test]
 fn a_lease_is_taken_back_by_its_own_life_alone() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path());

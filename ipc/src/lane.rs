@@ -84,6 +84,7 @@ struct Waiting {
     fd: OwnedFd,
     uid: u32,
     pid: i32,
+    connection: u64,
     to: To,
     until: Instant,
 }
@@ -136,9 +137,15 @@ impl Lane {
         Lane { table: Rc::new(RefCell::new(table)), added: Rc::default() }
     }
 
-    /// Keeps `fd` for the user of `peer`, and gives the token that claims it over the lane. Fails with `overloaded`.
+    /// Keeps `fd` for the user of `peer`, while that connection lasts, and gives the token that claims it over the lane. Fails with `overloaded`.
     pub fn offer(&self, fd: OwnedFd, peer: Peer) -> Result<Token, Fault> {
         self.keep(fd, peer, To::Client)
+    }
+
+    /// Closes what was offered to a connection that has ended and nobody claimed: its holder must not seem to live on.
+    pub(crate) fn withdraw(&self, peer: Peer) {
+        let gone = |entry: &Waiting| entry.to == To::Client && entry.connection == peer.connection;
+        self.table.borrow_mut().waiting.retain(|_, entry| !gone(entry));
     }
 
     /// Takes the descriptor that the user of `peer` deposited under `token`. Fails with `badToken`.
@@ -164,7 +171,9 @@ impl Lane {
         }
         let token = Token::random()?;
         let until = Instant::now() + table.lifetime;
-        table.waiting.insert(token, Waiting { fd, uid: peer.uid, pid: peer.pid, to, until });
+        table
+            .waiting
+            .insert(token, Waiting { fd, uid: peer.uid, pid: peer.pid, connection: peer.connection, to, until });
         self.added.notify_one();
         Ok(token)
     }

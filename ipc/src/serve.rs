@@ -59,11 +59,12 @@ pub async fn serve(
     let log = Rc::new(Log::default());
     let serve_rpc = rpc.accept(refuse, |socket, peer, place| {
         let (limits, log) = (limits.clone(), log.clone());
+        let offers = Offers { lane: lane.clone(), peer };
         let offered = catch_unwind(AssertUnwindSafe(|| bootstrap(peer))).unwrap_or_else(|_| {
             Err(Fault::new(Code::Internal, "connect", "the service's entry point panicked", "Report this as a defect"))
         });
         async move {
-            let _place = place;
+            let _held = (place, offers);
             let ended = match offered {
                 Ok(client) => serve_socket(socket, limits, client).await,
                 Err(fault) => {
@@ -168,6 +169,18 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// What a connection was offered over the lane; withdrawn with it, however it ends.
+struct Offers {
+    lane: Lane,
+    peer: Peer,
+}
+
+impl Drop for Offers {
+    fn drop(&mut self) {
+        self.lane.withdraw(self.peer);
     }
 }
 

@@ -169,6 +169,28 @@ fn a_token_from_a_method_claims_its_descriptor_once() {
     });
 }
 
+#[test]
+fn what_was_offered_ends_with_its_connection_and_what_was_deposited_does_not() {
+    run(async {
+        let served = Served::new(Limits::default(), None);
+        let waiting = || served.service.lane.waiting();
+        let (gone, store) = served.connect().await;
+        let kernel = get_kernel(&gone, &store, "linux").await.unwrap();
+        let offered = open(&gone, &kernel).await;
+        let deposited = gone.deposit(memfd(b"given").as_fd()).await.unwrap();
+        let (stays, store) = served.connect().await;
+        let kernel = get_kernel(&stays, &store, "other").await.unwrap();
+        let mine = open(&stays, &kernel).await;
+        assert_eq!(waiting(), 3);
+        drop(gone);
+        eventually(|| waiting() < 3).await;
+        assert_eq!(stays.claim(&offered).await.unwrap_err().code, Code::BadToken);
+        assert_eq!(content(stays.claim(&mine).await.unwrap()), b"other");
+        let given = served.service.lane.redeem(deposited.as_bytes(), Peer::this_process()).unwrap();
+        assert_eq!(content(given), b"given");
+    });
+}
+
 async fn open(connection: &Connection, kernel: &kernel::Client) -> Vec<u8> {
     let answer = connection.call("open", SOON, kernel.open_request().send()).await.unwrap();
     answer.get().unwrap().get_image().unwrap().get_bytes().unwrap().to_vec()
