@@ -5,6 +5,7 @@
 mod bursts;
 mod console;
 mod control;
+mod crowded;
 mod ends;
 mod host;
 mod inherited;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Has `command` run as `user`, who may use KVM through `node`.
-fn as_user(command: &mut Command, user: u32, node: &Path) {
+pub fn as_user(command: &mut Command, user: u32, node: &Path) {
     with_node(command, node, c"/dev/kvm");
     let become_user = move || {
         // SAFETY: all are system calls on numbers.
@@ -52,7 +52,7 @@ fn with_node(command: &mut Command, node: &Path, device: &'static CStr) {
 }
 
 /// Makes a node of the same device as `like`, for everybody.
-fn node(path: PathBuf, like: &str) -> PathBuf {
+pub fn node(path: PathBuf, like: &str) -> PathBuf {
     let text = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
     // SAFETY: the path outlives the call.
     let made = unsafe { libc::mknod(text.as_ptr(), libc::S_IFCHR | 0o666, fs::metadata(like).unwrap().rdev()) };
