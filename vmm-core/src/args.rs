@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::layout;
 use crate::virtio::{MAX_CONFIG, default_queue_size};
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::str::FromStr;
 
@@ -12,6 +13,50 @@ use std::str::FromStr;
 pub const MAX_VCPUS: u16 = 254;
 /// Largest ring (Virtio 1.2, 2.7).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
+
+/// Every flag but `--device`, with its value and what it is, in the order in which [`Raw::parse`] takes them apart.
+const FLAGS: [(&str, &str, &str); 9] = [
+    ("--kvm-fd", "N", "/dev/kvm, open for reading and writing"),
+    ("--control-fd", "N", "A connected stream socket, on which `Vm` is served (schema/vm.capnp)"),
+    ("--kernel-fd", "N", "A sealed memfd with the kernel's ELF, as kernel-store gives it"),
+    ("--initrd-fd", "N", "The initial RAM disk; none if absent"),
+    ("--console-fd", "N", "A connected stream socket, the serial console's other end"),
+    ("--memory", "BYTES", "The guest's RAM, whole pages"),
+    ("--vcpus", "N", "The guest's CPUs"),
+    ("--cmdline", "TEXT", "The kernel's command line; empty if absent"),
+    ("--confinement", "POLICY", "Where the host lacks a layer: strict (refuse) or best-effort [default: best-effort]"),
+];
+const DEVICE: &str = "--device";
+
+/// What is to be printed, and nothing else done, if that is all that the arguments (without the program's name) ask for.
+#[must_use]
+pub fn asks_to_print(args: &[OsString]) -> Option<String> {
+    match args {
+        [one] if one == "--help" || one == "-h" => Some(help()),
+        [one] if one == "--version" || one == "-V" => {
+            Some(concat!("vmm-core ", env!("CARGO_PKG_VERSION"), "\n").into())
+        }
+        _ => None,
+    }
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "Runs one virtual machine on KVM, out of descriptors that it inherits. `volt run` starts it\n\nUsage: vmm-core [OPTIONS]\n\nOptions:\n",
+    );
+    let device = (
+        DEVICE,
+        "K=V,...",
+        "A virtio device: virtio-id=, fd= (its vhost-user socket), and if wanted queue-size=, queues=, config=",
+    );
+    for (name, value, what) in
+        FLAGS.into_iter().chain([device, ("--help", "", "Print help"), ("--version", "", "Print version")])
+    {
+        let option = if value.is_empty() { name.to_owned() } else { format!("{name} <{value}>") };
+        text.push_str(&format!("  {option:<22} {what}\n"));
+    }
+    text
+}
 
 /// What one VM is made of. Everything in it has been checked, apart from what only KVM can tell.
 #[derive(Debug)]
@@ -63,8 +108,9 @@ fn number<T: FromStr>(argument: &str, text: &str) -> Result<T, Error> {
 
 impl Config {
     /// Parses arguments (without the program's name) and takes the descriptors they name.
-    pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Config, Error> {
-        Raw::parse(args)?.take()
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, Error> {
+        let text = |arg: OsString| arg.into_string().map_err(|arg| bad(&arg.to_string_lossy(), "it is not UTF-8"));
+        Raw::parse(args.into_iter().map(text).collect::<Result<Vec<_>, _>>()?)?.take()
     }
 }
 
@@ -94,45 +140,38 @@ struct RawDevice {
 
 impl Raw {
     fn parse(args: impl IntoIterator<Item = String>) -> Result<Raw, Error> {
-        const FLAGS: [&str; 9] = [
-            "--kvm-fd",
-            "--control-fd",
-            "--kernel-fd",
-            "--initrd-fd",
-            "--console-fd",
-            "--memory",
-            "--vcpus",
-            "--cmdline",
-            "--confinement",
-        ];
         let mut values: [Option<String>; FLAGS.len()] = Default::default();
         let mut devices = Vec::new();
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let (flag, value) = match arg.split_once('=') {
-                Some((flag, value)) if flag.starts_with("--") => (flag.to_string(), value.to_string()),
-                _ => {
-                    let value = args.next().ok_or_else(|| bad(&arg, "it needs a value"))?;
-                    (arg, value)
+                Some((flag, value)) if flag.starts_with("--") => (flag.to_string(), Some(value.to_string())),
+                _ => (arg, None),
+            };
+            let slot = FLAGS.iter().zip(&mut values).find(|((name, ..), _)| *name == flag).map(|(_, slot)| slot);
+            if slot.is_none() && flag != DEVICE {
+                let known = FLAGS.map(|(name, ..)| name).join(", ");
+                return Err(bad(&flag, format!("it is not one of {known}, {DEVICE}; see vmm-core --help")));
+            }
+            let value = value.or_else(|| args.next()).ok_or_else(|| bad(&flag, "it needs a value"))?;
+            let twice = match slot {
+                Some(slot) => slot.replace(value).is_some(),
+                None => {
+                    devices.push(RawDevice::parse(&value)?);
+                    false
                 }
             };
-            if flag == "--device" {
-                devices.push(RawDevice::parse(&value)?);
-            } else if let Some((_, slot)) = FLAGS.iter().zip(&mut values).find(|(name, _)| **name == flag) {
-                if slot.replace(value).is_some() {
-                    return Err(bad(&flag, "it may be given only once"));
-                }
-            } else {
-                let known = FLAGS.join(", ");
-                return Err(bad(&flag, format!("it is not one of {known}, --device")));
+            if twice {
+                return Err(bad(&flag, "it may be given only once"));
             }
         }
         if devices.len() > layout::MAX_DEVICES {
-            return Err(bad("--device", format!("a machine has at most {} devices", layout::MAX_DEVICES)));
+            return Err(bad(DEVICE, format!("a machine has at most {} devices", layout::MAX_DEVICES)));
         }
 
         let [kvm, control, kernel, initrd, console, memory, vcpus, cmdline, confinement] = values;
-        let need = |flag: &str, value: Option<String>| value.ok_or_else(|| bad(flag, "it is required"));
+        let need =
+            |flag: &str, value: Option<String>| value.ok_or_else(|| bad(flag, "it is required; see vmm-core --help"));
         let fd = |flag: &str, value: Option<String>| fd_number(flag, &need(flag, value)?);
 
         let memory: u64 = number("--memory", &need("--memory", memory)?)?;
@@ -184,7 +223,7 @@ impl Raw {
     fn take(self) -> Result<Config, Error> {
         // Every number is looked at before the first one is taken.
         let links = [(self.control, "--control-fd"), (self.console, "--console-fd")];
-        for (fd, argument) in links.into_iter().chain(self.devices.iter().map(|d| (d.fd, "--device"))) {
+        for (fd, argument) in links.into_iter().chain(self.devices.iter().map(|d| (d.fd, DEVICE))) {
             check_stream_socket(fd, argument)?;
         }
         let files = [(self.kvm, "--kvm-fd"), (self.kernel, "--kernel-fd")];
@@ -218,7 +257,7 @@ impl Raw {
 
 impl RawDevice {
     fn parse(text: &str) -> Result<RawDevice, Error> {
-        const FLAG: &str = "--device";
+        const FLAG: &str = DEVICE;
         let (mut virtio_id, mut fd, mut queue_size, mut queues, mut config) = (None, None, None, None, None);
         for part in text.split(',') {
             let (key, value) = part.split_once('=').ok_or_else(|| bad(FLAG, format!("'{part}' is not KEY=VALUE")))?;
@@ -266,7 +305,7 @@ fn fd_number(argument: &str, text: &str) -> Result<RawFd, Error> {
 }
 
 fn hex(text: &str) -> Result<Vec<u8>, Error> {
-    let wrong = || bad("--device", "'config' must be pairs of hexadecimal digits, at most 256 of them");
+    let wrong = || bad(DEVICE, "'config' must be pairs of hexadecimal digits, at most 256 of them");
     let digits: Option<Vec<u8>> =
         text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
     let digits = digits.ok_or_else(wrong)?;

@@ -1,9 +1,17 @@
 //! `vmm-core`: one VM's KVM core. See the library of the same name.
 
-use vmm_core::args::Config;
+use std::ffi::OsString;
+use std::io::Write;
+
+use vmm_core::args::{Config, asks_to_print};
 
 fn main() {
-    let result = Config::parse(std::env::args().skip(1)).and_then(vmm_core::run);
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(text) = asks_to_print(&args) {
+        let written = std::io::stdout().write_all(text.as_bytes());
+        confine::exit(i32::from(written.is_err()));
+    }
+    let result = Config::parse(args).and_then(vmm_core::run);
     let code = match result {
         Ok(()) => 0,
         Err(error) => {
