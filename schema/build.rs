@@ -3,11 +3,9 @@
 
 use std::{env, path::PathBuf};
 
-fn main() {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=volt.request");
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    capnpc::codegen::CodeGenerationCommand::new()
-        .output_directory(&out)
-        .run(std::fs::File::open("volt.request").expect("schema/volt.request is committed"))
-        .expect("schema/volt.request is a code generator request");
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("Cargo sets OUT_DIR")?);
+    capnpc::codegen::CodeGenerationCommand::new().output_directory(&out).run(std::fs::File::open("volt.request")?)?;
+    Ok(())
 }

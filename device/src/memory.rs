@@ -1,7 +1,7 @@
 //! The guest's memory as the frontend shares it: checked, mapped, and translated.
 //!
 //! Touches the descriptors of SET_MEM_TABLE and ADD_MEM_REG. A file is mapped only when it is as long as the frontend says. One
-//! that can shrink may be cut short later by whoever has it, and then any access is SIGBUS ([`crate::bus`]): where that
+//! that can shrink may be cut short later by whoever has it, and then any access is SIGBUS (`bus`): where that
 //! must not be, the kernel has to vouch (F_SEAL_SHRINK) that it cannot.
 
 use std::fs::File;

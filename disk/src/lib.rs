@@ -7,8 +7,8 @@
 //!
 //! * a block device is claimed (O_EXCL): the kernel gives no second claim by whichever node, and none of what is mounted,
 //!   swapped to, or a part of another device (open(2));
-//! * a lock on the open file, which QEMU's locks meet as well ([`lock`]);
-//! * for a loop device, the same lock on the file behind it; for a file, that no loop device has it ([`behind`]).
+//! * a lock on the open file, which QEMU's locks meet as well (`lock`);
+//! * for a loop device, the same lock on the file behind it; for a file, that no loop device has it (`behind`).
 //!
 //! Not seen, as nothing tells of it: who opens a file without a lock; a reader by one node of a block device and a writer by
 //! another; a loop device that is set up later, or in another place than this process sees; other hosts, where a network's

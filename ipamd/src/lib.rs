@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | [`config`] | checks the text that defines a pool | files, time, clients |
 //! | [`policy`] | says which address comes next | workloads, time, files, clients |
-//! | [`file`] | opens the database, or says why not | clients |
+//! | [`mod@file`] | opens the database, or says why not | clients |
 //! | [`store`] | rows in SQLite; the database itself refuses a double allocation | clients, time |
 //! | [`reserve`] | space on the disk that is kept for giving things back | clients |
 //! | [`lives`] | the locked files by which a lease outlives its connection | clients, time |

@@ -12,7 +12,7 @@ pub mod names;
 macro_rules! generated {
     ($($(#[$doc:meta])* $module:ident),* $(,)?) => {$(
         $(#[$doc])*
-        #[allow(missing_docs, clippy::all, clippy::unimplemented, clippy::undocumented_unsafe_blocks)]
+        #[allow(missing_docs, clippy::all, clippy::restriction)]
         pub mod $module {
             include!(concat!(env!("OUT_DIR"), "/", stringify!($module), ".rs"));
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 /// Set in the environment of the program inside.
 const INSIDE: &str = "VOLT_TESTS_INSIDE";
 
-/// Whether this process runs in namespaces that [`enter`] made.
+/// Whether this process runs in namespaces that [`command`] made.
 pub fn inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }

@@ -27,7 +27,7 @@ pub struct Facts {
 /// Checks a kernel: its facts, less the version.
 ///
 /// # Errors
-/// [`Error::Bad`] with the first thing that is wrong.
+/// [`Wrong`](kernel_image::Wrong) with the first thing that is wrong.
 pub fn check(file: &[u8]) -> Result<Facts, Error> {
     let read = |bytes: &mut [u8], offset: u64| {
         let from = usize::try_from(offset).ok().and_then(|offset| file.get(offset..)?.get(..bytes.len()));
