@@ -1,0 +1,11 @@
+//! What the tests of several crates share. A dev-dependency: no program is built on it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that fails, panics"
+)]
+
+pub mod corpus;
