@@ -30,8 +30,8 @@ pub enum Error {
 
     /// The file is damaged.
     #[error(
-        "The database {} is damaged ({why}). It was left as it is; put a backup in its place, or move it and the files beside it away to start \
-         with no pools, leases or reservations", .path.display()
+        "The database {} is damaged ({why}). It was left as it is; move it away with its log ({0}-wal) and its journal, then put a backup in its \
+         place, or start with no pools, leases or reservations", .path.display()
     )]
     Corrupt {
         /// The file.

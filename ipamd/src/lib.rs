@@ -23,6 +23,7 @@
 //! * The address that was given back last is handed out last.
 //! * A lease is held as long as a capability on it lives, or its life is locked, which the kernel sees to. Neither a connection's end nor this
 //!   process's is taken for the end of its holder.
+//! * An address whose life somebody has is given to nobody else, whatever the database says of it: it may be a backup that was restored.
 //! * What gives something back succeeds on a full disk. What is new is refused while the space that is kept for that is not all there.
 //! * The name of a pool or lease is never used for another one: what an old capability names is gone for good.
 //! * A workload that is given a reservation keeps the address it leases until it allocates again.

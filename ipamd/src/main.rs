@@ -1,6 +1,7 @@
 //! The program `ipamd`: arguments, then confinement, then service. Phase 1 makes the state directory and binds or checks the sockets;
 //! the database is opened, and the first byte of a client read, in phase 2.
 
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -63,7 +64,15 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
         let _ = ended.send(keep(&state_dir, &found, mailbox, &ready));
     })?;
     let _narrow = confined.enter(&filters::main())?;
-    started.receive().map_err(|_| Error::Arguments("The database thread did not begin; report this as a defect"))??;
+    let strays = started.receive();
+    let strays =
+        strays.map_err(|_| Error::Arguments("The database thread did not begin; report this as a defect"))??;
+    if strays > 0 {
+        confine::say!(
+            "ipamd: {strays} addresses are used by processes whose leases the database does not know: was an older one put in its place? They \
+             are given to nobody until those processes have ended"
+        );
+    }
 
     let idle = arguments.listen.idle_exit();
     let (served, lane) = (database.clone(), Lane::new());
@@ -87,9 +96,9 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
 /// The database thread's life.
 fn keep(
     state_dir: &Path,
-    lives: &[LeaseId],
+    lives: &[(LeaseId, Ipv4Addr)],
     mailbox: Mailbox,
-    ready: &ipc::Sender<Result<(), Error>>,
+    ready: &ipc::Sender<Result<usize, Error>>,
 ) -> Result<(), Fault> {
     let path = state_dir.join("ipamd.sqlite");
     let ledger = Store::open(&path).and_then(|store| {
@@ -97,8 +106,7 @@ fn keep(
     });
     match ledger {
         Ok(mut ledger) => {
-            ledger.sweep(lives);
-            let _ = ready.send(Ok(()));
+            let _ = ready.send(Ok(ledger.sweep(lives)));
             database::run(ledger, mailbox)
         }
         Err(error) => {

@@ -233,8 +233,52 @@ fn a_life_is_refused_where_too_many_descriptors_wait_and_the_lease_lives_on() {
 fn the_file_of_a_lease_that_ended_while_its_service_was_killed_is_removed_by_the_next() {
     let dir = tempfile::tempdir().unwrap();
     drop(Service::start(dir.path()));
-    std::fs::write(dir.path().join("state/life-4711"), "").unwrap();
+    std::fs::write(dir.path().join("state/life-4711-10.42.0.7"), "").unwrap();
     std::fs::write(dir.path().join("state/life-preserver"), "").unwrap();
     let _service = Service::start(dir.path());
     assert_eq!(files(dir.path()), BTreeSet::from(["life-preserver".to_owned()]), "and nothing that is not its own");
+}
+
+#[test]
+fn a_database_put_in_the_place_of_a_newer_one_gives_nobodys_address_to_another_and_that_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    // The database and its log.
+    let files = ["state/ipamd.sqlite", "state/ipamd.sqlite-wal"].map(|name| dir.path().join(name));
+    let service = Service::start(dir.path());
+    run(async { service.connect().await.define(SMALL).await.map(drop).unwrap() });
+    end(service, rustix::process::Signal::TERM);
+    let backup = files.each_ref().map(|file| std::fs::read(file).unwrap());
+    let service = Service::start(dir.path());
+    let mut life = None;
+    run(async {
+        let client = service.connect().await;
+        let allocator = client.allocator(&client.pool("volt0").await.unwrap(), 3).await.unwrap();
+        let lease = client.allocate(&allocator, "vm-a").await.unwrap();
+        assert_eq!(client.info(&lease).await.unwrap().address, "10.42.0.2");
+        life = Some(client.life(&lease).await.unwrap());
+    });
+    end(service, rustix::process::Signal::KILL);
+    files.iter().zip(backup).for_each(|(file, bytes)| std::fs::write(file, bytes).unwrap());
+    let process = command(dir.path()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut service = Service::of(process, dir.path().join("ipamd.sock"));
+    run(async {
+        let client = service.connect().await;
+        let pool = client.pool("volt0").await.unwrap();
+        assert_eq!(client.free(&pool).await, 2);
+        let allocator = client.allocator(&pool, 3).await.unwrap();
+        let leases =
+            [client.allocate(&allocator, "vm-b").await.unwrap(), client.allocate(&allocator, "vm-a").await.unwrap()];
+        for (lease, address) in leases.iter().zip(["10.42.0.3", "10.42.0.4"]) {
+            assert_eq!(client.info(lease).await.unwrap().address, address);
+        }
+        assert_eq!(code(client.allocate(&allocator, "vm-c").await), Some(Code::Exhausted));
+        life = None;
+        eventually(async || client.free(&pool).await == 1).await;
+        let lease = client.allocate(&allocator, "vm-c").await.unwrap();
+        assert_eq!(client.info(&lease).await.unwrap().address, "10.42.0.2");
+    });
+    let mut said = service.process.stderr.take().unwrap();
+    end(service, rustix::process::Signal::KILL);
+    let line = std::io::read_to_string(&mut said).unwrap();
+    assert!(line.contains("1 addresses are used by processes whose leases the database does not know"), "{line}");
 }

@@ -155,6 +155,7 @@ impl Ledger {
                 free.take(row.address.to_bits());
             }
         }
+        self.strays.keep_from(&mut free);
         self.last_pool = self.last_pool.max(id);
         self.by_network.insert(config.network.clone(), id);
         self.pools.insert(id, Pool { config, text, free, bindings });

@@ -31,6 +31,14 @@ impl Ledger {
                 holder.remedy(),
             ));
         }
+        if let Some(Binding { address, .. }) = reserved.as_ref().or(before.as_ref())
+            && self.strays.have(*address)
+        {
+            let why = format!(
+                "{address}, which it should get, is that of a lease that the database does not know and a process has"
+            );
+            return Err(fault(Code::AlreadyExists, tried, why, "End that process first, or choose another name"));
+        }
         let before_id = before.as_ref().and_then(|row| row.lease).map(|lease| lease.id);
         // A lease in its grace period counts against its allocator until another workload may have the address.
         let inherits = before_id
@@ -78,7 +86,7 @@ impl Ledger {
         self.slots.insert(lease, Slot { permit: permit.or(inherited), ..Slot::default() });
         if let Some(pool) = self.pools.get_mut(&id) {
             if let Some(address) = moved_from {
-                pool.give_back(address);
+                pool.give_back(address, &self.strays);
             }
             if let Some(address) = taken {
                 pool.free.hand_out(address.to_bits());
@@ -137,7 +145,7 @@ impl Ledger {
         if row.reserved == Reserved::No
             && let Some(pool) = self.pools.get_mut(&row.pool)
         {
-            pool.give_back(row.address);
+            pool.give_back(row.address, &self.strays);
         }
         Ok(true)
     }

@@ -80,8 +80,8 @@ impl Ledger {
     /// As `Lease.life` in the schema.
     pub fn life(&mut self, lease: LeaseId) -> Answer<OwnedFd> {
         const TRIED: &str = "make the life of a lease";
-        self.store.by_lease(lease).map_err(database(TRIED))?.ok_or_else(|| gone(TRIED))?;
-        self.lives.make(lease).map_err(file_system(TRIED))
+        let row = self.store.by_lease(lease).map_err(database(TRIED))?.ok_or_else(|| gone(TRIED))?;
+        self.lives.make(lease, row.address).map_err(file_system(TRIED))
     }
 
     /// A hold on the lease of a pool whose life this is.
@@ -125,8 +125,12 @@ impl Ledger {
         if let Some(slot) = self.slots.get_mut(&lease)
             && !std::mem::replace(&mut slot.watched, true)
         {
-            self.watch.queue.push_back((self.now.instant + LOOK, lease));
+            self.look_later(lease);
         }
+    }
+
+    pub(super) fn look_later(&mut self, lease: LeaseId) {
+        self.watch.queue.push_back((self.now.instant + LOOK, lease));
     }
 
     /// Every lease that nobody but its life can hold.
@@ -149,7 +153,10 @@ impl Ledger {
         for _ in 0..LOOK_AT_ONCE {
             let Some((_, lease)) = self.watch.queue.pop_front_if(|(at, _)| *at <= now) else { return Ok(()) };
             // It may have ended meanwhile, or be held again.
-            let Some(slot) = self.slots.get_mut(&lease) else { continue };
+            let Some(slot) = self.slots.get_mut(&lease) else {
+                self.look_at_stray(lease)?;
+                continue;
+            };
             slot.watched = false;
             if slot.due.is_some() {
                 continue;

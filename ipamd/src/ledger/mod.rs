@@ -5,6 +5,9 @@
 //! when nothing can fail any more: one that fails leaves memory as it was, and its writes to be rolled back. After a failed commit,
 //! [`Ledger::load`] makes memory again.
 //!
+//! A database may be older than what runs: one that was restored. What a life says that somebody has, and the database does not know, is a
+//! stray, and its address is given to nobody.
+//!
 //! Who holds a lease is never concluded from a message, which may come late, twice or not at all: it is asked of the [`Hold`]s that live,
 //! and of the lease's life.
 
@@ -12,8 +15,10 @@ mod define;
 mod leases;
 mod life;
 mod reservations;
+mod stray;
 
 pub use life::Hold;
+use stray::Strays;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -109,9 +114,9 @@ struct Pool {
 
 impl Pool {
     /// An address has no row any more.
-    fn give_back(&mut self, address: Ipv4Addr) {
+    fn give_back(&mut self, address: Ipv4Addr, strays: &Strays) {
         self.bindings = self.bindings.saturating_sub(1);
-        if self.config.in_range(address) {
+        if self.config.in_range(address) && !strays.have(address) {
             self.free.give(address.to_bits());
         }
     }
@@ -148,6 +153,7 @@ pub struct Ledger {
     last_lease: LeaseId,
     last_pool: PoolId,
     lives: Lives,
+    strays: Strays,
     watch: life::Watch,
     /// What has ended in this transaction.
     ended: Vec<Ended>,
@@ -171,7 +177,7 @@ impl Ledger {
         store
             .each_binding(|row| {
                 if let Some(lease) = row.lease
-                    && !lives.find(lease.id)
+                    && !lives.find(lease.id, row.address)
                     && lease.grace_until.is_none()
                 {
                     gone.push(lease.id);
@@ -195,6 +201,7 @@ impl Ledger {
             last_lease: now.wall.saturating_mul(1000),
             last_pool: 0,
             lives,
+            strays: Strays::default(),
             watch: life::Watch::new(now.instant),
             ended: Vec::new(),
             reserve,
@@ -232,6 +239,7 @@ impl Ledger {
                 }
             })
             .map_err(database(TRIED))?;
+        pools.values_mut().for_each(|pool| self.strays.keep_from(&mut pool.free));
         // Leases that were not to be are counted no more, and those that were to end are counted again.
         drop(old);
         ended.retain(|lease, _| slots.contains_key(lease));
@@ -254,13 +262,6 @@ impl Ledger {
                 // One that stays is removed at the next start.
                 let _ = self.lives.end(lease);
             }
-        }
-    }
-
-    /// Removes the lives among `found` whose leases are no more: the last process was stopped before it could.
-    pub fn sweep(&mut self, found: &[LeaseId]) {
-        for lease in found.iter().filter(|lease| !self.slots.contains_key(lease)) {
-            let _ = self.lives.end(*lease);
         }
     }
 

@@ -96,7 +96,7 @@ impl Ledger {
         }
         self.store.delete(row.pool, row.address).map_err(database(TRIED))?;
         if let Some(pool) = self.pools.get_mut(&row.pool) {
-            pool.give_back(row.address);
+            pool.give_back(row.address, &self.strays);
         }
         Ok(())
     }

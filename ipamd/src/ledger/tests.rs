@@ -495,6 +495,89 @@ fn over_a_restart_a_lease_is_held_by_its_life_and_given_back_where_that_was_clos
     assert_eq!(bench.states()[0], "10.42.0.2 vm-a grace");
 }
 
+/// What a backup holds: the database as it was at one time, without the files beside it.
+fn backup(bench: &mut Bench) -> Vec<u8> {
+    bench.ledger.store().run("COMMIT").unwrap();
+    bench.ledger.store().checkpoint().unwrap();
+    let bytes = std::fs::read(bench.dir.path().join("ipamd.sqlite")).unwrap();
+    bench.ledger.store().run("BEGIN IMMEDIATE").unwrap();
+    bytes
+}
+
+/// As if the process had been killed, an older database put in the place of its own, and started again.
+fn restore(bench: Bench, bytes: &[u8]) -> Bench {
+    bench.ledger.store().run("COMMIT").unwrap();
+    let Bench { ledger, now, pool, quota, dir, .. } = bench;
+    drop(ledger);
+    std::fs::write(dir.path().join("ipamd.sqlite"), bytes).unwrap();
+    let store = Store::open(&dir.path().join("ipamd.sqlite")).unwrap();
+    let mut ledger = Ledger::open(store, Limits::default(), now).unwrap();
+    ledger.sweep(&crate::lives::found(dir.path()).unwrap());
+    ledger.store().run("BEGIN IMMEDIATE").unwrap();
+    Bench { ledger, now, pool, quota, holds: HashMap::new(), dir }
+}
+
+#[test]
+fn over_a_restored_backup_no_address_of_who_lives_is_given_to_another() {
+    let mut bench = Bench::new();
+    let old = bench.allocate("vm-old").unwrap();
+    let before = backup(&mut bench);
+    // Since then: the one has ended, and another has its address; and one more has a free one, and one that is reserved.
+    bench.ledger.release(old).unwrap();
+    let lives = ["vm-a", "vm-b", "vm-c", "vm-web"].map(|workload| {
+        let lease = bench.allocate(workload).unwrap();
+        (bench.address(lease), bench.ledger.life(lease).unwrap())
+    });
+    let [a, b, c, web] = lives;
+    assert_eq!([&a.0, &b.0, &c.0, &web.0], ["10.42.0.4", "10.42.0.5", "10.42.0.6", "10.42.0.3"]);
+    drop(c);
+    let mut bench = restore(bench, &before);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-old grace");
+    assert_eq!(bench.free(), 1, "of .4, .5 and .6 two are used by strays");
+    // Over what makes memory again as well, and over another restart, and a definition.
+    bench.roll_back();
+    bench.pass(31.0);
+    let mut bench = bench.restart();
+    bench.ledger.define(&CONFIG.replace(".20", ".21")).unwrap();
+    let got = ["vm-d", "vm-e"].map(|workload| {
+        let lease = bench.allocate(workload).unwrap();
+        bench.address(lease)
+    });
+    assert_eq!(got, ["10.42.0.2", "10.42.0.6"]);
+    assert_eq!(bench.allocate("vm-f"), Err(Code::Exhausted));
+    assert_eq!(bench.allocate("vm-web"), Err(Code::AlreadyExists), "its address is used by the one that runs");
+    // Who has gone leaves it to others.
+    drop((a, web));
+    bench.pass(1.1);
+    assert_eq!(bench.free(), 1);
+    bench.allocate("vm-web").unwrap();
+    let lease = bench.allocate("vm-f").unwrap();
+    assert_eq!(bench.address(lease), "10.42.0.4");
+    assert_eq!(bench.allocate("vm-g"), Err(Code::Exhausted));
+    drop(b);
+    bench.pass(1.1);
+    let lease = bench.allocate("vm-g").unwrap();
+    assert_eq!(bench.address(lease), "10.42.0.5");
+}
+
+#[test]
+fn over_a_restored_backup_who_comes_back_does_not_get_what_another_has_meanwhile() {
+    let mut bench = Bench::with(&CONFIG.replace(r#""end":"10.42.0.6""#, r#""end":"10.42.0.2""#), Limits::default());
+    let old = bench.allocate("vm-old").unwrap();
+    let before = backup(&mut bench);
+    bench.ledger.release(old).unwrap();
+    let lease = bench.allocate("vm-new").unwrap();
+    let life = bench.ledger.life(lease).unwrap();
+    let mut bench = restore(bench, &before);
+    assert_eq!(bench.states()[0], "10.42.0.2 vm-old grace");
+    assert_eq!(bench.allocate("vm-old"), Err(Code::AlreadyExists));
+    bench.pass(31.0);
+    assert_eq!(bench.allocate("vm-old"), Err(Code::Exhausted));
+    drop(life);
+    bench.pass(1.1);
+    bench.allocate("vm-old").unwrap();
+}
+
 #[test]
 fn a_life_takes_back_its_own_lease_and_no_other() {
     let mut bench = Bench::new();
