@@ -19,7 +19,8 @@ use crate::error::Error;
 const APPLICATION_ID: u32 = 0x6970_616d;
 
 /// What turns the schema of version N, the index, into that of version N + 1. Entries are added at the end and never changed.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE pool (
         id       INTEGER PRIMARY KEY,
         network  TEXT NOT NULL UNIQUE,
@@ -41,7 +42,12 @@ const MIGRATIONS: [&str; 1] = ["
 
     CREATE UNIQUE INDEX one_lease_a_workload ON binding (pool, workload) WHERE lease IS NOT NULL;
     CREATE UNIQUE INDEX one_reservation_a_workload ON binding (pool, workload) WHERE reserved <> 0;
-"];
+",
+    "
+    -- The address behind the one that was handed out last.
+    ALTER TABLE pool ADD COLUMN next INTEGER NOT NULL DEFAULT 0 CHECK (next BETWEEN 0 AND 4294967295);
+",
+];
 
 /// Opens the database at `path`, or makes an empty one: exclusively, checked, and brought to the current schema.
 ///
@@ -178,7 +184,7 @@ mod tests {
         let (_dir, path) = file();
         drop(open(&path).unwrap());
         let db = open(&path).unwrap();
-        assert_eq!(db.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0)).unwrap(), 1);
+        assert_eq!(db.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0)).unwrap(), 2);
         assert_eq!(db.pragma_query_value(None, "journal_mode", |r| r.get::<_, String>(0)).unwrap(), "wal");
         assert_eq!(db.pragma_query_value(None, "synchronous", |r| r.get::<_, i64>(0)).unwrap(), 2);
         assert_eq!(db.pragma_query_value(None, "locking_mode", |r| r.get::<_, String>(0)).unwrap(), "exclusive");
@@ -212,7 +218,7 @@ mod tests {
         let db = open(&from).unwrap();
         db.execute_batch("PRAGMA wal_autocheckpoint = 0").unwrap();
         for n in 0..200 {
-            db.execute("INSERT INTO pool VALUES (?, ?, '{}')", rusqlite::params![n, format!("net-{n}")]).unwrap();
+            db.execute("INSERT INTO pool VALUES (?, ?, '{}', 0)", rusqlite::params![n, format!("net-{n}")]).unwrap();
         }
         for suffix in ["", "-wal"] {
             std::fs::copy(beside(&from, suffix), beside(&path, suffix)).unwrap();
@@ -307,8 +313,8 @@ mod tests {
     #[test]
     fn a_file_of_a_later_version_is_refused_and_left_also_where_only_its_log_says_so() {
         let (dir, path) = file();
-        open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
-        assert!(matches!(refused(&dir, &path), Error::Newer { found: 2, known: 1, .. }));
+        open(&path).unwrap().pragma_update(None, "user_version", 3).unwrap();
+        assert!(matches!(refused(&dir, &path), Error::Newer { found: 3, known: 2, .. }));
 
         let (dir, path) = killed();
         let (later, from) = file();
@@ -316,10 +322,31 @@ mod tests {
             std::fs::copy(beside(&path, suffix), beside(&from, suffix)).unwrap();
         }
         let db = open(&from).unwrap();
-        db.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA user_version = 2").unwrap();
+        db.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA user_version = 3").unwrap();
         std::fs::copy(beside(&from, "-wal"), beside(&path, "-wal")).unwrap();
         drop((db, later));
-        assert!(matches!(refused(&dir, &path), Error::Newer { found: 2, .. }));
+        assert!(matches!(refused(&dir, &path), Error::Newer { found: 3, .. }));
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_version_becomes_current_with_all_that_it_holds() {
+        let (_dir, path) = file();
+        let earlier = Connection::open(&path).unwrap();
+        earlier.execute_batch(MIGRATIONS[0]).unwrap();
+        earlier.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        earlier.pragma_update(None, "user_version", 1).unwrap();
+        earlier
+            .execute_batch(
+                "INSERT INTO pool VALUES (1, 'n', '{}'); INSERT INTO binding VALUES (1, 5, 'vm-a', 1, 9, 1, NULL)",
+            )
+            .unwrap();
+        drop(earlier);
+        for _ in 0..2 {
+            let db = open(&path).unwrap();
+            let row = "SELECT pool.id + address + lease + grace_until + next FROM binding JOIN pool ON pool = pool.id";
+            assert_eq!(db.query_row(row, [], |row| row.get::<_, i64>(0)).unwrap(), 1 + 5 + 1 + 9);
+            assert_eq!(db.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0)).unwrap(), 2);
+        }
     }
 
     #[test]
@@ -337,7 +364,7 @@ mod tests {
         let (_dir, path) = file();
         let db = open(&path).unwrap();
         db.execute_batch(
-            "INSERT INTO pool VALUES (1, 'n', '{}'); INSERT INTO binding VALUES (1, 5, 'vm-a', 1, NULL, 0, NULL)",
+            "INSERT INTO pool VALUES (1, 'n', '{}', 0); INSERT INTO binding VALUES (1, 5, 'vm-a', 1, NULL, 0, NULL)",
         )
         .unwrap();
         for bad in [

@@ -20,7 +20,8 @@
 //! Decisions:
 //! * An answer comes after its commit is on the disk (`synchronous=FULL`), also that of a call which only reads.
 //! * A lease in its grace period counts against the allocator it came from: otherwise one allocator could empty the pool by dropping leases.
-//! * The address that was given back last is handed out last.
+//! * The address that was given back last is handed out last, also where this process ended meanwhile: neighbours, the host among them, have
+//!   the last holder's MAC address for it.
 //! * A lease is held as long as a capability on it lives, or its life is locked, which the kernel sees to. Neither a connection's end nor this
 //!   process's is taken for the end of its holder.
 //! * An address whose life somebody has is given to nobody else, whatever the database says of it: it may be a backup that was restored.

@@ -36,6 +36,16 @@ impl FreeSet {
         self.interval_of(address).is_some()
     }
 
+    /// Where the search for the next address to hand out begins.
+    pub fn cursor(&self) -> u32 {
+        self.cursor
+    }
+
+    /// Has that search begin somewhere else.
+    pub fn search_from(&mut self, address: u32) {
+        self.cursor = address;
+    }
+
     /// The address to hand out next. It stays free until [`FreeSet::take`].
     pub fn next(&self) -> Option<u32> {
         if self.contains(self.cursor) {

@@ -91,10 +91,15 @@ impl Store {
         !self.db.is_autocommit()
     }
 
-    /// Every pool with its configuration text.
-    pub fn pools(&self) -> Result<Vec<(PoolId, String)>> {
-        let mut statement = self.db.prepare_cached("SELECT id, config FROM pool ORDER BY network")?;
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    /// Every pool with its configuration text, and the address at which the search for a free one begins.
+    pub fn pools(&self) -> Result<Vec<(PoolId, String, u32)>> {
+        let mut statement = self.db.prepare_cached("SELECT id, config, next FROM pool ORDER BY network")?;
+        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+    }
+
+    /// Sets where the next search for a free address begins.
+    pub fn set_next(&self, pool: PoolId, next: u32) -> Result<()> {
+        self.db.prepare_cached("UPDATE pool SET next = ? WHERE id = ?")?.execute(params![next, pool]).and_then(one)
     }
 
     /// Adds a pool.

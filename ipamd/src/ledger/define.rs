@@ -156,6 +156,7 @@ impl Ledger {
             }
         }
         self.strays.keep_from(&mut free);
+        free.search_from(self.pools.get(&id).map_or(0, |before| before.free.cursor()));
         self.last_pool = self.last_pool.max(id);
         self.by_network.insert(config.network.clone(), id);
         self.pools.insert(id, Pool { config, text, free, bindings });

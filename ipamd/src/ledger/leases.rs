@@ -77,6 +77,7 @@ impl Ledger {
                 let row =
                     Binding { pool: id, address, workload: workload.to_owned(), lease: leased, reserved: Reserved::No };
                 self.store.insert(&row).map_err(database(&tried))?;
+                self.store.set_next(id, address.to_bits().wrapping_add(1)).map_err(database(&tried))?;
                 taken = Some(address);
             }
         }

@@ -412,10 +412,12 @@ impl Ledger {
 fn pools_of(store: &Store) -> Answer<HashMap<PoolId, Pool>> {
     const TRIED: &str = "read the database";
     let mut pools = HashMap::new();
-    for (id, text) in store.pools().map_err(database(TRIED))? {
+    for (id, text, next) in store.pools().map_err(database(TRIED))? {
         let config = PoolConfig::read(&text)
             .map_err(|e| fault(Code::Internal, TRIED, e.to_string(), "Put a backup of the database in its place"))?;
-        pools.insert(id, Pool { free: all_of(&config), config, text, bindings: 0 });
+        let mut free = all_of(&config);
+        free.search_from(next);
+        pools.insert(id, Pool { free, config, text, bindings: 0 });
     }
     Ok(pools)
 }
