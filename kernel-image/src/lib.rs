@@ -5,10 +5,16 @@
 //! program headers, whose segments lie inside the file, between [`LOWEST`] and [`HIGHEST`] and apart from one another, and whose entry
 //! point is code of the file. What remains to the core is whether the guest has as much memory: with `HIGHEST` bytes it always has.
 //!
-//! Bounded by that: two reads of 64 and of at most `MAX_HEADERS` × 56 bytes, and comparisons of each segment with each.
-//! (System V ABI, ELF-64 object file format.)
+//! Bounded by that: reads of one header of 64 and at most `MAX_HEADERS` of 56 bytes, and comparisons of neighbours. (System V ABI,
+//! ELF-64 object file format; its structures are the `linux-loader` crate's, filled by copy from the little-endian file.)
 
 use std::ops::Range;
+
+use linux_loader::elf::{
+    EI_CLASS, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_AARCH64, EM_X86_64, ET_DYN, ET_EXEC, EV_CURRENT, Elf64_Ehdr,
+    Elf64_Phdr, PF_X, PT_INTERP, PT_LOAD, PT_NOTE,
+};
+use vm_memory::ByteValued;
 
 /// Most program headers; a Linux kernel has about five.
 pub const MAX_HEADERS: u16 = 64;
@@ -17,16 +23,8 @@ pub const LOWEST: u64 = 1 << 20;
 /// One past the highest: as far as the page tables reach with which a guest begins.
 pub const HIGHEST: u64 = 1 << 30;
 
-const EHDR: usize = 64;
-const PHDR: usize = 56;
-const ET_EXEC: u16 = 2;
-const ET_DYN: u16 = 3;
-const EM_X86_64: u16 = 62;
-const EM_AARCH64: u16 = 183;
-const PT_LOAD: u32 = 1;
-const PT_INTERP: u32 = 3;
-const PT_NOTE: u32 = 4;
-const PF_X: u32 = 1;
+const EHDR: usize = size_of::<Elf64_Ehdr>();
+const PHDR: usize = size_of::<Elf64_Phdr>();
 
 /// Why a file is no kernel. Nothing that the guest is given can change it: another file is needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,24 +127,26 @@ impl Kernel {
         if size < EHDR as u64 {
             return Err(Wrong::Truncated(format!("the ELF header is truncated: {size} bytes of {EHDR}")).into());
         }
-        let mut header = [0; EHDR];
-        read(&mut header, 0).map_err(Error::Read)?;
-        let (entries, offset) = table(&header)?;
-        let mut table = vec![0; usize::from(entries).saturating_mul(PHDR)];
-        if offset.checked_add(table.len() as u64).is_none_or(|end| end > size) {
+        let mut header = Elf64_Ehdr::default();
+        read(header.as_mut_slice(), 0).map_err(Error::Read)?;
+        let entries = check(&header)?;
+        let mut headers = vec![Elf64_Phdr::default(); entries.into()];
+        let (offset, length) = (header.e_phoff, PHDR.saturating_mul(headers.len()) as u64);
+        if offset.checked_add(length).is_none_or(|end| end > size) {
             let why = format!("the ELF file is truncated: its {size} bytes end before its program headers do");
             return Err(Wrong::Truncated(why).into());
         }
-        read(&mut table, offset).map_err(Error::Read)?;
-        Ok(Kernel::of(u64_at(&header, 24), table.as_chunks::<PHDR>().0, size)?)
+        for (header, at) in headers.iter_mut().zip((offset..).step_by(PHDR)) {
+            read(header.as_mut_slice(), at).map_err(Error::Read)?;
+        }
+        Ok(Kernel::of(header.e_entry, &headers, size)?)
     }
 
-    fn of(entry: u64, headers: &[[u8; PHDR]], size: u64) -> Result<Kernel, Wrong> {
+    fn of(entry: u64, headers: &[Elf64_Phdr], size: u64) -> Result<Kernel, Wrong> {
         let (mut loads, mut notes) = (Vec::new(), Vec::new());
         for header in headers {
-            let kind = u32_at(header, 0);
-            let (offset, address) = (u64_at(header, 8), u64_at(header, 24));
-            let (file_size, memory_size) = (u64_at(header, 32), u64_at(header, 40));
+            let (kind, offset, address) = (header.p_type, header.p_offset, header.p_paddr);
+            let (file_size, memory_size) = (header.p_filesz, header.p_memsz);
             if kind == PT_INTERP {
                 return Err(unfit("the ELF file is a program that runs on Linux, not a kernel"));
             }
@@ -160,7 +160,7 @@ impl Kernel {
                 return Err(Wrong::Truncated(why));
             };
             if kind == PT_NOTE {
-                notes.push(Notes { range: offset..end, align: u64_at(header, 48) });
+                notes.push(Notes { range: offset..end, align: header.p_align });
                 continue;
             }
             if file_size > memory_size {
@@ -174,7 +174,7 @@ impl Kernel {
                     "a segment of {memory_size:#x} bytes at {address:#x} does not lie between 1 MiB and 1 GiB"
                 )));
             }
-            let executable = u32_at(header, 4) & PF_X != 0;
+            let executable = header.p_flags & PF_X != 0;
             loads.push(Load { address, offset, file_size, memory_size, executable });
         }
         loads.sort_by_key(|load| load.address);
@@ -212,48 +212,32 @@ impl Kernel {
     }
 }
 
-/// How many program headers there are, and where.
-fn table(header: &[u8; EHDR]) -> Result<(u16, u64), Wrong> {
-    if !header.starts_with(b"\x7fELF") {
+/// How many program headers there are, if it is an ELF file that can be a kernel.
+fn check(header: &Elf64_Ehdr) -> Result<u16, Wrong> {
+    if !header.e_ident.starts_with(ELFMAG) {
         return Err(unfit("what the image unpacks to is no ELF file"));
     }
     // EI_CLASS, EI_DATA, EI_VERSION.
-    if header.get(4..7) != Some(&[2, 1, 1]) {
+    if header.e_ident.get(EI_CLASS..).is_none_or(|kind| !kind.starts_with(&[ELFCLASS64, ELFDATA2LSB, EV_CURRENT])) {
         return Err(unfit("the ELF file is not of the 64-bit little-endian kind"));
     }
-    match u16_at(header, 18) {
+    match header.e_machine {
         EM_X86_64 => {}
         EM_AARCH64 => return Err(unfit("the kernel is for aarch64")),
         other => return Err(unfit(format!("the kernel is for the machine with ELF number {other}"))),
     }
-    match u16_at(header, 16) {
+    match header.e_type {
         ET_EXEC => {}
         ET_DYN => return Err(unfit("the ELF file is of type 3, position-independent, and nothing relocates it")),
         other => return Err(unfit(format!("the ELF file is of type {other}, not an executable"))),
     }
-    let (entries, entry_size) = (u16_at(header, 56), usize::from(u16_at(header, 54)));
+    let (entries, entry_size) = (header.e_phnum, usize::from(header.e_phentsize));
     if entry_size != PHDR || !(1..=MAX_HEADERS).contains(&entries) {
         return Err(unfit(format!(
             "the ELF file has {entries} program headers of {entry_size} bytes, in place of 1 to {MAX_HEADERS} of {PHDR}"
         )));
     }
-    Ok((entries, u64_at(header, 32)))
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(field(bytes, at))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(field(bytes, at))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(field(bytes, at))
+    Ok(entries)
 }
 
 #[cfg(test)]

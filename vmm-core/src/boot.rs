@@ -5,12 +5,22 @@ use crate::error::Error;
 use crate::kernel::Loaded;
 use crate::layout::{self, ACPI, ACPI_END, BOOT_PARAMS, CMDLINE, HIGH_START, LOW_END, PAGE, RAM_HIGH_START};
 use crate::memory::{Ram, page_down};
+use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use vm_memory::ByteValued;
 
+/// Kinds of memory (`enum e820_type`, Linux, arch/x86/include/asm/e820/types.h).
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 const E820_ACPI: u32 = 3;
+
+/// `boot_flag`.
+const BOOT_FLAG: u16 = 0xaa55;
+/// The boot protocol that `write` follows: 2.15.
+const PROTOCOL: u16 = 0x020f;
+/// A boot loader without a number of its own.
+const LOADER_UNDEFINED: u8 = 0xff;
 
 /// What a guest runs that resets through the processor's start address: in real mode, `mov al, 0xfe; out 0x64, al; hlt`, the
 /// i8042's reset. Without it such a guest would run whatever its memory holds, for ever.
@@ -48,7 +58,8 @@ fn place_initrd(size: u64, ram_end: u64, kernel_end: u64) -> Result<Initrd, Erro
     })
 }
 
-/// Writes zero page, command line, page tables and GDT.
+/// Writes zero page, command line, page tables and GDT. The command line goes in as it was given: `linux_loader`'s `Cmdline` would
+/// trim it and refuse what is not ASCII.
 pub fn write(ram: &Ram, cmdline: &str, initrd: Option<Initrd>) -> Result<(), Error> {
     let mut text = Vec::with_capacity(cmdline.len() + 1);
     text.extend_from_slice(cmdline.as_bytes());
@@ -58,56 +69,47 @@ pub fn write(ram: &Ram, cmdline: &str, initrd: Option<Initrd>) -> Result<(), Err
         return Err(Error::Fit { what: "The command line", why });
     }
     ram.write("The command line", CMDLINE, &text)?;
-    ram.write("The zero page", BOOT_PARAMS, &zero_page(ram.size(), initrd))?;
+    ram.write("The zero page", BOOT_PARAMS, zero_page(ram.size(), initrd).as_slice())?;
     ram.write("The page tables", layout::PML4, &page_tables())?;
     let gdt: Vec<u8> = GDT.iter().flat_map(|entry| entry.to_le_bytes()).collect();
     ram.write("The reset vector", layout::RESET_VECTOR, &RESET_CODE)?;
     ram.write("The GDT", layout::GDT, &gdt)
 }
 
-fn put<const N: usize>(page: &mut [u8], at: usize, value: [u8; N]) {
-    if let Some(place) = page.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
-        *place = value;
-    }
-}
-
 /// `struct boot_params` (Documentation/arch/x86/zero-page.rst).
-fn zero_page(ram_size: u64, initrd: Option<Initrd>) -> [u8; PAGE as usize] {
-    let mut page = [0; PAGE as usize];
-    put(&mut page, 0x070, ACPI.to_le_bytes()); // acpi_rsdp_addr
-    put(&mut page, 0x1fe, 0xaa55u16.to_le_bytes()); // boot_flag
-    put(&mut page, 0x202, *b"HdrS");
-    put(&mut page, 0x206, 0x020fu16.to_le_bytes()); // version 2.15
-    put(&mut page, 0x210, [0xff]); // type_of_loader: one without a number
+fn zero_page(ram_size: u64, initrd: Option<Initrd>) -> boot_params {
+    let mut page = boot_params { acpi_rsdp_addr: ACPI, ..Default::default() };
+    page.hdr.boot_flag = BOOT_FLAG;
+    page.hdr.header = u32::from_le_bytes(*b"HdrS");
+    page.hdr.version = PROTOCOL;
+    page.hdr.type_of_loader = LOADER_UNDEFINED;
     if let Some(initrd) = initrd {
         // Low RAM ends at 3 GiB: both fit into their 32 bits.
-        put(&mut page, 0x218, (initrd.gpa as u32).to_le_bytes()); // ramdisk_image
-        put(&mut page, 0x21c, (initrd.size as u32).to_le_bytes()); // ramdisk_size
+        page.hdr.ramdisk_image = initrd.gpa as u32;
+        page.hdr.ramdisk_size = initrd.size as u32;
     }
-    put(&mut page, 0x228, (CMDLINE as u32).to_le_bytes()); // cmd_line_ptr
-    put(&mut page, 0x238, (layout::CMDLINE_SIZE as u32 - 1).to_le_bytes()); // cmdline_size, without the NUL
+    page.hdr.cmd_line_ptr = CMDLINE as u32;
+    page.hdr.cmdline_size = layout::CMDLINE_SIZE as u32 - 1; // without the NUL
     let map = e820(ram_size);
-    put(&mut page, 0x1e8, [map.len() as u8]); // e820_entries
-    for (i, (start, size, kind)) in map.into_iter().enumerate() {
-        let at = 0x2d0 + i * 20;
-        put(&mut page, at, start.to_le_bytes());
-        put(&mut page, at + 8, size.to_le_bytes());
-        put(&mut page, at + 16, kind.to_le_bytes());
+    page.e820_entries = map.len() as u8;
+    for (entry, region) in page.e820_table.iter_mut().zip(map) {
+        *entry = region;
     }
     page
 }
 
-/// Memory map: start, bytes, kind. In order, without overlap.
-fn e820(ram_size: u64) -> Vec<(u64, u64, u32)> {
+/// Memory map, in order, without overlap.
+fn e820(ram_size: u64) -> Vec<boot_e820_entry> {
     let low = ram_size.min(layout::RAM_LOW_LIMIT);
+    let region = |addr, size, r#type| boot_e820_entry { addr, size, r#type };
     let mut map = vec![
-        (0, LOW_END, E820_RAM),
-        (ACPI, ACPI_END - ACPI, E820_ACPI),
-        (ACPI_END, HIGH_START - ACPI_END, E820_RESERVED),
-        (HIGH_START, low.saturating_sub(HIGH_START), E820_RAM),
+        region(0, LOW_END, E820_RAM),
+        region(ACPI, ACPI_END - ACPI, E820_ACPI),
+        region(ACPI_END, HIGH_START - ACPI_END, E820_RESERVED),
+        region(HIGH_START, low.saturating_sub(HIGH_START), E820_RAM),
     ];
     if ram_size > low {
-        map.push((RAM_HIGH_START, ram_size - low, E820_RAM));
+        map.push(region(RAM_HIGH_START, ram_size - low, E820_RAM));
     }
     map
 }
@@ -116,14 +118,13 @@ fn e820(ram_size: u64) -> Vec<(u64, u64, u32)> {
 fn page_tables() -> Vec<u8> {
     const PRESENT_WRITABLE: u64 = 0x3;
     const LARGE: u64 = 0x80;
-    let mut tables = vec![0; 3 * PAGE as usize];
-    put(&mut tables, 0, (layout::PDPT | PRESENT_WRITABLE).to_le_bytes());
-    put(&mut tables, (layout::PDPT - layout::PML4) as usize, (layout::PD | PRESENT_WRITABLE).to_le_bytes());
-    for i in 0..512u64 {
-        let at = layout::PD - layout::PML4 + i * 8;
-        put(&mut tables, at as usize, ((i << 21) | PRESENT_WRITABLE | LARGE).to_le_bytes());
-    }
-    tables
+    let table = |first: u64| {
+        let mut table = vec![0; PAGE as usize];
+        table.splice(..8, (first | PRESENT_WRITABLE).to_le_bytes());
+        table
+    };
+    let directory = (0..512u64).flat_map(|i| ((i << 21) | PRESENT_WRITABLE | LARGE).to_le_bytes());
+    table(layout::PDPT).into_iter().chain(table(layout::PD)).chain(directory).collect()
 }
 
 #[cfg(test)]
@@ -143,8 +144,8 @@ mod tests {
     fn memory_map_covers_all_ram_but_the_legacy_hole_without_overlap() {
         for size in [layout::RAM_MIN, layout::RAM_LOW_LIMIT, layout::RAM_LOW_LIMIT + PAGE, layout::RAM_MAX] {
             let map = e820(size);
-            assert!(map.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{size:#x}");
-            let ram: u64 = map.iter().filter(|entry| entry.2 == E820_RAM).map(|entry| entry.1).sum();
+            assert!(map.windows(2).all(|pair| pair[0].addr + pair[0].size <= pair[1].addr), "{size:#x}");
+            let ram: u64 = map.iter().filter(|entry| entry.r#type == E820_RAM).map(|entry| entry.size).sum();
             assert_eq!(ram, size - (HIGH_START - LOW_END));
         }
     }
@@ -152,6 +153,7 @@ mod tests {
     #[test]
     fn zero_page_says_where_everything_is() {
         let page = zero_page(1 << 30, Some(Initrd { gpa: 0x3fff_0000, size: 0x1234 }));
+        let page = page.as_slice();
         assert_eq!(page[0x70..0x78], ACPI.to_le_bytes());
         assert_eq!(&page[0x202..0x206], b"HdrS");
         assert_eq!(page[0x218..0x21c], 0x3fff_0000u32.to_le_bytes());

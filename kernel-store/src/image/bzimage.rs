@@ -2,21 +2,20 @@
 
 use std::ops::Range;
 
-use super::{COPY_AGAIN, Error, GIVE_KERNEL, bad, field, printable};
+use linux_loader::bootparam::{LOADED_HIGH, setup_header};
 
-const SETUP_SECTS: usize = 0x1f1;
-const SYSSIZE: usize = 0x1f4;
-const BOOT_FLAG: usize = 0x1fe;
-const HEADER: usize = 0x202;
-const VERSION: usize = 0x206;
-const KERNEL_VERSION: usize = 0x20e;
-const LOADFLAGS: usize = 0x211;
-const PAYLOAD_OFFSET: usize = 0x248;
-const PAYLOAD_LENGTH: usize = 0x24c;
-/// One past the last field that is read.
-const END: usize = 0x250;
+use super::{COPY_AGAIN, Error, GIVE_KERNEL, bad, field, printable, structure};
+
+/// Where the header lies in the image, as in `boot_params`.
+const HEADER: usize = 0x1f1;
+/// One past its last field.
+const END: usize = HEADER + size_of::<setup_header>();
+/// `boot_flag` and `header`, and where they lie: what tells a boot image from other files.
+const BOOT_FLAG: (usize, [u8; 2]) = (0x1fe, [0x55, 0xaa]);
+const MAGIC: (usize, [u8; 4]) = (0x202, *b"HdrS");
+/// The first boot protocol with `payload_offset`.
+const PROTOCOL: u16 = 0x0208;
 const SECTOR: usize = 512;
-const LOADED_HIGH: u8 = 1;
 
 /// What the setup header says.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,20 +32,15 @@ impl Setup {
     /// # Errors
     /// If it is one, but not a whole bzImage that this program can unpack.
     pub fn find(image: &[u8]) -> Result<Option<Setup>, Error> {
-        if field(image, BOOT_FLAG) != Some([0x55, 0xaa]) || field(image, HEADER) != Some(*b"HdrS") {
+        if field(image, BOOT_FLAG.0) != Some(BOOT_FLAG.1) || field(image, MAGIC.0) != Some(MAGIC.1) {
             return Ok(None);
         }
-        if image.len() < END {
-            return Err(bad(
-                format!("the setup header of the bzImage is truncated: {} bytes of {END}", image.len()),
-                COPY_AGAIN,
-            ));
-        }
-        let byte = |at| field(image, at).map_or(0, |[byte]| byte);
-        let word = |at| field(image, at).map_or(0, u16::from_le_bytes);
-        let long = |at| field(image, at).map_or(0, u32::from_le_bytes) as usize;
-        let protocol = word(VERSION);
-        if protocol < 0x0208 {
+        let Some(header) = structure::<setup_header>(image, HEADER) else {
+            let why = format!("the setup header of the bzImage is truncated: {} bytes of {END}", image.len());
+            return Err(bad(why, COPY_AGAIN));
+        };
+        let protocol = header.version;
+        if protocol < PROTOCOL {
             let why = format!(
                 "the bzImage has boot protocol {}.{:02}, which does not say where the packed kernel is",
                 protocol >> 8,
@@ -54,22 +48,22 @@ impl Setup {
             );
             return Err(bad(why, "Use a kernel of version 2.6.26 or later"));
         }
-        if byte(LOADFLAGS) & LOADED_HIGH == 0 {
+        if header.loadflags & LOADED_HIGH == 0 {
             return Err(bad("it is a zImage, which loads low", GIVE_KERNEL));
         }
         // 0 stands for 4, and the boot sector is one more.
-        let sectors = match byte(SETUP_SECTS) {
+        let sectors = match header.setup_sects {
             0 => 4,
             sectors => usize::from(sectors),
         };
         let setup = (sectors + 1) * SECTOR;
-        let system = long(SYSSIZE).saturating_mul(16);
+        let system = (header.syssize as usize).saturating_mul(16);
         let needed = setup.saturating_add(system);
         if image.len() < needed {
             let why = format!("the bzImage is truncated: {} bytes, where its setup header says {needed}", image.len());
             return Err(bad(why, COPY_AGAIN));
         }
-        let (offset, length) = (long(PAYLOAD_OFFSET), long(PAYLOAD_LENGTH));
+        let (offset, length) = (header.payload_offset as usize, header.payload_length as usize);
         let end = offset.checked_add(length).filter(|end| *end <= system && length > 0);
         let payload = end.map(|end| setup.saturating_add(offset)..setup.saturating_add(end)).ok_or_else(|| {
             let why = format!(
@@ -77,7 +71,7 @@ impl Setup {
             );
             bad(why, COPY_AGAIN)
         })?;
-        Ok(Some(Setup { payload, version: version(image.get(..setup).unwrap_or_default(), word(KERNEL_VERSION)) }))
+        Ok(Some(Setup { payload, version: version(image.get(..setup).unwrap_or_default(), header.kernel_version) }))
     }
 }
 

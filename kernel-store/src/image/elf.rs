@@ -2,10 +2,12 @@
 //! note (xen/include/public/elfnote.h), and its release string. Pure.
 
 use kernel_image::{Kernel, Notes};
+use linux_loader::elf::Elf64_Nhdr;
 
-use super::{Error, GIVE_KERNEL, MAX_VERSION, bad, field, printable};
+use super::{Error, GIVE_KERNEL, MAX_VERSION, bad, field, printable, structure};
 
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
+const NHDR: usize = size_of::<Elf64_Nhdr>();
 /// Bytes that all notes together may have: a Linux kernel has some five hundred. Each is looked at once, whatever they say.
 pub const MAX_NOTES: u64 = 64 << 10;
 
@@ -63,12 +65,12 @@ fn pvh_entry(file: &[u8], notes: &[Notes]) -> Result<u64, Error> {
 
 fn xen_phys32_entry(mut notes: &[u8], align: usize) -> Option<u64> {
     loop {
-        let word = |at| field(notes, at).map(u32::from_le_bytes);
-        let (name_size, size, kind) = (word(0)? as usize, word(4)? as usize, word(8)?);
-        let name = notes.get(12..)?.get(..name_size)?;
-        let at = name_size.checked_add(12)?.checked_next_multiple_of(align)?;
+        let header: Elf64_Nhdr = structure(notes, 0)?;
+        let (name_size, size) = (header.n_namesz as usize, header.n_descsz as usize);
+        let name = notes.get(NHDR..)?.get(..name_size)?;
+        let at = name_size.checked_add(NHDR)?.checked_next_multiple_of(align)?;
         let value = notes.get(at..)?.get(..size)?;
-        if name == b"Xen\0" && kind == XEN_ELFNOTE_PHYS32_ENTRY {
+        if name == b"Xen\0" && header.n_type == XEN_ELFNOTE_PHYS32_ENTRY {
             return match size {
                 4 => field(value, 0).map(|bytes| u64::from(u32::from_le_bytes(bytes))),
                 _ => field(value, 0).map(u64::from_le_bytes),

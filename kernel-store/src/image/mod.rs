@@ -17,6 +17,7 @@ pub(crate) use kernel_image::{COPY_AGAIN, GIVE_KERNEL};
 use crate::digest::Digest;
 use sha2::Digest as _;
 use unpack::{Input, Unpacking};
+use vm_memory::ByteValued;
 
 /// The largest image that is read, in bytes.
 pub const MAX_INPUT: u64 = 256 << 20;
@@ -107,6 +108,13 @@ impl Loading {
         loaded.facts.version = self.version.take().unwrap_or_default();
         Ok(Some(loaded.clone()))
     }
+}
+
+/// A structure out of `bytes`, by copy.
+pub(crate) fn structure<T: ByteValued + Default>(bytes: &[u8], at: usize) -> Option<T> {
+    let mut value = T::default();
+    value.as_mut_slice().copy_from_slice(bytes.get(at..)?.get(..size_of::<T>())?);
+    Some(value)
 }
 
 /// A little-endian field of `bytes`.
