@@ -3,20 +3,21 @@
 use std::net::Ipv4Addr;
 
 use rtnetlink::{
-    AddressMessageBuilder, LinkUnspec,
+    AddressMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         RouteNetlinkMessage,
-        address::AddressMessage,
+        address::{AddressAttribute, AddressMessage},
         link::{BridgeStpState, InfoBridge, InfoData, InfoKind},
+        route::{RouteMessage, RouteProtocol},
     },
 };
 
 use crate::{
     config::{Address, Config},
     error::Error,
-    kernel::{Kernel, Steps, Whom, odd},
-    link::Link,
+    kernel::{Kernel, Steps, Stock, Whom, odd, patiently},
+    link::{Assigned, Link, Route},
     mark::{self, Instance},
     names::Mac,
 };
@@ -31,14 +32,32 @@ pub struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// Whether the bridge, with the addresses that interfaces have, is just so.
-    pub fn is(&self, link: &Link, addresses: &[(u32, Address)]) -> bool {
+    /// Whether the bridge that is there is just so: itself, its address, and the routes that come with that.
+    ///
+    /// What the definition does not speak of is whoever's who runs the host: further names, the group, queues, filters (nf_call_iptables and
+    /// the like), sysctls of IPv4, and options of the bridge that do not keep frames from anybody. None of these is netmgr's to change back,
+    /// and some are a limit that somebody has put on guests.
+    pub fn is(&self, link: &Link, stock: &Stock) -> bool {
         let Wanted { config, owner } = *self;
         link.name == config.name
             && link.alias == mark::bridge(config, owner)
             && link.mac == Some(Mac::of_bridge(&config.name))
-            && (link.up, link.mtu, link.stp, link.master) == (true, config.mtu, false, 0)
-            && on(link.index, addresses).eq(config.address)
+            && (link.up, link.no_arp, link.mtu, link.master) == (true, false, config.mtu, 0)
+            && !(link.stp || link.vlans)
+            && stock.on(link.index).all(|has| self.has(has))
+            && stock.on(link.index).count() == usize::from(config.address.is_some())
+            && self.missing(link.index, &stock.routes).is_empty()
+    }
+
+    /// Whether that address of the bridge is the one that it should have.
+    fn has(&self, assigned: &Assigned) -> bool {
+        assigned.plain && Some(assigned.address) == self.config.address
+    }
+
+    /// Those of the routes that the kernel makes for the bridge's address that are not there any more.
+    fn missing(&self, index: u32, routes: &[Route]) -> Vec<Route> {
+        let made = self.config.address.into_iter().flat_map(|address| Route::of(index, address));
+        made.filter(|route| !route.is_in(routes)).collect()
     }
 
     fn may_be(&self, link: &Link) -> bool {
@@ -54,13 +73,13 @@ impl Wanted<'_> {
     }
 }
 
-fn on(index: u32, addresses: &[(u32, Address)]) -> impl Iterator<Item = Address> {
-    addresses.iter().filter(move |(of, _)| *of == index).map(|(_, address)| *address)
-}
-
 /// Makes the bridge of a network, or brings the one that is there (under another name, if it is the one with index `known`) to what is
 /// wanted; gives its interface index. A bridge that is made here and cannot be brought to that is taken away again.
 pub fn define(kernel: &mut Kernel, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {
+    patiently(|| try_define(kernel, wanted, known))
+}
+
+fn try_define(kernel: &mut Kernel, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {
     let config = wanted.config;
     let named = kernel.link(LinkUnspec::new_with_name(&config.name))?;
     let known = known.filter(|known| named.as_ref().is_none_or(|named| named.index != *known));
@@ -70,22 +89,22 @@ pub fn define(kernel: &mut Kernel, wanted: Wanted<'_>, known: Option<u32>) -> Re
         (Some(link), _) => return Err(wanted.foreign(&link)),
         (None, renamed) => renamed,
     };
-    let addresses = kernel.addresses()?;
     let index = there.as_ref().map(|link| link.index);
+    let stock = index.map(|index| kernel.look(index)).transpose()?.unwrap_or_default();
     if let Some(subnet) = config.address
-        && !index.is_some_and(|index| on(index, &addresses).any(|address| address == subnet))
+        && !stock.addresses.iter().any(|assigned| assigned.address == subnet)
         && let Some((held, holder)) = kernel.holder(subnet, index)?
     {
         return Err(Error::SubnetHeld { subnet, held, holder });
     }
     match there {
-        Some(link) if wanted.is(&link, &addresses) => Ok(link.index),
-        Some(link) => configure(kernel, &link, &addresses, wanted),
+        Some(link) if wanted.is(&link, &stock) && !kernel.has_ipv6(&link) => Ok(link.index),
+        Some(link) => configure(kernel, &link, &stock, wanted),
         None => {
             let made = make(kernel, &config.name)?;
             let link = made.filter(|link| wanted.may_be(link));
             let link = link.ok_or_else(|| Error::ForeignInterface { name: config.name.clone() })?;
-            configure(kernel, &link, &[], wanted).inspect_err(|_| {
+            configure(kernel, &link, &stock, wanted).inspect_err(|_| {
                 // The error that is reported is the first one. What this leaves, the next definition adopts.
                 let _ = kernel.delete(link.index, |link| link.mac == Some(Mac::of_bridge(&config.name)));
             })
@@ -106,10 +125,11 @@ pub fn remove(kernel: &mut Kernel, wanted: Wanted<'_>, index: u32) -> Result<(),
 
 /// The networks whose bridges `owner`, this netmgr or an earlier one, has made: index, and the definition, if need be (an earlier release noted
 /// none) the one that the kernel's state amounts to.
-pub fn existing(links: &[Link], addresses: &[(u32, Address)], owner: &Instance) -> Vec<(u32, Config)> {
-    let found = links.iter().filter_map(|link| {
+pub fn existing(stock: &Stock, owner: &Instance) -> Vec<(u32, Config)> {
+    let found = stock.links.iter().filter_map(|link| {
         let mark = link.bridge_mark().filter(|mark| mark.owner == *owner)?;
-        let now = || Config { name: link.name.clone(), address: on(link.index, addresses).next(), mtu: link.mtu };
+        let address = || stock.on(link.index).map(|assigned| assigned.address).next();
+        let now = || Config { name: link.name.clone(), address: address(), mtu: link.mtu };
         Some((link.index, mark.config.unwrap_or_else(now)))
     });
     found.collect()
@@ -119,7 +139,7 @@ pub fn existing(links: &[Link], addresses: &[(u32, Address)], owner: &Instance) 
 fn make(kernel: &mut Kernel, name: &str) -> Result<Option<Link>, Error> {
     let mut steps = Steps::default();
     // The address is fixed for the gateway's sake, and tells that the bridge is ours until the mark is set.
-    let bridge = no_stp().name(name).address(Mac::of_bridge(name).0.to_vec());
+    let bridge = with(no_stp()).name(name).address(Mac::of_bridge(name).0.to_vec());
     let message = RouteNetlinkMessage::NewLink(bridge.build());
     steps.add(format!("make bridge {name}"), NLM_F_CREATE | NLM_F_EXCL, message);
     let links = match kernel.run(steps.get(LinkUnspec::new_with_name(name))) {
@@ -129,12 +149,15 @@ fn make(kernel: &mut Kernel, name: &str) -> Result<Option<Link>, Error> {
     links.into_iter().next().ok_or(odd("make a bridge")).map(Some)
 }
 
-fn no_stp() -> Whom {
-    let off = InfoData::Bridge(vec![InfoBridge::StpState(BridgeStpState::Disabled)]);
-    Whom::new_with_info_kind(InfoKind::Bridge).set_info_data(off)
+fn no_stp() -> InfoBridge {
+    InfoBridge::StpState(BridgeStpState::Disabled)
 }
 
-fn configure(kernel: &mut Kernel, link: &Link, addresses: &[(u32, Address)], wanted: Wanted<'_>) -> Result<u32, Error> {
+fn with(option: InfoBridge) -> Whom {
+    Whom::new_with_info_kind(InfoKind::Bridge).set_info_data(InfoData::Bridge(vec![option]))
+}
+
+fn configure(kernel: &mut Kernel, link: &Link, stock: &Stock, wanted: Wanted<'_>) -> Result<u32, Error> {
     let Wanted { config, owner } = wanted;
     let name = &config.name;
     let bridge = || LinkUnspec::new_with_index(link.index);
@@ -157,33 +180,74 @@ fn configure(kernel: &mut Kernel, link: &Link, addresses: &[(u32, Address)], wan
         steps.set(format!("take bridge {name} off what it was put under"), bridge().nocontroller());
     }
     if link.stp {
-        let message = RouteNetlinkMessage::NewLink(no_stp().index(link.index).build());
+        let message = RouteNetlinkMessage::NewLink(with(no_stp()).index(link.index).build());
         steps.add(format!("switch off the spanning tree protocol of {name}"), 0, message);
     }
-    // First those that go: a subnet's first address takes the others with it.
-    for gone in on(link.index, addresses).filter(|address| Some(*address) != config.address) {
-        let message = RouteNetlinkMessage::DelAddress(address(link.index, gone));
-        steps.add(format!("take {gone} off {name}"), 0, message);
+    // Some kernels have none, and refuse even to switch them off.
+    if link.vlans {
+        let message = RouteNetlinkMessage::NewLink(with(InfoBridge::VlanFiltering(false)).index(link.index).build());
+        steps.add(format!("switch off the VLANs of {name}"), 0, message);
     }
-    let has = |address: &Address| on(link.index, addresses).any(|has| has == *address);
-    if let Some(new) = config.address.filter(|address| !has(address)) {
-        let message = RouteNetlinkMessage::NewAddress(address(link.index, new));
-        steps.add(format!("give {new} to {name}"), NLM_F_CREATE | NLM_F_REPLACE, message);
+    // First those that go, and of these those first that a subnet's first address would take with it.
+    let mut gone: Vec<&Assigned> = stock.on(link.index).filter(|has| !wanted.has(has)).collect();
+    gone.sort_by_key(|assigned| !assigned.secondary);
+    for Assigned { address, peer, .. } in gone {
+        let message = RouteNetlinkMessage::DelAddress(assignment(link.index, *address, *peer));
+        steps.add(format!("take {address} off {name}"), 0, message);
     }
-    steps.set(format!("bring {name} up"), bridge().up()).get(bridge());
+    if let Some(new) = config.address.filter(|_| !stock.on(link.index).any(|has| wanted.has(has))) {
+        let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(new.ip, new.prefix).build();
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        steps.add(format!("give {new} to {name}"), flags, RouteNetlinkMessage::NewAddress(message));
+    }
+    steps.set(format!("bring {name} up"), bridge().arp(true).up()).get(bridge());
     let now = kernel.run(&mut steps)?.pop().ok_or(odd("configure a bridge"))?;
-    if now.name == *name && now.is_bridge_of(name, owner) && now.up && now.mtu == config.mtu {
-        Ok(now.index)
-    } else {
-        Err(Error::Answer {
+    if now.name != *name || !now.is_bridge_of(name, owner) || !now.up || now.mtu != config.mtu {
+        return Err(Error::Answer {
             tried: format!("bring bridge {name} to its configuration"),
-            why: "it has another name, state or MTU",
-        })
+            why: "it has another name, state or MTU".into(),
+        });
     }
+    lead(kernel, now.index, wanted)?;
+    Ok(now.index)
 }
 
-fn address(index: u32, address: Address) -> AddressMessage {
-    AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address.ip, address.prefix).build()
+/// Sees to it that the routes are there that the kernel makes for the bridge's address: what is not now was taken away before.
+fn lead(kernel: &mut Kernel, index: u32, wanted: Wanted<'_>) -> Result<(), Error> {
+    if wanted.config.address.is_none() {
+        return Ok(());
+    }
+    let missing = wanted.missing(index, &kernel.routes(Some(index))?);
+    let mut steps = Steps::default();
+    for route in &missing {
+        // It may be there, behind another one.
+        steps.add("take a route away", 0, RouteNetlinkMessage::DelRoute(message(index, route))).or_not();
+        // In front of any other one with the same metric.
+        let Address { ip, prefix } = route.to;
+        let tried = format!("lead {ip}/{prefix} through {} again", wanted.config.name);
+        steps.add(tried, NLM_F_CREATE, RouteNetlinkMessage::NewRoute(message(index, route)));
+    }
+    if missing.is_empty() { Ok(()) } else { kernel.run(&mut steps).map(drop) }
+}
+
+/// An address on an interface, be it one end of two.
+fn assignment(index: u32, Address { ip, prefix }: Address, peer: Ipv4Addr) -> AddressMessage {
+    let mut message = AddressMessageBuilder::<Ipv4Addr>::new().index(index).build();
+    message.header.prefix_len = prefix;
+    message.attributes = vec![AddressAttribute::Local(ip.into()), AddressAttribute::Address(peer.into())];
+    message
+}
+
+/// One of [`Route::of`].
+fn message(index: u32, route: &Route) -> RouteMessage {
+    let message = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).table_id(route.table);
+    let message = message.kind(route.kind).scope(route.scope).protocol(RouteProtocol::Kernel);
+    let message = message.destination_prefix(route.to.ip, route.to.prefix);
+    match route.source {
+        Some(source) => message.pref_source(source),
+        None => message,
+    }
+    .build()
 }
 
 #[cfg(test)]
@@ -216,7 +280,9 @@ mod tests {
             let marked = LinkUnspec::new_with_index(index).alias("volt-vmm network");
             kernel.run(Steps::default().set("mark it", marked)).unwrap();
             assert_eq!(define(&mut kernel, good, Some(index)).unwrap(), index);
-            assert_eq!(kernel.addresses().unwrap(), [(index, good.config.address.unwrap())]);
+            let address = good.config.address.unwrap();
+            let plain = Assigned { index, address, peer: address.ip, secondary: false, plain: true };
+            assert_eq!(kernel.addresses().unwrap(), [plain]);
             remove(&mut kernel, good, index).unwrap();
             assert_eq!(kernel.links().unwrap().len(), 1);
         };

@@ -1,6 +1,6 @@
 //! What can go wrong: what was tried, on what, why it failed, and the remedy. Touches nothing.
 
-use std::io;
+use std::{borrow::Cow, io};
 
 use ipc::{Code, Fault};
 
@@ -62,7 +62,7 @@ pub enum Error {
     Kernel { tried: String, source: io::Error, detail: String },
     /// The kernel answered with something else than what was asked for.
     #[error("the kernel's answer to an attempt to {tried} does not fit: {why}")]
-    Answer { tried: String, why: &'static str },
+    Answer { tried: String, why: Cow<'static, str> },
     /// A deadline passed.
     #[error("the kernel did not answer within {seconds} s")]
     Deadline { seconds: u64 },
@@ -83,6 +83,12 @@ impl Error {
         Error::Argument { what, value: value.chars().take(80).collect(), why: why.to_owned() }
     }
 
+    /// Whether it may pass by itself: the kernel was short of memory, or of room for what it had to say.
+    pub fn passes(&self) -> bool {
+        const PASSING: [i32; 4] = [libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
+        matches!(self, Error::Kernel { source, .. } if source.raw_os_error().is_some_and(|no| PASSING.contains(&no)))
+    }
+
     /// The name of this failure for programs.
     pub fn code(&self) -> Code {
         match self {
@@ -97,6 +103,7 @@ impl Error {
             Error::Busy(_) => Code::Overloaded,
             Error::NoTun(_) | Error::Deadline { .. } | Error::BridgeGone(_) => Code::Unavailable,
             Error::NoRight(_) => Code::PermissionDenied,
+            Error::Kernel { .. } if self.passes() => Code::Unavailable,
             Error::Kernel { .. } | Error::Answer { .. } | Error::Ending => Code::Internal,
             Error::Revoked(_) | Error::PortLost { .. } => Code::Revoked,
         }
@@ -132,6 +139,7 @@ impl Error {
             }
             Error::NoTun(_) => "Load the driver (modprobe tun), and see that /dev/net/tun exists".into(),
             Error::NoRight(_) => NET_ADMIN_REMEDY.into(),
+            Error::Kernel { .. } if self.passes() => "Try again; if it lasts, the host is short of memory".into(),
             Error::Kernel { .. } => "See the kernel's log (dmesg)".into(),
             Error::Answer { .. } => "Something else changes the same interfaces; find it, and try again".into(),
             Error::Deadline { .. } | Error::Busy(_) => {

@@ -8,7 +8,10 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{self, CWD, Mode, OFlags};
+use rustix::{
+    fs::{self, CWD, Mode, OFlags},
+    io::retry_on_intr,
+};
 
 /// Where the kernel keeps a folder for each interface.
 pub const FOLDER: &str = "/proc/sys/net/ipv6/conf";
@@ -42,8 +45,9 @@ impl Switch {
     /// Switches IPv6 off on a bridge. No error where the kernel has none.
     pub fn off(&self, bridge: &str) -> io::Result<()> {
         let Some(folder) = &self.0 else { return Ok(()) };
-        let setting = fs::openat(folder, format!("{bridge}/disable_ipv6"), OPEN, Mode::empty())?;
-        rustix::io::write(&setting, OFF)?;
+        let path = format!("{bridge}/disable_ipv6");
+        let setting = retry_on_intr(|| fs::openat(folder, &path, OPEN, Mode::empty()))?;
+        retry_on_intr(|| rustix::io::write(&setting, OFF))?;
         Ok(())
     }
 }

@@ -1,7 +1,12 @@
 //! The kernel's network configuration: what is there, and steps to change it whose failures say what was tried.
 //! Touches the rtnetlink socket, and through [`ipv6`] one setting of bridges of ours.
 
-use std::{io, os::fd::RawFd};
+use std::{
+    io,
+    os::fd::RawFd,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
@@ -10,7 +15,7 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         address::AddressMessage,
         link::{LinkAttribute, LinkExtentMask},
-        route::{RouteAttribute, RouteHeader, RouteMessage},
+        route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol},
     },
 };
 
@@ -18,23 +23,49 @@ use crate::{
     config::Address,
     error::Error,
     ipv6::{self, Switch},
-    link::{Link, Route, Said, Through},
-    netlink::{self, DEADLINE, Failure, Refusal, Request, Socket},
+    link::{Assigned, Link, Route, Said, Through},
+    netlink::{self, Answer, DEADLINE, Failure, Refusal, Request, Socket},
 };
 
-/// How often a list that was interrupted by a change is asked for before that is an error.
-const DUMPS: usize = 32;
+/// How often a question is asked whose answer was interrupted by a change, or lost, before that is an error.
+const QUESTIONS: usize = 32;
+/// How often a change is tried that the kernel is short of memory for.
+const CHANGES: usize = 3;
+/// How long is waited for memory each time.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// An interface, and what is asked of it or to be changed.
 pub type Whom = LinkMessageBuilder<LinkUnspec>;
 
-/// IPv4 addresses, each with the index of its interface.
-pub type Addresses = Vec<(u32, Address)>;
+/// What there is that networks are made of.
+#[derive(Clone, Debug, Default)]
+pub struct Stock {
+    /// Interfaces.
+    pub links: Vec<Link>,
+    /// IPv4 addresses.
+    pub addresses: Vec<Assigned>,
+    /// IPv4 routes that the kernel makes for them.
+    pub routes: Vec<Route>,
+}
+
+impl Stock {
+    /// The interface with that index.
+    pub fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    /// The addresses on it.
+    pub fn on(&self, index: u32) -> impl Iterator<Item = &Assigned> {
+        self.addresses.iter().filter(move |address| address.index == index)
+    }
+}
 
 /// The kernel, by way of one socket, and one setting that has none.
 pub struct Kernel {
     socket: Socket,
     ipv6: Switch,
+    /// Whether that setting cannot be made here.
+    ipv6_stays: bool,
 }
 
 /// Steps that go to the kernel as one datagram: it takes them one after the other before it returns, even if the process is
@@ -82,7 +113,8 @@ impl Kernel {
     pub fn open() -> Result<Kernel, Error> {
         let refused =
             |source| Error::Kernel { tried: "open an rtnetlink socket".into(), source, detail: String::new() };
-        Ok(Kernel { socket: Socket::open().map_err(refused)?, ipv6: Switch::open() })
+        let (socket, ipv6) = (Socket::open().map_err(refused)?, Switch::open());
+        Ok(Kernel { socket, ipv6_stays: ipv6.fd().is_none(), ipv6 })
     }
 
     /// The descriptors that the sandbox has to keep.
@@ -91,13 +123,19 @@ impl Kernel {
     }
 
     /// Switches the host's IPv6 off on a bridge of ours. Where that fails, the network works, and says so.
-    pub fn ipv6_off(&self, bridge: &str) {
+    pub fn ipv6_off(&mut self, bridge: &str) {
         if let Err(error) = self.ipv6.off(bridge) {
+            self.ipv6_stays |= error.kind() != io::ErrorKind::NotFound;
             confine::say!(
                 "netmgr: IPv6 of the host stays on on bridge {bridge} ({error}). Let netmgr write to {}.",
                 ipv6::FOLDER
             );
         }
+    }
+
+    /// Whether the host's IPv6 is on on a bridge where it can be switched off.
+    pub fn has_ipv6(&self, bridge: &Link) -> bool {
+        bridge.ipv6 && !self.ipv6_stays
     }
 
     /// Takes all steps, and gives the interfaces that the kernel describes; the first failure of a needed one is the error.
@@ -118,108 +156,157 @@ impl Kernel {
         Ok(links)
     }
 
+    /// Asks, and asks again where what the kernel says is not whole: it was changed meanwhile (`NLM_F_DUMP_INTR`), some of it was lost, the
+    /// kernel was short of memory, or still busy with an earlier list that was not heard to its end.
+    fn question<T: Default>(
+        &mut self,
+        tried: &str,
+        requests: &[Request],
+        each: impl Fn(&mut T, Said),
+    ) -> Result<(T, Vec<Answer>), Error> {
+        const PASSING: [i32; 6] =
+            [netlink::INTERRUPTED, libc::EBUSY, libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
+        let end = Instant::now() + DEADLINE;
+        let mut error = None;
+        for _ in 0..QUESTIONS {
+            let mut found = T::default();
+            let answers = self.socket.exchange(requests.to_vec(), |said| each(&mut found, said));
+            let mut answers = match answers {
+                Ok(answers) => answers,
+                Err(lost @ Failure::Lost) => {
+                    error = Some(failed(lost, tried));
+                    continue;
+                }
+                Err(failure) => return Err(failed(failure, tried)),
+            };
+            let passing = |answer: &Answer| answer.as_ref().is_err_and(|refusal| PASSING.contains(&refusal.errno));
+            let Some(at) = answers.iter().position(passing) else { return Ok((found, answers)) };
+            if let Err(refusal) = answers.swap_remove(at) {
+                if matches!(refusal.errno, libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) {
+                    thread::park_timeout(MOMENT);
+                }
+                error = Some(refused(refusal, tried));
+            }
+            if Instant::now() >= end {
+                break;
+            }
+        }
+        Err(error.unwrap_or_else(|| odd(tried)))
+    }
+
     /// The interface, if there is one. A name finds alternative names as well.
     pub fn link(&mut self, whom: Whom) -> Result<Option<Link>, Error> {
-        match self.run(Steps::default().get(whom)) {
-            Ok(mut links) => links.pop().ok_or(odd("look at an interface")).map(Some),
-            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(error),
+        const TRIED: &str = "look at an interface";
+        let request = netlink::request(RouteNetlinkMessage::GetLink(brief(whom).build()), 0);
+        let (found, answers) = self.question(TRIED, &[request], keep_link)?;
+        match answers.into_iter().next() {
+            Some(Err(refusal)) if refusal.errno == libc::ENODEV => Ok(None),
+            Some(Err(refusal)) => Err(refused(refusal, TRIED)),
+            _ => found.into_iter().next().ok_or(odd(TRIED)).map(Some),
         }
     }
 
-    /// The interface with that index, and the addresses on it: one exchange. A look that a change comes between finds no interface.
-    pub fn look(&mut self, index: u32) -> Result<(Option<Link>, Addresses), Error> {
-        const TRIED: &str = "look at an interface and its addresses";
-        let of_it = brief(LinkUnspec::new_with_index(index)).build();
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.index = index;
-        let requests = vec![
-            netlink::request(RouteNetlinkMessage::GetLink(of_it), 0),
-            netlink::request(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP),
-        ];
-        let (mut found, mut addresses) = (None, Vec::new());
-        let each = |said| match said {
-            Said::Link(link) => found = Some(*link),
-            Said::Address(of, address) => addresses.push((of, address)),
-            _ => {}
-        };
-        let answers = self.socket.exchange(requests, each).map_err(|failure| failed(failure, TRIED))?;
-        for answer in answers {
-            match answer {
-                Err(refusal) if matches!(refusal.errno, libc::ENODEV | netlink::INTERRUPTED) => found = None,
-                Err(refusal) => return Err(refused(refusal, TRIED)),
-                Ok(()) => {}
-            }
-        }
-        Ok((found, addresses))
+    /// The interface with that index, its addresses and the routes through it, one after the other: who finds them as they should be knows
+    /// that each was, at some moment since the question.
+    pub fn look(&mut self, index: u32) -> Result<Stock, Error> {
+        Ok(Stock {
+            links: self.link(LinkUnspec::new_with_index(index))?.into_iter().collect(),
+            addresses: self.addresses_of(Some(index))?,
+            routes: self.routes(Some(index))?,
+        })
+    }
+
+    /// All that networks are made of.
+    pub fn stock(&mut self) -> Result<Stock, Error> {
+        Ok(Stock { links: self.links()?, addresses: self.addresses()?, routes: self.routes(None)? })
     }
 
     /// All interfaces.
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
         let all = RouteNetlinkMessage::GetLink(brief(Whom::new()).build());
-        self.dump("list the interfaces", &all, |said| match said {
-            Said::Link(link) => Some(*link),
-            _ => None,
-        })
+        self.dump("list the interfaces", all, keep_link)
     }
 
     /// All IPv4 addresses.
-    pub fn addresses(&mut self) -> Result<Addresses, Error> {
+    pub fn addresses(&mut self) -> Result<Vec<Assigned>, Error> {
+        self.addresses_of(None)
+    }
+
+    fn addresses_of(&mut self, index: Option<u32>) -> Result<Vec<Assigned>, Error> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
-        self.dump("list the addresses", &RouteNetlinkMessage::GetAddress(message), |said| match said {
-            Said::Address(index, address) => Some((index, address)),
-            _ => None,
-        })
+        message.header.index = index.unwrap_or_default();
+        let listed =
+            self.dump("list the addresses", RouteNetlinkMessage::GetAddress(message), |found: &mut Vec<_>, said| {
+                if let Said::Address(address) = said
+                    && index.is_none_or(|index| address.index == index)
+                {
+                    found.push(address);
+                }
+            });
+        or_none(listed, libc::ENODEV)
+    }
+
+    /// The routes that the kernel has made for addresses, through that interface or through any.
+    pub fn routes(&mut self, index: Option<u32>) -> Result<Vec<Route>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.protocol = RouteProtocol::Kernel;
+        message.attributes.extend(index.map(RouteAttribute::Oif));
+        let listed =
+            self.dump("list the routes", RouteNetlinkMessage::GetRoute(message), |found: &mut Vec<_>, said| {
+                if let Said::Route(route) = said
+                    && route.connected
+                    && index.is_none_or(|index| route.through == Through::Interface(index))
+                {
+                    found.push(route);
+                }
+            });
+        or_none(listed, libc::ENODEV)
     }
 
     /// Those routes of the main table that hold `subnet` ([`Route::holds`]).
     fn routes_that_hold(&mut self, subnet: Address) -> Result<Vec<Route>, Error> {
+        let main = RouteHeader::RT_TABLE_MAIN.into();
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
-        message.attributes.push(RouteAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
-        let routes = self.dump("list the routes", &RouteNetlinkMessage::GetRoute(message), |said| match said {
-            Said::Route(route) => Some(route).filter(|route| route.holds(subnet)),
-            _ => None,
-        });
-        match routes {
-            // A namespace in which no route has ever been has no main table.
-            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
-            routes => routes,
-        }
+        message.attributes.push(RouteAttribute::Table(main));
+        let listed =
+            self.dump("list the routes", RouteNetlinkMessage::GetRoute(message), |found: &mut Vec<_>, said| {
+                if let Said::Route(route) = said
+                    && route.table == main
+                    && route.holds(subnet)
+                {
+                    found.push(route);
+                }
+            });
+        // A namespace in which no route has ever been has no main table.
+        or_none(listed, libc::ENOENT)
     }
 
-    /// A list of which nothing is missing: one that the kernel says was interrupted by a change is asked for again.
-    fn dump<T>(
+    /// A list of which nothing is missing.
+    fn dump<T: Default>(
         &mut self,
         tried: &str,
-        message: &RouteNetlinkMessage,
-        pick: impl Fn(Said) -> Option<T>,
-    ) -> Result<Vec<T>, Error> {
-        for _ in 0..DUMPS {
-            let mut found = Vec::new();
-            let request = netlink::request(message.clone(), NLM_F_DUMP);
-            let answers = self.socket.exchange(vec![request], |said| found.extend(pick(said)));
-            match answers.map_err(|failure| failed(failure, tried))?.pop() {
-                Some(Ok(())) => return Ok(found),
-                Some(Err(refusal)) if refusal.errno == netlink::INTERRUPTED => {}
-                Some(Err(refusal)) => return Err(refused(refusal, tried)),
-                None => return Err(odd(tried)),
-            }
+        message: RouteNetlinkMessage,
+        each: impl Fn(&mut T, Said),
+    ) -> Result<T, Error> {
+        let (found, answers) = self.question(tried, &[netlink::request(message, NLM_F_DUMP)], each)?;
+        match answers.into_iter().next() {
+            Some(Ok(())) => Ok(found),
+            Some(Err(refusal)) => Err(refused(refusal, tried)),
+            None => Err(odd(tried)),
         }
-        Err(Error::Answer { tried: tried.to_owned(), why: "what there is changed each time while it was listed" })
     }
 
     /// What, other than the interface with index `except`, uses addresses of a subnet: an address whose subnet overlaps it, or
     /// a route in the main table ([`Route::holds`]).
     pub fn holder(&mut self, subnet: Address, except: Option<u32>) -> Result<Option<(Address, String)>, Error> {
-        let address = self
-            .addresses()?
-            .into_iter()
-            .find(|(index, address)| Some(*index) != except && address.prefix != 0 && address.overlaps(subnet));
+        let address = self.addresses()?.into_iter().find(|Assigned { index, address, .. }| {
+            Some(*index) != except && address.prefix != 0 && address.overlaps(subnet)
+        });
         let (held, what, through) = match address {
-            Some((index, held)) => (held, "an address", Through::Interface(index)),
+            Some(held) => (held.address, "an address", Through::Interface(held.index)),
             None => {
                 let except = except.map(Through::Interface);
                 let route = self.routes_that_hold(subnet)?.into_iter().find(|route| Some(route.through) != except);
@@ -246,24 +333,57 @@ impl Kernel {
         if !self.link(LinkUnspec::new_with_index(index))?.as_ref().is_some_and(&ours) {
             return Ok(());
         }
-        let message = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build());
-        match self.run(Steps::default().add("delete an interface", 0, message)) {
+        let delete = || RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build());
+        match patiently(|| self.run(Steps::default().add("delete an interface", 0, delete()))) {
             Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {}
             other => _ = other?,
         }
         if self.link(LinkUnspec::new_with_index(index))?.as_ref().is_some_and(ours) {
-            return Err(Error::Answer { tried: "delete an interface".into(), why: "it is still there" });
+            return Err(Error::Answer { tried: "delete an interface".into(), why: "it is still there".into() });
         }
         Ok(())
     }
 }
 
+fn keep_link(found: &mut Vec<Link>, said: Said) {
+    if let Said::Link(link) = said {
+        found.push(*link);
+    }
+}
+
+/// A list that is empty where the kernel says that what it would be of is not there.
+fn or_none<T>(listed: Result<Vec<T>, Error>, errno: i32) -> Result<Vec<T>, Error> {
+    match listed {
+        Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(errno) => Ok(Vec::new()),
+        listed => listed,
+    }
+}
+
+/// Changes something, and tries again where the kernel was short of memory. What is tried leaves nothing behind where it fails, or nothing
+/// that is in its own way.
+pub fn patiently<T>(mut change: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    let mut tries = 1;
+    loop {
+        match change() {
+            Err(error) if error.passes() && tries < CHANGES => {
+                thread::park_timeout(MOMENT);
+                tries += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// An answer that lacks what it must have.
 pub fn odd(tried: &str) -> Error {
-    Error::Answer { tried: tried.to_owned(), why: "it lacks a field" }
+    Error::Answer { tried: tried.to_owned(), why: "it lacks a field".into() }
 }
 
 fn refused(refusal: Refusal, tried: &str) -> Error {
+    if refusal.errno == netlink::INTERRUPTED {
+        let why = "what there is changed each time while it was listed".into();
+        return Error::Answer { tried: tried.to_owned(), why };
+    }
     if refusal.errno == libc::EPERM {
         return Error::NoRight(tried.to_owned());
     }
@@ -276,6 +396,71 @@ fn failed(failure: Failure, tried: &str) -> Error {
     match failure {
         Failure::Io(source) => Error::Kernel { tried: tried.to_owned(), source, detail: String::new() },
         Failure::Deadline => Error::Deadline { seconds: DEADLINE.as_secs() },
+        Failure::Lost => failed(Failure::Io(io::Error::from_raw_os_error(libc::ENOBUFS)), tried),
         Failure::Malformed(why) => Error::Answer { tried: tried.to_owned(), why },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::{
+        LinkBridge,
+        packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+        packet_route::link::LinkMessage,
+    };
+
+    use super::*;
+
+    /// The kernel refuses a second list on one socket (EBUSY) until the first one, which a deadline or an error has cut short, is heard.
+    #[test]
+    fn list_that_was_left_unheard_is_not_in_the_way_of_the_next() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: making a network namespace takes root");
+            return;
+        }
+        let test = || {
+            // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+            let mut kernel = Kernel::open().unwrap();
+            let bridge =
+                |n| RouteNetlinkMessage::NewLink(LinkMessageBuilder::<LinkBridge>::new(&format!("d{n}")).build());
+            for n in 0..200 {
+                kernel.run(Steps::default().add("make", NLM_F_CREATE | NLM_F_EXCL, bridge(n))).unwrap();
+            }
+            for _ in 0..3 {
+                let dump = RouteNetlinkMessage::GetLink(LinkMessage::default());
+                kernel.socket.leave(netlink::request(dump.clone(), NLM_F_DUMP));
+                // What is asked once is refused.
+                let answers = kernel.socket.exchange(vec![netlink::request(dump, NLM_F_DUMP)], |_| ()).unwrap();
+                assert_eq!(answers[0].as_ref().unwrap_err().errno, libc::EBUSY);
+                assert_eq!(kernel.links().unwrap().len(), 201, "and lo");
+            }
+        };
+        thread::spawn(test).join().unwrap();
+    }
+
+    #[test]
+    fn change_that_fails_for_want_of_memory_is_tried_again_a_few_times_and_no_other() {
+        let error = |errno| Error::Kernel {
+            tried: "change it".into(),
+            source: io::Error::from_raw_os_error(errno),
+            detail: String::new(),
+        };
+        for (errno, expected) in
+            [(libc::ENOMEM, CHANGES), (libc::ENOBUFS, CHANGES), (libc::EBUSY, 1), (libc::EINVAL, 1)]
+        {
+            let mut tries = 0;
+            let refused = patiently(|| {
+                tries += 1;
+                Err::<(), _>(error(errno))
+            });
+            assert_eq!((refused.is_err(), tries), (true, expected), "{errno}");
+        }
+        let mut tries = 0;
+        patiently(|| {
+            tries += 1;
+            if tries == CHANGES { Ok(()) } else { Err(error(libc::EAGAIN)) }
+        })
+        .unwrap();
     }
 }

@@ -19,10 +19,9 @@ use tokio::sync::watch;
 
 use crate::{
     bridge,
-    config::{self, Address, Config},
+    config::{self, Config},
     error::Error,
-    kernel::Kernel,
-    link::Link,
+    kernel::{Kernel, Stock},
     mark::{self, Instance},
     names::{self, Mac},
     network::{Fate, Held, Network, Port, Quota},
@@ -113,15 +112,15 @@ pub struct Manager {
 impl Manager {
     /// Takes stock of what an earlier netmgr of this instance has left, and mends it.
     pub fn recover(mut kernel: Kernel, instance: Instance) -> Result<Manager, Error> {
-        let (links, addresses) = (kernel.links()?, kernel.addresses()?);
+        let stock = kernel.stock()?;
         let (networks, tenants, leaving) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let mut manager = Manager { kernel, instance, networks, tenants, leaving, serial: 0 };
-        for (index, config) in bridge::existing(&links, &addresses, &manager.instance) {
+        for (index, config) in bridge::existing(&stock, &manager.instance) {
             let serial = manager.next();
             let network = manager.networks.entry(config.name.clone());
-            network.or_insert(Network::new(serial, index, config)).adopt(&links, &manager.instance);
+            network.or_insert(Network::new(serial, index, config)).adopt(&stock.links, &manager.instance);
         }
-        manager.mend_with(&links, &addresses);
+        manager.mend_with(&stock);
         Ok(manager)
     }
 
@@ -130,15 +129,16 @@ impl Manager {
         self.kernel.fds()
     }
 
-    /// Brings what the kernel has to what it should have; whether there was something to mend.
+    /// Brings what the kernel has to what it should have; whether it was so.
     pub fn mend(&mut self) -> Result<bool, Error> {
-        let (links, addresses) = (self.kernel.links()?, self.kernel.addresses()?);
-        Ok(self.mend_with(&links, &addresses))
+        let stock = self.kernel.stock()?;
+        Ok(self.mend_with(&stock))
     }
 
-    fn mend_with(&mut self, links: &[Link], addresses: &[(u32, Address)]) -> bool {
+    fn mend_with(&mut self, stock: &Stock) -> bool {
         let Manager { kernel, instance, networks, .. } = self;
-        networks.values_mut().fold(false, |mended, network| mended | network.mend(kernel, instance, links, addresses))
+        // Each of them, whatever the others were.
+        networks.values_mut().filter_map(|network| (!network.mend(kernel, instance, stock)).then_some(())).count() == 0
     }
 
     /// Defines a network, or changes one. Ports that are there keep the MTU they were made with.
@@ -285,8 +285,9 @@ impl Manager {
         }
         let slot = account.quota.take()?;
         let mtu = network.config.mtu;
-        let wanted = Wanted { network: &id.name, bridge: network.index, mtu, workload, mac, owner: instance };
-        let (tap, index, interface) = make(kernel, &wanted)?;
+        let (name, bridge) = ("", network.index);
+        let wanted = Wanted { name, network: &id.name, bridge, mtu, workload, mac, owner: instance };
+        let (tap, index, interface) = make(kernel, wanted)?;
         let (tap, (fate, seen)) = (Arc::new(tap), watch::channel(Fate::Attached));
         let held = Held { serial, _tap: tap.clone(), fate, tenant: account.tenant, slot };
         let port = Port { index, interface, mac, mtu, held: Some(held) };
@@ -385,31 +386,31 @@ impl Tidy for Manager {
 }
 
 /// Makes a TAP under the workload's name, or, where a port on another network has that, under its second one.
-fn make(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<(OwnedFd, u32, String), Error> {
-    let first = names::tap(wanted.workload);
-    if let Made::Port(tap, index) = port::attach(kernel, wanted, &first)? {
-        return Ok((tap, index, first.name));
+fn make(kernel: &mut Kernel, wanted: Wanted<'_>) -> Result<(OwnedFd, u32, String), Error> {
+    let first = names::tap(wanted.workload).name;
+    if let Made::Port(tap, index) = port::attach(kernel, &Wanted { name: &first, ..wanted })? {
+        return Ok((tap, index, first));
     }
     let mark = |kernel: &mut Kernel, name: &str| {
         let link = kernel.link(LinkUnspec::new_with_name(name))?;
         Ok::<_, Error>(link.and_then(|link| mark::read_port(&link.alias)))
     };
     let foreign = |name: String| Error::ForeignInterface { name };
-    match mark(kernel, &first.name)? {
-        None => return Err(foreign(first.name)),
+    match mark(kernel, &first)? {
+        None => return Err(foreign(first)),
         Some(mark)
             if mark.workload == wanted.workload
                 && mark.on.as_ref().is_none_or(|(network, _)| network == wanted.network) =>
         {
-            return Err(Error::PortInUse { interface: first.name });
+            return Err(Error::PortInUse { interface: first });
         }
         Some(_) => {}
     }
-    let second = names::tap_on(wanted.network, wanted.workload);
-    match port::attach(kernel, wanted, &second)? {
-        Made::Port(tap, index) => Ok((tap, index, second.name)),
-        Made::NameTaken if mark(kernel, &second.name)?.is_some() => Err(Error::PortInUse { interface: second.name }),
-        Made::NameTaken => Err(foreign(second.name)),
+    let second = names::tap_on(wanted.network, wanted.workload).name;
+    match port::attach(kernel, &Wanted { name: &second, ..wanted })? {
+        Made::Port(tap, index) => Ok((tap, index, second)),
+        Made::NameTaken if mark(kernel, &second)?.is_some() => Err(Error::PortInUse { interface: second }),
+        Made::NameTaken => Err(foreign(second)),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Hears of changes to interfaces and addresses, and has the worker look at what there is now. Touches one socket, reads nothing of what
-//! comes over it, and asks the kernel for nothing: a look at the network is the worker's.
+//! Hears of changes to interfaces, addresses and routes, and has the worker look at what there is now. Touches one socket, reads of what
+//! comes over it only whether it may concern a network, and asks the kernel for nothing: a look at the network is the worker's.
 
 use std::{
     io::{self, IoSliceMut},
@@ -16,14 +16,20 @@ use tokio::{io::Interest, time::sleep};
 
 use crate::{error::Error, worker::Worker};
 
-/// RTNLGRP_LINK and RTNLGRP_IPV4_IFADDR (linux/rtnetlink.h).
-const GROUPS: [u32; 2] = [1, 5];
+/// RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_IFADDR (linux/rtnetlink.h). The last one tells that somebody has
+/// switched the host's IPv6 on on a bridge: the setting itself has no message.
+const GROUPS: [u32; 4] = [1, 5, 7, 9];
+/// RTPROT_KERNEL: a route that the kernel makes for an address.
+const BY_KERNEL: u8 = 2;
 /// The least time between two looks.
 const PAUSE: Duration = Duration::from_millis(200);
-/// And the most, while each look finds something to mend: another program that changes it back is not fought with more often.
+/// And the most, while each look finds something to mend, or cannot mend it: another program that changes it back is not fought with more
+/// often, and what could not be done for a reason that may pass is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Messages that are taken before a look, and no more, so that a flood of them does not put it off.
 const MESSAGES: usize = 4096;
+/// Bytes that are read of a message: its header, and a route's (`nlmsghdr` and `rtmsg`).
+const START: usize = 16 + 12;
 /// As everything on this thread receives (its filter knows no other way).
 const RECEIVE: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::CMSG_CLOEXEC);
 
@@ -49,14 +55,17 @@ impl Monitor {
         self.0.as_raw_fd()
     }
 
-    /// Has all looked at after each change, until the socket fails.
+    /// Has all looked at after each change, and again until all is as it should be; ends when the socket fails.
     pub async fn watch(self, worker: &Worker) -> io::Result<()> {
         let socket = ipc::watch(self.0, Interest::READABLE)?;
-        let mut pause = PAUSE;
+        // What could not be mended at the start is looked at again as well.
+        let (mut settled, mut pause) = (false, PAUSE);
         loop {
-            socket.async_io(Interest::READABLE, take).await?;
-            let settled = match worker.ask(|manager| manager.mend()).await {
-                Ok(mended) => !mended,
+            if settled {
+                socket.async_io(Interest::READABLE, take).await?;
+            }
+            settled = match worker.ask(|manager| manager.mend()).await {
+                Ok(whole) => whole,
                 Err(error) => {
                     confine::say!("netmgr: {}", error.fault("see what has changed on this host"));
                     false
@@ -68,17 +77,60 @@ impl Monitor {
     }
 }
 
-/// Takes what there is. That some was lost, as more came than the socket holds, says as much as any message: everything is looked at.
+/// Takes what there is; `WouldBlock` if none of it may concern a network. That some was lost, as more came than the socket holds, says as much
+/// as any message: everything is looked at.
 fn take(socket: &OwnedFd) -> io::Result<()> {
     let mut heard = false;
     for _ in 0..MESSAGES {
-        let mut start = [0; 16];
+        let mut start = [0; START];
         let buffers = &mut [IoSliceMut::new(&mut start)];
         match rustix::net::recvmsg(socket, buffers, &mut RecvAncillaryBuffer::default(), RECEIVE) {
-            Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => heard = true,
+            Ok(message) => heard |= may_concern(start.get(..message.bytes).unwrap_or_default()),
+            Err(Errno::NOBUFS) => heard = true,
+            Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if heard => break,
             Err(error) => return Err(error.into()),
         }
     }
     Ok(())
+}
+
+/// Whether a change is one that may be to a network. The routes that routing daemons bring, a great many, are not: only those that the
+/// kernel has made, and those that were put in another one's place, of which nothing more is said.
+fn may_concern(start: &[u8]) -> bool {
+    let Some([_, _, _, _, kind, kind2, flags, flags2, .., protocol, _, _, _, _, _, _]) = start.first_chunk::<START>()
+    else {
+        return true;
+    };
+    let (kind, flags) = (u16::from_ne_bytes([*kind, *kind2]), u16::from_ne_bytes([*flags, *flags2]));
+    let is_route = kind == libc::RTM_NEWROUTE || kind == libc::RTM_DELROUTE;
+    !is_route || *protocol == BY_KERNEL || i32::from(flags) & libc::NLM_F_REPLACE != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn change_concerns_a_network_unless_it_is_a_route_of_somebody_s_own() {
+        let message = |kind: u16, flags: u16, protocol: u8| {
+            let mut start = [0; START];
+            start[4..6].copy_from_slice(&kind.to_ne_bytes());
+            start[6..8].copy_from_slice(&flags.to_ne_bytes());
+            start[21] = protocol;
+            start
+        };
+        for route in [libc::RTM_NEWROUTE, libc::RTM_DELROUTE] {
+            assert!(may_concern(&message(route, 0, BY_KERNEL)));
+            assert!(may_concern(&message(route, libc::NLM_F_REPLACE as u16, 3)));
+            assert!(!may_concern(&message(route, libc::NLM_F_CREATE as u16, 3)));
+        }
+        for other in [libc::RTM_NEWLINK, libc::RTM_DELLINK, libc::RTM_NEWADDR, libc::RTM_DELADDR, 0, 0xffff] {
+            assert!(may_concern(&message(other, 0, 3)), "{other}");
+        }
+        // What is cut off may be anything.
+        for end in 0..START {
+            assert!(may_concern(&message(libc::RTM_NEWROUTE, 0, 3)[..end]), "{end}");
+        }
+    }
 }

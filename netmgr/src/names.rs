@@ -48,6 +48,24 @@ pub fn tap_on(network: &str, workload: &str) -> TapName {
     TapName { name: shortened(id, &[network, workload]), full: Some(format!("tap-{workload}-{network}")) }
 }
 
+/// What a port's interface is called when nobody has renamed it: as it is, if that is one of its workload's two names, else the one that its
+/// alternative names speak for.
+pub fn of_port(network: &str, workload: &str, name: &str, alternatives: &[String]) -> String {
+    let (first, second) = (tap(workload), tap_on(network, workload));
+    let is_second =
+        name != first.name && (name == second.name || second.full.is_some_and(|full| alternatives.contains(&full)));
+    if is_second { second.name } else { first.name }
+}
+
+/// The workloads whose TAP on that network may have that name, as [`tap`] or [`tap_on`] give it, in full.
+pub fn workloads(network: &str, name: &str) -> impl Iterator<Item = String> {
+    let id = name.strip_prefix("tap-").filter(|id| !id.is_empty());
+    let on = id.and_then(|id| id.strip_suffix(network)?.strip_suffix('-'));
+    let vm = id.map(|id| format!("vm-{id}"));
+    let found = [id.map(str::to_owned), vm, on.map(str::to_owned)].into_iter().flatten();
+    found.filter(|workload| names::is_workload(workload))
+}
+
 fn id(workload: &str) -> &str {
     workload.strip_prefix("vm-").filter(|id| !id.is_empty()).unwrap_or(workload)
 }
@@ -137,6 +155,23 @@ impl fmt::Display for Mac {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_a_tap_give_its_workload_and_its_own_name_back() {
+        for workload in ["vm-web", "web", "vm-a-longer-name-than-fits", "a-longer-name-than-fits"] {
+            for tap in [tap(workload), tap_on("volt0", workload)] {
+                let TapName { name, full } = tap;
+                let said = full.as_ref().unwrap_or(&name);
+                assert!(workloads("volt0", said).any(|found| found == workload), "{said}");
+                let alternatives: Vec<String> = full.into_iter().collect();
+                assert_eq!(of_port("volt0", workload, &name, &alternatives), name);
+                assert_eq!(of_port("volt0", workload, "eth7", &alternatives), name);
+            }
+        }
+        for foreign in ["", "tap-", "eth0", "tap-A"] {
+            assert_eq!(workloads("volt0", foreign).next(), None, "{foreign:?}");
+        }
+    }
 
     #[test]
     fn a_bad_name_is_refused_with_the_rule() {

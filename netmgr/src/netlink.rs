@@ -6,26 +6,27 @@
 //! carries out all of a datagram before it returns to a process that was killed meanwhile.
 
 use std::{
+    borrow::Cow,
     io, iter, mem,
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
 use rtnetlink::{
-    packet_core::{
-        NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, NlasIterator, parse_string,
-    },
+    packet_core::{NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
     sys,
 };
 use rustix::net::sockopt;
 
-use crate::link::Said;
+use crate::link::{self, Said};
 
 /// The longest that one exchange with the kernel may take.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// What the kernel builds dump answers for: it takes the largest buffer it was ever read with, up to 32 KiB.
 const BUFFER: usize = 32 * 1024;
+/// The most messages that are left of an exchange: its answers, or a list of some ten thousand interfaces.
+const LEFT: usize = 4096;
 /// Netlink-packet-core lacks the types of a refusal's attributes (linux/netlink.h).
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
@@ -41,7 +42,9 @@ pub enum Failure {
     /// [`DEADLINE`] passed.
     Deadline,
     /// The kernel sent something that is no answer.
-    Malformed(&'static str),
+    Malformed(Cow<'static, str>),
+    /// More came than the socket holds, so that some of it was lost. What was asked for may have been done.
+    Lost,
 }
 
 /// The kernel's "no" to one request, with its own words where it has any.
@@ -72,6 +75,8 @@ pub struct Socket {
     /// Number of the next exchange's first request: late answers to an earlier one do not match.
     next: u32,
     buffer: Vec<u8>,
+    /// Whether the last exchange ended before all of its answers were heard.
+    unheard: bool,
 }
 
 impl Socket {
@@ -87,7 +92,7 @@ impl Socket {
             set.or_else(|error| if error.raw_os_error() == Some(libc::ENOPROTOOPT) { Ok(()) } else { Err(error) })?;
         }
         socket.bind(&sys::SocketAddr::new(0, 0))?;
-        Ok(Socket { socket, next: 1, buffer: Vec::with_capacity(BUFFER) })
+        Ok(Socket { socket, next: 1, buffer: Vec::with_capacity(BUFFER), unheard: false })
     }
 
     /// The socket's descriptor, for the sandbox to keep.
@@ -98,6 +103,9 @@ impl Socket {
     /// Sends all requests at once, gives `each` what the kernel says, and then, in order, the answer to every request. A
     /// refused one does not keep the kernel from carrying out the next.
     pub fn exchange(&mut self, requests: Vec<Request>, each: impl FnMut(Said)) -> Result<Vec<Answer>, Failure> {
+        if mem::replace(&mut self.unheard, true) {
+            self.drain();
+        }
         let first = self.next;
         let count = requests.len();
         let mut datagram = Vec::new();
@@ -111,9 +119,35 @@ impl Socket {
         }
         let sent = retried(|| self.socket.send(&datagram, 0))?;
         if sent != datagram.len() {
-            return Err(Failure::Malformed("the kernel took a part of a datagram"));
+            return Err(Failure::Malformed("the kernel took a part of a datagram".into()));
         }
-        self.receive(first, count, each)
+        let answers = self.receive(first, count, each)?;
+        self.unheard = false;
+        Ok(answers)
+    }
+
+    /// Takes what is left of an exchange that failed. What fills the socket keeps the kernel from answering at all, and a list that has not come
+    /// to its end, from beginning another one.
+    fn drain(&mut self) {
+        for _ in 0..LEFT {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // That some was lost is known.
+                _ => {}
+            }
+        }
+    }
+
+    /// Begins a list, and leaves it.
+    #[cfg(test)]
+    pub fn leave(&mut self, mut request: Request) {
+        request.header.sequence_number = self.next;
+        self.next += 1;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).unwrap();
     }
 
     /// Reads until `count` requests from number `first` on are answered.
@@ -132,7 +166,9 @@ impl Socket {
                 continue;
             }
             if length > self.buffer.len() {
-                return Err(Failure::Malformed("a message longer than any the kernel should send"));
+                return Err(Failure::Malformed(
+                    "a message longer than any the kernel should send, which is cut off".into(),
+                ));
             }
             for message in messages(&self.buffer) {
                 let (header, payload) = message?.into_parts();
@@ -146,12 +182,15 @@ impl Socket {
                     // With `NETLINK_CAP_ACK` it repeats the request's header and no more.
                     NetlinkPayload::Error(error) => {
                         let attributes = error.header.get(mem::size_of::<libc::nlmsghdr>()..);
-                        answers.push(answer(error.raw_code(), attributes.unwrap_or_default()));
+                        let attributes =
+                            attributes.ok_or(Failure::Malformed("an answer without its question's header".into()))?;
+                        answers.push(answer(error.raw_code(), attributes)?);
                     }
                     NetlinkPayload::Done(_) if mem::take(&mut interrupted) => {
                         answers.push(Err(Refusal { errno: INTERRUPTED, text: String::new() }));
                     }
-                    NetlinkPayload::Done(done) => answers.push(answer(done.code, &done.extended_ack)),
+                    NetlinkPayload::Done(done) => answers.push(answer(done.code, &done.extended_ack)?),
+                    NetlinkPayload::Overrun(_) => return Err(Failure::Lost),
                     _ => {}
                 }
             }
@@ -166,18 +205,27 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<Said>
         let message = (!rest.is_empty()).then(|| NetlinkMessage::deserialize(rest))?;
         let length = message.as_ref().map_or(rest.len(), |message| message.header.length as usize);
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message.map_err(|_| Failure::Malformed("a message with a wrong length")))
+        Some(message.map_err(|error| Failure::Malformed(error.to_string().into())))
     })
 }
 
 /// What an acknowledgement or the end of a dump means: 0 or a negative `errno`, and attributes.
-fn answer(code: i32, attributes: &[u8]) -> Answer {
-    if code == 0 {
-        return Ok(());
+fn answer(code: i32, attributes: &[u8]) -> Result<Answer, Failure> {
+    let errno = match code {
+        0 => return Ok(Ok(())),
+        i32::MIN | 1.. => return Err(Failure::Malformed(format!("an answer with the error number {code}").into())),
+        code => -code,
+    };
+    let mut text = String::new();
+    for said in link::attributes(attributes) {
+        match said {
+            Ok(said) if said.kind() == NLMSGERR_ATTR_MSG => text = link::text(said.value()),
+            Ok(_) => {}
+            // That it refused, and why, is not in doubt.
+            Err(malformed) => text = format!("with {malformed} in place of an explanation"),
+        }
     }
-    let said = NlasIterator::new(attributes).filter_map(Result::ok).find(|said| said.kind() == NLMSGERR_ATTR_MSG);
-    let text = said.and_then(|said| parse_string(said.value()).ok()).unwrap_or_default();
-    Err(Refusal { errno: code.wrapping_neg(), text })
+    Ok(Err(Refusal { errno, text }))
 }
 
 /// Does it again where a signal came between.
@@ -186,6 +234,7 @@ fn retried<T>(mut attempt: impl FnMut() -> io::Result<T>) -> Result<T, Failure> 
         match attempt() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Failure::Deadline),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Err(Failure::Lost),
             result => return result.map_err(Failure::Io),
         }
     }
@@ -279,18 +328,51 @@ mod tests {
 
     #[test]
     fn refusal_carries_errno_and_the_kernels_words() {
-        assert!(answer(0, &[]).is_ok());
+        let refused = |code, attributes: &[u8]| answer(code, attributes).unwrap().unwrap_err();
+        assert!(answer(0, &[]).unwrap().is_ok());
         let words =
             LinkAttribute::Other(rtnetlink::packet_core::DefaultNla::new(NLMSGERR_ATTR_MSG, b"in use\0".into()));
         assert_eq!(words.value_len(), 7);
         let mut bytes = vec![0; words.buffer_len()];
         words.emit(&mut bytes);
-        let refused = answer(-libc::EBUSY, &bytes).unwrap_err();
-        assert_eq!((refused.errno, refused.text.as_str()), (libc::EBUSY, "in use"));
-        // A length that lies, a text that is not UTF-8, and an errno that has no opposite.
-        assert_eq!(answer(-libc::EBUSY, &[255, 0, 1, 0, b'x']).unwrap_err().text, "");
-        assert_eq!(answer(-libc::EBUSY, &[5, 0, 1, 0, 0xff]).unwrap_err().text, "");
-        assert_eq!(answer(i32::MIN, &[]).unwrap_err().errno, i32::MIN);
+        let said = refused(-libc::EBUSY, &bytes);
+        assert_eq!((said.errno, said.text.as_str()), (libc::EBUSY, "in use"));
+        assert_eq!(refused(-libc::EBUSY, &[]).text, "");
+        assert_eq!(refused(-libc::EBUSY, &[5, 0, 1, 0, 0xff]).text, "\u{fffd}");
+        // A length that lies hides the explanation, and not the refusal.
+        let lie = refused(-libc::EBUSY, &[255, 0, 1, 0, b'x']);
+        assert_eq!(lie.errno, libc::EBUSY);
+        assert!(lie.text.contains("malformed attribute"), "{}", lie.text);
+        // Numbers that no error has.
+        for code in [1, i32::MAX, i32::MIN] {
+            assert!(matches!(answer(code, &[]), Err(Failure::Malformed(_))), "{code}");
+        }
+    }
+
+    #[test]
+    fn message_with_a_malformed_attribute_is_an_error_that_says_which() {
+        let mut link = serialized(look_at("lo"));
+        link[4..6].copy_from_slice(&libc::RTM_NEWLINK.to_ne_bytes());
+        link[20] = 1;
+        assert!(matches!(messages(&link).next(), Some(Ok(_))));
+        link.extend([5, 0, libc::IFLA_MTU as u8, 0, 1, 0, 0, 0]);
+        let length = link.len() as u32;
+        link[..4].copy_from_slice(&length.to_ne_bytes());
+        let Some(Err(Failure::Malformed(why))) = messages(&link).next() else { panic!("it was read") };
+        assert!(why.contains("a malformed MTU"), "{why}");
+    }
+
+    #[test]
+    fn answers_that_were_lost_are_said_to_be_and_the_next_exchange_is_not_taken_for_them() {
+        let mut socket = Socket::open().unwrap();
+        sockopt::set_socket_recv_buffer_size(&socket.socket, 8 << 10).unwrap();
+        let questions = (0..64).map(|_| look_at("lo")).collect();
+        assert!(matches!(socket.exchange(questions, |_| ()), Err(Failure::Lost)));
+        let mut links = 0;
+        // What is left of the lost ones is in front of it.
+        let answers = socket.exchange(vec![look_at("lo")], |_| links += 1);
+        assert!(matches!(answers.unwrap()[..], [Ok(())]));
+        assert_eq!(links, 1);
     }
 
     #[test]

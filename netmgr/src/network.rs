@@ -15,13 +15,13 @@ use tokio::sync::watch;
 
 use crate::{
     bridge,
-    config::{Address, Config},
+    config::Config,
     error::Error,
-    kernel::Kernel,
+    kernel::{Kernel, Stock},
     link::Link,
     manager::TenantId,
-    mark::{self, Instance},
-    names::Mac,
+    mark::{self, Instance, PortMark},
+    names::{self, Mac},
     port::{self, Wanted},
 };
 
@@ -119,8 +119,8 @@ impl Port {
     }
 
     /// As it should be.
-    pub fn wanted<'a>(&self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
-        Wanted { network, bridge, mtu: self.mtu, workload, mac: self.mac, owner }
+    pub fn wanted<'a>(&'a self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
+        Wanted { name: &self.interface, network, bridge, mtu: self.mtu, workload, mac: self.mac, owner }
     }
 
     /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended.
@@ -153,17 +153,19 @@ impl Network {
         Network { serial, index, config, ports: BTreeMap::new(), trouble: None }
     }
 
-    /// Takes on the ports of an earlier netmgr: those that are marked as this network's, and those on its bridge whose mark names no owner.
+    /// Takes on the ports of an earlier netmgr: those that are marked as this network's, those on its bridge whose mark names no owner, and
+    /// those on its bridge whose mark somebody has cleared, as far as can be told ([`Network::cleared`]).
     pub fn adopt(&mut self, links: &[Link], owner: &Instance) {
         for link in links.iter().filter(|link| link.kind == Some(InfoKind::Tun)) {
-            let Some(mark) = mark::read_port(&link.alias) else { continue };
+            let Some(mark) = mark::read_port(&link.alias).or_else(|| self.cleared(link, owner)) else { continue };
             let named =
                 mark.owner == *owner && mark.on.as_ref().is_some_and(|(network, _)| *network == self.config.name);
             let on_bridge = owner.may_have(&mark.owner) && link.master == self.index;
             if named || on_bridge {
+                let interface = names::of_port(&self.config.name, &mark.workload, &link.name, &link.alternatives);
                 self.ports.entry(mark.workload).or_insert_with(|| Port {
                     index: link.index,
-                    interface: link.name.clone(),
+                    interface,
                     mac: mark.mac,
                     mtu: mark.on.map_or(link.mtu, |(_, mtu)| mtu),
                     held: None,
@@ -172,10 +174,25 @@ impl Network {
         }
     }
 
+    /// The mark that a TAP without any must have had: it is on this network's bridge, and its MAC address is the one that follows from this
+    /// network and a workload that its names give. Nobody else makes that. One whose guest was given another address, or which is on
+    /// no bridge, may be anybody's.
+    fn cleared(&self, link: &Link, owner: &Instance) -> Option<PortMark> {
+        let network = &self.config.name;
+        if !link.alias.is_empty() || link.master != self.index {
+            return None;
+        }
+        let names = link.alternatives.iter().chain([&link.name]);
+        let mut workloads = names.flat_map(|name| names::workloads(network, name));
+        let workload = workloads.find(|workload| link.mac == Some(Mac::of_guest(network, workload).host_side()))?;
+        let mac = Mac::of_guest(network, &workload);
+        Some(PortMark { workload, mac, on: Some((network.clone(), link.mtu)), owner: owner.clone() })
+    }
+
     /// Brings the bridge to its definition, and with it the ports, if it was not: one look, where it was.
     pub fn settle(&mut self, kernel: &mut Kernel, owner: &Instance) -> Result<(), Error> {
-        let (link, addresses) = kernel.look(self.index)?;
-        if !self.is_whole(link.as_ref(), &addresses, owner) {
+        let stock = kernel.look(self.index)?;
+        if !self.is_whole(kernel, &stock, owner) {
             self.bring(kernel, owner)?;
             let links = kernel.links()?;
             self.mend_ports(kernel, owner, &links)?;
@@ -183,8 +200,9 @@ impl Network {
         Ok(())
     }
 
-    fn is_whole(&self, bridge: Option<&Link>, addresses: &[(u32, Address)], owner: &Instance) -> bool {
-        bridge.is_some_and(|link| bridge::Wanted { config: &self.config, owner }.is(link, addresses))
+    fn is_whole(&self, kernel: &Kernel, stock: &Stock, owner: &Instance) -> bool {
+        let wanted = bridge::Wanted { config: &self.config, owner };
+        stock.link(self.index).is_some_and(|link| wanted.is(link, stock) && !kernel.has_ipv6(link))
     }
 
     fn bring(&mut self, kernel: &mut Kernel, owner: &Instance) -> Result<(), Error> {
@@ -192,19 +210,13 @@ impl Network {
         Ok(())
     }
 
-    /// Compares the bridge and the ports with all interfaces and addresses of the host, and brings them back to what they should be; whether
-    /// there was something to mend. What cannot be mended is said, once.
-    pub fn mend(
-        &mut self,
-        kernel: &mut Kernel,
-        owner: &Instance,
-        links: &[Link],
-        addresses: &[(u32, Address)],
-    ) -> bool {
-        let bridge = links.iter().find(|link| link.index == self.index);
-        let whole = self.is_whole(bridge, addresses, owner);
+    /// Compares the bridge and the ports with what there is on the host, and brings them back to what they should be; whether they were so.
+    /// What cannot be mended is said, once.
+    pub fn mend(&mut self, kernel: &mut Kernel, owner: &Instance, stock: &Stock) -> bool {
+        let whole = self.is_whole(kernel, stock, owner);
         let brought = if whole { Ok(()) } else { self.bring(kernel, owner) };
-        let outcome = brought.and_then(|()| self.mend_ports(kernel, owner, links)).map(|mended| mended || !whole);
+        let outcome =
+            brought.and_then(|()| self.mend_ports(kernel, owner, &stock.links)).map(|mended| mended || !whole);
         let (mended, trouble) = match outcome {
             Ok(mended) => (mended, None),
             Err(error) => (false, Some(error.fault(&format!("mend network {}", self.config.name)).to_string())),
@@ -218,7 +230,7 @@ impl Network {
             confine::say!("netmgr: {trouble}");
         }
         self.trouble = trouble;
-        mended
+        !mended && self.trouble.is_none()
     }
 
     /// Brings back the ports that are not as they should be, and forgets those whose interface is gone; whether there was one to mend.

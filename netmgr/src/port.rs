@@ -13,15 +13,18 @@ use rtnetlink::{
 
 use crate::{
     error::Error,
-    kernel::{Kernel, Steps, odd},
+    kernel::{Kernel, Steps, Whom, odd, patiently},
     link::Link,
     mark::{self, Instance},
-    names::{Mac, TapName},
+    names::{self, Mac},
     tap,
 };
 
 /// A port to be made.
+#[derive(Clone, Copy)]
 pub struct Wanted<'a> {
+    /// Its interface's name.
+    pub name: &'a str,
     /// Network, which is the bridge's name.
     pub network: &'a str,
     /// The bridge's index.
@@ -41,11 +44,22 @@ impl Wanted<'_> {
         mark::port(self.workload, self.mac, self.network, self.mtu, self.owner)
     }
 
+    /// The name to look for where the interface's own does not hold it.
+    fn full(&self) -> Option<String> {
+        let names = [names::tap(self.workload), names::tap_on(self.network, self.workload)];
+        names.into_iter().find(|tap| tap.name == self.name).and_then(|tap| tap.full)
+    }
+
     /// Whether the interface is just so.
+    ///
+    /// What is not compared is whoever's who runs the host: further names, the group, queues, filters, and what `bridge link set` says of it
+    /// as a port (isolated, locked, state), which may be a limit that somebody has put on this guest, and is not netmgr's to lift.
     pub fn is(&self, link: &Link) -> bool {
-        link.alias == self.mark()
-            && (link.master, link.up, link.mtu) == (self.bridge, true, self.mtu)
+        link.name == self.name
+            && link.alias == self.mark()
+            && (link.master, link.up, link.no_carrier, link.mtu) == (self.bridge, true, false, self.mtu)
             && link.mac == Some(self.mac.host_side())
+            && self.full().is_none_or(|full| link.alternatives.contains(&full))
     }
 
     /// Whether the interface that had this port's index when it was made is the port still: a TAP with its mark, an earlier release's, or none.
@@ -66,9 +80,12 @@ pub enum Made {
 
 /// Makes a TAP and puts it on the bridge, ready for frames: one exchange with the kernel beside the three system calls that
 /// make the TAP. On an error the TAP, which is not persistent, goes with its only descriptor, and all that was done to it.
-pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Result<Made, Error> {
-    let Wanted { network, bridge, .. } = *wanted;
-    let TapName { name, full } = name;
+pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<Made, Error> {
+    patiently(|| try_attach(kernel, wanted))
+}
+
+fn try_attach(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<Made, Error> {
+    let (Wanted { name, network, bridge, .. }, full) = (*wanted, wanted.full());
     let tap = match tap::make(name) {
         Ok(tap) => tap,
         Err(tap::Failure::NameTaken) => return Ok(Made::NameTaken),
@@ -98,13 +115,8 @@ pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Resul
         format!("mark TAP {name}, and set its MAC address and its MTU of {}", wanted.mtu),
         whom().alias(&mark).address(wanted.mac.host_side().0.to_vec()).mtu(wanted.mtu),
     );
-    if let Some(full) = full {
-        let names = LinkAttribute::PropList(vec![Prop::AltIfName(full.clone())]);
-        steps.add(
-            format!("give TAP {name} the alternative name {full}"),
-            NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND,
-            RouteNetlinkMessage::NewLinkProp(whom().append_extra_attribute(names).build()),
-        );
+    if let Some(full) = &full {
+        call(&mut steps, whom(), name, full);
     }
     steps.set(format!("put TAP {name} on bridge {network} and bring it up"), whom().controller(bridge).up());
     steps.get(whom()).get(LinkUnspec::new_with_index(bridge));
@@ -116,23 +128,48 @@ pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>, name: &TapName) -> Resul
     if !wanted.is(&port) {
         return Err(Error::Answer {
             tried: format!("put TAP {name} on bridge {network}"),
-            why: "it has not become what it should be",
+            why: "it has not become what it should be".into(),
         });
     }
     Ok(Made::Port(tap, port.index))
 }
 
+/// Gives a TAP its full name.
+fn call(steps: &mut Steps, whom: Whom, name: &str, full: &str) {
+    let names = LinkAttribute::PropList(vec![Prop::AltIfName(full.to_owned())]);
+    steps.add(
+        format!("give TAP {name} the alternative name {full}"),
+        NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND,
+        RouteNetlinkMessage::NewLinkProp(whom.append_extra_attribute(names).build()),
+    );
+}
+
 /// Brings a port that was made back to what it should be; `None` if it is there no more, else whether it was not as it should be.
 pub fn mend(kernel: &mut Kernel, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
+    patiently(|| try_mend(kernel, wanted, index))
+}
+
+fn try_mend(kernel: &mut Kernel, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
     let whom = || LinkUnspec::new_with_index(index);
     let Some(link) = kernel.link(whom())?.filter(|link| wanted.may_be(link)) else { return Ok(None) };
     let changed = !wanted.is(&link);
     if changed {
         let mut steps = Steps::default();
+        let Wanted { name, network, bridge, .. } = *wanted;
+        if link.name != name {
+            // Kernels before 6.2 rename no interface that is up.
+            steps.set(format!("take {} down", link.name), whom().down());
+            steps.set(format!("give {} its name {name} again", link.name), whom().name(name));
+        }
         let marked = whom().alias(wanted.mark()).address(wanted.mac.host_side().0.to_vec()).mtu(wanted.mtu);
-        steps.set(format!("mark TAP {} again, and set its MAC address and its MTU", link.name), marked);
-        let back = whom().controller(wanted.bridge).up();
-        steps.set(format!("put TAP {} on bridge {} again and bring it up", link.name, wanted.network), back);
+        steps.set(format!("mark TAP {name} again, and set its MAC address and its MTU"), marked);
+        if let Some(full) = wanted.full().filter(|full| !link.alternatives.contains(full)) {
+            call(&mut steps, whom(), name, &full);
+        }
+        if link.no_carrier {
+            steps.set(format!("give TAP {name} its carrier again"), whom().carrier(true));
+        }
+        steps.set(format!("put TAP {name} on bridge {network} again and bring it up"), whom().controller(bridge).up());
         kernel.run(&mut steps)?;
     }
     Ok(Some(changed))
@@ -154,7 +191,7 @@ pub fn detach(kernel: &mut Kernel, ports: &[(u32, Wanted<'_>)], group: u32) -> V
 fn detach_group(kernel: &mut Kernel, ports: &[(u32, Wanted<'_>)], group: u32) -> Result<(), Error> {
     let links: BTreeMap<u32, Link> = kernel.links()?.into_iter().map(|link| (link.index, link)).collect();
     if links.values().any(|link| link.group == group) {
-        return Err(Error::Answer { tried: "choose a group of interfaces".into(), why: "somebody uses it" });
+        return Err(Error::Answer { tried: "choose a group of interfaces".into(), why: "somebody uses it".into() });
     }
     let mut steps = Steps::default();
     for (index, _) in ports.iter().filter(|(index, wanted)| links.get(index).is_some_and(|link| wanted.may_be(link))) {
