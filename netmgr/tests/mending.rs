@@ -245,6 +245,13 @@ fn bridge_that_was_made_to_keep_vlans_apart_does_not_any_more() {
     });
 }
 
+/// Starts it, and waits for an answer: it takes connections before it has taken stock.
+fn start_and_ask() -> Netmgr {
+    let netmgr = Netmgr::start();
+    block_on(async { Client::new(&netmgr).await.network("volt0").await.unwrap() });
+    netmgr
+}
+
 /// The name that people look for is another one than the kernel's 15 bytes hold.
 #[test]
 fn full_name_and_carrier_of_a_port_come_back() {
@@ -273,9 +280,9 @@ fn full_name_and_carrier_of_a_port_come_back() {
         });
         ip(&format!("link property del dev {} altname {full}", before.interface));
         ip(&format!("link set {} carrier off", before.interface));
-        let netmgr = Netmgr::start();
+        let _netmgr = start_and_ask();
         assert!(whole(&before.interface));
-        drop((tap, netmgr));
+        drop(tap);
     });
 }
 
@@ -357,7 +364,7 @@ fn tap_whose_mark_was_cleared_before_the_start_is_a_port_if_its_address_and_brid
         let known = |interface: &String| (interface.clone(), text(&common::interface(interface).unwrap(), "ifalias"));
         let marks: Vec<_> = names.iter().map(known).collect();
         names.iter().for_each(|name| harm(&[&format!("link set {name} alias ALIAS")]));
-        let _netmgr = Netmgr::start();
+        let _netmgr = start_and_ask();
         assert_eq!(names.iter().map(known).collect::<Vec<_>>(), marks);
         drop(taps);
     });
