@@ -21,6 +21,7 @@ use rustix::{
 
 use crate::{
     Actor, Code, Error, Fault, Limits, Peer, Token, endpoint,
+    lack::passes,
     lane_socket::{Ended, LaneSocket, lane_lost},
     link::Link,
     meter::Meter,
@@ -255,7 +256,9 @@ async fn dial(path: &Path, kind: SocketType) -> Result<OwnedFd, Fault> {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).map_err(failed)?;
         match rustix::net::connect(&socket, &address) {
             Ok(()) => return Ok(socket),
-            Err(Errno::AGAIN) if tokio::time::Instant::now() < give_up => tokio::time::sleep(RETRY).await,
+            Err(e) if (e == Errno::AGAIN || passes(e)) && tokio::time::Instant::now() < give_up => {
+                tokio::time::sleep(RETRY).await;
+            }
             Err(Errno::AGAIN) => return Err(late(&tried(), CONNECT_DEADLINE)),
             Err(e) => return Err(failed(e)),
         }

@@ -1,5 +1,6 @@
 //! The fd lane's packets (`schema/fd_lane.capnp`): the service's side of one lane, and a client's. A packet that is not
-//! exactly as the schema says ends the lane, and every descriptor in it is closed.
+//! exactly as the schema says ends the lane, and every descriptor in it is closed. One that lost its descriptor because its receiver had no
+//! room for it is as it should be: what it was for fails, and the lane goes on.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -18,6 +19,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     Code, Fault, Lane, Peer, Token,
+    lack::{Lack, passes},
     lane::{TOKEN_LENGTH, bad_token, too_many_tokens},
     stream::{RECEIVE, SEND, watch},
 };
@@ -38,6 +40,8 @@ struct Packet {
     bytes: [u8; LONGEST],
     length: usize,
     fd: Option<OwnedFd>,
+    /// One came with it, for which this process had no room.
+    lost: bool,
 }
 
 impl Packet {
@@ -72,9 +76,10 @@ impl LaneSocket {
             Some((wire::OP_CLAIM, token)) if token.len() == TOKEN_LENGTH => token.to_vec(),
             _ => return Err(Ended("a packet is malformed")),
         };
-        let result = match (token.is_empty(), request.fd) {
-            (true, Some(fd)) => lane.deposit(fd, peer).map(|token| (token.as_bytes().to_vec(), None)),
-            (false, None) => lane.claim(&token, peer).map(|fd| (Vec::new(), Some(fd))),
+        let result = match (token.is_empty(), request.fd, request.lost) {
+            (true, Some(fd), false) => lane.deposit(fd, peer).map(|token| (token.as_bytes().to_vec(), None)),
+            (true, None, true) => Err(too_many_tokens()),
+            (false, None, false) => lane.claim(&token, peer).map(|fd| (Vec::new(), Some(fd))),
             _ => return Err(Ended("a packet carries a descriptor too many or too few")),
         };
         match result {
@@ -91,9 +96,9 @@ impl LaneSocket {
     /// Hands `fd` to the service.
     pub(crate) async fn deposit(&self, fd: BorrowedFd<'_>) -> Result<Result<Token, Fault>, Ended> {
         let reply = self.ask(&[wire::OP_DEPOSIT], Some(fd)).await?;
-        match (reply.parts(), &reply.fd) {
-            (Some((wire::STATUS_OK, token)), None) => Token::from_bytes(token).map(Ok).map_err(|_| WRONG_REPLY),
-            (Some((status, [])), None) => refusal(status).map(Err),
+        match (reply.parts(), reply.fd.is_some() || reply.lost) {
+            (Some((wire::STATUS_OK, token)), false) => Token::from_bytes(token).map(Ok).map_err(|_| WRONG_REPLY),
+            (Some((status, [])), false) => refusal(status).map(Err),
             _ => Err(WRONG_REPLY),
         }
     }
@@ -104,9 +109,10 @@ impl LaneSocket {
         request.extend_from_slice(token.as_bytes());
         let mut reply = self.ask(&request, None).await?;
         let fd = reply.fd.take();
-        match (reply.parts(), fd) {
-            (Some((wire::STATUS_OK, [])), Some(fd)) => Ok(Ok(fd)),
-            (Some((status, [])), None) => refusal(status).map(Err),
+        match (reply.parts(), fd, reply.lost) {
+            (Some((wire::STATUS_OK, [])), Some(fd), false) => Ok(Ok(fd)),
+            (Some((wire::STATUS_OK, [])), None, true) => Ok(Err(no_room())),
+            (Some((status, [])), None, false) => refusal(status).map(Err),
             _ => Err(WRONG_REPLY),
         }
     }
@@ -122,11 +128,14 @@ impl LaneSocket {
     }
 
     async fn receive(&self) -> Result<Packet, Ended> {
+        let mut lack = Lack::new(DEADLINE);
         loop {
+            lack.rest().await;
             let mut ready = self.0.readable().await.map_err(|_| Ended("the socket failed"))?;
             match receive_now(self.0.as_fd()) {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
+                Err(e) if passes(e) && lack.again() => {}
                 Err(_) => return Err(Ended("the socket failed")),
                 Ok(result) => return result,
             }
@@ -134,12 +143,16 @@ impl LaneSocket {
     }
 
     async fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Ended> {
+        let mut lack = Lack::new(DEADLINE);
         let sent = async {
             loop {
+                lack.rest().await;
                 let mut ready = self.0.writable().await.map_err(|_| Ended("the socket failed"))?;
                 match send_now(self.0.as_fd(), bytes, fd) {
                     Err(Errno::AGAIN) => ready.clear_ready(),
                     Err(Errno::INTR) => {}
+                    Err(e) if passes(e) && lack.again() => {}
+                    Err(e) if passes(e) => return Err(Ended(LACKING)),
                     Err(_) => return Err(Ended("the other side has gone")),
                     Ok(()) => return Ok(()),
                 }
@@ -149,6 +162,7 @@ impl LaneSocket {
     }
 }
 
+const LACKING: &str = "the kernel has had no room for the packet for 5 s";
 const WRONG_REPLY: Ended = Ended("the service's reply is malformed");
 
 fn refusal(status: u8) -> Result<Fault, Ended> {
@@ -163,6 +177,16 @@ fn refusal(status: u8) -> Result<Fault, Ended> {
 fn too_many_lanes() -> Fault {
     let why = "the service has as many lanes as it may, of this process or in all";
     Fault::new(Code::Exhausted, "pass a file descriptor", why, "Close connections, or connect again later")
+}
+
+fn no_room() -> Fault {
+    let why = "this process has as many files open as it may";
+    Fault::new(
+        Code::Exhausted,
+        "take a file descriptor",
+        why,
+        "Close some, or raise the limit of open files; then get a new token",
+    )
 }
 
 /// What a client is told once its lane has ended.
@@ -195,20 +219,25 @@ fn receive_now(socket: BorrowedFd<'_>) -> Result<Result<Packet, Ended>, Errno> {
             fds.extend(received);
         }
     }
-    if message.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
+    if message.flags.contains(ReturnFlags::TRUNC) {
         return Ok(Err(Ended("a packet was truncated")));
     }
     if message.bytes == 0 {
         return Ok(Err(Ended("the other side has gone")));
     }
-    let fd = fds.pop();
+    let mut fd = fds.pop();
     if !fds.is_empty() {
         return Ok(Err(Ended("a packet carries more than one descriptor")));
+    }
+    // There was room for two in the buffer, so it was lacking in this process's table. (The second of two may be what is lost.)
+    let lost = message.flags.contains(ReturnFlags::CTRUNC);
+    if lost {
+        fd = None;
     }
     let (Some(kept), true) = (bytes.first_chunk(), message.bytes <= LONGEST) else {
         return Ok(Err(Ended("a packet is too long")));
     };
-    Ok(Ok(Packet { bytes: *kept, length: message.bytes, fd }))
+    Ok(Ok(Packet { bytes: *kept, length: message.bytes, fd, lost }))
 }
 
 fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {

@@ -17,7 +17,10 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::meter::Meter;
+use crate::{
+    lack::{Lack, is_crowd, passes},
+    meter::Meter,
+};
 
 /// Bytes of each buffer: most messages in one system call.
 const BUFFER: usize = 8192;
@@ -89,17 +92,30 @@ pub(crate) fn send(socket: impl AsFd, buf: &[u8]) -> Result<usize, Errno> {
 }
 
 /// One direction of a connection's socket.
-struct Half(Rc<Socket>);
+struct Half {
+    socket: Rc<Socket>,
+    lack: Lack,
+}
+
+impl Half {
+    fn new(socket: &Rc<Socket>, meter: &Meter) -> Half {
+        Half { socket: socket.clone(), lack: Lack::new(meter.limits.stall) }
+    }
+}
 
 impl AsyncRead for Half {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let Half { socket, lack } = self.get_mut();
         loop {
-            let mut ready = ready!(self.0.fd.poll_read_ready(cx))?;
-            match receive(&*self.0, buf) {
+            ready!(lack.poll_rest(cx));
+            let mut ready = ready!(socket.fd.poll_read_ready(cx))?;
+            match receive(&**socket, buf) {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
+                Err(e) if passes(e) && lack.again() => {}
                 Err(e) => return Poll::Ready(Err(e.into())),
                 Ok(read) => {
+                    lack.over();
                     // A short read emptied the socket, and epoll tells when it fills again (edge-triggered): to note that
                     // now saves the system call that would find it empty. The end of the stream is not forgotten by it.
                     if read < buf.len() {
@@ -114,20 +130,30 @@ impl AsyncRead for Half {
 
 impl AsyncWrite for Half {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let mut full = self.0.full.borrow_mut();
+        let Half { socket, lack } = self.get_mut();
+        let mut full = socket.full.borrow_mut();
         loop {
-            match send(&*self.0, buf) {
+            ready!(lack.poll_rest(cx));
+            match send(&**socket, buf) {
                 Err(Errno::AGAIN) => {}
                 Err(Errno::INTR) => continue,
+                Err(e) if passes(e) && lack.again() => continue,
                 result => {
                     *full = None;
+                    lack.over();
                     return Poll::Ready(result.map_err(io::Error::from));
                 }
             }
             let watched = match full.take() {
                 Some(watched) => full.insert(watched),
-                None => full.insert(self.0.duplicate(Interest::WRITABLE)?),
+                None => match socket.duplicate(Interest::WRITABLE) {
+                    Ok(watched) => full.insert(watched),
+                    // There may be room in the socket before there is one for another descriptor.
+                    Err(e) if Errno::from_io_error(&e).is_some_and(is_crowd) && lack.again() => continue,
+                    Err(e) => return Poll::Ready(Err(e)),
+                },
             };
+            lack.over();
             ready!(watched.poll_write_ready(cx))?.clear_ready();
         }
     }
@@ -137,7 +163,7 @@ impl AsyncWrite for Half {
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.shutdown(Shutdown::Write))
+        Poll::Ready(self.socket.shutdown(Shutdown::Write))
     }
 }
 
@@ -191,7 +217,7 @@ impl AsyncWrite for Outgoing {
 
 /// Both directions of `socket`.
 pub(crate) fn split(socket: &Rc<Socket>, meter: &Rc<Meter>) -> (Incoming, Outgoing) {
-    let incoming = BufReader::with_capacity(BUFFER, Half(socket.clone()));
-    let outgoing = BufWriter::with_capacity(BUFFER, Half(socket.clone()));
+    let incoming = BufReader::with_capacity(BUFFER, Half::new(socket, meter));
+    let outgoing = BufWriter::with_capacity(BUFFER, Half::new(socket, meter));
     (Incoming { inner: incoming, meter: meter.clone() }, Outgoing { inner: outgoing, meter: meter.clone() })
 }
