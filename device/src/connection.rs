@@ -110,6 +110,7 @@ pub(crate) fn next_message(socket: &UnixStream) -> Result<Option<u32>, Error> {
             Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             Ok(seen) => seen,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
+            Err(errno) if ipc::passes(errno) => 0,
             Err(errno) => return Err(system("read from the frontend")(errno)),
         };
         let [a, b, c, d, _, _, _, _, size @ ..] = header;

@@ -124,8 +124,10 @@ impl Receiver {
                     self.wants_frames = true;
                     return Ok(Some(Progress::Idle));
                 }
-                // The kernel dropped a frame whose offloads the header has no words for.
-                Err(Errno::INVAL | Errno::INTR) => RingStats::add(&ring.stats().errors, 1),
+                // The kernel dropped a frame: one whose offloads the header has no words for, or for want of memory.
+                Err(Errno::INVAL | Errno::INTR | Errno::NOMEM | Errno::NOBUFS) => {
+                    RingStats::add(&ring.stats().errors, 1)
+                }
                 Err(Errno::BADFD | Errno::BADF | Errno::FAULT) => {
                     return Err("The TAP interface is gone: somebody removed it".into());
                 }

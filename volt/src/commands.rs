@@ -24,7 +24,7 @@ use crate::{
     printable, resources,
     run::runtime,
     say,
-    services::{self, CALL_DEADLINE, Found, Service},
+    services::{self, CALL_DEADLINE, Found, Service, has_ended},
     told,
 };
 
@@ -98,11 +98,6 @@ fn list(paths: &Paths, policy: Policy) -> Result<i32, Fault> {
         print_rows(&["NAME", "STATE", "CPUS", "MEMORY"], &rows)?;
         Ok(if rows.iter().any(|[_, state, ..]| state == UNREACHABLE) { NOT_ALL_ANSWERED } else { 0 })
     })
-}
-
-/// Nobody serves there: it ends just now, or its supervisor was killed a moment ago.
-fn has_ended(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 /// A VM that is there and does not say how it is.

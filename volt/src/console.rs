@@ -25,7 +25,7 @@ use rustix::{
 /// How long the last of the guest's output may take to reach whoever reads ours.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// How long until a job in the background looks again whether the terminal is its own.
+/// How long until a job in the background looks again whether the terminal is its own, or until the kernel has what it lacks.
 const BACKGROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 /// Ctrl-], as telnet and virsh have it.
@@ -167,9 +167,8 @@ fn read<'a>(from: BorrowedFd<'_>, buffer: &'a mut [u8]) -> &'a [u8] {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait(from, PollFlags::IN),
             // The terminal is another job's now: SIGTTIN is blocked, so that this does not stop the VM.
-            Err(Errno::IO) => {
-                let _ = rustix::event::poll(&mut [], Some(&BACKGROUND));
-            }
+            Err(Errno::IO) => rest(),
+            Err(errno) if ipc::passes(errno) => rest(),
             Err(_) => return &[],
         }
     }
@@ -182,10 +181,15 @@ fn write(to: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), (Errno, usize)> {
             Ok(n) => bytes = bytes.get(n..).unwrap_or(&[]),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait(to, PollFlags::OUT),
+            Err(Errno::NOBUFS) => rest(),
             Err(errno) => return Err((errno, bytes.len())),
         }
     }
     Ok(())
+}
+
+fn rest() {
+    let _ = rustix::event::poll(&mut [], Some(&BACKGROUND));
 }
 
 fn wait(fd: BorrowedFd<'_>, events: PollFlags) {

@@ -118,7 +118,8 @@ impl Watch {
     /// Waits until the janitor has confined itself: without it nothing may start.
     pub fn ready(&self, paths: &Paths) -> Result<(), Fault> {
         let limit = Some(&START);
-        let answered = rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], limit);
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        let answered = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, limit));
         match answered.map(|count| (count > 0).then(|| read(&self.0, &mut [0; 1]))) {
             Ok(Some(1)) => Ok(()),
             Ok(Some(_)) => Err(not_started(paths, "the janitor has ended, for the reason that it gave")),

@@ -26,6 +26,7 @@ use std::{
 use confine::{Cgroup, Child, Limit, Policy, Root, Sandbox, Spawn, User};
 use ipc::{Code, Fault, chain};
 use rustix::{
+    event::Timespec,
     io::Errno,
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -53,6 +54,9 @@ const START_DEADLINE: Duration = Duration::from_secs(15);
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 /// How long the launcher may take to end by itself, and then by a signal.
 const END_DEADLINE: Duration = Duration::from_secs(1);
+/// How long until the kernel may have what it lacks for a packet, and how often that is waited for.
+const MOMENT: Duration = Duration::from_millis(10);
+const MOMENTS: u32 = 500;
 /// First byte of a request to start a program, of one that asks how a process ended, and of one to forget it, which is not answered.
 const START: u8 = b's';
 const WAIT: u8 = b'w';
@@ -237,7 +241,13 @@ impl Launcher {
             if packet.len() > PACKET || fds.len() > FDS {
                 return Err(format!("its arguments are over {PACKET} bytes, or its descriptors over {FDS}"));
             }
-            send(self.socket.get_ref(), &packet, fds).map_err(ended)?;
+            loop {
+                match send(self.socket.get_ref(), &packet, fds) {
+                    Ok(()) => break,
+                    Err(e) if ipc::passes(e) => tokio::time::sleep(MOMENT).await,
+                    Err(e) => return Err(ended(e)),
+                }
+            }
             loop {
                 let receive = |socket: &OwnedFd| Ok(receive(socket, RecvFlags::DONTWAIT)?);
                 let received = self.socket.async_io(Interest::READABLE, receive).await;
@@ -375,6 +385,10 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
             Ok((packet, _)) if packet.is_empty() => return Ok(()),
             Ok(request) => request,
             Err(Errno::CONNRESET) => return Ok(()),
+            Err(e) if ipc::passes(e) => {
+                moment();
+                continue;
+            }
             Err(e) => {
                 return Err(Fault::new(Code::Internal, "hear from the supervisor", chain(&e), "Report this defect"));
             }
@@ -383,6 +397,12 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
         let Some(([kind, number @ ..], body)) = packet.split_first_chunk::<5>() else { return Ok(()) };
         let answer = |kind: u8, text: &[u8], fds: &[BorrowedFd<'_>]| {
             let packet: Vec<u8> = number.iter().chain([&kind]).chain(text).copied().take(PACKET).collect();
+            for _ in 0..MOMENTS {
+                match send(socket, &packet, fds) {
+                    Err(e) if ipc::passes(e) => moment(),
+                    sent => return sent,
+                }
+            }
             send(socket, &packet, fds)
         };
         let sent = match *kind {
@@ -434,6 +454,12 @@ fn start(programs: &Programs, request: &[u8], fds: Vec<OwnedFd>) -> Result<Child
 fn status(children: &mut [Child], number: &[u8]) -> Option<ExitStatus> {
     let child = children.iter_mut().find(|child| child.pid().to_le_bytes() == *number)?;
     child.try_wait().ok().flatten()
+}
+
+fn moment() {
+    let moment = Timespec::try_from(MOMENT).unwrap_or_default();
+    // An interrupted rest is a shorter one.
+    let _ = rustix::event::poll(&mut [], Some(&moment));
 }
 
 fn send(socket: &OwnedFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {

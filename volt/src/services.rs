@@ -20,6 +20,7 @@ use ipc::{Code, Connection, Endpoint, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::FlockOperation,
+    io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
     thread::CapabilitySet,
 };
@@ -130,7 +131,8 @@ fn connect_until(path: &Path, kind: SocketType, end: Instant) -> io::Result<Owne
     let begin = Instant::now();
     loop {
         match connect(path, kind) {
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock && !passes(&e) => return Err(e),
+            Err(e) if Instant::now() > end && e.kind() != io::ErrorKind::WouldBlock => return Err(e),
             Err(_) if Instant::now() > end => {
                 let why = format!("its queue has been full for {} s", begin.elapsed().as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
@@ -139,6 +141,17 @@ fn connect_until(path: &Path, kind: SocketType, end: Instant) -> io::Result<Owne
             connected => return connected,
         }
     }
+}
+
+/// Whether the kernel lacks something just now.
+fn passes(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(ipc::passes)
+}
+
+/// Nobody serves there: it ends just now, or has ended. Any other failure is one of ours.
+pub fn has_ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected, NotFound};
+    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | NotConnected)
 }
 
 /// A question that a service answers: whether it still takes connections, or only lies in the queue of one that ends.
@@ -157,7 +170,8 @@ impl Knock {
     /// answers has taken those that were made before, and stays as long as they do.
     fn answered(&self) -> io::Result<bool> {
         let limit = Timespec { tv_sec: CALL_DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
-        if rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit))? == 0 {
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        if rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&limit)))? == 0 {
             let why = format!("it has not answered for {} s", CALL_DEADLINE.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
@@ -210,7 +224,12 @@ fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Fault> {
         match link(&path, connect_in_time).and_then(|link| Ok((link, Knock::send(&path)?))) {
             Ok((link, knock)) => asked.push((one, link, knock)),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(late(one.service, e)),
-            Err(_) => {}
+            Err(e) if has_ended(&e) => {}
+            Err(e) => {
+                let mut fault = unreachable(one.service.name(), ipc::chain(&e));
+                fault.remedy = format!("See what is there, and whose: ls -l {}", shell(&path));
+                return Err(fault);
+            }
         }
     }
     for (one, link, knock) in asked {

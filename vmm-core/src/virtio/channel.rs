@@ -59,6 +59,7 @@ impl Channel {
                 }
                 Err(Errno::AGAIN) => self.wait(request, PollFlags::OUT, deadline)?,
                 Err(Errno::INTR) => {}
+                Err(errno) if ipc::passes(errno) && Instant::now() < deadline => rest_a_moment(),
                 Err(errno) => return Err(failed(request, errno)),
             }
         }
@@ -99,6 +100,7 @@ impl Channel {
                 }
                 Err(Errno::AGAIN) => self.wait(request, PollFlags::IN, deadline)?,
                 Err(Errno::INTR) => {}
+                Err(errno) if ipc::passes(errno) && Instant::now() < deadline => rest_a_moment(),
                 Err(errno) => return Err(failed(request, errno)),
             }
             // A peer that always has another byte ready never meets the wait above.
@@ -142,6 +144,12 @@ pub(super) fn read_some(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Opt
     let mut none = RecvAncillaryBuffer::default();
     let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut none, flags)?;
     Ok((!got.flags.contains(ReturnFlags::CTRUNC)).then_some(got.bytes))
+}
+
+/// What the kernel lacks just now comes back.
+pub(super) fn rest_a_moment() {
+    // An interrupted rest is a shorter one.
+    let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 10_000_000 }));
 }
 
 fn failed(request: Request, errno: Errno) -> Error {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::Error;
-use super::channel::read_some;
+use super::channel::{read_some, rest_a_moment};
 use super::wire::{BACKEND_CONFIG_CHANGE, HEADER, Header, NEED_REPLY, answer};
 
 /// Longest body that a request of the backend may have.
@@ -61,6 +61,8 @@ impl BackendRequests {
                 Ok(Some(count)) => self.held.extend(buffer.iter().take(count)),
                 Ok(None) => return Err(Error::Protocol { request: NAME, why: "a descriptor came with it" }),
                 Err(Errno::AGAIN | Errno::INTR) => {}
+                // What has come lies there yet, and is looked for again.
+                Err(errno) if ipc::passes(errno) => rest_a_moment(),
                 Err(errno) => {
                     return Err(Error::Host { what: "read the backend's requests", source: errno.into() });
                 }
