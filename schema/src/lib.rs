@@ -8,6 +8,7 @@
 //! never renumbered, retyped or removed.
 
 pub mod names;
+pub mod programs;
 
 macro_rules! generated {
     ($($(#[$doc:meta])* $module:ident),* $(,)?) => {$(

@@ -13,6 +13,7 @@ use futures::{FutureExt, future::join_all};
 use ipc::{Code, Connection, Fault, chain};
 use schema::{
     kernel_store_capnp::{kernel_info, kernel_store},
+    programs::CLIENT,
     vm_capnp::{vm, vm_info},
 };
 
@@ -228,7 +229,7 @@ fn confined<T>(
             "Use --confinement best-effort to run with what this host has",
         )
     };
-    let mut sandbox = Sandbox::new("volt", policy);
+    let mut sandbox = Sandbox::new(CLIENT.title, policy);
     for fd in found.as_raw_fds().into_iter().chain(keep.iter().map(|fd| fd.as_raw_fd())) {
         sandbox = sandbox.keep_fd(fd);
     }

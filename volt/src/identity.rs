@@ -14,6 +14,7 @@ use std::{
 use confine::User;
 use ipc::{Code, Fault};
 use rustix::thread::CapabilitySet;
+use schema::programs::{self, SERVICE_USERS as SERVICES};
 
 use crate::services::Service;
 
@@ -21,8 +22,6 @@ use crate::services::Service;
 const LOCK: &str = "/run/volt-vmm-users.lock";
 /// What `VOLT_UID_RANGE` is if unset: above what systemd gives containers, below what it warns of.
 const DEFAULT_RANGE: Range = Range { first: 0x7000_0000, count: 1 << 16 };
-/// The first users of the range are those of services.
-const SERVICES: u32 = 16;
 
 /// The users that the host gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +73,10 @@ impl Range {
 
     /// A service's user.
     pub fn service(self, service: Service) -> Option<User> {
-        let place = Service::ALL.iter().position(|other| *other == service)?;
-        User::new(self.first.checked_add(u32::try_from(place).ok()?)?)
+        match service.process().user {
+            programs::User::Service(place) => User::new(self.first.checked_add(place)?),
+            programs::User::Starter | programs::User::Vm => None,
+        }
     }
 
     /// A user that no VM has, until the descriptor and its duplicates are closed.

@@ -23,6 +23,7 @@ use rustix::{
     net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType},
     process::{Pid, WaitOptions},
 };
+use schema::programs::JANITOR;
 
 use crate::{
     cell::Cell,
@@ -255,7 +256,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
         paths_of(&paths.vm(name)).into_iter().zip(inodes).map(|(path, inode)| Own { path, inode }).collect();
     let mut cgroup = cell.cgroup.clone();
     let mut sandbox =
-        Sandbox::new("volt-janitor", policy).heap(Heap::Reserved(filters::SMALL_HEAP)).keep_fd(wait.as_raw_fd());
+        Sandbox::new(JANITOR.title, policy).heap(Heap::Reserved(filters::SMALL_HEAP)).keep_fd(wait.as_raw_fd());
     if let Some(null) = &null {
         sandbox = sandbox.keep_fd(null.as_raw_fd());
     }

@@ -12,6 +12,7 @@ use std::{
 use confine::{Child, Filter, Heap, Policy, Root, Rule, Sandbox, Spawn, User, base};
 use ipc::{Code, Endpoint, Fault};
 use rustix::event::{PollFd, PollFlags};
+use schema::programs::KEEPER;
 
 use crate::{
     cli::KeepArgs,
@@ -42,7 +43,7 @@ pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>)
     }
     // Who cannot become another user runs them as itself, which confines itself just so.
     let users = Range::usable().is_ok().then(Range::find).transpose()?;
-    let mut spawn = Spawn::new(&paths.program("volt"));
+    let mut spawn = Spawn::new(&paths.program(KEEPER.program));
     spawn.arg("--confinement").arg(policy.to_string()).arg("keep");
     let mut sockets = Vec::new();
     for (service, endpoint) in endpoints {
@@ -147,7 +148,7 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         Fault::new(Code::Unavailable, "confine the keeper", ipc::chain(&e), "See volt --help on --confinement")
     };
     drop(log);
-    let sandbox = Sandbox::new("volt-keep", policy).heap(Heap::Reserved(filters::SMALL_HEAP));
+    let sandbox = Sandbox::new(KEEPER.title, policy).heap(Heap::Reserved(filters::SMALL_HEAP));
     let (sandbox, alone) = sandbox.alone(&Root::empty().folder(&paths.runtime, "/")).map_err(fault)?;
     let runtime = if alone { Path::new("/") } else { &paths.runtime };
     let mut sandbox = sandbox.allow_removal(runtime);

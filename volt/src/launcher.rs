@@ -34,6 +34,7 @@ use rustix::{
     },
     process::{Pid, PidfdFlags, Signal},
 };
+use schema::programs::{self, LAUNCHER, Starter};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::Mutex,
@@ -42,8 +43,6 @@ use tokio::{
 
 use crate::{filters, paths::Paths, say};
 
-/// The programs that a launcher starts, and how requests name them.
-const PROGRAMS: [&str; 3] = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"];
 /// Bytes of a request or an answer: a kernel's command line and as much again.
 const PACKET: usize = 16 << 10;
 /// Descriptors of a request: those of a core with all its devices.
@@ -67,6 +66,11 @@ const RUNS: u8 = b'r';
 const REFUSED: u8 = b'e';
 /// What the VM's processes are sacrificed by when memory runs out, before services and other programs (proc(5)).
 const OOM_SCORE_ADJ: &str = "500";
+
+/// The programs that a launcher starts: a request names one by its place.
+fn launched() -> impl Iterator<Item = &'static str> {
+    programs::started_by(Starter::Launcher).map(|process| process.program)
+}
 
 /// Whom and what the launcher is to be.
 pub struct Role<'a> {
@@ -184,7 +188,7 @@ impl Launcher {
             let remedy = "See whether Volt's programs are all in one folder, and what was said above";
             Fault::new(Code::Unavailable, format!("start {program}"), why, remedy)
         };
-        let place = PROGRAMS.iter().position(|name| *name == program).and_then(|place| u8::try_from(place).ok());
+        let place = launched().position(|name| name == program).and_then(|place| u8::try_from(place).ok());
         let place = place.ok_or_else(|| failed("it is no program of a VM".into()))?;
         let body = [&[place][..], &request.text].concat();
         let fds: Vec<BorrowedFd<'_>> = request.fds.iter().map(AsFd::as_fd).collect();
@@ -336,7 +340,7 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
         })
     };
     let files =
-        PROGRAMS.iter().map(|name| Ok((*name, open(&role.paths.program(name))?))).collect::<Result<Vec<_>, Fault>>()?;
+        launched().map(|name| Ok((name, open(&role.paths.program(name))?))).collect::<Result<Vec<_>, Fault>>()?;
     let null = File::options().read(true).write(true).open("/dev/null").map_err(|e| fault(&e))?;
     // A session of its own: the terminal's signals pass it by, and its programs.
     let _leader = rustix::process::setsid();
@@ -360,7 +364,7 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
     // After the change of user, which undoes it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| fault(&e))?;
 
-    let mut sandbox = Sandbox::new("volt-launcher", role.policy)
+    let mut sandbox = Sandbox::new(LAUNCHER.title, role.policy)
         .keep_fd(socket.as_raw_fd())
         .keep_fd(null.as_raw_fd())
         // What this process may not do its programs may not either, and theirs are the disks and the guest's memory.

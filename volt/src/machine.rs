@@ -12,7 +12,11 @@ use std::{
 use futures::{FutureExt, future::join_all};
 
 use ipc::{Code, Connection, Fault, chain};
-use schema::{device_capnp::device_backend, vm_capnp::vm};
+use schema::{
+    device_capnp::device_backend,
+    programs::{BLK_BACKEND, NET_BACKEND, VMM_CORE},
+    vm_capnp::vm,
+};
 use tokio::time::timeout;
 
 use crate::launcher::{Launcher, Process, Request};
@@ -83,7 +87,7 @@ impl<'a> Machine<'a> {
     /// Starts all processes, and the vCPUs.
     pub async fn boot(launcher: &'a Launcher, parts: &Parts, console: OwnedFd) -> Result<Machine<'a>, Fault> {
         let policy = parts.policy.to_string();
-        let mut core = Request::new("vmm-core");
+        let mut core = Request::new(VMM_CORE.program);
         core.arg("--confinement").arg(&policy);
         let (control, control_end) = pair()?;
         core.fd("--control-fd", control_end.into());
@@ -98,20 +102,20 @@ impl<'a> Machine<'a> {
 
         let mut waiting = Vec::new();
         for (n, disk) in parts.disks.iter().enumerate() {
-            let mut backend = Request::new("vhost-blk-backend");
+            let mut backend = Request::new(BLK_BACKEND.program);
             backend.fd("--blk-fd", dup(&disk.fd)?).arg("--serial").arg(&disk.serial);
             if disk.read_only {
                 backend.arg("--read-only");
             }
-            waiting.push((format!("vhost-blk-backend of disk {n}"), 2, backend));
+            waiting.push((format!("{} of disk {n}", BLK_BACKEND.name), 2, backend));
         }
         for (n, card) in parts.cards.iter().enumerate() {
-            let mut backend = Request::new("vhost-net-backend");
+            let mut backend = Request::new(NET_BACKEND.program);
             let mac = card.mac.map(|b| format!("{b:02x}")).join(":");
             backend.fd("--tap-fd", dup(&card.tap)?).arg("--mac").arg(mac).arg("--mtu").arg(card.mtu.to_string());
             // So that the address is nobody else's as long as a process has its port, even one that is frozen while this one is killed.
             backend.fd("--lease-fd", dup(&card.life)?);
-            waiting.push((format!("vhost-net-backend of card {n}"), 1, backend));
+            waiting.push((format!("{} of card {n}", NET_BACKEND.name), 1, backend));
         }
         let mut ready = Vec::new();
         for (what, virtio_id, mut backend) in waiting {
@@ -164,7 +168,7 @@ impl<'a> Machine<'a> {
     pub async fn first_ended(&self) -> Option<String> {
         let backends = || self.backends.iter().map(|backend| (backend.what.as_str(), &backend.process));
         let ended = || {
-            let all = backends().chain([("vmm-core", &self.core)]);
+            let all = backends().chain([(VMM_CORE.name, &self.core)]);
             all.filter(|(_, process)| process.ended().now_or_never().is_some()).collect::<Vec<_>>()
         };
         for _ in 0..20 {
@@ -195,7 +199,7 @@ impl<'a> Machine<'a> {
         let Machine { launcher, core, link, vm, backends } = self;
         drop((vm, link));
         // Backends see their frontend hang up, with nothing left to do for it.
-        let mut left = gone(vec![("vmm-core".into(), core)], launcher).await;
+        let mut left = gone(vec![(VMM_CORE.name.into(), core)], launcher).await;
         let unlinked = backends.into_iter().map(|Backend { what, process, _link }| (what, process)).collect();
         left.extend(gone(unlinked, launcher).await);
         left

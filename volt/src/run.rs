@@ -15,7 +15,7 @@ use std::{
 use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
 use disk::DiskError;
 use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, Runtime, chain};
-use schema::vm_capnp::exit::Reason;
+use schema::{programs::SUPERVISOR, vm_capnp::exit::Reason};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -213,7 +213,7 @@ fn confine(
     cell: &Cell,
     others: &[BorrowedFd<'_>],
 ) -> Result<Confined, Fault> {
-    let mut sandbox = Sandbox::new("volt", policy)
+    let mut sandbox = Sandbox::new(SUPERVISOR.title, policy)
         .signals_within(enclosure)
         // The guest's console may go to a file.
         .limit(Limit::FileSize, u64::MAX)

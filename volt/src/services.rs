@@ -24,6 +24,7 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
     thread::CapabilitySet,
 };
+use schema::programs::{self, Process};
 
 use crate::{config::shell, paths::Paths};
 
@@ -50,13 +51,18 @@ impl Service {
     /// Every service.
     pub const ALL: [Service; 3] = [Service::KernelStore, Service::Netmgr, Service::Ipamd];
 
+    /// Its row in the table of processes.
+    pub fn process(self) -> &'static Process {
+        match self {
+            Service::KernelStore => &programs::KERNEL_STORE,
+            Service::Netmgr => &programs::NETMGR,
+            Service::Ipamd => &programs::IPAMD,
+        }
+    }
+
     /// Name of the program and of its socket.
     pub fn name(self) -> &'static str {
-        match self {
-            Service::KernelStore => "kernel-store",
-            Service::Netmgr => "netmgr",
-            Service::Ipamd => "ipamd",
-        }
+        self.process().name
     }
 
     /// Whether this user may start it: `netmgr` needs a capability that it cannot get by itself.

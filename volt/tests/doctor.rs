@@ -9,10 +9,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use schema::programs::beside_volt;
 use serde_json::Value;
 
 const VOLT: &str = env!("CARGO_BIN_EXE_volt");
-const PROGRAMS: [&str; 6] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"];
 /// Debian's nobody: a user without rights.
 const NOBODY: u32 = 65534;
 
@@ -180,7 +180,7 @@ fn programs_that_are_absent_stop_vms() {
     fs::copy(VOLT, &alone).unwrap();
     let report = Report::of(&mut doctor(&alone));
     assert_eq!((report.verdict.as_str(), report.row("programs").state.as_str()), ("missing", "missing"));
-    for program in PROGRAMS {
+    for program in beside_volt() {
         assert!(report.row("programs").detail.contains(program), "{report:?}");
         fs::write(dir.path().join(program), "").unwrap();
     }

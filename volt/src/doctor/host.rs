@@ -3,15 +3,13 @@
 use std::env;
 
 use rustix::fs::{Access, access};
+use schema::programs::beside_volt;
 
 use super::Check;
 
 /// The oldest kernel that Volt is made for, and the first with every layer of confinement.
 const OLDEST: (u32, u32) = (5, 15);
 const WHOLE: (u32, u32) = (6, 12);
-
-/// What a VM with a disk and a card takes.
-const PROGRAMS: [&str; 6] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"];
 
 /// The kernel's version. What an older one lacks has rows of its own.
 pub fn kernel() -> Check {
@@ -42,10 +40,10 @@ pub fn programs() -> Check {
         return Check::missing("programs", "/proc/self/exe cannot be read", "mount /proc").vital();
     };
     let absent: Vec<&str> =
-        PROGRAMS.into_iter().filter(|program| access(dir.join(program), Access::EXEC_OK).is_err()).collect();
+        beside_volt().filter(|program| access(dir.join(program), Access::EXEC_OK).is_err()).collect();
     let dir = dir.display();
     if absent.is_empty() {
-        return Check::ok("programs", format!("all {} in {dir}", PROGRAMS.len()));
+        return Check::ok("programs", format!("all {} in {dir}", beside_volt().count()));
     }
     let detail = format!("not to be executed in {dir}: {}", absent.join(", "));
     Check::missing("programs", detail, "install all of Volt's programs in one folder").vital()

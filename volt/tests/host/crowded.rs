@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use crate::{
-    host::{Ended, Host, Running, until},
+    host::{Ended, Host, Running, services, until},
     kernel::{POWEROFF, SPIN, print},
     plain::{as_user, node},
 };
@@ -142,7 +142,7 @@ fn commands_that_pass_a_descriptor_to_a_service_whose_lanes_are_all_taken_say_so
     let Some(host) = Host::new(test) else { return };
     let off = host.kernel("off", &[&print("up"), POWEROFF, SPIN]);
     host.run(&mut host.full("web", &off)).ok();
-    for service in ["netmgr", "kernel-store", "ipamd"] {
+    for service in services() {
         let mut crowd = Crowd::new();
         let path = ipc::lane_path(&host.path(&format!("run/{service}.sock")));
         crowd.fill(&path, SocketType::SEQPACKET, &limits(&host, service), 0);

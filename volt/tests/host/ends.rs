@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use crate::{
-    host::{Host, Running, kill, uid, until},
+    host::{Host, Running, kill, of_vm, outliving, uid, until},
     kernel::{POWEROFF, SPIN, print},
 };
 
@@ -49,7 +49,7 @@ fn supervisor_that_is_ended_at_any_moment_of_its_start_leaves_nothing() {
 fn process_of_a_vm_that_dies_is_named_and_the_run_fails() {
     let Some(host) = Host::new("process_of_a_vm_that_dies_is_named_and_the_run_fails") else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
-    for program in ["vmm-core", "vhost-blk-backend", "vhost-net-backend"] {
+    for program in of_vm() {
         let vm = Running::start(&mut host.full("web", &kernel));
         vm.says("up");
         kill(host.processes(program)[0], libc::SIGKILL);
@@ -118,7 +118,7 @@ fn services_that_die_take_no_vm_with_them_and_are_started_again() {
     let Some(host) = Host::new("services_that_die_take_no_vm_with_them_and_are_started_again") else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
-    for program in ["volt keep", "netmgr", "ipamd", "kernel-store"] {
+    for program in outliving() {
         kill(host.processes(program)[0], libc::SIGKILL);
     }
     std::thread::sleep(Duration::from_millis(100));

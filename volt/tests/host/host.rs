@@ -13,12 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use schema::programs::{self, LAUNCHER, Starter, beside_volt};
+
 use crate::kernel;
 
 /// How long anything may take: a debug build on a machine with other work.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// The programs that a run needs.
-const PROGRAMS: [&str; 6] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"];
 
 pub struct Host {
     dir: tempfile::TempDir,
@@ -38,7 +38,7 @@ impl Host {
     /// A host of the calling thread's own, or `None` after it was said why there cannot be one.
     pub fn new(test: &str) -> Option<Host> {
         let programs = Path::new(env!("CARGO_BIN_EXE_volt")).parent().unwrap();
-        let missing = PROGRAMS.iter().find(|name| !programs.join(name).exists());
+        let missing = beside_volt().find(|name| !programs.join(name).exists());
         let why = if let Some(name) = missing {
             format!("there is no {name} beside volt: cargo build --workspace --bins")
         } else if let Err(e) = fs::File::options().read(true).write(true).open("/dev/kvm") {
@@ -124,7 +124,7 @@ impl Host {
     /// The launcher of the only VM of this test.
     pub fn launcher(&self) -> i32 {
         let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        self.processes("volt").into_iter().find(|pid| name(pid).trim() == "volt-launcher").unwrap()
+        self.processes("volt").into_iter().find(|pid| name(pid).trim() == LAUNCHER.title).unwrap()
     }
 
     /// All processes of this test: their numbers, and `volt keep` in place of `volt` for a keeper.
@@ -158,10 +158,9 @@ impl Host {
 
     /// Waits until nothing is left of any VM: process, TAP, socket.
     pub fn clean(&self) {
-        let services = ["volt keep", "netmgr", "ipamd", "kernel-store"];
         until("nothing of a VM is left", || {
             let mut left: Vec<String> = self.all().into_iter().map(|(_, name)| name).collect();
-            left.retain(|name| !services.contains(&name.as_str()));
+            left.retain(|name| !outliving().any(|stays| stays == name));
             let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
             left.extend(table.lines().filter(|line| line.trim().starts_with("tap-")).map(str::to_owned));
             left.extend(self.sockets("run/vms"));
@@ -196,6 +195,21 @@ impl Drop for Host {
             kill(pid, libc::SIGKILL);
         }
     }
+}
+
+/// The programs that the launcher of a VM with a disk and a card starts.
+pub fn of_vm() -> impl Iterator<Item = &'static str> {
+    programs::started_by(Starter::Launcher).map(|process| process.program)
+}
+
+/// The services.
+pub fn services() -> impl Iterator<Item = &'static str> {
+    programs::started_by(Starter::Keeper).map(|process| process.program)
+}
+
+/// What outlives a VM: the services, and their keeper.
+pub fn outliving() -> impl Iterator<Item = &'static str> {
+    ["volt keep"].into_iter().chain(services())
 }
 
 /// Waits until `check` holds.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    host::{Host, Running, kill, uid, until},
+    host::{Host, Running, kill, outliving, uid, until},
     kernel::{POWEROFF, SPIN, print},
 };
 
@@ -32,7 +32,7 @@ fn a_vm_with_a_card_and_a_disk_starts_under_any_umask_with_services_that_start_u
             let ended = host.run(&mut command);
             assert!(ended.status.success() && ended.out == "Volt", "umask {umask:o}, services {services}: {ended:?}");
             if services == "there" {
-                for program in ["volt keep", "netmgr", "ipamd", "kernel-store"] {
+                for program in outliving() {
                     host.processes(program).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
                 }
             }
@@ -173,16 +173,14 @@ fn cgroups() -> Vec<PathBuf> {
 }
 
 /// What the services, their keeper and a VM's janitor have where a VM is started by `command`.
-fn outliving(host: &Host, command: &mut Command) -> Vec<(&'static str, BTreeMap<String, String>)> {
+fn attributes_of_outliving(host: &Host, command: &mut Command) -> Vec<(&'static str, BTreeMap<String, String>)> {
     let vm = Running::start(command);
     vm.says("up");
     let janitor = host.processes("volt").into_iter().find(|pid| uid(Path::new(&format!("/proc/{pid}"))) == 0);
     let mut found = vec![("janitor", attributes(janitor.unwrap()))];
     // A fork has what its parent was executed with in its memory, and reads none of it.
     found[0].1.remove("environ");
-    found.extend(
-        ["volt keep", "netmgr", "ipamd", "kernel-store"].map(|name| (name, attributes(host.processes(name)[0]))),
-    );
+    found.extend(outliving().map(|name| (name, attributes(host.processes(name)[0]))));
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
     host.clean();
@@ -194,7 +192,7 @@ fn services_keeper_and_janitor_have_nothing_of_whoever_started_them() {
     let test = "services_keeper_and_janitor_have_nothing_of_whoever_started_them";
     let Some(host) = Host::new(test) else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
-    let ordinary = outliving(&host, &mut host.full("web", &kernel));
+    let ordinary = attributes_of_outliving(&host, &mut host.full("web", &kernel));
     drop(host);
 
     let Some(host) = Host::new(test) else { return };
@@ -231,7 +229,7 @@ fn services_keeper_and_janitor_have_nothing_of_whoever_started_them() {
 
     let mut command = host.full("web", &kernel);
     as_hostile(&mut command);
-    let found = outliving(&host, &mut command);
+    let found = attributes_of_outliving(&host, &mut command);
     for ((name, ordinary), (_, found)) in ordinary.iter().zip(&found) {
         assert_eq!(ordinary, found, "{name}");
     }

@@ -6,7 +6,7 @@ use ipc::Connection;
 use schema::{addresses_capnp::ipam, host_capnp::host};
 
 use crate::{
-    host::{Host, PATIENCE, Running, kill, until},
+    host::{Host, PATIENCE, Running, kill, outliving, until},
     kernel::{POWEROFF, SPIN, print},
 };
 
@@ -230,7 +230,7 @@ fn two_installations_on_one_network_namespace_do_not_share_volt0() {
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
     let end_services = || {
-        for service in ["netmgr", "ipamd", "kernel-store", "volt keep"] {
+        for service in outliving() {
             host.processes(service).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
         }
     };

@@ -13,8 +13,10 @@ use std::{
     ptr,
 };
 
+use schema::programs::{JANITOR, KEEPER, SUPERVISOR, beside_volt};
+
 use crate::{
-    host::{Host, Running, uid},
+    host::{Host, Running, services, uid},
     kernel::{POWEROFF, SPIN, echo, print},
 };
 
@@ -153,7 +155,7 @@ fn runs_and_says(test: &str, forbidden: &[libc::c_long], lost: &str) {
     without(&mut command, forbidden);
     let vm = Running::start(&mut command);
     vm.says("up");
-    for program in ["vmm-core", "vhost-blk-backend", "vhost-net-backend", "ipamd", "kernel-store", "netmgr"] {
+    for program in beside_volt() {
         let [pid] = host.processes(program)[..] else { panic!("{program}: {:?}", host.processes(program)) };
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert_ne!(uid(Path::new(&format!("/proc/{pid}"))), 0, "{program}");
@@ -164,13 +166,13 @@ fn runs_and_says(test: &str, forbidden: &[libc::c_long], lost: &str) {
     }
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     let ended = vm.end().ok();
-    for program in ["volt", "volt-janitor"] {
+    for program in [SUPERVISOR.title, JANITOR.title] {
         let line = format!("{program}: runs without {lost} of its own");
         assert!(ended.err.contains(&line), "{line:?} is not in {:?}", ended.err);
     }
     assert!(ended.err.contains("without namespaces of the VM's own"), "{:?}", ended.err);
     let log = fs::read_to_string(host.path("state").join("services.log")).unwrap();
-    for service in ["ipamd", "kernel-store", "netmgr", "volt-keep"] {
+    for service in services().chain([KEEPER.title]) {
         assert!(log.contains(&format!("{service}: runs without {lost} of its own")), "{log}");
     }
     host.clean();

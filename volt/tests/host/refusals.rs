@@ -183,7 +183,7 @@ fn program_whose_interpreter_is_missing_is_named_with_that() {
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     let (built, copies) = (Path::new(env!("CARGO_BIN_EXE_volt")).parent().unwrap(), host.path("bin"));
     fs::create_dir(&copies).unwrap();
-    for program in ["volt", "vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"] {
+    for program in schema::programs::programs() {
         fs::copy(built.join(program), copies.join(program)).unwrap();
     }
     let run = || {

@@ -6,15 +6,23 @@ use std::{
     time::Duration,
 };
 
-use schema::kernel_store_capnp::kernel_store;
+use schema::{
+    kernel_store_capnp::kernel_store,
+    programs::{self, Starter, User},
+};
 
 use crate::{
-    host::{Host, Running, kill, uid, until},
+    host::{Host, Running, kill, outliving, uid, until},
     kernel::{POWEROFF, SPIN, print},
 };
 
-/// The set that holds CAP_NET_ADMIN alone (capabilities(7)).
-const NET_ADMIN: u64 = 1 << 12;
+/// A capability's place in a set (capabilities(7)).
+fn place(capability: &str) -> u64 {
+    match capability {
+        "CAP_NET_ADMIN" => 1 << 12,
+        other => panic!("Where is {other} in a set?"),
+    }
+}
 
 #[test]
 fn many_runs_at_once_start_each_service_once() {
@@ -25,7 +33,7 @@ fn many_runs_at_once_start_each_service_once() {
     for vm in vms {
         assert_eq!(vm.end().ok().out, "Volt");
     }
-    for service in ["kernel-store", "netmgr", "ipamd", "volt keep"] {
+    for service in outliving() {
         assert_eq!(host.processes(service).len(), 1, "{service}");
     }
     host.clean();
@@ -302,7 +310,9 @@ fn services_that_root_starts_are_users_of_their_own_and_netmgr_alone_has_a_capab
     let Some(host) = Host::new(test) else { return };
     host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
     let mut users = Vec::new();
-    for (service, capabilities) in [("kernel-store", 0), ("netmgr", NET_ADMIN), ("ipamd", 0)] {
+    for process in programs::started_by(Starter::Keeper) {
+        let (service, User::Service(place_of_user)) = (process.program, process.user) else { panic!("{process:?}") };
+        let capabilities: u64 = process.capabilities.iter().map(|name| place(name)).sum();
         let process = format!("/proc/{}", host.processes(service)[0]);
         let status = fs::read_to_string(format!("{process}/status")).unwrap();
         let set = |name: &str| {
@@ -314,7 +324,7 @@ fn services_that_root_starts_are_users_of_their_own_and_netmgr_alone_has_a_capab
         }
         assert_eq!((set("CapInh:"), set("CapAmb:")), (0, 0), "{service}");
         let user = uid(std::path::Path::new(&process));
-        assert!((host.user..host.user + 16).contains(&user), "{service} is user {user}");
+        assert_eq!(user, host.user + place_of_user, "{service}");
         users.push(user);
         let seen: Vec<_> = fs::read_dir(format!("{process}/root")).unwrap().flatten().map(|e| e.file_name()).collect();
         assert!(!seen.iter().any(|name| name == "etc"), "{service} sees {seen:?}");
@@ -323,7 +333,7 @@ fn services_that_root_starts_are_users_of_their_own_and_netmgr_alone_has_a_capab
     users.dedup();
     assert_eq!(users.len(), 3);
     // What they keep is theirs from now on, also where they are started again.
-    for service in ["volt keep", "netmgr", "ipamd", "kernel-store"] {
+    for service in outliving() {
         kill(host.processes(service)[0], libc::SIGKILL);
     }
     host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();

@@ -9,7 +9,7 @@ use std::{
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
 use crate::{
-    host::{Host, Running, kill, until},
+    host::{Host, Running, kill, of_vm, until},
     kernel::{SPIN, print},
 };
 
@@ -33,7 +33,7 @@ fn stop(host: &Host, vm: Running) {
 fn vm_with_a_stopped_process_ends_when_it_is_stopped() {
     let Some(host) = Host::new("vm_with_a_stopped_process_ends_when_it_is_stopped") else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
-    for program in ["launcher", "vmm-core", "vhost-blk-backend", "vhost-net-backend"] {
+    for program in ["launcher"].into_iter().chain(of_vm()) {
         println!("{program}");
         let vm = Running::start(&mut host.full("web", &kernel));
         vm.says("up");
@@ -43,8 +43,8 @@ fn vm_with_a_stopped_process_ends_when_it_is_stopped() {
     // All of them.
     let vm = Running::start(&mut host.full("web", &kernel));
     vm.says("up");
-    let all = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"].map(|program| host.processes(program)[0]);
-    all.into_iter().chain([host.launcher()]).for_each(|pid| kill(pid, libc::SIGSTOP));
+    let all = of_vm().map(|program| host.processes(program)[0]);
+    all.chain([host.launcher()]).for_each(|pid| kill(pid, libc::SIGSTOP));
     stop(&host, vm);
 }
 
@@ -112,8 +112,8 @@ fn cgroup(kind: &str, option: &str) -> Option<PathBuf> {
 fn freeze(host: &Host, cgroup: &Path, (file, frozen, thawed): (&str, &str, &str)) {
     let mut vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
-    let of_vm = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"].map(|program| host.processes(program)[0]);
-    for pid in of_vm.into_iter().chain([host.launcher()]) {
+    let of_vm = of_vm().map(|program| host.processes(program)[0]);
+    for pid in of_vm.chain([host.launcher()]) {
         fs::write(cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
     }
     fs::write(cgroup.join(file), frozen).unwrap();
