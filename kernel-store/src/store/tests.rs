@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::image::tests::images::kernel_of;
+use crate::image::{Facts, elf};
+use crate::memfd::SealedMemfd;
 use std::path::Path;
 
 fn open_with(dir: &Path, limits: Limits) -> Result<Store, Error> {
