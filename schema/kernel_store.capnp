@@ -17,13 +17,14 @@ interface KernelStore {
   # Reads the kernel image behind `image` (a regular file open for reading: a Linux bzImage whose payload is packed with gzip, xz, lz4 or zstd,
   # or an ELF executable, which may be packed with one of these itself), checks it, and keeps the unpacked ELF under the digest of its content.
   # Importing what the store already has costs no space and gives the kernel that is there. Many may import the same at once: it is done once for all
-  # of them. Images that are new are unpacked one after the other, each connection's in turn, and each for at most a minute of work; cancelling the
-  # call ends that work.
+  # of them. Of images that are new, three are unpacked at one time, at most two of one user and one of one process, a step of each in turn; each for
+  # at most a minute of work. Cancelling the call ends that work.
   # The image has at most 256 MiB, and the ELF 512 MiB. The ELF is for x86-64, linked to its place (ET_EXEC), has 1 to 64 program headers and at most
   # 64 KiB of notes; its segments lie between 1 MiB and 1 GiB of guest physical memory and apart from one another, and its entry points are code of
   # the file. What is kept can be run by every guest with memory up to `loadEnd`.
   # `alias` is a name for it, 1 to 63 bytes of [A-Za-z0-9._-]; empty for none. It moves to this kernel if another one carried it.
-  # Errors: badImage, badToken, invalidArgument, exhausted (the disk, or the store's size limit), overloaded (1024 imports wait).
+  # Errors: badImage, badToken, invalidArgument, exhausted (the disk, or the store's size limit), overloaded (256 imports of this process wait,
+  # or 1024 of its user).
 
   get @1 (ref :Text) -> (kernel :Kernel);
   # The kernel with that alias, that digest (64 lower-case hex digits), or a unique prefix of at least 8 digits.

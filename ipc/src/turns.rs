@@ -18,6 +18,11 @@ pub struct ClientId {
 impl ClientId {
     /// Not a peer, but this process.
     pub const OWN: ClientId = ClientId { process: (0, -1), connection: 0 };
+
+    /// Its user, and its process.
+    pub fn process(self) -> (u32, i32) {
+        self.process
+    }
 }
 
 impl From<Peer> for ClientId {

@@ -2,8 +2,8 @@
 //!
 //! | thread | module | what it may | what it never sees |
 //! |---|---|---|---|
-//! | control | [`rpc`], [`service`] | sockets | an image's content, a path |
-//! | unpack | [`image`] | memory, reading at an offset | clients, paths, what other clients imported |
+//! | control | [`rpc`], [`service`], [`places`], [`cache`] | sockets | an image's content, a path |
+//! | unpack | [`reading`], [`image`] | memory, reading at an offset | clients, paths, what other clients imported |
 //! | disk | [`store`], [`index`] | the state directory, memory files | clients |
 //!
 //! The process has no Linux capability and no network.
@@ -16,12 +16,15 @@
 //!   kernel of 53 MB back and hashing it tens of milliseconds. This memory is the kernels' own: VMs that run one share it.
 //! * Decoders may panic on hostile input: that fails the import, not the service.
 
+pub mod cache;
 pub mod digest;
 pub mod error;
 pub mod filters;
 pub mod image;
 pub mod index;
 pub mod memfd;
+pub mod places;
+pub mod reading;
 pub mod rpc;
 pub mod service;
 pub mod store;

@@ -2,15 +2,14 @@
 //! Never sees an image's content.
 //!
 //! An import has two parts. To *recognise* an image, it is read and hashed in passing; that takes no memory, so everybody's goes on at once, and
-//! a known kernel waits for nothing else. What is new is read into memory and *unpacked*: one at a time, as each may take a gigabyte. Whoever
-//! asks for the same thing as another who still waits for it waits with that one, and it is done once.
+//! a known kernel waits for nothing else. What is new is read into memory and *unpacked*, as far as there are [`places`](crate::places) for that. All
+//! that several ask for is done once, but nobody waits behind what another user asked for before: with the first import of a file that waits to be
+//! read only the same user's others wait.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::File;
-use std::hash::Hash;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,25 +17,28 @@ use std::time::Duration;
 
 use ipc::{Code, Fault, Peer};
 use sha2::Digest as _;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OnceCell;
 
+use crate::cache::Cache;
 use crate::digest::Digest;
-use crate::image::{self, CHUNK, COPY_AGAIN, Loading, MAX_OUTPUT};
+use crate::image::{self, COPY_AGAIN, MAX_OUTPUT};
 use crate::index::{NAME_RULE, is_name};
-use crate::memfd::{Draft, SealedMemfd};
-use crate::store::{Identity, Keeping, Kernel, Looked, Opening, Store, Unpacked};
+use crate::memfd::SealedMemfd;
+use crate::places::{Limits, Place, Places, Who};
+use crate::reading::{Failed, Scratch, Unpack, read_some};
+use crate::store::{Identity, Keeping, Kernel, Looked, Opening, Store};
 use crate::worker::{Homing, Stopped, Worker};
 
 /// How much of a thread's time one image, or one kernel that is opened, may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Imports that may wait, of all clients; one connection has no more than its calls in flight. A descriptor is all that each costs.
-const MAX_WAITING: usize = 1024;
-/// Kernels that are kept in memory after they were opened.
-const CACHE_KERNELS: usize = 2;
-/// Bytes of them together.
-const CACHE_BYTES: u64 = 256 << 20;
-/// Mebibytes of kernels that are read back from the disk at one time.
-const OPENING: u32 = 1024;
+/// Imports of one process that may wait. A descriptor is all that each costs.
+const PER_PROCESS: usize = 256;
+/// Imports of one user.
+const PER_USER: usize = 1024;
+/// Images that are unpacked at one time: each may take 256 MiB for the image, 512 MiB for the kernel and 132 MiB for the decoder, so 2.7 GiB in all.
+const UNPACKING: Limits = Limits { places: 3, per_user: 2, per_process: 1 };
+/// Kernels that are read back at one time: each may take 512 MiB, so 2 GiB in all.
+const OPENING: Limits = Limits { places: 4, per_user: 3, per_process: 2 };
 const TRIED: &str = "import a kernel";
 
 /// The three threads' common purpose, as the control thread has it for one connection.
@@ -44,37 +46,19 @@ const TRIED: &str = "import a kernel";
 pub struct Service {
     disk: Worker<Store>,
     unpacker: Worker<Scratch>,
-    /// Held while an import of this connection unpacks or waits to: its others wait here, and not in front of other connections.
-    own_turn: Rc<tokio::sync::Mutex<()>>,
+    who: Who,
     common: Rc<Common>,
 }
 
 /// What all share.
 struct Common {
-    waiting: Cell<usize>,
-    /// One image at a time.
-    turn: Arc<Semaphore>,
-    recognising: RefCell<HashMap<Identity, Weak<Recognising>>>,
-    unpacking: Together<Digest, Result<(), Fault>>,
-    opening: Together<Digest, Rc<SealedMemfd>>,
-    opened: Semaphore,
+    waiting: RefCell<Vec<Who>>,
+    /// By user and file.
+    recognising: RefCell<HashMap<(u32, Identity), Weak<Recognising>>>,
+    /// That an image is bad is an answer for all who wait for it.
+    unpacking: Places<Result<(), Fault>>,
+    opening: Places<Arc<SealedMemfd>>,
     cache: RefCell<Cache>,
-}
-
-/// What the unpacking thread reads into, where nothing is kept of it.
-pub struct Scratch(Vec<u8>);
-
-impl Scratch {
-    /// Of a step's size.
-    pub fn new() -> Scratch {
-        Scratch(vec![0; CHUNK])
-    }
-}
-
-impl Default for Scratch {
-    fn default() -> Scratch {
-        Scratch::new()
-    }
 }
 
 /// A file that is being hashed, or that waits to be.
@@ -85,51 +69,23 @@ struct Recognising {
     begun: Arc<AtomicBool>,
 }
 
-/// Answers that several wait for, by what was asked.
-struct Together<K, V>(RefCell<HashMap<K, Weak<OnceCell<V>>>>);
-
-impl<K: Eq + Hash, V> Default for Together<K, V> {
-    fn default() -> Self {
-        Together(RefCell::default())
-    }
-}
-
-impl<K: Eq + Hash, V: Clone> Together<K, V> {
-    /// Has one of those who wait for this at the same time do it. Where that one goes, or fails, the next does it.
-    async fn once(&self, key: K, work: impl Future<Output = Result<V, Fault>>) -> Result<V, Fault> {
-        let cell = {
-            let mut all = self.0.borrow_mut();
-            all.retain(|_, cell| cell.strong_count() > 0);
-            let found = all.get(&key).and_then(Weak::upgrade);
-            found.unwrap_or_else(|| {
-                let cell = Rc::default();
-                all.insert(key, Rc::downgrade(&cell));
-                cell
-            })
-        };
-        cell.get_or_try_init(|| work).await.cloned()
-    }
-}
-
 impl Service {
     /// A service over the thread that has the files and the one that unpacks.
     pub fn new(disk: Worker<Store>, unpacker: Worker<Scratch>) -> Service {
         let common = Rc::new(Common {
-            waiting: Cell::new(0),
-            turn: Arc::new(Semaphore::new(1)),
+            waiting: RefCell::default(),
             recognising: RefCell::default(),
-            unpacking: Together::default(),
-            opening: Together::default(),
-            opened: Semaphore::new(OPENING as usize),
+            unpacking: Places::new(UNPACKING),
+            opening: Places::new(OPENING),
             cache: RefCell::default(),
         });
-        Service { disk, unpacker, own_turn: Rc::default(), common }
+        Service { disk, unpacker, who: Who::OWN, common }
     }
 
     /// As a new connection of `peer` has it: with turns of its own on the threads.
     pub fn of(&self, peer: Peer) -> Service {
         let (disk, unpacker) = (self.disk.of(peer), self.unpacker.of(peer));
-        Service { disk, unpacker, own_turn: Rc::default(), common: self.common.clone() }
+        Service { disk, unpacker, who: peer.into(), common: self.common.clone() }
     }
 
     /// The thread that has the files.
@@ -145,7 +101,7 @@ impl Service {
         if !name.is_empty() && !is_name(&name) {
             return Err(Fault::new(Code::InvalidArgument, TRIED, NAME_RULE, "Choose such a name, or none"));
         }
-        let _waits = Waits::new(&self.common.waiting, MAX_WAITING)?;
+        let _waits = Waits::new(&self.common.waiting, self.who)?;
         let image = Arc::new(File::from(image));
         let seen = image.clone();
         let looked = self.disk.ask(move |_| Store::look_at(seen.as_fd())).await?;
@@ -153,7 +109,8 @@ impl Service {
         if let Some(kernel) = self.known(source, &name).await? {
             return Ok(kernel);
         }
-        self.common.unpacking.once(source, self.unpack(image, looked.size, source, &name)).await??;
+        let unpack = async |place| self.unpack(image, looked.size, source, &name, place).await;
+        self.common.unpacking.once(self.who, source, unpack).await??;
         let gone = || Fault::new(Code::NotFound, TRIED, "it was removed as soon as it was there", "Import it again");
         self.known(source, &name).await?.ok_or_else(gone)
     }
@@ -163,16 +120,16 @@ impl Service {
         self.disk.ask(move |store| store.known(&source, &name)).await
     }
 
-    /// The digest of an image, as it is once this is asked for. A file that waits to be read is read once for all who wait for it.
+    /// The digest of an image, as it is once this is asked for. A file that waits to be read is read once for all of its user who wait for it.
     async fn recognise(&self, image: &Arc<File>, looked: Looked) -> Result<Digest, Fault> {
         let one = {
             let mut all = self.common.recognising.borrow_mut();
             all.retain(|_, one| one.strong_count() > 0);
             let waits = |one: &Rc<Recognising>| !one.begun.load(Ordering::Acquire);
-            let found = all.get(&looked.file).and_then(Weak::upgrade).filter(waits);
+            let found = all.get(&(self.who.user, looked.file)).and_then(Weak::upgrade).filter(waits);
             found.unwrap_or_else(|| {
                 let one = Rc::default();
-                all.insert(looked.file, Rc::downgrade(&one));
+                all.insert((self.who.user, looked.file), Rc::downgrade(&one));
                 one
             })
         };
@@ -194,23 +151,22 @@ impl Service {
         one.digest.get_or_try_init(hash).await.copied()
     }
 
-    /// Unpacks an image that is not known, and keeps what is in it. That the image is bad is an answer for all who wait for the same.
+    /// Unpacks an image that is not known, and keeps what is in it.
     async fn unpack(
         &self,
         image: Arc<File>,
         size: usize,
         source: Digest,
         name: &str,
+        place: Arc<Place<Result<(), Fault>>>,
     ) -> Result<Result<(), Fault>, Fault> {
-        let _own = self.own_turn.lock().await;
-        let turn = Arc::new(self.common.turn.clone().acquire_owned().await.map_err(|_| busy("the service is ending"))?);
         // Somebody else may have been before.
         if self.known(source, name).await?.is_some() {
             return Ok(Ok(()));
         }
         let home = self.disk.clone();
         let draft = self.disk.ask(move |_| Ok(Homing::new(Store::draft(MAX_OUTPUT)?, home))).await?;
-        let mut unpacking = Unpack::new(image, size, source, draft, self.disk.clone(), turn.clone());
+        let mut unpacking = Unpack::new(image, size, source, draft, self.disk.clone(), place.clone());
         let unpacked = match self.unpacker.work(LIMIT, move |_| unpacking.step()).await {
             Ok(unpacked) => unpacked,
             Err(Stopped::Failed(Failed::Bad(error))) => return Ok(Err(bad_image(error))),
@@ -219,12 +175,12 @@ impl Service {
         };
         let mut keeping = unpacked.map(|unpacked| Keeping::new(unpacked, name.to_owned()));
         let step = move |store: &mut Store| {
-            let _place = &turn;
+            let _place = &place;
             keeping.get_mut().map_or(Ok(None), |keeping| keeping.step(store))
         };
         let kept = self.disk.work(LIMIT, step).await;
         let (kernel, sealed) = kept.map_err(|stopped| import_fault(stopped, |fault| fault))?;
-        self.common.cache.borrow_mut().put(kernel.entry.digest, Rc::new(sealed));
+        self.common.cache.borrow_mut().put(kernel.entry.digest, Arc::new(sealed));
         Ok(Ok(()))
     }
 
@@ -237,7 +193,10 @@ impl Service {
         let cached = self.common.cache.borrow_mut().get(&digest);
         let sealed = match cached {
             Some(sealed) => sealed,
-            None => self.common.opening.once(digest, self.read_back(kernel.clone())).await?,
+            None => {
+                let read_back = async |place| self.read_back(kernel.clone(), place).await;
+                self.common.opening.once(self.who, digest, read_back).await?
+            }
         };
         let many = |e| {
             Fault::new(
@@ -250,13 +209,19 @@ impl Service {
         sealed.duplicate().map_err(many)
     }
 
-    async fn read_back(&self, kernel: Arc<Kernel>) -> Result<Rc<SealedMemfd>, Fault> {
-        let (digest, size) = (kernel.entry.digest, kernel.entry.size);
-        let share = u32::try_from(size.div_ceil(1 << 20)).unwrap_or(u32::MAX).min(OPENING);
-        let _share = self.common.opened.acquire_many(share).await.map_err(|_| busy("the service is ending"))?;
+    async fn read_back(
+        &self,
+        kernel: Arc<Kernel>,
+        place: Arc<Place<Arc<SealedMemfd>>>,
+    ) -> Result<Arc<SealedMemfd>, Fault> {
+        let digest = kernel.entry.digest;
         let mut opening = Opening::new(kernel);
-        let opened = self.disk.work(LIMIT, move |store| opening.step(store)).await;
-        let sealed = Rc::new(opened.map_err(|stopped| fault("open a kernel", stopped, |fault| fault))?);
+        let step = move |store: &mut Store| {
+            let _place = &place;
+            opening.step(store)
+        };
+        let opened = self.disk.work(LIMIT, step).await;
+        let sealed = Arc::new(opened.map_err(|stopped| fault("open a kernel", stopped, |fault| fault))?);
         self.common.cache.borrow_mut().put(digest, sealed.clone());
         Ok(sealed)
     }
@@ -269,97 +234,6 @@ impl Service {
         let digest = self.disk.ask(move |store| store.remove(&reference)).await?;
         self.common.cache.borrow_mut().drop(&digest);
         Ok(())
-    }
-}
-
-/// An image on its way into memory and out of its packing.
-struct Unpack {
-    image: Arc<File>,
-    size: usize,
-    source: Digest,
-    hasher: sha2::Sha256,
-    bytes: Vec<u8>,
-    loading: Option<Loading>,
-    draft: Option<Homing<Draft, Store>>,
-    home: Worker<Store>,
-    /// Held until this is gone, which may be after its caller.
-    _place: Arc<OwnedSemaphorePermit>,
-}
-
-/// Why an image is not unpacked.
-enum Failed {
-    Bad(image::Error),
-    /// It is another one than was asked for.
-    Changed,
-}
-
-impl From<image::Error> for Failed {
-    fn from(error: image::Error) -> Failed {
-        Failed::Bad(error)
-    }
-}
-
-impl Unpack {
-    fn new(
-        image: Arc<File>,
-        size: usize,
-        source: Digest,
-        draft: Homing<Draft, Store>,
-        home: Worker<Store>,
-        place: Arc<OwnedSemaphorePermit>,
-    ) -> Unpack {
-        let (hasher, bytes) = (sha2::Sha256::new(), Vec::new());
-        Unpack { image, size, source, hasher, bytes, loading: None, draft: Some(draft), home, _place: place }
-    }
-
-    /// From here on nobody can change what was read: it is hashed, and unpacked, from memory.
-    fn step(&mut self) -> Result<Option<Homing<Unpacked, Store>>, Failed> {
-        if self.bytes.is_empty() && self.loading.is_none() {
-            // The kernel gives zeroed pages as they are touched.
-            self.bytes = Vec::with_capacity(self.size);
-        }
-        let read = self.bytes.len();
-        if read < self.size && self.loading.is_none() {
-            let end = read.saturating_add(CHUNK).min(self.size);
-            self.bytes.resize(end, 0);
-            let room = self.bytes.get_mut(read..).unwrap_or_default();
-            let got = read_some(&self.image, room, read, self.size)?.len();
-            self.bytes.truncate(read.saturating_add(got));
-            self.hasher.update(self.bytes.get(read..).unwrap_or_default());
-            return Ok(None);
-        }
-        let Some(loading) = &mut self.loading else {
-            if Digest::from(std::mem::take(&mut self.hasher)) != self.source {
-                return Err(Failed::Changed);
-            }
-            self.loading = Some(Loading::new(Arc::new(std::mem::take(&mut self.bytes)))?);
-            return Ok(None);
-        };
-        let Some(loaded) = self.draft.as_mut().and_then(Homing::get_mut).map(|draft| loading.step(draft)) else {
-            return Ok(None);
-        };
-        let Some(image::Loaded { len, digest, facts }) = loaded? else { return Ok(None) };
-        let draft = self.draft.take().and_then(Homing::take);
-        let unpacked = draft.map(|draft| Unpacked { draft, len, digest, facts, source: self.source });
-        Ok(unpacked.map(|unpacked| Homing::new(unpacked, self.home.clone())))
-    }
-}
-
-/// Reads as much as there is room for, but not beyond `size`; at least a byte.
-fn read_some<'a>(image: &File, into: &'a mut [u8], at: usize, size: usize) -> Result<&'a mut [u8], image::Error> {
-    let broken = |why: String| image::Error { why, remedy: COPY_AGAIN };
-    let room = into.get_mut(..size.saturating_sub(at).min(CHUNK).min(into.len())).unwrap_or_default();
-    loop {
-        match image.read_at(room, at as u64) {
-            Ok(0) => {
-                return Err(broken(format!(
-                    "the image is truncated: it ended at {at} of {size} bytes while it was read"
-                )));
-            }
-            Ok(more) => return Ok(room.get_mut(..more).unwrap_or_default()),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(broken(format!("the image cannot be read at {at} of {size} bytes ({e})"))),
-        }
     }
 }
 
@@ -411,48 +285,26 @@ fn busy(why: impl Into<String>) -> Fault {
 }
 
 /// One more of those who wait, while it lives.
-struct Waits<'a>(&'a Cell<usize>);
+struct Waits<'a>(&'a RefCell<Vec<Who>>, Who);
 
 impl<'a> Waits<'a> {
-    fn new(waiting: &'a Cell<usize>, most: usize) -> Result<Waits<'a>, Fault> {
-        if waiting.get() >= most {
-            return Err(busy(format!("{most} imports wait already")));
+    fn new(waiting: &'a RefCell<Vec<Who>>, who: Who) -> Result<Waits<'a>, Fault> {
+        let count = |same: &dyn Fn(&Who) -> bool| waiting.borrow().iter().filter(|waiting| same(waiting)).count();
+        let (of_process, of_user) = (count(&|of| *of == who), count(&|of| of.user == who.user));
+        if of_process >= PER_PROCESS || of_user >= PER_USER {
+            return Err(busy(format!("{of_process} imports of this process wait already, and {of_user} of its user")));
         }
-        waiting.set(waiting.get().saturating_add(1));
-        Ok(Waits(waiting))
+        waiting.borrow_mut().push(who);
+        Ok(Waits(waiting, who))
     }
 }
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
-    }
-}
-
-/// The kernels that were opened last, the latest in front.
-#[derive(Default)]
-struct Cache(VecDeque<(Digest, Rc<SealedMemfd>)>);
-
-impl Cache {
-    fn get(&mut self, digest: &Digest) -> Option<Rc<SealedMemfd>> {
-        let at = self.0.iter().position(|(known, _)| known == digest)?;
-        let found = self.0.remove(at)?;
-        let sealed = found.1.clone();
-        self.0.push_front(found);
-        Some(sealed)
-    }
-
-    fn put(&mut self, digest: Digest, sealed: Rc<SealedMemfd>) {
-        self.drop(&digest);
-        self.0.push_front((digest, sealed));
-        while self.0.len() > CACHE_KERNELS || self.0.iter().map(|(_, sealed)| sealed.size()).sum::<u64>() > CACHE_BYTES
-        {
-            self.0.pop_back();
+        let mut waiting = self.0.borrow_mut();
+        if let Some(at) = waiting.iter().position(|who| *who == self.1) {
+            waiting.swap_remove(at);
         }
-    }
-
-    fn drop(&mut self, digest: &Digest) {
-        self.0.retain(|(known, _)| known != digest);
     }
 }
 
@@ -517,78 +369,88 @@ mod tests {
     }
 
     #[test]
-    fn what_several_wait_for_is_done_once_and_by_another_where_the_first_goes_or_fails() {
-        let done = Cell::new(0);
-        let together = Together::<u8, u8>::default();
-        let work = |answer: Result<u8, Fault>| {
-            let done = &done;
-            async move {
-                done.set(done.get() + 1);
-                tokio::task::yield_now().await;
-                answer
-            }
-        };
-        ipc::run(async {
-            let (a, b, c) = futures::join!(
-                together.once(1, work(Ok(7))),
-                together.once(1, work(Ok(8))),
-                together.once(2, work(Ok(9)))
-            );
-            assert_eq!((a.unwrap(), b.unwrap(), c.unwrap(), done.take()), (7, 7, 9, 2));
-            let (a, b) = futures::join!(together.once(1, work(Err(busy("x")))), together.once(1, work(Ok(8))));
-            assert_eq!((a.unwrap_err(), b.unwrap(), done.take()), (busy("x"), 8, 2));
-            let mut first = Box::pin(together.once(1, work(Ok(7))));
-            let mut second = Box::pin(together.once(1, work(Ok(8))));
-            assert!(futures::poll!(&mut first).is_pending() && futures::poll!(&mut second).is_pending());
-            drop(first);
-            assert_eq!(second.await.unwrap(), 8);
-            // Nobody waits any more: it is done anew.
-            assert_eq!(together.once(1, work(Ok(3))).await.unwrap(), 3);
-        })
-        .unwrap();
-    }
-
-    #[test]
-    fn so_many_imports_wait_and_the_next_is_refused_at_once() {
+    fn so_many_imports_of_a_process_and_of_a_user_wait_and_no_others_are_refused_for_it() {
         let (dir, path) = (tempfile::tempdir().unwrap(), image(2));
         let (service, _mailbox) = service(dir.path());
         ipc::run(async {
-            let import = |n: usize| {
-                let service = service.of(peer(1 + n as i32));
+            let connection = std::cell::Cell::new(0);
+            let import = |uid: u32, pid: i32| {
+                connection.set(connection.get() + 1);
+                let service = service.of(Peer { uid, connection: connection.get(), ..peer(pid) });
                 let file: OwnedFd = File::open(&path).unwrap().into();
                 Box::pin(async move { service.import(file, String::new()).await })
             };
-            let mut waiting: Vec<_> = (0..MAX_WAITING).map(import).collect();
-            for one in &mut waiting {
-                assert!(futures::poll!(one).is_pending());
+            let mut waiting = Vec::new();
+            let fill = async |waiting: &mut Vec<_>, pid: i32| {
+                for _ in 0..PER_PROCESS {
+                    waiting.push(import(1000, pid));
+                    assert!(futures::poll!(waiting.last_mut().unwrap()).is_pending());
+                }
+            };
+            fill(&mut waiting, 1).await;
+            let fault = import(1000, 1).await.unwrap_err();
+            assert_eq!(fault.code, Code::Overloaded);
+            assert!(fault.why.contains("256 imports of this process wait already"), "{fault}");
+            for pid in 2..5 {
+                fill(&mut waiting, pid).await;
             }
-            let fault = import(0).await.unwrap_err();
-            assert!(fault.why.contains("1024 imports wait already"), "{fault}");
+            let fault = import(1000, 5).await.unwrap_err();
+            assert!(fault.why.contains("0 imports of this process wait already, and 1024 of its user"), "{fault}");
+            assert!(futures::poll!(&mut import(0, 6)).is_pending());
             waiting.pop();
-            assert!(futures::poll!(&mut import(0)).is_pending());
+            assert!(futures::poll!(&mut import(1000, 5)).is_pending());
         })
         .unwrap();
         std::fs::remove_file(path).unwrap();
     }
 
-    #[test]
-    fn the_cache_keeps_so_many_kernels_and_bytes_and_no_more() {
-        let sealed = |len: u64| Rc::new(Draft::new(len as usize).unwrap().seal(len).unwrap());
-        let digest = |n: u8| Digest::of(&[n]);
-        let mut cache = Cache::default();
-        for n in 0..3 {
-            cache.put(digest(n), sealed(1));
+    /// An image of so many times eight mebibytes, packed to next to nothing, and no kernel in the end.
+    fn slow(blocks: usize) -> OwnedFd {
+        let packed = lz4_flex::block::compress(&vec![0; 8 << 20]);
+        let mut image = b"\x02\x21\x4c\x18".to_vec();
+        for _ in 0..blocks {
+            image.extend(u32::try_from(packed.len()).unwrap().to_le_bytes());
+            image.extend(&packed);
         }
-        assert!(cache.get(&digest(0)).is_none() && cache.get(&digest(1)).is_some());
-        // 1 was used last, so 2 goes.
-        cache.put(digest(3), sealed(1));
-        assert!(cache.get(&digest(2)).is_none() && cache.get(&digest(1)).is_some());
-        cache.put(digest(4), sealed(CACHE_BYTES - 1));
-        assert!(cache.get(&digest(1)).is_some() && cache.get(&digest(4)).is_some());
-        cache.put(digest(5), sealed(2));
-        assert!(cache.get(&digest(4)).is_some() || cache.get(&digest(5)).is_some());
-        assert_eq!(cache.0.len(), 1);
-        cache.put(digest(6), sealed(CACHE_BYTES + 1));
-        assert_eq!(cache.0.len(), 0);
+        let file = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&file, &image).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_new_kernel_of_one_is_kept_and_read_back_while_another_s_slowest_images_are_unpacked() {
+        let (dir, path) = (tempfile::tempdir().unwrap(), image(3));
+        let (service, mailbox) = service(dir.path());
+        let thread = std::thread::spawn(move || mailbox.serve(Scratch::new()));
+        ipc::run(async {
+            let spawn = |uid: u32, pid: i32, image: OwnedFd| {
+                let service = service.of(Peer { uid, ..peer(pid) });
+                tokio::task::spawn_local(async move { service.import(image, String::new()).await })
+            };
+            // Two processes with many images each, and behind those the one that others ask for.
+            let mut flood = Vec::new();
+            for pid in [1, 2] {
+                flood.extend((40..48).map(|blocks| spawn(1000, pid, slow(blocks + 10 * pid as usize))));
+                flood.push(spawn(1000, pid, File::open(&path).unwrap().into()));
+            }
+            while service.common.unpacking.count().0 < 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let done = |flood: &[tokio::task::JoinHandle<_>]| flood.iter().filter(|one| one.is_finished()).count();
+            let kernel = spawn(0, 3, File::open(&path).unwrap().into()).await.unwrap().unwrap();
+            service.common.cache.borrow_mut().drop(&kernel.entry.digest);
+            service.of(peer(3)).open(&Arc::new(kernel)).await.unwrap();
+            // Each of theirs takes some fifty steps, in turn with ours: there was no time for any, but for the two that asked for ours.
+            assert_eq!(service.common.unpacking.count().0, 2);
+            for same in [8, 17] {
+                (&mut flood[same]).await.unwrap().unwrap();
+            }
+            assert_eq!(done(&flood), 2);
+            flood.iter().for_each(tokio::task::JoinHandle::abort);
+        })
+        .unwrap();
+        drop(service);
+        thread.join().unwrap();
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -1,8 +1,8 @@
 //! A thread that owns a state, and what the control thread asks of it.
 //!
 //! What takes a moment is a *job*: once asked, it runs, whether or not anybody still waits. What may take long is *work*: a step that is bounded
-//! whatever a stranger's bytes say, called again until it is done. The thread gives each client a step in turn, and with it each thing that the
-//! client asked for; a job that waits goes in front of the next step. So nobody waits for another's work, but for one step of it. Work ends early
+//! whatever a stranger's bytes say, called again until it is done. The thread gives each user a step in turn, with it each of the user's processes,
+//! and with that each thing that the process asked for; a job that waits goes in front of the next step. So nobody waits for another's work, but for one step of it. Work ends early
 //! when its caller has gone, and when it has taken more of the thread's time than it may.
 
 use std::collections::VecDeque;
@@ -163,27 +163,43 @@ impl<S> Mailbox<S> {
     }
 }
 
-/// Work by client, the next to have a step in front.
-struct Turns<S>(VecDeque<(ClientId, VecDeque<Steps<S>>)>);
+/// Work by user, and of each by process; the next to have a step in front.
+struct Turns<S>(Ring<u32, Ring<i32, VecDeque<Steps<S>>>>);
+
+type Ring<K, T> = VecDeque<(K, T)>;
+
+/// What a ring has for `key`; a new one comes last.
+fn of<K: PartialEq, T: Default>(ring: &mut Ring<K, T>, key: K) -> Option<&mut T> {
+    if !ring.iter().any(|(known, _)| *known == key) {
+        ring.push_back((key, T::default()));
+        return ring.back_mut().map(|(_, of)| of);
+    }
+    ring.iter_mut().find(|(known, _)| *known == key).map(|(_, of)| of)
+}
 
 impl<S> Turns<S> {
     fn add(&mut self, client: ClientId, steps: Steps<S>) {
-        match self.0.iter_mut().find(|(of, _)| *of == client) {
-            Some((_, work)) => work.push_back(steps),
-            None => self.0.push_back((client, VecDeque::from([steps]))),
+        let (user, process) = client.process();
+        if let Some(work) = of(&mut self.0, user).and_then(|processes| of(processes, process)) {
+            work.push_back(steps);
         }
     }
 
-    /// One step of the work of the client whose turn it is that has waited for one the longest.
+    /// One step for the user that has waited for one the longest, of its process that has, of that one's work that has.
     fn step(&mut self, state: &mut S) {
-        let Some((client, mut work)) = self.0.pop_front() else { return };
-        if let Some(mut steps) = work.pop_front()
-            && !catch_unwind(AssertUnwindSafe(|| steps(state))).unwrap_or(true)
-        {
-            work.push_back(steps);
+        let Some((user, mut processes)) = self.0.pop_front() else { return };
+        if let Some((process, mut work)) = processes.pop_front() {
+            if let Some(mut steps) = work.pop_front()
+                && !catch_unwind(AssertUnwindSafe(|| steps(state))).unwrap_or(true)
+            {
+                work.push_back(steps);
+            }
+            if !work.is_empty() {
+                processes.push_back((process, work));
+            }
         }
-        if !work.is_empty() {
-            self.0.push_back((client, work));
+        if !processes.is_empty() {
+            self.0.push_back((user, processes));
         }
     }
 }
@@ -318,6 +334,30 @@ mod tests {
             assert_eq!(thread.join().unwrap(), "Jaxbxabaa");
         })
         .unwrap();
+    }
+
+    #[test]
+    fn a_user_with_many_processes_and_connections_has_no_more_steps_than_another() {
+        let peer = |uid, pid, connection| ipc::Peer { uid, pid, connection, ..ipc::Peer::this_process() };
+        let mut turns = Turns(VecDeque::new());
+        let mut add = |peer: ipc::Peer, name: char, mut left: usize| {
+            let steps = move |state: &mut String| {
+                state.push(name);
+                left -= 1;
+                left == 0
+            };
+            turns.add(peer.into(), Box::new(steps));
+        };
+        for (pid, link, name) in [(1, 1, 'a'), (1, 2, 'b'), (2, 3, 'c')] {
+            add(peer(1000, pid, link), name, 2);
+        }
+        add(peer(0, 3, 9), 'x', 4);
+        let mut state = String::new();
+        while !turns.0.is_empty() {
+            turns.step(&mut state);
+        }
+        // The two connections of one process share its steps.
+        assert_eq!(state, "axcxbxcxab");
     }
 
     #[test]
