@@ -7,6 +7,8 @@ $Cxx.namespace("volt");
 
 const maxKernels :UInt32 = 1024;
 # Kernels that one store keeps.
+const maxImageBytes :UInt64 = 268435456;
+# Bytes of an image that is imported.
 
 interface KernelStore {
   # Holding this allows importing kernels, and opening and removing every kernel in the store.
@@ -14,8 +16,9 @@ interface KernelStore {
   # once: who releases it keeps what came of it, and no more.
 
   importKernel @0 (image :FdLane.FdToken, alias :Text) -> (kernel :Kernel);
-  # Reads the kernel image behind `image` (a regular file open for reading: a Linux bzImage whose payload is packed with gzip, xz, lz4 or zstd,
-  # or an ELF executable, which may be packed with one of these itself), checks it, and keeps the unpacked ELF under the digest of its content.
+  # Reads the kernel image behind `image` (a Linux bzImage whose payload is packed with gzip, xz, lz4 or zstd, or an ELF executable, which may
+  # be packed with one of these itself; in a regular file, open for reading, that is in memory, such as a memfd, or on a block device: what a process
+  # or another host serves is refused), checks it, and keeps the unpacked ELF under the digest of its content.
   # Importing what the store already has costs no space and gives the kernel that is there. Many may import the same at once: it is done once for all
   # of them. Of images that are new, three are unpacked at one time, at most two of one user and one of one process, a step of each in turn; each for
   # at most a minute of work. Cancelling the call ends that work.

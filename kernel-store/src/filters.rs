@@ -29,7 +29,7 @@ pub fn unpack() -> Filter {
 
 /// The thread that has the files. Landlock says which.
 pub fn disk() -> Filter {
-    let fcntl = [libc::F_GETFL, libc::F_ADD_SEALS, libc::F_DUPFD_CLOEXEC];
+    let fcntl = [libc::F_GETFL, libc::F_GET_SEALS, libc::F_ADD_SEALS, libc::F_DUPFD_CLOEXEC];
     let writable = Rule::eq(2, (libc::PROT_READ | libc::PROT_WRITE) as u32);
     Filter::new("kernel-store-disk")
         .with(&base::thread())
@@ -46,11 +46,11 @@ pub fn disk() -> Filter {
             libc::SYS_fsync,
             libc::SYS_renameat2, // the one that every architecture has
             libc::SYS_unlinkat,
-            libc::SYS_fstat,
-            libc::SYS_fstatfs,
             libc::SYS_getdents64,
             libc::SYS_ftruncate,
         ])
+        // Of a file, what the kernel knows by itself.
+        .allow_if(libc::SYS_statx, vec![Rule::eq(2, (libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC) as u32)])
         // A kernel on its way into a memory file.
         .allow_if(
             libc::SYS_mmap,

@@ -328,7 +328,8 @@ mod tests {
     }
 
     fn image(seed: u8) -> std::path::PathBuf {
-        let path = std::env::temp_dir().join(format!("volt-kernel-{}-{seed}", std::process::id()));
+        // In memory, whatever the file systems of this machine are.
+        let path = std::path::Path::new("/dev/shm").join(format!("volt-kernel-{}-{seed}", std::process::id()));
         std::fs::write(&path, crate::image::tests::images::kernel(seed)).unwrap();
         path
     }

@@ -37,8 +37,6 @@ pub use transfer::{Keeping, Opening, Unpacked};
 const MAX_INDEX: u64 = 16 << 20;
 /// The next kernel, while it is written.
 const NEW: &str = "new";
-/// linux/magic.h
-const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
 const CREATE: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::TRUNC).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
@@ -81,21 +79,14 @@ pub struct Looked {
 
 /// Which file it is, in which state: two descriptors with the same one read the same, if they are read at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Identity([i64; 7]);
+pub struct Identity([u64; 6]);
 
 impl Identity {
-    fn of(stat: &rustix::fs::Stat) -> Identity {
-        let signed = |number: u64| number.cast_signed();
-        let (modified, changed) = (signed(stat.st_mtime_nsec), signed(stat.st_ctime_nsec));
-        Identity([
-            signed(stat.st_dev),
-            signed(stat.st_ino),
-            stat.st_size,
-            stat.st_mtime,
-            modified,
-            stat.st_ctime,
-            changed,
-        ])
+    fn of(stat: &rustix::fs::Statx) -> Identity {
+        let time = |time: rustix::fs::StatxTimestamp| [time.tv_sec.cast_unsigned(), time.tv_nsec.into()];
+        let ([modified, m], [changed, c]) = (time(stat.stx_mtime), time(stat.stx_ctime));
+        let device = u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor);
+        Identity([device, stat.stx_ino, stat.stx_size, modified, changed, m << 32 | c])
     }
 }
 
@@ -158,42 +149,29 @@ impl Store {
     /// `invalidArgument` if it is no regular file, or lies where a read might never return; `badImage` if it is empty or too large.
     pub fn look_at(image: BorrowedFd) -> Answer<Looked> {
         const TRIED: &str = "import a kernel";
-        let failed = |e: Errno| io_fault(TRIED, "look at the image", &e.into());
-        let stat = rustix::fs::fstat(image).map_err(failed)?;
-        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(Fault::new(
-                Code::InvalidArgument,
-                TRIED,
-                "the descriptor is not of a regular file",
-                "Open the image itself, for reading",
-            ));
+        let failed = |e: io::Error| io_fault(TRIED, "look at the image", &e);
+        let refused = |why, remedy| Err(Fault::new(Code::InvalidArgument, TRIED, why, remedy));
+        let readable = rustix::fs::fcntl_getfl(image).map_err(|e| failed(e.into()))?;
+        if readable.intersection(OFlags::RWMODE | OFlags::PATH).intersects(OFlags::WRONLY | OFlags::PATH) {
+            return refused("the descriptor is not open for reading", "Open the image for reading");
         }
-        let readable = rustix::fs::fcntl_getfl(image).map_err(failed)?.intersection(OFlags::RWMODE | OFlags::PATH);
-        if readable.intersects(OFlags::WRONLY | OFlags::PATH) {
-            return Err(Fault::new(
-                Code::InvalidArgument,
-                TRIED,
-                "the descriptor is not open for reading",
-                "Open the image for reading",
-            ));
+        let (stat, nearby) = ipc::look_at(image).map_err(failed)?;
+        if !rustix::fs::FileType::from_raw_mode(stat.stx_mode.into()).is_file() {
+            return refused("the descriptor is not of a regular file", "Open the image itself, for reading");
         }
-        // Whoever serves a FUSE file system could leave the thread that reads from it waiting for ever.
-        if rustix::fs::fstatfs(image).map_err(failed)?.f_type as u64 == FUSE_SUPER_MAGIC {
-            let remedy = "Copy the image to another file system, or into a memfd";
-            return Err(Fault::new(
-                Code::InvalidArgument,
-                TRIED,
-                "the image lies on a file system that a user's process serves (FUSE)",
-                remedy,
-            ));
+        if !nearby {
+            return refused(
+                "the image is neither in memory nor on a block device, so reading it might wait for another host or process for ever",
+                "Copy it into a memfd, or to a file system on a disk of this host",
+            );
         }
-        match usize::try_from(stat.st_size) {
+        match usize::try_from(stat.stx_size) {
             Ok(0) => {
                 Err(Fault::new(Code::BadImage, TRIED, "the image is empty", "Copy it again from where it came from"))
             }
             Ok(size) if size as u64 <= MAX_INPUT => Ok(Looked { size, file: Identity::of(&stat) }),
             _ => {
-                let why = format!("the image has {} bytes, and {MAX_INPUT} are the most", stat.st_size);
+                let why = format!("the image has {} bytes, and {MAX_INPUT} are the most", stat.stx_size);
                 Err(Fault::new(
                     Code::BadImage,
                     TRIED,
@@ -428,7 +406,7 @@ fn read_index(file: File) -> Result<Index, Error> {
 
 /// A file's size. (Std asks by another call, beside which this one is needed anyway.)
 fn size(file: &File) -> io::Result<u64> {
-    Ok(u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0))
+    Ok(ipc::look_at(file)?.0.stx_size)
 }
 
 /// Makes `name` hold `content`, all of it or as before, also after a power failure: a file of another name, synced, then renamed.

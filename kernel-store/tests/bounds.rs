@@ -104,7 +104,8 @@ fn fifty_imports_at_once_are_all_done_whether_of_one_file_one_content_or_each_it
     const MANY: usize = 50;
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path());
-    let path = dir.path().join("image");
+    let images = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = images.path().join("image");
     std::fs::write(&path, bzimage(&gzip(&kernel_of(1, 4 << 20)))).unwrap();
     run(async {
         let clients: Vec<_> = join_all((0..MANY).map(|_| service.connect())).await.into_iter().map(Rc::new).collect();

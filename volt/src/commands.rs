@@ -1,7 +1,7 @@
 //! The short commands: list and stop VMs, define networks, keep kernels. Each opens what it needs, confines itself, then asks.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
@@ -161,11 +161,9 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32,
         KernelCommand::Import { file, name } => {
             let tried = format!("import the kernel {}", file.display());
             check_file("the kernel's image", file)?;
-            let image: OwnedFd = File::open(file)
-                .map_err(|e| {
-                    Fault::new(Code::InvalidArgument, &tried, chain(&e), "Name a kernel image that you may read")
-                })?
-                .into();
+            let image = resources::open_image(file).map_err(|e| {
+                Fault::new(Code::InvalidArgument, &tried, chain(&e), "Name a kernel image that you may read")
+            })?;
             ask(paths, policy, wanted, &[&image], async |links| {
                 let link = first(&links)?;
                 let kernel = resources::import(link, &tried, image.as_fd(), name).await?;

@@ -127,7 +127,7 @@ fn open(config: &VmConfig) -> Result<Opened, Fault> {
     Ok(Opened {
         kvm: open_kvm()?,
         kernel: match &config.kernel {
-            KernelRef::File(path) => KernelSource::File(path.clone(), open_file(path)?),
+            KernelRef::File(path) => KernelSource::File(path.clone(), opened(path, resources::open_image(path))?),
             KernelRef::Stored(name) => KernelSource::Stored(name.clone()),
         },
         initrd: config.initrd.as_deref().map(open_file).transpose()?,
@@ -162,7 +162,11 @@ fn open_disk(n: usize, config: &config::Disk) -> Result<DiskPart, Fault> {
 }
 
 fn open_file(path: &Path) -> Result<OwnedFd, Fault> {
-    File::open(path).map(OwnedFd::from).map_err(|e| {
+    opened(path, File::open(path).map(OwnedFd::from))
+}
+
+fn opened(path: &Path, file: std::io::Result<OwnedFd>) -> Result<OwnedFd, Fault> {
+    file.map_err(|e| {
         let remedy = "Make it readable for this user";
         Fault::new(Code::PermissionDenied, format!("open {}", path.display()), chain(&e), remedy)
     })

@@ -20,7 +20,7 @@ use unpack::{Input, Unpacking};
 use vm_memory::ByteValued;
 
 /// The largest image that is read, in bytes.
-pub const MAX_INPUT: u64 = 256 << 20;
+pub const MAX_INPUT: u64 = schema::kernel_store_capnp::MAX_IMAGE_BYTES;
 /// The largest kernel that is unpacked, in bytes.
 pub const MAX_OUTPUT: usize = 512 << 20;
 /// What a step reads, hashes or searches.

@@ -265,7 +265,7 @@ fn a_damaged_index_stops_the_start_and_nothing_is_swept() {
 
 #[test]
 fn only_regular_readable_files_of_bounded_size_are_read() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().join("image");
     let look = |file: &File| Store::look_at(file.as_fd());
     let file = File::create(&path).unwrap();
@@ -280,11 +280,17 @@ fn only_regular_readable_files_of_bounded_size_are_read() {
     assert_eq!(code(look(&File::open("/dev/zero").unwrap())), Code::InvalidArgument);
     let by_path = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).unwrap();
     assert_eq!(code(Store::look_at(by_path.as_fd())), Code::InvalidArgument);
+    // Neither in memory nor on a block device.
+    let fault = look(&File::open("/sys/kernel/notes").unwrap()).unwrap_err();
+    assert!(fault.code == Code::InvalidArgument && fault.why.contains("neither in memory"), "{fault}");
+    let memory = File::from(confine::memory_file("image").unwrap());
+    memory.set_len(1).unwrap();
+    assert_eq!(look(&memory).map(|looked| looked.size), Ok(1));
 }
 
 #[test]
 fn a_file_that_was_changed_is_another_and_two_descriptors_of_one_are_not() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().join("image");
     std::fs::write(&path, "one").unwrap();
     let look = || Store::look_at(File::open(&path).unwrap().as_fd()).unwrap();
