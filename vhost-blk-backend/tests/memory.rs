@@ -247,3 +247,32 @@ fn eight_regions_are_taken_and_nine_or_overlapping_ones_refused() {
         machine.backend.fails_saying(&["overlap"]);
     }
 }
+
+#[test]
+fn a_buffer_over_the_seam_of_two_regions_is_served_whole_and_one_over_a_hole_is_not() {
+    let image = image(1 << 20);
+    std::fs::write(image.path(), vec![7; 1 << 20]).unwrap();
+    let mut machine = connect(&image, &[]);
+    machine.frontend.set_features(FLUSH | VERSION_1 | PROTOCOL).unwrap();
+    let hole = 2 * MIB + MIB / 2;
+    let regions = [(0, 2 * MIB), (2 * MIB, MIB / 2), (3 * MIB, MIB)].map(|(at, size)| VhostUserMemoryRegionInfo {
+        guest_phys_addr: at,
+        memory_size: size,
+        userspace_addr: USER + at,
+        mmap_offset: at,
+        ..machine.ram.region()
+    });
+    machine.frontend.set_mem_table(&regions).unwrap();
+    let mut queue = machine.start_ring(0, 128, 0);
+    assert_eq!(request(&machine.ram, &mut queue, T_IN, 0, &[into(2 * MIB - 100, 512)]), OK);
+    assert_eq!(machine.ram.read(2 * MIB - 100, 512), [7; 512]);
+    machine.ram.write(HEAD, &header(T_IN, 0));
+    for at in [hole - 100, 3 * MIB - 100] {
+        queue.add(&machine.ram, &[out(HEAD, 16), into(at, 512), into(STATUS, 1)]);
+        queue.kick();
+        assert_eq!(queue.wait_used(&machine.ram).1, 0, "comes back unserved");
+        // Not the part of it that is there either.
+        assert_eq!(machine.ram.read(at, 512), [0; 512]);
+    }
+    machine.hang_up();
+}

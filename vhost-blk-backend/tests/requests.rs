@@ -31,6 +31,27 @@ fn what_was_written_is_read_back_and_lies_in_the_image_at_its_sector() {
 }
 
 #[test]
+fn an_image_that_says_to_be_of_another_format_is_raw_all_the_same() {
+    let image = image(1 << 20);
+    // A qcow2 header, as a guest may write one, that names a file of the host as what is below.
+    let mut header = b"QFI\xfb\0\0\0\x02\0\0\0\0\0\0\0\x48\0\0\0\x0b".to_vec();
+    header.resize(0x48, 0);
+    header.extend(b"/etc/passwd");
+    header.resize(512, 0);
+    let (machine, mut queue) = boot(&image, &[], FLUSH);
+    machine.ram.write(DATA, &header);
+    assert_eq!(request(&machine.ram, &mut queue, T_OUT, 0, &[out(DATA, 512)]), OK);
+    machine.hang_up();
+    let (mut machine, mut queue) = boot(&image, &[], FLUSH);
+    assert_eq!(machine.config(8), 2048u64.to_le_bytes());
+    assert_eq!(request(&machine.ram, &mut queue, T_IN, 0, &[into(DATA + MIB, 512)]), OK);
+    assert_eq!(machine.ram.read(DATA + MIB, 512), header);
+    assert_eq!(request(&machine.ram, &mut queue, T_IN, 1, &[into(DATA + MIB, 512)]), OK);
+    assert_eq!(machine.ram.read(DATA + MIB, 512), [0; 512]);
+    machine.hang_up();
+}
+
+#[test]
 fn the_last_sector_is_reached_and_the_one_behind_it_is_not() {
     let image = image(64 * 512);
     let (machine, mut queue) = boot(&image, &[], FLUSH);
