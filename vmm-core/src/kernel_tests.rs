@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::layout::HIGH_START;
+use kernel_store::image::{Facts, Loading};
 use proptest::prelude::*;
 use rustix::fs::MemfdFlags;
 use std::sync::Arc;
@@ -90,21 +91,28 @@ fn what_is_no_kernel_is_refused_by_the_contract_that_the_store_has() {
     assert!(load(memfd(&[], all), &ram).unwrap_err().to_string().contains("truncated"));
 }
 
-/// What `kernel-store` says of an image: where the kernel is entered and ends, or what is wrong and what helps.
-fn store_says(image: &[u8]) -> Result<Loaded, (String, &'static str)> {
-    let say = |error: kernel_store::image::Error| (error.why, error.remedy);
+/// What `kernel-store` says of an image.
+pub(super) fn store_facts(image: &[u8]) -> Result<Facts, kernel_store::image::Error> {
     let mut out = vec![0; image.len()];
-    let mut loading = kernel_store::image::Loading::new(Arc::new(image.to_vec())).map_err(say)?;
+    let mut loading = Loading::new(Arc::new(image.to_vec()))?;
     loop {
-        if let Some(loaded) = loading.step(&mut out).map_err(say)? {
-            return Ok(Loaded { entry: loaded.facts.entry, end: loaded.facts.load_end });
+        if let Some(loaded) = loading.step(&mut out)? {
+            return Ok(loaded.facts);
         }
     }
 }
 
+/// Where the kernel is entered and ends, by `kernel-store`.
+fn store_says(image: &[u8]) -> Result<Loaded, kernel_store::image::Error> {
+    store_facts(image).map(|facts| Loaded { entry: facts.entry, end: facts.load_end })
+}
+
+pub(super) fn load_into(image: &[u8], ram: &Ram) -> Result<Loaded, Error> {
+    load(memfd(image, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE), ram)
+}
+
 fn core_says(image: &[u8], ram: u64) -> Result<Loaded, Error> {
-    let all = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    load(memfd(image, all), &Ram::new(ram).unwrap())
+    load_into(image, &Ram::new(ram).unwrap())
 }
 
 /// A value near one of the edges.
@@ -167,7 +175,7 @@ proptest! {
                     prop_assert!(matches!(said, Error::Fit { .. }), "{}", said);
                 }
             }
-            Err((why, remedy)) => prop_assert!(!why.is_empty() && [kernel_image::GIVE_KERNEL, kernel_image::COPY_AGAIN].contains(&remedy)),
+            Err(kernel_store::image::Error { why, remedy }) => prop_assert!(!why.is_empty() && [kernel_image::GIVE_KERNEL, kernel_image::COPY_AGAIN].contains(&remedy)),
         }
     }
 }
