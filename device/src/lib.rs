@@ -15,10 +15,12 @@
 //!   worker cannot go on after, ends the process: one line on stderr, exit status 1. A frontend that hangs up, or a
 //!   control link that ends, is an orderly end: exit status 0.
 //!
-//! It stands on the `vhost` crate's request handler and on `virtio-queue`, and not on `vhost-user-backend`: that crate
-//! starts its threads itself, so that none of them could be narrow before the frontend's first byte; it answers "not
-//! supported" to in-flight tracking; it ends a thread silently on an error; and it checks neither the size nor the
-//! seals of the memory it maps.
+//! It stands on the `vhost` crate's request handler and on `virtio-queue`, and not on `vhost-user-backend`, for these reasons:
+//! * that crate starts its threads itself and has no place where one could be given its filter before the frontend's first byte;
+//! * it waits for the rest of a message without a deadline;
+//! * it adds up the addresses of a region that ADD_MEM_REG brings unchecked, and `vhost` validates none there;
+//! * it maps memory without a look at the size or the seals of the file;
+//! * a worker's error ends that thread alone, and nobody is told.
 //!
 //! Limits: split rings of at most [`ring::MAX_RING_SIZE`] entries, modern drivers (VIRTIO_F_VERSION_1), at most
 //! [`memory::MAX_REGIONS`] memory regions in a table or [`memory::MAX_SLOTS`] one by one, no dirty logging, no in-flight

@@ -6,6 +6,7 @@ mod attacks;
 mod bench;
 mod config;
 mod confined;
+mod foreign;
 mod handshake;
 mod interop;
 mod peer;
