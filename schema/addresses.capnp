@@ -15,13 +15,17 @@ const maxLeases :UInt32 = 65536;
 # Leases that one allocator may be made for. One connection can hold as many (limits.capnp).
 const maxListed :UInt32 = 512;
 # Entries that `Pool.leases` gives at one time.
+const maxConfigBytes :UInt32 = 65536;
+# The longest configuration text.
+const graceSeconds :UInt16 = 30;
+# How long an address is kept for its workload once nobody holds its lease.
 
 interface Ipam {
   # Holding this allows defining and using every pool. Bootstrap capability of `ipamd` for root, for the user ipamd runs as, and for the one it was
   # started for (--owner). A connection gets it once: who releases it keeps what came of it, and no more.
 
   definePool @0 (config :Text) -> (pool :Pool);
-  # `config` is a JSON text (64 KiB at most):
+  # `config` is a JSON text (`maxConfigBytes` at most):
   #   {"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"},
   #    "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}
   # Defines the pool of that network, or changes it if no lease or durable reservation would fall outside. `gateway`, `pool` and `reservations` may be
@@ -97,7 +101,7 @@ interface Allocator {
 
 interface Lease {
   # Holding this keeps one address. It is bound to its holder: when the last reference is dropped, or the connection ends, or the service is restarted,
-  # the address is kept for the same workload for a grace period (30 s), and is free after that; but for who has the lease's `life`.
+  # the address is kept for the same workload for a grace period (`graceSeconds`), and is free after that; but for who has the lease's `life`.
 
   info @0 () -> (info :LeaseInfo);
 

@@ -8,15 +8,22 @@ $Cxx.namespace("volt");
 const maxPorts :UInt32 = 1024;
 # Ports that one factory may be made for, and that `Network.info` lists.
 
+const minPrefixLength :UInt8 = 8;
+const maxPrefixLength :UInt8 = 30;
+# Of an IPv4 subnet, here and in addresses.capnp.
+const minMtu :UInt32 = 1280;
+const maxMtu :UInt32 = 65521;
+# Bytes: the least that IPv6 runs on, and the most that a TAP takes.
+
 struct NetworkConfig {
   name @0 :Text;
   # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash, and not "all" or "default".
   gateway @1 :Text;
   # The bridge's own address, such as "10.42.0.1". Empty for a bridge without one.
   prefixLength @2 :UInt8;
-  # Of the subnet, 8 to 30 for IPv4.
+  # Of the subnet: `minPrefixLength` to `maxPrefixLength`.
   mtu @3 :UInt32;
-  # Bytes, 1280 to 65521 (the most that a TAP takes); 0 for the one that the network has, or, where it is new, the kernel's default.
+  # Bytes, `minMtu` to `maxMtu`; 0 for the one that the network has, or, where it is new, the kernel's default.
 }
 
 interface Network {

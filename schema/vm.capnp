@@ -4,6 +4,9 @@
 using Cxx = import "capnp/c++.capnp";
 $Cxx.namespace("volt");
 
+const maxGraceMilliseconds :UInt32 = 600000;
+# The longest time that `stop` gives a guest to power itself off.
+
 interface Vm {
   # Holding this allows starting, watching and stopping one VM. It leads neither to the VM's memory nor to its devices.
   # Bootstrap capability of `vmm-core` on its control link, and of `volt run` on /run/volt-vmm/vms/NAME.sock for root and whoever started the VM.
@@ -16,7 +19,7 @@ interface Vm {
   info @1 () -> (info :VmInfo);
 
   stop @2 (graceMilliseconds :UInt32) -> ();
-  # Presses the ACPI power button and, when the guest has not powered itself off within that time (0 to 600000), ends the VM. Returns once
+  # Presses the ACPI power button and, when the guest has not powered itself off within that time (0 to `maxGraceMilliseconds`), ends the VM. Returns once
   # the VM has ended. Stopping a VM that has ended is no error.
 
   wait @3 () -> (exit :Exit);

@@ -2,10 +2,6 @@
 
 use confine::{Filter, Rule, base};
 
-/// Bytes of heap that a backend has, reserved before it is confined, so that no thread asks for more: the control
-/// link's peer may cost about 20 MiB (`ipc::Limits`), all else far less.
-pub(crate) const HEAP: usize = 32 << 20;
-
 /// A worker: the device's own calls, and these. It ends with the process; errors end both. The guest's memory and the
 /// descriptors of a ring are never its own to give back: the protocol thread has them too, and longer.
 pub(crate) fn worker(device: &Filter) -> Filter {

@@ -132,7 +132,7 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
 
     let mut sandbox = Sandbox::new(D::PROGRAM, options.confinement)
         .keep_fd(frontend.fd().as_raw_fd())
-        .heap(Heap::Reserved(filters::HEAP))
+        .heap(Heap::Reserved(schema::limits::DEVICE_HEAP))
         // As much as the guest has; the kernel has given it away already.
         .limit(Limit::AddressSpace, u64::MAX);
     for fd in device.fds() {

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use schema::names;
+use schema::network_capnp::{MAX_PREFIX_LENGTH, MIN_PREFIX_LENGTH};
 
 use crate::json::Json;
 
 /// The longest configuration text that is accepted, in bytes.
-pub const MAX_CONFIG_BYTES: usize = 64 * 1024;
+pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// An IPv4 subnet in CIDR notation, 8 to 30 bits of prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,8 +261,9 @@ fn parse_subnet(value: &str) -> Result<Subnet, ConfigError> {
         return Err(bad("the part behind the slash is not a prefix length", REMEDY));
     }
     let prefix: u8 = prefix.parse().map_err(|_| bad("the part behind the slash is not a prefix length", REMEDY))?;
-    if !(8..=30).contains(&prefix) {
-        return Err(bad("the prefix length is not within 8 to 30", "Choose a larger or smaller subnet"));
+    if !(MIN_PREFIX_LENGTH..=MAX_PREFIX_LENGTH).contains(&prefix) {
+        let why = format!("the prefix length is not within {MIN_PREFIX_LENGTH} to {MAX_PREFIX_LENGTH}");
+        return Err(bad(&why, "Choose a larger or smaller subnet"));
     }
     let mut subnet = Subnet { network: address.to_bits(), prefix };
     if subnet.network & !subnet.mask() != 0 {

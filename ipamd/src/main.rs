@@ -13,6 +13,7 @@ use ipamd::ledger::{Ledger, Limits, Now};
 use ipamd::store::{LeaseId, Store};
 use ipamd::{filters, lives, rpc};
 use ipc::{Fault, Lane, Listen};
+use schema::programs::IPAMD;
 use tokio::sync::oneshot;
 
 /// Keeps address pools, leases and reservations, and serves them over Cap'n Proto
@@ -47,11 +48,10 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
         .map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
     let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
     let limits = ipc::Limits::of_service();
-    let sandbox =
-        endpoint.as_fds().iter().fold(
-            Sandbox::new("ipamd", arguments.confinement).limit(Limit::OpenFiles, ipc::OPEN_FILES),
-            |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()),
-        );
+    let sandbox = endpoint.as_fds().iter().fold(
+        Sandbox::new(IPAMD.title, arguments.confinement).limit(Limit::OpenFiles, ipc::OPEN_FILES),
+        |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()),
+    );
     // The database thread lists nothing.
     let found = lives::found(&state_dir).map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
     let (sandbox, state_dir) = sandbox.service(arguments.user, &state_dir)?;

@@ -162,7 +162,7 @@ fn open_to_all(path: &Path, mode: u32) {
 }
 
 fn both(socket: &Path) -> [PathBuf; 2] {
-    [socket.to_owned(), ipc::lane_path(socket)]
+    [socket.to_owned(), schema::paths::lane(socket)]
 }
 
 #[test]

@@ -275,7 +275,7 @@ fn a_stranger_is_refused_and_the_service_lives_on() {
     }
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path());
-    for open in [dir.path(), &service.socket, &ipc::lane_path(&service.socket)] {
+    for open in [dir.path(), &service.socket, &schema::paths::lane(&service.socket)] {
         std::fs::set_permissions(open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     }
     let socket = service.socket.clone();

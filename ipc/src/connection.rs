@@ -53,7 +53,7 @@ impl Connection {
     /// Connects to the vat on `path` and its fd lane on `path` with `.fds` appended. Fails with `unavailable`.
     pub async fn connect(path: &Path) -> Result<Connection, Fault> {
         let rpc = dial(path, SocketType::STREAM).await?;
-        let lane = dial(&endpoint::lane_path(path), SocketType::SEQPACKET).await?;
+        let lane = dial(&schema::paths::lane(path), SocketType::SEQPACKET).await?;
         Connection::open(rpc, Some(lane))
     }
 

@@ -2,7 +2,6 @@
 //! reads nothing that a peer sent.
 
 use std::{
-    ffi::OsString,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -26,13 +25,6 @@ const LONGEST_PATH: usize = 107;
 /// How long others may take to replace a dead socket in the same folder; each takes well below a millisecond.
 const LOCK_DEADLINE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(5);
-
-/// The path of the fd lane beside the vat on `path`.
-pub fn lane_path(path: &Path) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(".fds");
-    PathBuf::from(name)
-}
 
 /// Two listening sockets. What `bind` made is removed when this is dropped, unless `into_fds` took the sockets out.
 #[derive(Debug)]
@@ -58,7 +50,7 @@ impl Endpoint {
         let wrong = |source| Error::Bind { path: path.to_owned(), tried: "use its folder", source };
         let name = path.file_name().ok_or_else(|| wrong(io::ErrorKind::InvalidFilename.into()))?;
         let path = &folder::firm(path.parent().unwrap_or(path)).map_err(wrong)?.join(name);
-        let lane_path = lane_path(path);
+        let lane_path = schema::paths::lane(path);
         if lane_path.as_os_str().len() > LONGEST_PATH {
             return Err(Error::PathTooLong { path: path.to_owned() });
         }

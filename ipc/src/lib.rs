@@ -42,7 +42,7 @@ mod turns;
 pub use actor::Actor;
 pub use clients::Clients;
 pub use connection::{Connection, call};
-pub use endpoint::{Endpoint, LinkSocket, is_served, lane_path};
+pub use endpoint::{Endpoint, LinkSocket, is_served};
 pub use error::Error;
 pub use fault::{Code, Fault, chain};
 pub use folder::{private_folder, private_folder_for};

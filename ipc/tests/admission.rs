@@ -69,7 +69,7 @@ fn a_socket_that_is_bound_for_somebody_is_its_owners_alone() {
     run(async {
         let (_dir, path) = folder();
         let endpoint = Endpoint::bind_for(Some(OWNER), &path, 0o600).unwrap();
-        for path in [path.clone(), ipc::lane_path(&path)] {
+        for path in [path.clone(), schema::paths::lane(&path)] {
             let found = std::fs::metadata(path).unwrap();
             assert_eq!((found.uid(), found.mode() & 0o7777), (OWNER, 0o600));
         }
@@ -309,7 +309,7 @@ fn a_stranger_that_connects_without_end_leaves_room_for_others() {
                 socket
             };
             let pair =
-                |_| [connect(&there, SocketType::STREAM), connect(&ipc::lane_path(&there), SocketType::SEQPACKET)];
+                |_| [connect(&there, SocketType::STREAM), connect(&schema::paths::lane(&there), SocketType::SEQPACKET)];
             (0..50).flat_map(pair).collect::<Vec<OwnedFd>>()
         });
         eventually(|| kept.is_finished()).await;

@@ -15,6 +15,7 @@ use kernel_store::store::{Limits, Store};
 use kernel_store::worker::{Mailbox, worker};
 use kernel_store::{filters, rpc};
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use schema::programs::KERNEL_STORE;
 
 /// Unpacks, checks and keeps guest kernels, and serves them over Cap'n Proto
 #[derive(Parser)]
@@ -55,7 +56,7 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
     let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
     let connections = ipc::Limits::of_service();
     let sandbox =
-        keep.iter().fold(Sandbox::new("kernel-store", arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
+        keep.iter().fold(Sandbox::new(KERNEL_STORE.title, arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
     let (sandbox, seen) = sandbox.service(arguments.user, &path)?;
     // Images are large and rare.
     let sandbox = sandbox.limit(Limit::OpenFiles, ipc::OPEN_FILES).heap(Heap::Mapping);

@@ -101,7 +101,7 @@ fn an_owner_is_served_beside_root_and_its_neighbours_are_not() {
         asked.join().unwrap()
     };
     assert_eq!((ask(OWNER), ask(OWNER + 1)), (None, Some(Code::PermissionDenied)));
-    for path in [service.socket.clone(), ipc::lane_path(&service.socket)] {
+    for path in [service.socket.clone(), schema::paths::lane(&service.socket)] {
         let found = std::fs::metadata(&path).unwrap();
         assert_eq!((found.uid(), found.mode() & 0o7777), (OWNER, 0o600));
         set(&path, 0o666);

@@ -2,14 +2,12 @@
 
 use std::net::Ipv4Addr;
 
+use schema::network_capnp::{MAX_MTU, MAX_PREFIX_LENGTH, MIN_MTU, MIN_PREFIX_LENGTH};
+
 use crate::{error::Error, names};
 
 /// What the kernel gives an interface whose MTU nobody chose, in bytes.
 pub const DEFAULT_MTU: u32 = 1500;
-/// The smallest MTU that IPv6 runs on (RFC 8200, section 5), in bytes.
-const MIN_MTU: u32 = 1280;
-/// The largest MTU that the kernel gives a TAP: 65535 less the Ethernet header, in bytes.
-const MAX_MTU: u32 = 65_535 - 14;
 
 /// An address on an interface, with the length of its subnet's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +80,7 @@ impl Config {
             return Err(Error::argument(
                 "MTU",
                 &mtu.to_string(),
-                "it must be 1280 to 65521 bytes (the most that a TAP takes), or 0 for the default",
+                &format!("it must be {MIN_MTU} to {MAX_MTU} bytes (the most that a TAP takes), or 0 for the default"),
             ));
         }
         Ok(Config { name: name.to_owned(), address, mtu })
@@ -92,8 +90,8 @@ impl Config {
 fn gateway_address(gateway: &str, prefix: u8) -> Result<Address, Error> {
     let refuse = |why: &str| Error::argument("gateway", &format!("{gateway}/{prefix}"), why);
     let ip: Ipv4Addr = gateway.parse().map_err(|_| refuse("the address must be an IPv4 address such as 10.42.0.1"))?;
-    if !(8..=30).contains(&prefix) {
-        return Err(refuse("the prefix length must be 8 to 30"));
+    if !(MIN_PREFIX_LENGTH..=MAX_PREFIX_LENGTH).contains(&prefix) {
+        return Err(refuse(&format!("the prefix length must be {MIN_PREFIX_LENGTH} to {MAX_PREFIX_LENGTH}")));
     }
     let address = Address { ip, prefix };
     if ip == address.network() || ip == address.broadcast() {

@@ -177,7 +177,7 @@ impl Manager {
     pub fn network(&self, name: &str) -> Result<NetworkId, Error> {
         match self.networks.get(name) {
             Some(network) => Ok(NetworkId { name: name.to_owned(), serial: network.serial }),
-            None => Err(Error::NoSuchNetwork(name.chars().take(names::INTERFACE_NAME_MAX).collect())),
+            None => Err(Error::NoSuchNetwork(name.chars().take(schema::names::INTERFACE_MAX).collect())),
         }
     }
 

@@ -28,8 +28,7 @@ impl FromStr for Instance {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Instance, &'static str> {
-        let fits = (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if fits { Ok(Instance(text.to_owned())) } else { Err("it must be 1 to 32 bytes of [a-z0-9]") }
+        if schema::names::is_instance(text) { Ok(Instance(text.to_owned())) } else { Err(schema::names::INSTANCE_RULE) }
     }
 }
 

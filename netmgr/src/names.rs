@@ -8,9 +8,6 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 
-/// Bytes of an interface name, without the terminating NUL (IFNAMSIZ - 1).
-pub const INTERFACE_NAME_MAX: usize = 15;
-
 /// Checks a network's name by the rule that all services share ([`schema::names::is_network`]).
 pub fn check_network(name: &str) -> Result<(), Error> {
     if names::is_network(name) { Ok(()) } else { Err(Error::argument("network name", name, names::NETWORK_RULE)) }
@@ -32,9 +29,9 @@ pub struct TapName {
 
 /// `tap-<id>`, where `<id>` is the workload without `vm-`; shortened with a hash of `<id>` where that does not fit.
 pub fn tap(workload: &str) -> TapName {
-    let id = id(workload);
+    let id = names::without_vm(workload);
     let full = format!("tap-{id}");
-    if full.len() <= INTERFACE_NAME_MAX {
+    if full.len() <= names::INTERFACE_MAX {
         TapName { name: full, full: None }
     } else {
         TapName { name: shortened(id, &[id]), full: Some(full) }
@@ -44,7 +41,7 @@ pub fn tap(workload: &str) -> TapName {
 /// The name for a workload whose [`tap`] name another port of ours has: that happens when it has a port on two networks, and for
 /// `web` beside `vm-web`.
 pub fn tap_on(network: &str, workload: &str) -> TapName {
-    let id = id(workload);
+    let id = names::without_vm(workload);
     TapName { name: shortened(id, &[network, workload]), full: Some(format!("tap-{workload}-{network}")) }
 }
 
@@ -64,10 +61,6 @@ pub fn workloads(network: &str, name: &str) -> impl Iterator<Item = String> {
     let vm = id.map(|id| format!("vm-{id}"));
     let found = [id.map(str::to_owned), vm, on.map(str::to_owned)].into_iter().flatten();
     found.filter(|workload| names::is_workload(workload))
-}
-
-fn id(workload: &str) -> &str {
-    workload.strip_prefix("vm-").filter(|id| !id.is_empty()).unwrap_or(workload)
 }
 
 /// `tap-` + three bytes of the id + `-` + 35 bits of a hash in base 32: 15 bytes.
@@ -194,13 +187,13 @@ mod tests {
     #[test]
     fn tap_of_a_long_id_is_shortened_and_keeps_its_full_name() {
         let one = tap("vm-twelve-bytes");
-        assert_eq!(one.name.len(), INTERFACE_NAME_MAX);
+        assert_eq!(one.name.len(), names::INTERFACE_MAX);
         assert!(one.name.starts_with("tap-twe-"), "{}", one.name);
         assert_eq!(one.full.as_deref(), Some("tap-twelve-bytes"));
         assert_ne!(one.name, tap("vm-twelve-bytez").name);
         assert_eq!(one, tap("vm-twelve-bytes"));
         let longest = tap(&"x".repeat(63));
-        assert_eq!(longest.name.len(), INTERFACE_NAME_MAX);
+        assert_eq!(longest.name.len(), names::INTERFACE_MAX);
     }
 
     #[test]
@@ -211,7 +204,7 @@ mod tests {
             .collect();
         for (at, name) in names.iter().enumerate() {
             assert!(
-                name.len() <= INTERFACE_NAME_MAX && !names[..at].contains(name) && check_network(name).is_ok(),
+                name.len() <= names::INTERFACE_MAX && !names[..at].contains(name) && check_network(name).is_ok(),
                 "{name}"
             );
         }

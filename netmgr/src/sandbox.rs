@@ -4,13 +4,16 @@ use std::{os::fd::RawFd, path::Path};
 
 use confine::{Capability, Confined, Error, Filter, Limit, Policy, Root, Rule, Sandbox, User, base};
 
+use schema::programs::NETMGR;
+
 use crate::{ipv6, tap};
 
 /// Phase 2 for the process: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv6 settings if
 /// they are there; as `user`, and with no other file in sight, if there is one to become.
 pub fn confine(policy: Policy, user: Option<User>, keep: &[RawFd]) -> Result<Confined, Error> {
-    let mut sandbox =
-        Sandbox::new("netmgr", policy).keep_capability(Capability::CAP_NET_ADMIN).limit(Limit::AddressSpace, 1 << 30);
+    let mut sandbox = Sandbox::new(NETMGR.title, policy)
+        .keep_capability(Capability::CAP_NET_ADMIN)
+        .limit(Limit::AddressSpace, 1 << 30);
     // One a port, one a waiting token, two a connection.
     sandbox = sandbox.limit(Limit::OpenFiles, ipc::OPEN_FILES);
     for fd in keep {

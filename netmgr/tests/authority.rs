@@ -220,7 +220,7 @@ fn an_owner_is_served_beside_root_and_its_neighbours_are_not() {
         assert_eq!(define(OWNER + 1), Some(Code::PermissionDenied));
         let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
         open(&netmgr.socket);
-        open(&ipc::lane_path(&netmgr.socket));
+        open(&schema::paths::lane(&netmgr.socket));
         for stranger in [OWNER - 1, OWNER + 1, 65_534] {
             assert!(define(stranger).is_some(), "{stranger}");
         }

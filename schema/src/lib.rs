@@ -7,7 +7,9 @@
 //! The schemas evolve by Cap'n Proto's rules: fields and methods are added at the end,
 //! never renumbered, retyped or removed.
 
+pub mod limits;
 pub mod names;
+pub mod paths;
 pub mod programs;
 
 macro_rules! generated {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use confine::{Filter, JoinHandle, Narrow, Rule};
 use ipc::{Code, Fault};
-use schema::vm_capnp::{exit, vm, vm_info};
+use schema::vm_capnp::{MAX_GRACE_MILLISECONDS, exit, vm, vm_info};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -23,8 +23,6 @@ use crate::virtio::{self, MmioDevice};
 
 /// How long the backends may take for their handshakes, counted from `start`.
 const HANDSHAKES: Duration = Duration::from_secs(10);
-/// Longest time `stop` gives a guest.
-const MAX_GRACE: u32 = 600_000;
 /// How long vCPUs may take to leave the guest, and the console to take the last words.
 const WIND_UP: Duration = Duration::from_secs(1);
 /// How long the process stays to tell why the VM ended, if nobody has asked yet.
@@ -232,8 +230,8 @@ impl vm::Server for Server {
 
     async fn stop(self: Rc<Self>, params: vm::StopParams, _: vm::StopResults) -> Result<(), capnp::Error> {
         let grace = params.get()?.get_grace_milliseconds();
-        if grace > MAX_GRACE {
-            let why = format!("the grace time of {grace} ms is longer than {MAX_GRACE}");
+        if grace > MAX_GRACE_MILLISECONDS {
+            let why = format!("the grace time of {grace} ms is longer than {MAX_GRACE_MILLISECONDS}");
             return Err(fault(Code::InvalidArgument, "stop the VM", why, "Give it less time"));
         }
         // From here on it happens, whether the caller waits or not.

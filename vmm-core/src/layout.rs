@@ -1,6 +1,15 @@
 //! Where things are in the guest's physical address space and its I/O ports: constants only, so that the code which writes a
 //! place and the table which announces it cannot disagree.
 
+use schema::limits;
+
+// What a VM may have, a machine can be made with.
+const _: () = assert!(
+    limits::MIN_MEMORY >= RAM_MIN
+        && limits::MAX_VCPUS <= crate::args::MAX_VCPUS
+        && 2 * limits::MAX_DEVICES <= MAX_DEVICES
+);
+
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 
@@ -17,7 +26,7 @@ pub const PD: u64 = 0xb000;
 /// Kernel command line, NUL-terminated.
 pub const CMDLINE: u64 = 0x2_0000;
 /// Bytes of the longest command line, the NUL included (x86 `COMMAND_LINE_SIZE`).
-pub const CMDLINE_SIZE: usize = 2048;
+pub const CMDLINE_SIZE: usize = limits::MAX_CMDLINE + 1;
 /// End of the low usable memory; above lie what a PC has for its EBDA and video memory.
 pub const LOW_END: u64 = 0x9_fc00;
 /// ACPI tables, RSDP first.
@@ -36,7 +45,7 @@ pub const RAM_HIGH_START: u64 = 4 << 30;
 /// Least bytes of RAM a machine may have.
 pub const RAM_MIN: u64 = 16 << 20;
 /// Most bytes of RAM a machine may have.
-pub const RAM_MAX: u64 = 1 << 40;
+pub const RAM_MAX: u64 = limits::MAX_MEMORY;
 
 /// First virtio-mmio register block; device n has the n-th page from here.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;

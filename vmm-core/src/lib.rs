@@ -45,6 +45,10 @@ mod virtio;
 use std::os::fd::AsRawFd;
 
 use confine::{Heap, Limit, Sandbox};
+use schema::{
+    limits::{CORE_FILES, DEVICE_HEAP, THREAD_SPACE},
+    programs::VMM_CORE,
+};
 
 pub use error::Error;
 
@@ -56,22 +60,16 @@ use crate::virtio::DeviceThread;
 
 /// Address space beside guest RAM: the program, its heap, and the threads' stacks.
 const ADDRESS_SPACE: u64 = 1 << 30;
-const ADDRESS_SPACE_PER_VCPU: u64 = 4 << 20;
-/// Bytes of heap, reserved before the filters are in place, so that no thread asks for more: the control link's peer may
-/// cost about 20 MiB (`ipc::Limits`), all else far less.
-const HEAP: usize = 32 << 20;
-/// Descriptors: three a vCPU, and two eventfds a virtqueue, with room to spare.
-const OPEN_FILES: u64 = 4096;
 
 /// Runs the VM from its making to its end. `Ok` is an orderly end: power-off, reset, or stopped.
 pub fn run(config: Config) -> Result<(), Error> {
     // Nothing below needs a path, a socket or a capability: the process is confined before it touches KVM.
-    let address_space = config.memory + ADDRESS_SPACE + ADDRESS_SPACE_PER_VCPU * u64::from(config.vcpus);
-    let mut sandbox = Sandbox::new("vmm-core", config.confinement)
+    let address_space = config.memory + ADDRESS_SPACE + THREAD_SPACE * u64::from(config.vcpus);
+    let mut sandbox = Sandbox::new(VMM_CORE.title, config.confinement)
         .limit(Limit::FileSize, config.memory)
         .limit(Limit::AddressSpace, address_space)
-        .limit(Limit::OpenFiles, OPEN_FILES)
-        .heap(Heap::Reserved(HEAP));
+        .limit(Limit::OpenFiles, CORE_FILES)
+        .heap(Heap::Reserved(DEVICE_HEAP));
     let fds = [&config.kvm, &config.control, &config.kernel, &config.console].into_iter().chain(&config.initrd);
     for fd in fds.chain(config.devices.iter().map(|device| &device.socket)) {
         sandbox = sandbox.keep_fd(fd.as_raw_fd());

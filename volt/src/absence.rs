@@ -85,7 +85,8 @@ impl Names {
             }
             for name in names_of(events.get(..size).unwrap_or_default()) {
                 absent.retain(|service| {
-                    let again = name == format!("{}.sock", service.name()).as_bytes();
+                    let again =
+                        std::str::from_utf8(name).ok().and_then(schema::paths::of_socket) == Some(service.name());
                     if again {
                         say(format_args!("{} is served again", service.name()));
                     }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use confine::{Cgroup, CgroupLimits, Policy, User};
 use ipc::{Code, Fault};
+use schema::programs::{BLK_BACKEND, NET_BACKEND};
 
 use crate::{
     config::VmConfig,
@@ -13,8 +14,9 @@ use crate::{
 
 /// Processes beside those of devices: the core's control and console threads, the launcher, a moment's overlap at a reboot.
 const PROCESSES: u64 = 16;
-/// Threads of a device: the core's, and its backend's (protocol, control, worker).
-const PROCESSES_PER_DEVICE: u64 = 4;
+/// Threads of a device: the core's, and its backend's.
+const PROCESSES_PER_DEVICE: u64 = 1 + BLK_BACKEND.threads.len() as u64;
+const _: () = assert!(BLK_BACKEND.threads.len() == NET_BACKEND.threads.len());
 /// Bytes beside the guest's RAM: the processes themselves, the kernel image, KVM's tables. A 64th of RAM comes on top,
 /// for page tables.
 const MEMORY: u64 = 192 << 20;

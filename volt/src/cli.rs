@@ -5,21 +5,35 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use confine::Policy;
 
-use crate::config::{MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY};
+use schema::{
+    limits::{MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
+    names::VM_RULE,
+    paths::{FOLDER, RUNTIME, RUNTIME_VARIABLE, STATE, STATE_VARIABLE, USERS_VARIABLE},
+    vm_capnp::MAX_GRACE_MILLISECONDS,
+};
+
+use crate::identity::DEFAULT_RANGE;
 
 /// What the flags do not say.
-const AFTER_HELP: &str = "\
+fn after_help() -> String {
+    format!(
+        "\
 Environment:
-  VOLT_RUNTIME_DIR  Folder of the sockets [default: /run/volt-vmm; else $XDG_RUNTIME_DIR/volt-vmm]
-  VOLT_STATE_DIR    Folder of what is kept [default: /var/lib/volt-vmm; else $XDG_STATE_HOME/volt-vmm]
-  VOLT_UID_RANGE    Users that root gives services and VMs [default: 1879048192-1879113727]
+  {RUNTIME_VARIABLE}  Folder of the sockets [default: {RUNTIME}; else $XDG_RUNTIME_DIR/{FOLDER}]
+  {STATE_VARIABLE}    Folder of what is kept [default: {STATE}; else $XDG_STATE_HOME/{FOLDER}]
+  {USERS_VARIABLE}    Users that root gives services and VMs [default: {DEFAULT_RANGE}]
 
 Ends with code 0 if what was asked for was done, 1 if not, with the reason, 2 if it was not understood, 3 if `volt list`
-had no answer from a VM.";
+had no answer from a VM."
+    )
+}
+
+/// The longest time that a guest may be given to power itself off.
+const MAX_GRACE: u32 = MAX_GRACE_MILLISECONDS / 1000;
 
 /// Runs Linux in microVMs whose every device is a confined process of its own.
 #[derive(Debug, Parser)]
-#[command(name = "volt", version, disable_help_subcommand = true, after_help = AFTER_HELP)]
+#[command(name = "volt", version, disable_help_subcommand = true, after_help = after_help())]
 pub struct Cli {
     /// What a missing layer of confinement means: `strict` refuses to start, `best-effort` says which one is missing.
     #[arg(long, global = true, default_value_t = Policy::BestEffort, value_name = "POLICY")]
@@ -58,8 +72,8 @@ pub struct RunArgs {
     /// A TOML file that describes the VM.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Name of the VM: 1 to 59 of a-z, 0-9 and '-', not starting with '-'.
-    #[arg(long)]
+    /// Name of the VM.
+    #[arg(long, help = format!("Name of the VM: {VM_RULE}"))]
     pub name: Option<String>,
     /// Kernel: a bzImage or ELF file (a path holds a '/', or names a file here), or the alias or digest of one in the kernel store.
     #[arg(long)]
@@ -106,8 +120,14 @@ pub struct DoctorArgs {
 pub struct StopArgs {
     /// Name of the VM.
     pub name: String,
-    /// Seconds the guest gets to power itself off, 0 to 600.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=600))]
+    /// Seconds the guest gets to power itself off.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_GRACE)),
+        help = format!("Seconds the guest gets to power itself off, 0 to {MAX_GRACE}")
+    )]
     pub grace: u32,
 }
 

@@ -12,7 +12,9 @@ use confine::{Policy, Sandbox};
 use futures::{FutureExt, future::join_all};
 use ipc::{Code, Connection, Fault, chain};
 use schema::{
+    addresses_capnp::MAX_CONFIG_BYTES,
     kernel_store_capnp::{kernel_info, kernel_store},
+    paths::of_socket,
     programs::CLIENT,
     vm_capnp::{vm, vm_info},
 };
@@ -28,9 +30,6 @@ use crate::{
     services::{self, CALL_DEADLINE, Found, Service, has_ended},
     told,
 };
-
-/// The largest network configuration, in bytes (`addresses.capnp`, `definePool`).
-const MAX_CONFIG: u64 = 64 << 10;
 
 /// How long the end of a VM may take beyond the guest's grace: stopped and frozen processes have their time, and services.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
@@ -73,7 +72,7 @@ fn list(paths: &Paths, policy: Policy) -> Result<i32, Fault> {
     let end = Instant::now() + LIST_DEADLINE;
     for entry in fs::read_dir(&dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".sock")) else { continue };
+        let Some(name) = name.to_str().and_then(of_socket) else { continue };
         if check_name(name).is_err() {
             continue;
         }
@@ -145,8 +144,8 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Fau
         |why: String| Fault::new(Code::InvalidArgument, &tried, why, "Name a JSON file such as docs/RUNNING.md shows");
     check_file("the network's configuration", file)?;
     let size = fs::metadata(file).map_err(|e| fault(chain(&e)))?.len();
-    if size > MAX_CONFIG {
-        return Err(fault(format!("it holds {size} bytes, more than {MAX_CONFIG}")));
+    if size > MAX_CONFIG_BYTES.into() {
+        return Err(fault(format!("it holds {size} bytes, more than {MAX_CONFIG_BYTES}")));
     }
     let config = fs::read_to_string(file).map_err(|e| fault(chain(&e)))?;
     ask(paths, policy, &NETWORK, &[], async |links| {

@@ -6,7 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use disk::SECTOR;
 use ipc::{Code, Fault, chain};
+use schema::{
+    limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
+    names,
+};
 use serde::Deserialize;
 
 use crate::{cli::RunArgs, cmdline};
@@ -15,22 +20,10 @@ use crate::{cli::RunArgs, cmdline};
 const DEFAULT_CMDLINE: &str = "console=ttyS0";
 /// Bytes of guest memory where no size is given.
 const DEFAULT_MEMORY: u64 = 256 << 20;
-/// The least guest memory that a stock kernel can be loaded into, in bytes.
-pub const MIN_MEMORY: u64 = 64 << 20;
-/// The most guest memory, in bytes.
-pub const MAX_MEMORY: u64 = 1 << 40;
-/// The most virtual CPUs of one VM.
-pub const MAX_VCPUS: u16 = 64;
-/// The most disks, and the most network cards, of one VM: together they fit the core's interrupt lines.
-pub const MAX_DEVICES: usize = 8;
-/// Linux' COMMAND_LINE_SIZE less its terminator (x86-64), in bytes.
-const MAX_CMDLINE: usize = 2047;
-/// Room for the `ip=` word of one card: three addresses, a name of 59, a device, and what stands between them, in bytes.
+/// Room for the `ip=` word of one card: three addresses, a VM's name, a device, and what stands between them, in bytes.
 pub const IP_WORD: usize = 128;
 /// The largest configuration file, in bytes.
 const MAX_FILE: u64 = 64 << 10;
-/// Bytes of a sector: a raw image is a whole number of them.
-const SECTOR: u64 = 512;
 
 /// A VM that can be run: every value is within its bounds and every file was there when it was checked.
 #[derive(Debug, PartialEq, Eq)]
@@ -202,15 +195,10 @@ impl VmConfig {
 
 /// Whether `name` can be a VM's name: it becomes part of a socket's file name and of `vm-<name>`.
 pub fn check_name(name: &str) -> Result<(), Fault> {
-    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if (1..=59).contains(&name.len()) && name.bytes().all(good) && !name.starts_with('-') {
+    if names::is_vm(name) {
         return Ok(());
     }
-    Err(invalid(
-        "--name",
-        format!("{name:?} is not a VM's name"),
-        "Use 1 to 59 of a-z, 0-9 and '-', not starting with '-'",
-    ))
+    Err(invalid("--name", format!("{name:?} is not a VM's name"), &format!("Use {}", names::VM_RULE)))
 }
 
 fn invalid(what: &str, why: impl Into<String>, remedy: &str) -> Fault {
@@ -337,14 +325,6 @@ mod tests {
     fn kernel_without_slash_or_file_is_a_stored_one() {
         assert_eq!(kernel_ref(Path::new(""), "debian-6.1"), KernelRef::Stored("debian-6.1".into()));
         assert_eq!(kernel_ref(Path::new(""), "./debian-6.1"), KernelRef::File("./debian-6.1".into()));
-    }
-
-    #[test]
-    fn name_at_59_bytes_is_taken_and_at_60_refused() {
-        check_name(&"a".repeat(59)).unwrap();
-        for bad in ["", "Web", "-web", "we/b", "..", &"a".repeat(60)] {
-            check_name(bad).unwrap_err();
-        }
     }
 
     #[test]

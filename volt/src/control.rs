@@ -6,7 +6,7 @@
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use ipc::{Code, Fault};
-use schema::vm_capnp::{exit, vm, vm_info};
+use schema::vm_capnp::{MAX_GRACE_MILLISECONDS, exit, vm, vm_info};
 use tokio::sync::watch;
 
 /// How long the core may take to answer: whoever asks waits two seconds (`volt list`), and should hear that it is the core's.
@@ -123,8 +123,8 @@ impl vm::Server for Handle {
 
     async fn stop(self: Rc<Self>, params: vm::StopParams, _: vm::StopResults) -> Result<(), capnp::Error> {
         let grace = params.get()?.get_grace_milliseconds();
-        if grace > 600_000 {
-            let why = format!("a grace of {grace} ms is more than 600000");
+        if grace > MAX_GRACE_MILLISECONDS {
+            let why = format!("a grace of {grace} ms is more than {MAX_GRACE_MILLISECONDS}");
             return Err(Fault::new(
                 Code::InvalidArgument,
                 format!("stop the VM {}", self.0.name),
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn stop_is_passed_on_at_once_and_answered_at_the_end() {
         in_runtime(async |control| {
-            let mut stopping = Box::pin(stop(&control.client(), 600_000));
+            let mut stopping = Box::pin(stop(&control.client(), MAX_GRACE_MILLISECONDS));
             let early = tokio::time::timeout(Duration::from_millis(20), &mut stopping).await;
             assert!(early.is_err());
             assert_eq!(*control.stop_requests().borrow(), Some(Duration::from_secs(600)));
@@ -205,7 +205,10 @@ mod tests {
     #[test]
     fn grace_time_beyond_ten_minutes_is_refused_and_stops_nothing() {
         in_runtime(async |control| {
-            assert_eq!(stop(&control.client(), 600_001).await.unwrap_err().code, Code::InvalidArgument);
+            assert_eq!(
+                stop(&control.client(), MAX_GRACE_MILLISECONDS + 1).await.unwrap_err().code,
+                Code::InvalidArgument
+            );
             assert_eq!(*control.stop_requests().borrow(), None);
         });
     }

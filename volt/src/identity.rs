@@ -4,6 +4,7 @@
 //! janitor, so two VMs never share one, nor does a new one meet what is left of an old one.
 
 use std::{
+    fmt,
     fs::File,
     io,
     os::fd::{AsRawFd, OwnedFd},
@@ -14,14 +15,15 @@ use std::{
 use confine::User;
 use ipc::{Code, Fault};
 use rustix::thread::CapabilitySet;
-use schema::programs::{self, SERVICE_USERS as SERVICES};
+use schema::{
+    paths::{USERS_LOCK, USERS_VARIABLE},
+    programs::{self, SERVICE_USERS as SERVICES},
+};
 
 use crate::services::Service;
 
-/// The lock file. One for the host, as its users are.
-const LOCK: &str = "/run/volt-vmm-users.lock";
 /// What `VOLT_UID_RANGE` is if unset: above what systemd gives containers, below what it warns of.
-const DEFAULT_RANGE: Range = Range { first: 0x7000_0000, count: 1 << 16 };
+pub const DEFAULT_RANGE: Range = Range { first: 0x7000_0000, count: 1 << 16 };
 
 /// The users that the host gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,17 +32,23 @@ pub struct Range {
     count: u32,
 }
 
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.first.saturating_add(self.count).saturating_sub(1))
+    }
+}
+
 impl Range {
     /// The one that the environment names.
     pub fn find() -> Result<Range, Fault> {
-        match std::env::var_os("VOLT_UID_RANGE").filter(|text| !text.is_empty()) {
+        match std::env::var_os(USERS_VARIABLE).filter(|text| !text.is_empty()) {
             None => Ok(DEFAULT_RANGE),
             Some(text) => Range::parse(&text.to_string_lossy()).ok_or_else(|| {
                 Fault::new(
                     Code::InvalidArgument,
                     format!("use VOLT_UID_RANGE={}", text.display()),
                     format!("it is not FIRST-LAST with more than {SERVICES} users, without 0 and 4294967295"),
-                    "Give a range that nobody else on this host uses, such as 1879048192-1879113727",
+                    format!("Give a range that nobody else on this host uses, such as {DEFAULT_RANGE}"),
                 )
             }),
         }
@@ -81,7 +89,7 @@ impl Range {
 
     /// A user that no VM has, until the descriptor and its duplicates are closed.
     pub fn claim(self) -> Result<(User, OwnedFd), Fault> {
-        self.claim_in(Path::new(LOCK))
+        self.claim_in(Path::new(USERS_LOCK))
     }
 
     fn claim_in(self, lock: &Path) -> Result<(User, OwnedFd), Fault> {
@@ -103,7 +111,7 @@ impl Range {
 
 /// Keeps `user` from VMs until the descriptor is closed, if no VM has it.
 pub fn claim_free(user: User) -> Option<OwnedFd> {
-    let file = open(Path::new(LOCK)).ok()?;
+    let file = open(Path::new(USERS_LOCK)).ok()?;
     claim_byte(&file, user).is_ok_and(|claimed| claimed).then(|| file.into())
 }
 
@@ -133,6 +141,7 @@ mod tests {
     #[test]
     fn range_of_seventeen_users_is_taken_and_of_sixteen_refused() {
         assert_eq!(Range::parse("1000-1016"), Some(Range { first: 1000, count: 17 }));
+        assert_eq!(Range::parse(&DEFAULT_RANGE.to_string()), Some(DEFAULT_RANGE));
         assert_eq!(Range::parse("4294967278-4294967294"), Some(Range { first: 4_294_967_278, count: 17 }));
         for wrong in ["1000-1015", "0-65535", "4294967279-4294967295", "9-1", "", "-", "1000", "1000-x", "-5-100"] {
             assert_eq!(Range::parse(wrong), None, "{wrong}");

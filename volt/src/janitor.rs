@@ -23,7 +23,10 @@ use rustix::{
     net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType},
     process::{Pid, WaitOptions},
 };
-use schema::programs::JANITOR;
+use schema::{
+    paths::{of_lane, of_socket},
+    programs::JANITOR,
+};
 
 use crate::{
     cell::Cell,
@@ -62,7 +65,7 @@ impl Own {
 
 /// Where a vat's two sockets are.
 fn paths_of(path: &Path) -> [PathBuf; 2] {
-    [path.to_path_buf(), ipc::lane_path(path)]
+    [path.to_path_buf(), schema::paths::lane(path)]
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {
@@ -78,10 +81,10 @@ pub fn sweep(dir: &Path) {
         let dead = || matches!(ipc::is_served(&path), Ok(false));
         if hidden {
             let _ = fs::remove_file(&path);
-        } else if path.extension().is_some_and(|end| end == "sock") && dead() {
+        } else if path.file_name().and_then(|name| of_socket(name.to_str()?)).is_some() && dead() {
             let _ = fs::remove_file(&path);
-            let _ = fs::remove_file(ipc::lane_path(&path));
-        } else if path.extension().is_some_and(|end| end == "fds") && !path.with_extension("").exists() {
+            let _ = fs::remove_file(schema::paths::lane(&path));
+        } else if of_lane(&path).is_some_and(|socket| !socket.exists()) {
             // The lane is bound first: whoever bound it was killed before the other.
             let _ = fs::remove_file(&path);
         }

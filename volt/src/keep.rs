@@ -12,7 +12,7 @@ use std::{
 use confine::{Child, Filter, Heap, Policy, Root, Rule, Sandbox, Spawn, User, base};
 use ipc::{Code, Endpoint, Fault};
 use rustix::event::{PollFd, PollFlags};
-use schema::programs::KEEPER;
+use schema::{limits::IDLE_EXIT, programs::KEEPER};
 
 use crate::{
     cli::KeepArgs,
@@ -23,9 +23,6 @@ use crate::{
     say,
     services::{Service, lock, open_dir},
 };
-
-/// Seconds that a service waits for another connection after the last one.
-const IDLE_EXIT: &str = "30";
 
 /// Starts a keeper for `endpoints`, which listen already. Under the lock.
 pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>) -> Result<(), Fault> {
@@ -231,7 +228,7 @@ fn launch(paths: &Paths, policy: Policy, start: Start, log: &OwnedFd) -> Result<
     let (rpc, lane) = (spawn.fd(rpc), spawn.fd(lane));
     spawn.arg("--confinement").arg(policy.to_string());
     spawn.arg("--listen-fd").arg(rpc.to_string()).arg("--lane-fd").arg(lane.to_string());
-    spawn.arg("--idle-exit").arg(IDLE_EXIT);
+    spawn.arg("--idle-exit").arg(IDLE_EXIT.as_secs().to_string());
     // Whoever started it is served, whichever user it runs as.
     spawn.arg("--owner").arg(rustix::process::geteuid().as_raw().to_string());
     if let Some(user) = user {

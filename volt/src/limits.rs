@@ -5,13 +5,13 @@ use std::fs;
 
 use ipc::{Code, Fault};
 use rustix::process::{Resource, getrlimit};
+use schema::limits::THREAD_SPACE;
 
 use crate::config::VmConfig;
 
 /// Bytes of address space of a process that has guest RAM mapped, beside that: the program, its heap and stacks; and for each vCPU
-/// and device.
+/// and device [`THREAD_SPACE`].
 const ADDRESS_SPACE: u64 = 64 << 20;
-const ADDRESS_SPACE_PER_THREAD: u64 = 4 << 20;
 /// Open files of the process that has most of them, and for each vCPU and device.
 const FILES: u64 = 64;
 const FILES_PER_VCPU: u64 = 4;
@@ -69,7 +69,7 @@ fn needs(config: &VmConfig) -> [Need; 3] {
             least: config
                 .memory
                 .saturating_add(ADDRESS_SPACE)
-                .saturating_add(ADDRESS_SPACE_PER_THREAD.saturating_mul(vcpus.saturating_add(devices))),
+                .saturating_add(THREAD_SPACE.saturating_mul(vcpus.saturating_add(devices))),
             what: "the address space of a process in bytes",
             why: format!("one that has its {} MiB of RAM mapped", config.memory >> 20),
             flag: 'v',

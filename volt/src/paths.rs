@@ -7,6 +7,10 @@ use std::{
 };
 
 use ipc::{Code, Fault, chain};
+use schema::{
+    names::{INSTANCE_MAX, is_instance},
+    paths::{FOLDER, INSTANCE, LOG, RUNTIME, RUNTIME_VARIABLE, STATE, STATE_VARIABLE, VMS, socket},
+};
 
 /// The directories of one Volt installation, as this user sees it.
 #[derive(Debug, Clone)]
@@ -23,9 +27,9 @@ impl Paths {
     /// Finds the directories and makes the runtime and the state directory where they are absent (mode 0700).
     pub fn prepare() -> Result<Paths, Fault> {
         let mut paths = Paths::find()?;
-        paths.runtime = make_private(&paths.runtime, "VOLT_RUNTIME_DIR")?;
-        make_private(&paths.vms(), "VOLT_RUNTIME_DIR")?;
-        paths.state = make_private(&paths.state, "VOLT_STATE_DIR")?;
+        paths.runtime = make_private(&paths.runtime, RUNTIME_VARIABLE)?;
+        make_private(&paths.vms(), RUNTIME_VARIABLE)?;
+        paths.state = make_private(&paths.state, STATE_VARIABLE)?;
         Ok(paths)
     }
 
@@ -40,16 +44,16 @@ impl Paths {
                 "Set VOLT_RUNTIME_DIR and VOLT_STATE_DIR, or run as root",
             )
         };
-        let runtime = match var("VOLT_RUNTIME_DIR") {
+        let runtime = match var(RUNTIME_VARIABLE) {
             Some(dir) => dir,
-            None if root => "/run/volt-vmm".into(),
-            None => var("XDG_RUNTIME_DIR").ok_or_else(|| none("XDG_RUNTIME_DIR"))?.join("volt-vmm"),
+            None if root => RUNTIME.into(),
+            None => var("XDG_RUNTIME_DIR").ok_or_else(|| none("XDG_RUNTIME_DIR"))?.join(FOLDER),
         };
-        let state = match (var("VOLT_STATE_DIR"), var("XDG_STATE_HOME")) {
+        let state = match (var(STATE_VARIABLE), var("XDG_STATE_HOME")) {
             (Some(dir), _) => dir,
-            _ if root => "/var/lib/volt-vmm".into(),
-            (_, Some(home)) => home.join("volt-vmm"),
-            _ => var("HOME").ok_or_else(|| none("HOME"))?.join(".local/state/volt-vmm"),
+            _ if root => STATE.into(),
+            (_, Some(home)) => home.join(FOLDER),
+            _ => var("HOME").ok_or_else(|| none("HOME"))?.join(".local/state").join(FOLDER),
         };
         // Absolute, for the services, which do not stay in the folder that they were started from.
         let absolute = |dir: PathBuf| {
@@ -71,22 +75,22 @@ impl Paths {
 
     /// Socket of a system service.
     pub fn service(&self, name: &str) -> PathBuf {
-        self.runtime.join(format!("{name}.sock"))
+        socket(&self.runtime, name)
     }
 
     /// Folder of the control sockets of running VMs.
     pub fn vms(&self) -> PathBuf {
-        self.runtime.join("vms")
+        self.runtime.join(VMS)
     }
 
     /// Control socket of a VM.
     pub fn vm(&self, name: &str) -> PathBuf {
-        self.vms().join(format!("{name}.sock"))
+        socket(&self.vms(), name)
     }
 
     /// What tells this installation's bridges from those of another one on the same network: random, made once, and kept with the state.
     pub fn instance(&self) -> Result<String, Fault> {
-        let path = self.state.join("instance");
+        let path = self.state.join(INSTANCE);
         let fault =
             |why: String, remedy: &str| Fault::new(Code::Unavailable, format!("read {}", path.display()), why, remedy);
         let id = match fs::read_to_string(&path) {
@@ -97,7 +101,7 @@ impl Paths {
             read => read,
         };
         let id = id.map_err(|e| fault(chain(&e), "Make it readable for this user"))?;
-        if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()) {
+        if id.len() == INSTANCE_MAX && is_instance(&id) && id.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Ok(id);
         }
         let remedy =
@@ -107,10 +111,10 @@ impl Paths {
 
     /// Makes the file whole or not at all, and keeps one that another process has made meanwhile.
     fn make_instance(&self, path: &Path) -> io::Result<()> {
-        let mut random = [0; 16];
+        let mut random = [0; INSTANCE_MAX / 2];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let id: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let new = self.state.join(format!("instance.{}", std::process::id()));
+        let new = self.state.join(format!("{INSTANCE}.{}", std::process::id()));
         let made = fs::File::create(&new).and_then(|mut file| {
             file.write_all(id.as_bytes())?;
             file.sync_all()?;
@@ -125,7 +129,7 @@ impl Paths {
 
     /// What the services say.
     pub fn log(&self) -> PathBuf {
-        self.state.join("services.log")
+        self.state.join(LOG)
     }
 
     /// One of Volt's programs.

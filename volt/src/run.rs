@@ -15,7 +15,7 @@ use std::{
 use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
 use disk::DiskError;
 use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, Runtime, chain};
-use schema::{programs::SUPERVISOR, vm_capnp::exit::Reason};
+use schema::{names::workload_of_vm, programs::SUPERVISOR, vm_capnp::exit::Reason};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -437,7 +437,7 @@ async fn prepare(
     network: Option<&Network>,
     cards: &mut Vec<Card>,
 ) -> Result<Parts, Fault> {
-    let workload = format!("vm-{}", config.name);
+    let workload = workload_of_vm(&config.name);
     let attach = async {
         match network {
             Some(links) => resources::cards(links, &workload, &config.nets, cards).await,

@@ -117,7 +117,7 @@ impl Found {
 }
 
 fn link(path: &Path, connect: impl Fn(&Path, SocketType) -> io::Result<OwnedFd>) -> io::Result<Link> {
-    Ok((connect(path, SocketType::STREAM)?, connect(&ipc::lane_path(path), SocketType::SEQPACKET)?))
+    Ok((connect(path, SocketType::STREAM)?, connect(&schema::paths::lane(path), SocketType::SEQPACKET)?))
 }
 
 /// Connects at once, or not: `WouldBlock` says that somebody is there, whose queue is full.

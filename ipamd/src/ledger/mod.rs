@@ -37,7 +37,7 @@ use crate::reserve::Reserve;
 use crate::store::{Binding, LeaseId, PoolId, RefHash, Store};
 
 /// How long an address is kept for a workload after its holder has gone.
-pub const GRACE: Duration = Duration::from_secs(30);
+pub const GRACE: Duration = Duration::from_secs(schema::addresses_capnp::GRACE_SECONDS as u64);
 /// The most entries that `leases` gives at one time.
 pub const PAGE: u32 = schema::addresses_capnp::MAX_LISTED;
 /// The most leases whose grace period one transaction ends; the next one goes on.

@@ -5,11 +5,10 @@ use rustix::{
     thread::{CapabilitySet, capabilities},
 };
 
+use schema::limits::CORE_FILES;
+
 use super::Check;
 use crate::identity::Range;
-
-/// Open files that the core of a VM may need.
-const OPEN_FILES: u64 = 4096;
 
 /// Who this is: root, or somebody who gets no network and no users for the VMs.
 pub fn rights() -> Check {
@@ -45,11 +44,11 @@ pub fn limits() -> Check {
     let text = |limit: u64| if limit == u64::MAX { "unlimited".into() } else { limit.to_string() };
     let files = hard(Resource::Nofile);
     let detail = format!("open files {}, processes {}", text(files), text(hard(Resource::Nproc)));
-    if files < OPEN_FILES {
+    if files < CORE_FILES {
         return Check::limited(
             "limits",
             detail,
-            format!("a hard limit of {OPEN_FILES} open files, for VMs with many devices"),
+            format!("a hard limit of {CORE_FILES} open files, for VMs with many devices"),
         );
     }
     Check::ok("limits", detail)

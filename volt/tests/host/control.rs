@@ -58,7 +58,7 @@ fn vm_answers_whoever_started_it_and_nobody_else_whatever_the_sockets_mode() {
     let running = Running::start(&mut host.plain("web", &host.kernel("spin", &[SPIN])));
     host.runs("web");
     let socket = host.path("run/vms/web.sock");
-    let sockets = [socket.clone(), ipc::lane_path(&socket)];
+    let sockets = [socket.clone(), schema::paths::lane(&socket)];
     let own = rustix::process::geteuid().as_raw();
     for path in &sockets {
         let found = fs::metadata(path).unwrap();

@@ -144,7 +144,7 @@ fn commands_that_pass_a_descriptor_to_a_service_whose_lanes_are_all_taken_say_so
     host.run(&mut host.full("web", &off)).ok();
     for service in services() {
         let mut crowd = Crowd::new();
-        let path = ipc::lane_path(&host.path(&format!("run/{service}.sock")));
+        let path = schema::paths::lane(&host.path(&format!("run/{service}.sock")));
         crowd.fill(&path, SocketType::SEQPACKET, &limits(&host, service), 0);
         host.run(&mut host.full("web", &off)).refused(&["exhausted", "as many lanes as it may", "Close connections"]);
         host.clean();
