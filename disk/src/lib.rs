@@ -19,6 +19,7 @@ mod lock;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -231,7 +232,7 @@ enum Keeping {
 
 impl Keeping {
     /// By the file system's type (statfs(2)).
-    fn of(file: &File, read_only: bool) -> io::Result<Keeping> {
+    fn of(file: impl AsFd, read_only: bool) -> io::Result<Keeping> {
         // A memfd is a file of tmpfs. There, reading what was never written takes no page; in ramfs it does.
         Ok(match rustix::fs::fstatfs(file)?.f_type {
             libc::TMPFS_MAGIC if !read_only => Keeping::Memory,
@@ -240,6 +241,14 @@ impl Keeping {
             _ => Keeping::Elsewhere,
         })
     }
+}
+
+/// Whether what is written to a file is kept in memory, and charged to whoever writes it.
+///
+/// # Errors
+/// If its file system cannot be asked.
+pub fn is_in_memory(file: impl AsFd) -> io::Result<bool> {
+    Ok(Keeping::of(file, false)? == Keeping::Memory)
 }
 
 /// Whether nobody has claimed a block device: by a claim that is given back at once. Two who ask at the same time are in each

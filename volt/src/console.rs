@@ -19,11 +19,15 @@ use confine::{Confined, Filter, JoinHandle, base};
 use ipc::{Code, Fault, chain};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
+    fs::FileType,
     io::Errno,
 };
 
 /// How long the last of the guest's output may take to reach whoever reads ours.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// What a guest's output may take of a file that is kept in memory. It is charged to whoever writes it, which is this process and not the VM.
+const IN_MEMORY: u64 = 64 << 20;
 
 /// How long until a job in the background looks again whether the terminal is its own, or until the kernel has what it lacks.
 const BACKGROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
@@ -43,6 +47,26 @@ pub enum Wish {
 impl Wish {
     fn of(key: u8) -> Option<Wish> {
         [Wish::Stop, Wish::Kill].into_iter().find(|wish| *wish as u8 == key.to_ascii_lowercase())
+    }
+}
+
+/// How long a file that this process writes to may become. One in memory must not take all of it, however much the guest prints; one on a
+/// disk is whoever's it is who named it.
+pub fn longest_file() -> u64 {
+    let length = |fd: BorrowedFd<'_>| {
+        let stat = rustix::fs::fstat(fd).ok()?;
+        FileType::from_raw_mode(stat.st_mode).is_file().then(|| stat.st_size.cast_unsigned())
+    };
+    let (out, err) = (rustix::stdio::stdout(), rustix::stdio::stderr());
+    match length(out) {
+        Some(there) if disk::is_in_memory(out).unwrap_or(true) => {
+            say(format_args!(
+                "standard output is a file in memory: it takes {} MiB more of the console, and then what is printed is lost until it is cut shorter; name a file on a disk to keep more",
+                IN_MEMORY >> 20
+            ));
+            there.max(length(err).unwrap_or(0)).saturating_add(IN_MEMORY)
+        }
+        _ => u64::MAX,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     cli::RunArgs,
     cmdline,
     config::{self, KernelRef, VmConfig},
-    console::{Console, Wish},
+    console::{self, Console, Wish},
     control::{Control, Exit},
     filters,
     janitor::{self, Janitor, Own, Watch},
@@ -220,7 +220,7 @@ fn confine(
     let mut sandbox = Sandbox::new(SUPERVISOR.title, policy)
         .signals_within(enclosure)
         // The guest's console may go to a file.
-        .limit(Limit::FileSize, u64::MAX)
+        .limit(Limit::FileSize, console::longest_file())
         .keep_fd(opened.kvm.as_raw_fd());
     // In no user namespace of its own: there it could not tell root from other peers. So namespaces take root.
     if let Some(user) = cell.user {

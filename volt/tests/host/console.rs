@@ -286,6 +286,43 @@ fn output_that_cannot_be_written_for_a_while_goes_on_and_what_was_lost_is_said()
 }
 
 #[test]
+fn output_to_a_file_in_memory_takes_so_much_of_it_and_no_more_and_goes_on_once_it_is_cut() {
+    const MOST: u64 = 64 << 20;
+    let test = "output_to_a_file_in_memory_takes_so_much_of_it_and_no_more_and_goes_on_once_it_is_cut";
+    let Some(host) = Host::new(test) else { return };
+    let kernel = host.kernel("flood", &[&flood()]);
+    let file = File::from(rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    let flags = rustix::fs::fcntl_getfl(&file).unwrap();
+    rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::APPEND).unwrap();
+    let length = || file.metadata().unwrap().len();
+    let vm = Running::start(host.plain("web", &kernel).stdout(file.try_clone().unwrap()));
+    vm.complains("standard output is a file in memory: it takes 64 MiB more of the console");
+    // As if it had printed so much, which takes a guest its time.
+    file.set_len(MOST - 100).unwrap();
+    vm.complains("cannot be written now: file too large");
+    assert_eq!(length(), MOST);
+    file.set_len(0).unwrap();
+    vm.complains("bytes of the console of web were lost");
+    until("output goes on", || if length() > 0 { Ok(()) } else { Err(String::new()) });
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    host.clean();
+
+    let log = host.path("log");
+    let file = File::create(&log).unwrap();
+    if disk::is_in_memory(&file).unwrap() {
+        return println!("skipped: {test}: a file on a disk: {} is none", log.display());
+    }
+    let vm = Running::start(host.plain("web", &kernel).stdout(file));
+    host.runs("web");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", vm.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max file size")).unwrap();
+    assert!(line.contains("unlimited"), "{line}");
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    assert!(!vm.end().ok().err.contains("in memory"));
+}
+
+#[test]
 fn run_in_the_background_of_a_terminal_is_not_stopped_by_it() {
     let Some(host) = Host::new("run_in_the_background_of_a_terminal_is_not_stopped_by_it") else { return };
     let kernel = host.kernel("spin", &[&print(">"), SPIN]);
