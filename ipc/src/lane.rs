@@ -93,6 +93,7 @@ struct Table {
     waiting: HashMap<Token, Waiting>,
     lifetime: Duration,
     per_user: usize,
+    takes_deposits: bool,
 }
 
 impl Table {
@@ -133,8 +134,21 @@ impl Lane {
 
     /// An empty table with tighter limits than the schema's; with room for nobody, all are told that it is full.
     pub fn with_limits(lifetime: Duration, per_user: usize) -> Lane {
-        let table = Table { waiting: HashMap::new(), lifetime, per_user };
+        let table = Table { waiting: HashMap::new(), lifetime, per_user, takes_deposits: per_user > 0 };
         Lane { table: Rc::new(RefCell::new(table)), added: Rc::default() }
+    }
+
+    /// The same, for a vat that is handed nothing: what a client deposits does not even come into this process, where closing it could
+    /// wait for a stranger (a file of FUSE is flushed by its server), and the client is told that the table is full.
+    #[must_use]
+    pub fn without_deposits(self) -> Lane {
+        self.table.borrow_mut().takes_deposits = false;
+        self
+    }
+
+    /// Whether descriptors are received at all.
+    pub(crate) fn takes_deposits(&self) -> bool {
+        self.table.borrow().takes_deposits
     }
 
     /// Keeps `fd` for the user of `peer`, while that connection lasts, and gives the token that claims it over the lane. Fails with `overloaded`.

@@ -60,7 +60,7 @@ impl LaneSocket {
     pub(crate) async fn serve(self, lane: Lane, peer: Peer) -> Ended {
         loop {
             let served = async {
-                let request = self.receive().await?;
+                let request = self.receive(lane.takes_deposits()).await?;
                 let reply = self.answer(request, &lane, peer)?;
                 self.send(&reply.0, reply.1.as_ref().map(AsFd::as_fd)).await
             };
@@ -120,19 +120,19 @@ impl LaneSocket {
     async fn ask(&self, request: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<Packet, Ended> {
         if let Err(gone) = self.send(request, fd).await {
             // Who was refused is told so before the socket is closed.
-            return receive_now(self.0.as_fd()).ok().and_then(Result::ok).ok_or(gone);
+            return receive_now(self.0.as_fd(), true).ok().and_then(Result::ok).ok_or(gone);
         }
-        tokio::time::timeout(DEADLINE, self.receive())
+        tokio::time::timeout(DEADLINE, self.receive(true))
             .await
             .map_err(|_| Ended("the service did not answer within 5 s"))?
     }
 
-    async fn receive(&self) -> Result<Packet, Ended> {
+    async fn receive(&self, room: bool) -> Result<Packet, Ended> {
         let mut lack = Lack::new(DEADLINE);
         loop {
             lack.rest().await;
             let mut ready = self.0.readable().await.map_err(|_| Ended("the socket failed"))?;
-            match receive_now(self.0.as_fd()) {
+            match receive_now(self.0.as_fd(), room) {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 Err(Errno::INTR) => {}
                 Err(e) if passes(e) && lack.again() => {}
@@ -205,12 +205,13 @@ impl Ended {
     }
 }
 
-/// Reads one packet. The outer error is the kernel's, the inner one is about what came.
-fn receive_now(socket: BorrowedFd<'_>) -> Result<Result<Packet, Ended>, Errno> {
+/// Reads one packet. The outer error is the kernel's, the inner one is about what came. Without room for a descriptor the kernel drops one
+/// that comes, and it is never this process's.
+fn receive_now(socket: BorrowedFd<'_>, room: bool) -> Result<Result<Packet, Ended>, Errno> {
     // One byte and room for one descriptor more than a packet may have, to see a surplus.
     let mut bytes = [0; LONGEST + 1];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut ancillary = if room { RecvAncillaryBuffer::new(&mut space) } else { RecvAncillaryBuffer::default() };
     let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RECEIVE)?;
     // From here on each descriptor is owned: whatever returns early closes it.
     let mut fds: Vec<OwnedFd> = Vec::new();
@@ -229,7 +230,7 @@ fn receive_now(socket: BorrowedFd<'_>) -> Result<Result<Packet, Ended>, Errno> {
     if !fds.is_empty() {
         return Ok(Err(Ended("a packet carries more than one descriptor")));
     }
-    // There was room for two in the buffer, so it was lacking in this process's table. (The second of two may be what is lost.)
+    // Where there was room for two in the buffer, it was lacking in this process's table. (The second of two may be what is lost.)
     let lost = message.flags.contains(ReturnFlags::CTRUNC);
     if lost {
         fd = None;

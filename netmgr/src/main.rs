@@ -103,7 +103,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         inbox.run(manager);
     })?;
     confined.enter(&sandbox::rpc())?;
-    let lane = Lane::new();
+    let lane = Lane::new().without_deposits();
     let serve = ipc::serve(endpoint, clients, lane.clone(), limits, arguments.listen.idle_exit(), {
         let worker = worker.clone();
         move |peer| Ok(Host::bootstrap(&worker, &lane, peer))
