@@ -140,7 +140,7 @@ fn a_vat_that_is_handed_nothing_waits_for_no_server_of_a_file_that_is_sent_to_it
         for packet in [&claim[..], &[wire::OP_DEPOSIT], b"?"] {
             let kind = SocketType::SEQPACKET;
             let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
-            rustix::net::connect(&socket, &SocketAddrUnix::new(ipc::lane_path(&path)).unwrap()).unwrap();
+            rustix::net::connect(&socket, &SocketAddrUnix::new(schema::paths::lane(&path)).unwrap()).unwrap();
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             let fds = [silent.file.as_fd()];
