@@ -167,6 +167,9 @@ fn where_there_is_no_space_for_the_reserve_nothing_new_is_taken() {
         // 16 MiB, of which another has all but 8 MiB and what the database takes, or a little more.
         std::fs::write(disk.path("other"), vec![1; 8 << 20]).unwrap();
         assert_eq!(code(client.define(WIDE).await), Some(Code::Exhausted));
+        // What it had taken of the reserve it keeps for that, and what is free now would do for a pool, and not for its end.
+        keep((8 << 20) - (512 << 10));
+        assert_eq!(code(client.define(WIDE).await), Some(Code::Exhausted));
         keep(7 << 20);
         eventually(async || client.define(WIDE).await.is_ok()).await;
     });
