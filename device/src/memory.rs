@@ -37,7 +37,9 @@ pub enum Sealing {
 pub enum MemoryError {
     /// Too many regions, or not one file for each.
     #[error(
-        "the table has {regions} regions and {files} files: it takes 1 to {MAX_REGIONS} regions, each with its file"
+        "the table has {} and {}: it takes 1 to {MAX_REGIONS} regions, each with its file",
+        ipc::count(*regions, "region"),
+        ipc::count(*files, "file")
     )]
     Count {
         /// Regions in the message.

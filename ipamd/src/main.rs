@@ -69,7 +69,7 @@ fn serve(arguments: Arguments) -> Result<(), Error> {
         strays.map_err(|_| Error::Arguments("The database thread did not begin; report this as a defect"))??;
     if strays > 0 {
         confine::say!(
-            "ipamd: {strays} addresses are used by processes whose leases the database does not know: was an older one put in its place? They \
+            "ipamd: addresses used by processes whose leases the database does not know: {strays}. Was an older one put in its place? They \
              are given to nobody until those processes have ended"
         );
     }

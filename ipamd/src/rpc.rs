@@ -136,7 +136,7 @@ impl pool::Server for Pool {
     async fn restore(self: Rc<Self>, params: pool::RestoreParams, mut results: pool::RestoreResults) -> Done {
         let sturdy_ref = params.get()?.get_sturdy_ref()?;
         if sturdy_ref.len() != REF_BYTES {
-            let why = format!("sturdyRef has {} bytes in place of {REF_BYTES}", sturdy_ref.len());
+            let why = format!("sturdyRef has {} in place of {REF_BYTES}", ipc::count(sturdy_ref.len(), "byte"));
             return Err(
                 fault(Code::NotFound, "restore a reservation", why, "Give the reference that reserve gave").into()
             );

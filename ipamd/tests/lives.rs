@@ -288,5 +288,5 @@ fn a_database_put_in_the_place_of_a_newer_one_gives_nobodys_address_to_another_a
     let mut said = service.process.stderr.take().unwrap();
     end(service, rustix::process::Signal::KILL);
     let line = std::io::read_to_string(&mut said).unwrap();
-    assert!(line.contains("1 addresses are used by processes whose leases the database does not know"), "{line}");
+    assert!(line.contains("addresses used by processes whose leases the database does not know: 1."), "{line}");
 }

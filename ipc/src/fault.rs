@@ -104,6 +104,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     harmless(&causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}")))
 }
 
+/// How many of something, in words that fit: `1 port`, `2 ports`.
+pub fn count<N: std::fmt::Display + PartialEq + From<u8>>(number: N, what: &str) -> String {
+    let s = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {what}{s}")
+}
+
 /// One line of printable text of bounded length.
 fn harmless(text: &str) -> String {
     let mut out = String::new();
@@ -152,6 +158,13 @@ impl From<capnp::Error> for Fault {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn one_of_something_is_not_said_in_the_plural() {
+        for (number, words) in [(0, "0 ports"), (1, "1 port"), (2, "2 ports"), (1024, "1024 ports")] {
+            assert_eq!(count(number, "port"), words);
+        }
+    }
 
     #[test]
     fn every_code_survives_the_way_through_an_exception() {

@@ -44,7 +44,7 @@ pub use clients::Clients;
 pub use connection::{Connection, call};
 pub use endpoint::{Endpoint, LinkSocket, is_served};
 pub use error::Error;
-pub use fault::{Code, Fault, chain};
+pub use fault::{Code, Fault, chain, count};
 pub use folder::{private_folder, private_folder_for};
 pub use lack::passes;
 pub use lane::{Lane, Token};

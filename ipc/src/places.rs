@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{Notify, futures::Notified};
 
-use crate::{Code, Fault, Limits, Peer};
+use crate::{Code, Fault, Limits, Peer, count};
 
 /// A user, and its process.
 type Process = (u32, i32);
@@ -67,14 +67,15 @@ impl Places {
         // A process of another pid namespace cannot be told from others there.
         if peer.pid != 0 && own >= limits.connections_per_process {
             return refused(
-                format!("process {} has {own} connections", peer.pid),
+                format!("process {} has {}", peer.pid, count(own, "connection")),
                 "Close one of them, or use them for more",
             );
         }
         if peer.uid != 0 || peer.pid == 0 {
             let of_user = self.of_user(peer.uid);
             if of_user >= limits.connections_per_user {
-                let why = format!("user {} has {of_user} connections{}", peer.uid, self.most(Some(peer.uid)));
+                let why =
+                    format!("user {} has {}{}", peer.uid, count(of_user, "connection"), self.most(Some(peer.uid)));
                 return refused(why, "Close some of them");
             }
         }

@@ -43,10 +43,10 @@ pub enum Error {
     #[error("somebody holds a tenant called {0}")]
     TenantExists(String),
     /// Ports come off first.
-    #[error("network {name} has {ports} ports")]
+    #[error("network {name} has {}", ipc::count(*ports, "port"))]
     PortsAttached { name: String, ports: usize },
     /// A factory's, or a tenant's quota.
-    #[error("the quota of {0} ports is used up")]
+    #[error("the quota of {} is used up", ipc::count(*.0, "port"))]
     Quota(u32),
     /// One of netmgr's own tables.
     #[error("there are {limit} {what}, which is the most that netmgr keeps")]
@@ -158,3 +158,31 @@ impl Error {
 
 /// How netmgr gets the one right that it needs.
 pub const NET_ADMIN_REMEDY: &str = "It needs CAP_NET_ADMIN in the user namespace that owns this network namespace: start it as root, or with AmbientCapabilities=CAP_NET_ADMIN in a systemd unit";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_port_is_said_in_the_singular() {
+        let attached = |ports| Error::PortsAttached { name: "lab0".into(), ports }.to_string();
+        assert_eq!([attached(1), attached(2)], ["network lab0 has 1 port", "network lab0 has 2 ports"]);
+        assert_eq!(Error::Quota(1).to_string(), "the quota of 1 port is used up");
+        assert_eq!(Error::Quota(2).to_string(), "the quota of 2 ports is used up");
+    }
+
+    #[test]
+    fn want_of_memory_passes_and_other_refusals_do_not() {
+        for (errno, code) in [
+            (libc::ENOMEM, Code::Unavailable),
+            (libc::ENOBUFS, Code::Unavailable),
+            (libc::EAGAIN, Code::Unavailable),
+            (libc::EBUSY, Code::Internal),
+            (libc::EINVAL, Code::Internal),
+        ] {
+            let source = io::Error::from_raw_os_error(errno);
+            let error = Error::Kernel { tried: "make a bridge".into(), source, detail: String::new() };
+            assert_eq!((error.code(), error.passes()), (code, code == Code::Unavailable), "{errno}");
+        }
+    }
+}

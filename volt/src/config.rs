@@ -150,8 +150,8 @@ impl VmConfig {
             return Err(invalid(
                 "--memory",
                 format!(
-                    "{} bytes is not a whole number of MiB between {}M and {}G",
-                    self.memory,
+                    "{} is not a whole number of MiB between {}M and {}G",
+                    ipc::count(self.memory, "byte"),
                     MIN_MEMORY >> 20,
                     MAX_MEMORY >> 30
                 ),
@@ -286,7 +286,7 @@ fn check_disk(path: &Path) -> Result<(), Fault> {
         return Err(Fault::new(
             Code::BadImage,
             format!("use the disk image {}", path.display()),
-            format!("its size, {size} bytes, is not a positive multiple of {SECTOR}"),
+            format!("its size, {}, is not a positive multiple of {SECTOR}", ipc::count(size, "byte")),
             format!("A raw image is whole sectors: truncate -s {whole} {}", shell(path)),
         ));
     }

@@ -229,7 +229,7 @@ fn copy_out(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &str) {
         let bytes = read(from, &mut buffer);
         let written = if bytes.is_empty() { Ok(()) } else { write(to, bytes) };
         if lost > 0 && written.is_ok() {
-            tell(format_args!("{lost} bytes of the console of {name} were lost"));
+            tell(format_args!("bytes of the console of {name} were lost: {lost}"));
             lost = 0;
         }
         match written {

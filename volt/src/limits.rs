@@ -81,7 +81,7 @@ fn needs(config: &VmConfig) -> [Need; 3] {
                 .saturating_add(FILES_PER_VCPU.saturating_mul(vcpus))
                 .saturating_add(FILES_PER_DEVICE.saturating_mul(devices)),
             what: "the number of open files",
-            why: format!("a VM with {vcpus} CPUs and {devices} devices"),
+            why: format!("a VM with {} and {}", ipc::count(vcpus, "CPU"), ipc::count(devices, "device")),
             flag: 'n',
             unit: "LimitNOFILE",
         },

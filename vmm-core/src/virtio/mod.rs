@@ -104,7 +104,10 @@ pub enum Error {
     #[error("A device with {0} queues: from 1 to {max} are possible", max = MAX_QUEUES)]
     Queues(u16),
     /// The backend has fewer queues than asked for.
-    #[error("The backend has {has} queues where {asked} are asked for: ask for fewer, or configure it with more")]
+    #[error(
+        "The backend has {} where {asked} are asked for: ask for fewer, or configure it with more",
+        ipc::count(*has, "queue")
+    )]
     TooFewQueues {
         /// Queues asked for.
         asked: u16,

@@ -82,7 +82,7 @@ fn network_that_a_vm_uses_keeps_its_definition_and_is_removed_after_it() {
     // Its address would fall outside.
     define(&host, &LAB.replace("10.9.0", "10.8.0")).refused(&["10.9.0.2", "vm-web"]);
     assert_eq!(addresses("lab0"), "10.9.0.1/24");
-    remove(&host, "lab0").refused(&["lab0 has 1 ports"]);
+    remove(&host, "lab0").refused(&["lab0 has 1 port."]);
     assert!(is_listed(&host, "lab0"));
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
