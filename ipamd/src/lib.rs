@@ -36,6 +36,8 @@ pub mod error;
 pub mod fault;
 pub mod file;
 pub mod filters;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod json;
 pub mod ledger;
 pub mod lives;

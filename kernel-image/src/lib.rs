@@ -8,6 +8,9 @@
 //! Bounded by that: reads of one header of 64 and at most `MAX_HEADERS` of 56 bytes, and comparisons of neighbours. (System V ABI,
 //! ELF-64 object file format; its structures are the `linux-loader` crate's, filled by copy from the little-endian file.)
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+
 use std::ops::Range;
 
 use linux_loader::elf::{

@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::image::{Facts, MAX_VERSION};
 
 /// First line of the text.
-const TITLE: &str = "volt-kernel-store 1";
+pub(crate) const TITLE: &str = "volt-kernel-store 1";
 /// Stands for no name; cannot be one.
 const NO_NAME: &str = "/";
 /// Digests of images that are remembered for one kernel.

@@ -20,6 +20,8 @@ pub mod cache;
 pub mod digest;
 pub mod error;
 pub mod filters;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod image;
 pub mod index;
 pub mod memfd;

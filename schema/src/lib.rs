@@ -7,6 +7,8 @@
 //! The schemas evolve by Cap'n Proto's rules: fields and methods are added at the end,
 //! never renumbered, retyped or removed.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod limits;
 pub mod names;
 pub mod paths;

@@ -1,0 +1,33 @@
+//! The targets by name, and libFuzzer's entry.
+
+use std::sync::LazyLock;
+
+type Target = fn(&[u8]);
+
+/// Each has a folder of its name in `corpus`. Compared with those by `tests/tests/sources.rs`.
+const TARGETS: &[(&str, Target)] = &[
+    ("kernel_headers", kernel_image::fuzzing::kernel_headers),
+    ("kernel_unpacking", kernel_store::fuzzing::kernel_unpacking),
+    ("names", schema::fuzzing::names),
+    ("pool_config", ipamd::fuzzing::pool_config),
+    ("store_index", kernel_store::fuzzing::store_index),
+];
+
+/// The one that the environment names. Without a name that is known, the program says which there are, and ends.
+static TARGET: LazyLock<Target> = LazyLock::new(|| {
+    let name = std::env::var("VOLT_FUZZ_TARGET").unwrap_or_default();
+    let found = TARGETS.iter().find(|(target, _)| *target == name);
+    found.map(|(_, target)| *target).unwrap_or_else(|| {
+        TARGETS.iter().for_each(|(target, _)| println!("{target}"));
+        std::process::exit(2)
+    })
+});
+
+libfuzzer_sys::fuzz_target!(
+    init: {
+        LazyLock::force(&TARGET);
+    },
+    |data: &[u8]| {
+        TARGET(data);
+    }
+);
