@@ -32,13 +32,15 @@ mod control;
 mod error;
 mod event;
 mod filters;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod memory;
 mod options;
 mod protocol;
 pub mod ring;
 mod segments;
 mod stats;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
 mod worker;
 
@@ -166,7 +168,10 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
 
 /// Serves the one frontend until it hangs up.
 fn converse<D: Device>(_narrow: Narrow, frontend: Frontend, stats: &Stats, handler: Handler<D>) -> Result<(), Error> {
-    let socket = frontend.connection()?;
+    talk(frontend.connection()?, stats, handler)
+}
+
+fn talk<D: Device>(socket: UnixStream, stats: &Stats, handler: Handler<D>) -> Result<(), Error> {
     let system = |source| Error::System { what: "duplicate the frontend's socket", source };
     let peek = socket.try_clone().map_err(system)?;
     stats.connected.store(true, Ordering::Relaxed);

@@ -16,6 +16,7 @@ pub(crate) fn memfd(size: u64) -> File {
 }
 
 /// 1 MiB of guest memory at address 0.
+#[cfg(test)]
 pub(crate) fn memory() -> Memory {
     Memory::map(&[VhostUserMemoryRegion::new(0, 1 << 20, 0, 0)], vec![memfd(1 << 20)], Sealing::Required).unwrap()
 }

@@ -6,11 +6,18 @@ type Target = fn(&[u8]);
 
 /// Each has a folder of its name in `corpus`. Compared with those by `tests/tests/sources.rs`.
 const TARGETS: &[(&str, Target)] = &[
+    ("fault_text", ipc::fuzzing::fault_text),
     ("kernel_headers", kernel_image::fuzzing::kernel_headers),
     ("kernel_unpacking", kernel_store::fuzzing::kernel_unpacking),
+    ("lane_client", ipc::fuzzing::lane_client),
+    ("lane_service", ipc::fuzzing::lane_service),
     ("names", schema::fuzzing::names),
     ("pool_config", ipamd::fuzzing::pool_config),
+    ("ring", device::fuzzing::ring),
+    ("rpc_answers", ipc::fuzzing::rpc_answers),
+    ("rpc_requests", ipc::fuzzing::rpc_requests),
     ("store_index", kernel_store::fuzzing::store_index),
+    ("vhost_user_requests", device::fuzzing::vhost_user_requests),
 ];
 
 /// The one that the environment names. Without a name that is known, the program says which there are, and ends.

@@ -5,7 +5,7 @@ use capnp::ErrorKind;
 pub use schema::errors_capnp::Code;
 
 /// The longest reason that is taken from a peer, in bytes; the rest is cut off.
-const LONGEST_REASON: usize = 2048;
+pub(crate) const LONGEST_REASON: usize = 2048;
 /// What capnp-rpc puts before a reason that crossed a connection.
 const REMOTE: &str = "remote exception: ";
 

@@ -36,16 +36,16 @@ pub(crate) struct Ended(&'static str);
 /// A connected SOCK_SEQPACKET socket.
 pub(crate) struct LaneSocket(AsyncFd<OwnedFd>);
 
-struct Packet {
+pub(crate) struct Packet {
     bytes: [u8; LONGEST],
     length: usize,
-    fd: Option<OwnedFd>,
+    pub(crate) fd: Option<OwnedFd>,
     /// One came with it, for which this process had no room.
     lost: bool,
 }
 
 impl Packet {
-    fn parts(&self) -> Option<(u8, &[u8])> {
+    pub(crate) fn parts(&self) -> Option<(u8, &[u8])> {
         let (first, rest) = self.bytes.get(..self.length)?.split_first()?;
         Some((*first, rest))
     }
@@ -207,7 +207,7 @@ impl Ended {
 
 /// Reads one packet. The outer error is the kernel's, the inner one is about what came. Without room for a descriptor the kernel drops one
 /// that comes, and it is never this process's.
-fn receive_now(socket: BorrowedFd<'_>, room: bool) -> Result<Result<Packet, Ended>, Errno> {
+pub(crate) fn receive_now(socket: BorrowedFd<'_>, room: bool) -> Result<Result<Packet, Ended>, Errno> {
     // One byte and room for one descriptor more than a packet may have, to see a surplus.
     let mut bytes = [0; LONGEST + 1];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];

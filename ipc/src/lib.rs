@@ -23,6 +23,8 @@ mod endpoint;
 mod error;
 mod fault;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod lack;
 mod lane;
 mod lane_socket;

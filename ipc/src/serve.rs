@@ -120,7 +120,7 @@ pub async fn serve_lane_link(socket: OwnedFd, lane: Lane) -> Result<(), Error> {
     }
 }
 
-async fn serve_socket(socket: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
+pub(crate) async fn serve_socket(socket: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
     Link::new(socket, Side::Server, limits, Some(bootstrap))?.drive(std::future::pending()).await
 }
 
