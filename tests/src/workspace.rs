@@ -109,8 +109,9 @@ struct Target {
 
 /// The one kind of cargo's messages that matters here.
 #[derive(Deserialize)]
-struct Artifact {
-    executable: Option<PathBuf>,
+pub struct Artifact {
+    /// What can be run, where that is what was built.
+    pub executable: Option<PathBuf>,
     manifest_path: PathBuf,
     target: Target,
     profile: Profile,

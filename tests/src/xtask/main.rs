@@ -7,6 +7,7 @@ mod blast_radius;
 mod debian;
 mod demo;
 mod emulator;
+mod fuzz;
 mod harness;
 mod image;
 mod kernel_image;
@@ -28,6 +29,8 @@ usage: cargo xtask demo               boot a stock Debian kernel in a microVM an
        cargo xtask test [TIER]...     run the tests: unit, host, lab (all of them if none is named)
        cargo xtask bench [NAME]...    measure: boot, footprint, confine, size (all of them if none is named)
        cargo xtask soak NAME [COUNT]  run a test in its long form: restarts (of each service under ten VMs, 200 times)
+       cargo xtask soak fuzz [SECONDS] [TARGET]...
+                                      look for inputs that break a promise: 600 s a target, all targets if none is named
        cargo xtask blast-radius       have the escape suite try everything and write what succeeds into docs/SECURITY.md";
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["demo"] => demo::run(&Workspace::find()?),
         ["test", tiers @ ..] => test::run(&Workspace::find()?, tiers),
         ["bench", names @ ..] => bench::run(&Workspace::find()?, names).map(|()| ExitCode::SUCCESS),
+        ["soak", "fuzz", words @ ..] => fuzz::run(&Workspace::find()?, words),
         ["soak", name] => soak::run(&Workspace::find()?, name, None),
         ["soak", name, count] => soak::run(&Workspace::find()?, name, Some(count)),
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

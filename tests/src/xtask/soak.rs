@@ -14,7 +14,7 @@ const SOAKS: [(&str, &str, &str, &str, &str); 1] =
 /// Runs one of them, `count` times over where one is given.
 pub fn run(workspace: &Workspace, name: &str, count: Option<&str>) -> Result<ExitCode> {
     let Some((_, program, test, variable, default)) = SOAKS.iter().find(|(soak, ..)| *soak == name) else {
-        bail!("There is no soak {name:?}; there is {}", SOAKS.map(|(soak, ..)| soak).join(", "));
+        bail!("There is no soak {name:?}; there is {}", SOAKS.map(|(soak, ..)| soak).join(", ") + ", and fuzz");
     };
     // Tests find the programs beside themselves.
     workspace.debug()?;
