@@ -7,6 +7,7 @@ use std::{
 
 use capnp::{ErrorKind, capability::FromClientHook};
 use capnp_rpc::{new_client, rpc_twoparty_capnp::Side};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
 };
@@ -102,7 +103,13 @@ pub fn lane_service(data: &[u8]) {
         let socket = LaneSocket::new(ours).expect("there are descriptors");
         let _why = socket.serve(lane.clone(), us).await;
         let (mut answers, mut claimed) = (0, 0);
-        while let Ok(Ok(answer)) = crate::lane_socket::receive_now(peer.as_fd(), true) {
+        loop {
+            let answer = match crate::lane_socket::receive_now(peer.as_fd(), true) {
+                Ok(Ok(answer)) => answer,
+                // Said once, before what was answered, where the service had not read all.
+                Err(Errno::CONNRESET) => continue,
+                _ => break,
+            };
             answers += 1;
             match (answer.parts().expect("it is not empty"), &answer.fd) {
                 ((wire::STATUS_OK, []), Some(_)) => claimed += 1,
