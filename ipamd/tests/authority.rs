@@ -1,10 +1,6 @@
 //! Who holds something narrow of a real `ipamd` has that and no more, however it asks; and who may connect.
 
 mod common;
-#[path = "../../ipc/tests/common/handed.rs"]
-mod handed;
-#[path = "../../ipc/tests/common/storm.rs"]
-mod storm;
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -13,10 +9,13 @@ use std::path::{Path, PathBuf};
 
 use capnp::traits::HasTypeId;
 use common::*;
-use handed::{hand_over, knows_only};
 use ipc::{Code, Connection};
 use schema::addresses_capnp::lease_info::State;
 use schema::addresses_capnp::{allocator, ipam, lease, pool, reservation};
+use testrig::{
+    handed::{hand_over, knows_only},
+    storm,
+};
 
 const OTHER: &str = r#"{"network":"volt1","subnet":"10.43.0.0/24"}"#;
 

@@ -8,13 +8,13 @@ use std::os::unix::net::UnixStream;
 use capnp::traits::{HasTypeId, ImbueMut};
 use capnp_rpc::rpc_capnp::{cap_descriptor, exception::Type, message_target};
 use common::{
-    handed::{INTERFACES, unknown},
     raw::{Random, Raw, Said, any_message, message},
     *,
 };
 use ipc::{Code, Connection, Limits, Peer};
 use proptest::prelude::*;
 use schema::kernel_store_capnp::{kernel, kernel_store};
+use testrig::handed::{INTERFACES, unknown};
 
 /// Somebody who holds the whole store and one kernel of it, which is export 0 and 1 of *that* connection.
 struct Rich {

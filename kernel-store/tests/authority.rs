@@ -1,10 +1,6 @@
 //! Who holds something narrow of a real `kernel-store` has that and no more, however it asks; and who may connect.
 
 mod common;
-#[path = "../../ipc/tests/common/handed.rs"]
-mod handed;
-#[path = "../../ipc/tests/common/storm.rs"]
-mod storm;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
@@ -12,9 +8,12 @@ use std::path::Path;
 use capnp::traits::HasTypeId;
 use common::images::*;
 use common::*;
-use handed::{hand_over, knows_only};
 use ipc::{Code, Connection};
 use schema::kernel_store_capnp::{kernel, kernel_store};
+use testrig::{
+    handed::{hand_over, knows_only},
+    storm,
+};
 
 /// One end of a link that leads to what was handed over.
 fn client(connection: Connection) -> Client {

@@ -2,20 +2,19 @@
 //! Runs the program as root, each test in a network namespace of its own.
 
 mod common;
-#[path = "../../ipc/tests/common/handed.rs"]
-mod handed;
-#[path = "../../ipc/tests/common/storm.rs"]
-mod storm;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use capnp::traits::HasTypeId;
 use common::*;
-use handed::{hand_over, knows_only};
 use ipc::{Code, Connection, Fault};
 use schema::{
     host_capnp::{host, tenant},
     network_capnp::{network, port, port_factory},
+};
+use testrig::{
+    handed::{hand_over, knows_only},
+    storm,
 };
 
 /// One end of a link that leads to what was handed over.

@@ -1,7 +1,6 @@
 //! A kernel store that does nothing but show what happens to its objects and calls, and ways to reach it.
 #![allow(dead_code, missing_docs, reason = "each test program uses a part of it")]
 
-pub mod handed;
 pub mod raw;
 
 use std::{

@@ -1,8 +1,5 @@
 //! A VM's control socket, and the folders that the sockets are in: who may use them, and what for.
 
-#[path = "../../../ipc/tests/common/handed.rs"]
-mod handed;
-
 use std::{
     ffi::OsStr,
     fs,
@@ -21,6 +18,7 @@ use capnp_rpc::rpc_capnp::{message as rpc, message_target};
 use ipc::{Code, Connection};
 use rustix::net::SocketAddrUnix;
 use schema::{addresses_capnp::ipam, vm_capnp::vm};
+use testrig::handed;
 
 use crate::{
     host::{Host, PATIENCE, Running, until},

@@ -11,7 +11,7 @@ use std::{
 use capnp_rpc::rpc_capnp::message as rpc;
 use schema::{host_capnp::host, network_capnp::port_info};
 
-use super::handed::INTERFACES;
+use crate::handed::INTERFACES;
 
 /// Numbers that are the same in each run of the test.
 struct Random(u64);

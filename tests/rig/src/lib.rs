@@ -1,0 +1,14 @@
+//! What tests drive and attack real programs with. A dev-dependency: no program is built on it. What needs none of Volt's crates is in
+//! `testkit`, so that theirs can use it, too.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that fails, panics"
+)]
+
+pub mod handed;
+pub mod storm;
