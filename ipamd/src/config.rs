@@ -4,57 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use schema::names;
-use schema::network_capnp::{MAX_PREFIX_LENGTH, MIN_PREFIX_LENGTH};
+use schema::net::{Subnet, is_of_hosts, is_prefix, prefix_rule};
 
 use crate::json::Json;
 
 /// The longest configuration text that is accepted, in bytes.
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
-
-/// An IPv4 subnet in CIDR notation, 8 to 30 bits of prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Subnet {
-    network: u32,
-    prefix: u8,
-}
-
-impl Subnet {
-    /// The first address, which names the network.
-    pub fn network(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.network)
-    }
-
-    /// The last address, which reaches everybody.
-    pub fn broadcast(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.network | !self.mask())
-    }
-
-    /// Bits of the network part, 8 to 30.
-    pub fn prefix(&self) -> u8 {
-        self.prefix
-    }
-
-    /// Whether a host may carry this address: inside, and neither the network's nor the broadcast address.
-    pub fn has_host(&self, address: Ipv4Addr) -> bool {
-        self.network() < address && address < self.broadcast()
-    }
-
-    /// Whether any address is in both.
-    pub fn overlaps(&self, other: &Subnet) -> bool {
-        self.network <= other.broadcast().to_bits() && other.network <= self.broadcast().to_bits()
-    }
-
-    fn mask(&self) -> u32 {
-        // 8 <= prefix <= 30, so the shift is in range.
-        u32::MAX << (32 - u32::from(self.prefix))
-    }
-}
-
-impl std::fmt::Display for Subnet {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}/{}", self.network(), self.prefix)
-    }
-}
 
 /// A checked configuration: the gateway and the range are host addresses of the subnet, so are the reservations, and those are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +97,7 @@ impl PoolConfig {
         let subnet = parse_subnet(required("subnet", subnet)?)?;
         let gateway = match gateway {
             Some(value) => host("gateway", value, &subnet)?,
-            None => Ipv4Addr::from(subnet.network.saturating_add(1)),
+            None => Ipv4Addr::from(subnet.network().to_bits().saturating_add(1)),
         };
         let [start, end] = match pool {
             Some(pool) => {
@@ -261,21 +216,17 @@ fn parse_subnet(value: &str) -> Result<Subnet, ConfigError> {
         return Err(bad("the part behind the slash is not a prefix length", REMEDY));
     }
     let prefix: u8 = prefix.parse().map_err(|_| bad("the part behind the slash is not a prefix length", REMEDY))?;
-    if !(MIN_PREFIX_LENGTH..=MAX_PREFIX_LENGTH).contains(&prefix) {
-        let why = format!("the prefix length is not within {MIN_PREFIX_LENGTH} to {MAX_PREFIX_LENGTH}");
-        return Err(bad(&why, "Choose a larger or smaller subnet"));
+    if !is_prefix(prefix) {
+        return Err(bad(&prefix_rule(), "Choose a larger or smaller subnet"));
     }
-    let mut subnet = Subnet { network: address.to_bits(), prefix };
-    if subnet.network & !subnet.mask() != 0 {
-        subnet.network &= subnet.mask();
+    let subnet = Subnet::of(address, prefix);
+    if subnet.network() != address {
         return Err(bad(
             "the address has bits set behind the prefix",
             &format!("Write \"{subnet}\" if that network is meant"),
         ));
     }
-    // With a prefix of 8 bits or more the first byte speaks for the whole subnet (RFC 6890).
-    let first = address.octets()[0];
-    if first == 0 || first == 127 || first >= 224 {
+    if !is_of_hosts(address) {
         return Err(bad(
             "hosts cannot have such addresses (this host, loopback, multicast or reserved)",
             "Choose a private network (RFC 1918)",

@@ -19,7 +19,7 @@ use crate::{
     kernel::{Kernel, Steps, Stock, Whom, odd, patiently},
     link::{Assigned, Link, Route},
     mark::{self, Instance},
-    names::Mac,
+    names,
 };
 
 /// A bridge as it should be.
@@ -41,7 +41,7 @@ impl Wanted<'_> {
         let Wanted { config, owner } = *self;
         link.name == config.name
             && link.alias == mark::bridge(config, owner)
-            && link.mac == Some(Mac::of_bridge(&config.name))
+            && link.mac == Some(names::mac_of_bridge(&config.name))
             && (link.up, link.no_arp, link.mtu, link.master) == (true, false, config.mtu, 0)
             && !(link.stp || link.vlans)
             && stock.on(link.index).all(|has| self.has(has))
@@ -106,7 +106,7 @@ fn try_define(kernel: &mut Kernel, wanted: Wanted<'_>, known: Option<u32>) -> Re
             let link = link.ok_or_else(|| Error::ForeignInterface { name: config.name.clone() })?;
             configure(kernel, &link, &stock, wanted).inspect_err(|_| {
                 // The error that is reported is the first one. What this leaves, the next definition adopts.
-                let _ = kernel.delete(link.index, |link| link.mac == Some(Mac::of_bridge(&config.name)));
+                let _ = kernel.delete(link.index, |link| link.mac == Some(names::mac_of_bridge(&config.name)));
             })
         }
     }
@@ -139,7 +139,7 @@ pub fn existing(stock: &Stock, owner: &Instance) -> Vec<(u32, Config)> {
 fn make(kernel: &mut Kernel, name: &str) -> Result<Option<Link>, Error> {
     let mut steps = Steps::default();
     // The address is fixed for the gateway's sake, and tells that the bridge is ours until the mark is set.
-    let bridge = with(no_stp()).name(name).address(Mac::of_bridge(name).0.to_vec());
+    let bridge = with(no_stp()).name(name).address(names::mac_of_bridge(name).bytes().to_vec());
     let message = RouteNetlinkMessage::NewLink(bridge.build());
     steps.add(format!("make bridge {name}"), NLM_F_CREATE | NLM_F_EXCL, message);
     let links = match kernel.run(steps.get(LinkUnspec::new_with_name(name))) {
@@ -172,8 +172,8 @@ fn configure(kernel: &mut Kernel, link: &Link, stock: &Stock, wanted: Wanted<'_>
     kernel.ipv6_off(name);
     // Set apart from creation: an MTU that is given there is lost when the first port comes.
     let mut marked = bridge().alias(mark::bridge(config, owner)).mtu(config.mtu);
-    if link.mac != Some(Mac::of_bridge(name)) {
-        marked = marked.address(Mac::of_bridge(name).0.to_vec());
+    if link.mac != Some(names::mac_of_bridge(name)) {
+        marked = marked.address(names::mac_of_bridge(name).bytes().to_vec());
     }
     steps.set(format!("mark bridge {name}, and set its MTU to {}", config.mtu), marked);
     if link.master != 0 {

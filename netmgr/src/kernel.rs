@@ -303,7 +303,7 @@ impl Kernel {
     /// a route in the main table ([`Route::holds`]).
     pub fn holder(&mut self, subnet: Address, except: Option<u32>) -> Result<Option<(Address, String)>, Error> {
         let address = self.addresses()?.into_iter().find(|Assigned { index, address, .. }| {
-            Some(*index) != except && address.prefix != 0 && address.overlaps(subnet)
+            Some(*index) != except && address.prefix != 0 && address.subnet().overlaps(&subnet.subnet())
         });
         let (held, what, through) = match address {
             Some(held) => (held.address, "an address", Through::Interface(held.index)),

@@ -21,10 +21,12 @@ use rtnetlink::{
     },
 };
 
+use schema::net::Mac;
+
 use crate::{
     config::Address,
     mark::{self, BridgeMark, Instance},
-    names::Mac,
+    names,
 };
 
 // What the libc crate lacks of linux/if_link.h, linux/if_addr.h and linux/ipv6.h.
@@ -146,7 +148,7 @@ impl Link {
                 libc::IFLA_IFALIAS => link.alias = text(value),
                 libc::IFLA_MTU => link.mtu = number(value, "MTU")?,
                 // Not all kinds of interfaces have six bytes of it.
-                libc::IFLA_ADDRESS => link.mac = parse_mac(value).ok().map(Mac),
+                libc::IFLA_ADDRESS => link.mac = parse_mac(value).ok().and_then(Mac::new),
                 libc::IFLA_MASTER => link.master = number(value, "index of a bridge")?,
                 libc::IFLA_GROUP => link.group = number(value, "group of interfaces")?,
                 libc::IFLA_CARRIER => link.no_carrier = !switch(value, "carrier")?,
@@ -213,7 +215,7 @@ impl Link {
     /// The mark of a bridge that a netmgr made. One without any alias but with the MAC address that netmgr gives at creation was made by
     /// one that was killed before it could set the mark, as the kernel takes no alias at creation; or somebody has cleared it.
     pub fn bridge_mark(&self) -> Option<BridgeMark> {
-        let half_made = || self.alias.is_empty() && self.mac == Some(Mac::of_bridge(&self.name));
+        let half_made = || self.alias.is_empty() && self.mac == Some(names::mac_of_bridge(&self.name));
         let half_made = || half_made().then(|| BridgeMark { config: None, owner: Instance::default() });
         (self.kind == Some(InfoKind::Bridge)).then(|| mark::read_bridge(&self.alias).or_else(half_made)).flatten()
     }
@@ -272,7 +274,7 @@ impl Assigned {
             | libc::IFA_F_MCAUTOJOIN;
         let plain = flags & special == libc::IFA_F_PERMANENT
             && (peer, metric, header.scope) == (ip, 0, AddressScope::Universe)
-            && broadcast == Some(address.broadcast());
+            && broadcast == Some(address.subnet().broadcast());
         let secondary = flags & libc::IFA_F_SECONDARY != 0;
         Ok(Some(Assigned { index: header.index, address, peer, secondary, plain }))
     }
@@ -369,9 +371,9 @@ impl Route {
             tos: 0,
             special: false,
         };
-        let to = Address { ip: address.broadcast(), prefix: 32 };
+        let to = Address { ip: address.subnet().broadcast(), prefix: 32 };
         let broadcast = Route { to, kind: RouteType::Broadcast, scope: RouteScope::Link, ..own };
-        let to = Address { ip: address.network(), ..address };
+        let to = Address { ip: address.subnet().network(), ..address };
         let table = RouteHeader::RT_TABLE_MAIN.into();
         [own, broadcast, Route { table, to, kind: RouteType::Unicast, scope: RouteScope::Link, ..own }]
     }
@@ -388,7 +390,8 @@ impl Route {
     /// one is there for what no narrower one covers, be it by way of a gateway (the default route), a tunnel (0.0.0.0/1, as VPN clients
     /// have it) or nothing (a blackhole for 10.0.0.0/8).
     pub fn holds(&self, subnet: Address) -> bool {
-        subnet.contains(self.to) || self.connected && self.to.contains(subnet)
+        let (to, subnet) = (self.to.subnet(), subnet.subnet());
+        subnet.contains(&to) || self.connected && to.contains(&subnet)
     }
 }
 
@@ -422,7 +425,7 @@ mod tests {
             alias: mark::bridge(&config, &one),
             ..Link::default()
         };
-        let half = Link { alias: String::new(), mac: Some(Mac::of_bridge("volt0")), ..marked.clone() };
+        let half = Link { alias: String::new(), mac: Some(names::mac_of_bridge("volt0")), ..marked.clone() };
         for ours in [
             marked.clone(),
             // Renamed.
@@ -438,7 +441,7 @@ mod tests {
             Link { alias: String::new(), ..marked.clone() },
             Link { kind: Some(InfoKind::Dummy), ..marked.clone() },
             Link { alias: "uplink".into(), ..half.clone() },
-            Link { mac: Some(Mac::of_bridge("volt1")), ..half },
+            Link { mac: Some(names::mac_of_bridge("volt1")), ..half },
             Link { alias: "volt-vmm network".into(), name: "br0".into(), ..marked },
         ] {
             assert!(!foreign.is_bridge_of("volt0", &one), "{foreign:?}");
@@ -575,7 +578,7 @@ mod tests {
     #[test]
     fn name_and_alias_that_are_not_utf8_are_somebody_s_and_not_empty() {
         let mut link = body(&LinkMessageBuilder::<LinkBridge>::new("volt0").index(7).build());
-        link.extend(attribute(libc::IFLA_ADDRESS, &Mac::of_bridge("volt0").0));
+        link.extend(attribute(libc::IFLA_ADDRESS, &names::mac_of_bridge("volt0").bytes()));
         assert!(Link::read(&link).unwrap().bridge_mark().is_some(), "half made");
         link.extend(attribute(libc::IFLA_IFALIAS, &[0xff]));
         let foreign = Link::read(&link).unwrap();
@@ -609,7 +612,7 @@ mod tests {
             no_arp: true,
             no_carrier: true,
             mtu: 1400,
-            mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+            mac: Some(Mac::new([2, 0, 0, 0, 0, 1]).unwrap()),
             master: 9,
             stp: false,
             vlans: false,

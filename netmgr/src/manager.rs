@@ -17,13 +17,15 @@ use std::{
 use rtnetlink::LinkUnspec;
 use tokio::sync::watch;
 
+use schema::net::Mac;
+
 use crate::{
     bridge,
     config::{self, Config},
     error::Error,
     kernel::{Kernel, Stock},
     mark::{self, Instance},
-    names::{self, Mac},
+    names,
     network::{Fate, Held, Network, Port, Quota},
     port::{self, Made, Wanted},
     worker::{Answer, Tidy},
@@ -279,7 +281,7 @@ impl Manager {
                 return Err(refusal);
             }
         }
-        let of_bridge = Mac::of_bridge(&id.name);
+        let of_bridge = names::mac_of_bridge(&id.name);
         if of_bridge == mac || of_bridge == mac.host_side() {
             return Err(Error::MacTaken { mac: mac.to_string(), network: id.name.clone() });
         }

@@ -3,10 +3,9 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{
-    config::Config,
-    names::{self, Mac},
-};
+use schema::net::Mac;
+
+use crate::{config::Config, names};
 
 const BRIDGE: &str = "volt-vmm network";
 const PORT: &str = "volt-vmm port";
@@ -105,7 +104,7 @@ pub fn read_port(alias: &str) -> Option<PortMark> {
         }
         None => None,
     };
-    Some(PortMark { workload: workload.to_owned(), mac: Mac::parse(mac)?, on, owner })
+    Some(PortMark { workload: workload.to_owned(), mac: mac.parse().ok()?, on, owner })
 }
 
 #[cfg(test)]
@@ -146,7 +145,7 @@ mod tests {
 
     #[test]
     fn port_mark_reads_back_and_nothing_else_does() {
-        let mac = Mac([2, 0xa, 0xb, 0xc, 0xd, 0xe]);
+        let mac = Mac::new([2, 0xa, 0xb, 0xc, 0xd, 0xe]).unwrap();
         let owner: Instance = "0123456789abcdef0123456789abcdef".parse().unwrap();
         let longest = "x".repeat(63);
         let mark = port(&longest, mac, "exactly15bytes_", 65_521, &owner);

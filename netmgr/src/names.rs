@@ -1,9 +1,10 @@
 //! What things are called: which names a caller may choose, and the interface names and MAC addresses that follow from them.
 //! Pure functions. Touches nothing.
 
-use std::fmt;
-
-use schema::names;
+use schema::{
+    names,
+    net::{MAC_RULE, Mac},
+};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
@@ -84,65 +85,29 @@ pub fn digest(parts: &[&str]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// An Ethernet address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// The address of a guest that chose none: locally administered, the same for the same workload on the same network.
-    pub fn of_guest(network: &str, workload: &str) -> Mac {
-        Mac::derived(&[network, workload])
-    }
-
-    /// The address of a network's bridge. It is set, so that the gateway's address does not change with the ports that come and go.
-    pub fn of_bridge(network: &str) -> Mac {
-        Mac::derived(&[network])
-    }
-
-    fn derived(parts: &[&str]) -> Mac {
-        let [a, b, c, d, e, ..] = digest(parts);
-        Mac([0x02, a, b, c, d, e])
-    }
-
-    /// The guest's address as a caller gave it: empty for the derived one, else six bytes of a unicast address.
-    pub fn asked(bytes: &[u8], network: &str, workload: &str) -> Result<Mac, Error> {
-        if bytes.is_empty() {
-            return Ok(Mac::of_guest(network, workload));
-        }
-        let refuse = |why: &str| Error::argument("MAC address", &format!("{bytes:02x?}"), why);
-        let mac: [u8; 6] =
-            bytes.try_into().map_err(|_| refuse("it must have six bytes, or none for the derived one"))?;
-        if mac == [0; 6] || mac[0] & 1 != 0 {
-            Err(refuse("it must be a unicast address that is not all zero"))
-        } else {
-            Ok(Mac(mac))
-        }
-    }
-
-    /// The address of the host's end of a guest's TAP: the guest's with another first byte, as the two must differ.
-    pub fn host_side(self) -> Mac {
-        let [first, rest @ ..] = self.0;
-        let first = if first == 0xfe { 0xfa } else { 0xfe };
-        let [b, c, d, e, f] = rest;
-        Mac([first, b, c, d, e, f])
-    }
-
-    /// From six pairs of hexadecimal digits with colons between.
-    pub fn parse(text: &str) -> Option<Mac> {
-        let mut mac = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut mac {
-            *byte = u8::from_str_radix(parts.next().filter(|part| part.len() == 2)?, 16).ok()?;
-        }
-        parts.next().is_none().then_some(Mac(mac))
-    }
+/// The address of a guest that chose none: locally administered, the same for the same workload on the same network.
+pub fn mac_of_guest(network: &str, workload: &str) -> Mac {
+    derived(&[network, workload])
 }
 
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+/// The address of a network's bridge. It is set, so that the gateway's address does not change with the ports that come and go.
+pub fn mac_of_bridge(network: &str) -> Mac {
+    derived(&[network])
+}
+
+fn derived(parts: &[&str]) -> Mac {
+    let [a, b, c, d, e, ..] = digest(parts);
+    Mac::local([a, b, c, d, e])
+}
+
+/// The guest's address as a caller gave it: empty for the derived one, else six bytes of a unicast address.
+pub fn mac_asked(bytes: &[u8], network: &str, workload: &str) -> Result<Mac, Error> {
+    if bytes.is_empty() {
+        return Ok(mac_of_guest(network, workload));
     }
+    let refuse = |why: &str| Error::argument("MAC address", &format!("{bytes:02x?}"), why);
+    let mac = bytes.try_into().map_err(|_| refuse("it must have six bytes, or none for the derived one"))?;
+    Mac::new(mac).ok_or_else(|| refuse(MAC_RULE))
 }
 
 #[cfg(test)]
@@ -212,22 +177,19 @@ mod tests {
 
     #[test]
     fn derived_guest_mac_is_local_unicast_and_differs_by_network_and_workload() {
-        let mac = Mac::of_guest("volt0", "vm-web");
-        assert_eq!(mac.0[0], 0x02);
-        assert_eq!(mac, Mac::asked(&[], "volt0", "vm-web").unwrap());
-        assert_ne!(mac, Mac::of_guest("volt1", "vm-web"));
-        assert_ne!(mac, Mac::of_guest("volt0", "vm-web2"));
-        assert_ne!(Mac::of_guest("ab", "c"), Mac::of_guest("a", "bc"));
-        assert_ne!(mac.host_side(), mac);
-        assert_ne!(Mac([0xfe, 1, 2, 3, 4, 5]).host_side().0[0], 0xfe);
-        assert_eq!(mac.host_side().0[0] & 3, 2, "local, unicast");
+        let mac = mac_of_guest("volt0", "vm-web");
+        assert_eq!(mac.bytes()[0], 0x02);
+        assert_eq!(mac, mac_asked(&[], "volt0", "vm-web").unwrap());
+        assert_ne!(mac, mac_of_guest("volt1", "vm-web"));
+        assert_ne!(mac, mac_of_guest("volt0", "vm-web2"));
+        assert_ne!(mac_of_guest("ab", "c"), mac_of_guest("a", "bc"));
     }
 
     #[test]
     fn asked_mac_must_be_unicast_and_six_bytes() {
-        assert_eq!(Mac::asked(&[0x52, 0x54, 0, 1, 2, 3], "n", "w").unwrap(), Mac([0x52, 0x54, 0, 1, 2, 3]));
+        assert_eq!(mac_asked(&[0x52, 0x54, 0, 1, 2, 3], "n", "w").ok(), Mac::new([0x52, 0x54, 0, 1, 2, 3]));
         for bad in [&[0u8; 6][..], &[1, 0, 0x5e, 0, 0, 1], &[0xff; 6], &[2, 0, 0, 0, 0], &[2, 0, 0, 0, 0, 0, 0]] {
-            assert!(Mac::asked(bad, "n", "w").is_err(), "{bad:?}");
+            assert!(mac_asked(bad, "n", "w").is_err(), "{bad:?}");
         }
     }
 }

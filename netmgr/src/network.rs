@@ -13,6 +13,8 @@ use std::{
 use rtnetlink::packet_route::link::InfoKind;
 use tokio::sync::watch;
 
+use schema::net::Mac;
+
 use crate::{
     bridge,
     config::Config,
@@ -21,7 +23,7 @@ use crate::{
     link::Link,
     manager::TenantId,
     mark::{self, Instance, PortMark},
-    names::{self, Mac},
+    names,
     port::{self, Wanted},
 };
 
@@ -184,8 +186,9 @@ impl Network {
         }
         let names = link.alternatives.iter().chain([&link.name]);
         let mut workloads = names.flat_map(|name| names::workloads(network, name));
-        let workload = workloads.find(|workload| link.mac == Some(Mac::of_guest(network, workload).host_side()))?;
-        let mac = Mac::of_guest(network, &workload);
+        let workload =
+            workloads.find(|workload| link.mac == Some(names::mac_of_guest(network, workload).host_side()))?;
+        let mac = names::mac_of_guest(network, &workload);
         Some(PortMark { workload, mac, on: Some((network.clone(), link.mtu)), owner: owner.clone() })
     }
 

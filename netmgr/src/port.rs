@@ -11,13 +11,14 @@ use rtnetlink::{
     },
 };
 
+use schema::net::Mac;
+
 use crate::{
     error::Error,
     kernel::{Kernel, Steps, Whom, odd, patiently},
     link::Link,
     mark::{self, Instance},
-    names::{self, Mac},
-    tap,
+    names, tap,
 };
 
 /// A port to be made.
@@ -113,7 +114,7 @@ fn try_attach(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<Made, Error> {
     // Before the bridge, whose own MTU the kernel may fit to that of a port that comes.
     steps.set(
         format!("mark TAP {name}, and set its MAC address and its MTU of {}", wanted.mtu),
-        whom().alias(&mark).address(wanted.mac.host_side().0.to_vec()).mtu(wanted.mtu),
+        whom().alias(&mark).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu),
     );
     if let Some(full) = &full {
         call(&mut steps, whom(), name, full);
@@ -161,7 +162,7 @@ fn try_mend(kernel: &mut Kernel, wanted: &Wanted<'_>, index: u32) -> Result<Opti
             steps.set(format!("take {} down", link.name), whom().down());
             steps.set(format!("give {} its name {name} again", link.name), whom().name(name));
         }
-        let marked = whom().alias(wanted.mark()).address(wanted.mac.host_side().0.to_vec()).mtu(wanted.mtu);
+        let marked = whom().alias(wanted.mark()).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu);
         steps.set(format!("mark TAP {name} again, and set its MAC address and its MTU"), marked);
         if let Some(full) = wanted.full().filter(|full| !link.alternatives.contains(full)) {
             call(&mut steps, whom(), name, &full);

@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     error::Error,
     manager::{Account, NetworkId, NewPort, PortFacts, TenantId},
-    names::{self, Mac},
+    names,
     network::{Fate, Quota},
     worker::Worker,
 };
@@ -208,7 +208,7 @@ fn write_port(mut to: port_info::Builder<'_>, facts: &PortFacts) {
     to.set_workload(&facts.workload);
     to.set_interface_name(&facts.interface);
     to.set_index(facts.index);
-    to.set_mac(&facts.mac.0);
+    to.set_mac(&facts.mac.bytes());
     to.set_network(&facts.network);
     to.set_mtu(facts.mtu);
 }
@@ -231,7 +231,7 @@ impl port_factory::Server for Factory {
         let workload = workload
             .and_then(|name| names::check_label("workload name", name).map(|()| name.to_owned()))
             .map_err(&failed)?;
-        let mac = Mac::asked(params.get_mac()?, &self.network.name, &workload).map_err(&failed)?;
+        let mac = names::mac_asked(params.get_mac()?, &self.network.name, &workload).map_err(&failed)?;
         let (network, account, worker) = (self.network.clone(), self.account.clone(), self.context.worker.clone());
         // Made on the worker, so that a caller who goes meanwhile leaves no port.
         let held = self.context.worker.ask(move |manager| {

@@ -11,6 +11,7 @@
 pub mod fuzzing;
 pub mod limits;
 pub mod names;
+pub mod net;
 pub mod paths;
 pub mod programs;
 

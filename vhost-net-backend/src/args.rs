@@ -1,10 +1,10 @@
 //! The command line, and the checked configuration that it stands for. Phase 1: the TAP is checked and set up here.
 
 use std::os::fd::OwnedFd;
-use std::str::FromStr;
 
 use clap::Parser;
 use device::{BoxError, Error, Options};
+use schema::net::Mac;
 
 use crate::tap::Tap;
 
@@ -57,43 +57,9 @@ impl Args {
     }
 }
 
-/// A station's own hardware address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mac(pub [u8; 6]);
-
-impl FromStr for Mac {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Mac, &'static str> {
-        let mut mac = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut mac {
-            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()));
-            let part = part.ok_or("it takes six pairs of hex digits with colons between them")?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| "it takes hex digits")?;
-        }
-        match (mac, parts.next()) {
-            (_, Some(_)) => Err("it has more than six parts"),
-            ([first, ..], _) if first & 1 != 0 => Err("it is a multicast address, which no station can have"),
-            ([0, 0, 0, 0, 0, 0], _) => Err("it is all zero"),
-            _ => Ok(Mac(mac)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mac_takes_unicast_addresses_only() {
-        assert_eq!("02:00:5e:00:53:fF".parse(), Ok(Mac([2, 0, 0x5e, 0, 0x53, 0xff])));
-        for wrong in ["", "02:00:5e:00:53", "02:00:5e:00:53:ff:00", "2:0:5e:0:53:ff", "02:00:5e:00:53:+f"] {
-            assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
-        }
-        assert!("01:00:5e:00:53:ff".parse::<Mac>().is_err());
-        assert!("00:00:00:00:00:00".parse::<Mac>().is_err());
-    }
 
     #[test]
     fn mtu_of_68_is_taken_and_of_67_refused() {

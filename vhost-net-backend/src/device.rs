@@ -41,7 +41,7 @@ impl Net {
             features |= 1 << VIRTIO_NET_F_MTU;
         }
         // virtio_net_config (5.1.4): mac, status, max_virtqueue_pairs, mtu.
-        let [a, b, c, d, e, f] = mac.0;
+        let [a, b, c, d, e, f] = mac.bytes();
         let [up, _] = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
         let [low, high] = mtu.unwrap_or(0).to_le_bytes();
         Net { tap, lease, config: [a, b, c, d, e, f, up, 0, 1, 0, low, high], features }

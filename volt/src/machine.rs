@@ -14,6 +14,7 @@ use futures::{FutureExt, future::join_all};
 use ipc::{Code, Connection, Fault, chain};
 use schema::{
     device_capnp::device_backend,
+    net::Mac,
     programs::{BLK_BACKEND, NET_BACKEND, VMM_CORE},
     vm_capnp::vm,
 };
@@ -61,7 +62,7 @@ pub struct CardPart {
     /// What keeps the card's address leased for as long as any process has it.
     pub life: OwnedFd,
     /// The guest's address.
-    pub mac: [u8; 6],
+    pub mac: Mac,
     /// Bytes.
     pub mtu: u32,
 }
@@ -111,8 +112,12 @@ impl<'a> Machine<'a> {
         }
         for (n, card) in parts.cards.iter().enumerate() {
             let mut backend = Request::new(NET_BACKEND.program);
-            let mac = card.mac.map(|b| format!("{b:02x}")).join(":");
-            backend.fd("--tap-fd", dup(&card.tap)?).arg("--mac").arg(mac).arg("--mtu").arg(card.mtu.to_string());
+            backend
+                .fd("--tap-fd", dup(&card.tap)?)
+                .arg("--mac")
+                .arg(card.mac.to_string())
+                .arg("--mtu")
+                .arg(card.mtu.to_string());
             // So that the address is nobody else's as long as a process has its port, even one that is frozen while this one is killed.
             backend.fd("--lease-fd", dup(&card.life)?);
             waiting.push((format!("{} of card {n}", NET_BACKEND.name), 1, backend));

@@ -13,6 +13,7 @@ use ipc::{Code, Connection, Fault, patiently};
 use schema::{
     addresses_capnp::{lease, pool},
     kernel_store_capnp::{MAX_IMAGE_BYTES, kernel, kernel_store},
+    net::Mac,
     network_capnp::{network, port},
 };
 
@@ -63,7 +64,7 @@ pub fn borrowed((netmgr, ipamd): &Network, cards: &[Card]) -> Vec<Borrowed> {
 }
 
 /// A port's TAP, the guest's address there and the MTU.
-type Attached = (OwnedFd, [u8; 6], u32);
+type Attached = (OwnedFd, Mac, u32);
 
 /// One network card: the address and the port are ours until released. Half of one, where the other half was refused.
 pub struct Card {
@@ -226,11 +227,12 @@ async fn attach(
     )
     .await?;
     let info = info.get()?.get_info()?;
-    let mac = info.get_mac()?.try_into().map_err(|_| {
+    let mac = info.get_mac()?.try_into().ok().and_then(Mac::new);
+    let mac = mac.ok_or_else(|| {
         Fault::new(
             Code::Internal,
             &tried,
-            "netmgr gave a MAC address that is not 6 bytes",
+            "netmgr gave a MAC address that no station can have",
             "Report this as a defect of netmgr",
         )
     })?;

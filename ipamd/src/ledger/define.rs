@@ -1,9 +1,10 @@
 //! Defining a pool, changing one that is in use, and removing one that is not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use ipc::Code;
+use schema::net::{DEFAULT_GATEWAY, DEFAULT_NETWORK, DEFAULT_POOL, DEFAULT_SUBNET};
 
 use super::{Answer, Ledger, PAGE, Pool, all_of, unknown};
 use crate::config::PoolConfig;
@@ -11,7 +12,17 @@ use crate::fault::{database, fault};
 use crate::store::{Binding, PoolId, Reserved};
 
 /// The network that exists without anybody having defined it.
-const BUILT_IN: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"}}"#;
+fn built_in() -> PoolConfig {
+    let (start, end) = DEFAULT_POOL;
+    PoolConfig {
+        network: DEFAULT_NETWORK.into(),
+        subnet: DEFAULT_SUBNET,
+        gateway: DEFAULT_GATEWAY,
+        start,
+        end,
+        reservations: BTreeMap::new(),
+    }
+}
 
 impl Ledger {
     /// The pool of a network. The built-in one is defined by the first who asks for it.
@@ -23,16 +34,16 @@ impl Ledger {
             return Ok(*id);
         }
         let tried = format!("get the pool of network {network:?}");
-        match PoolConfig::parse(BUILT_IN) {
-            Ok(config) if config.network == network => self.define(BUILT_IN).map_err(|found| match found.code {
-                Code::Conflict => {
-                    let remedy = "Use that network, or define this one with a subnet of its own";
-                    fault(Code::Conflict, tried, format!("of the built-in network, {}", found.why), remedy)
-                }
-                _ => found,
-            }),
-            _ => Err(fault(Code::NotFound, tried, "there is none", "Define it first")),
+        if network != DEFAULT_NETWORK {
+            return Err(fault(Code::NotFound, tried, "there is none", "Define it first"));
         }
+        self.define(&built_in().to_json()).map_err(|found| match found.code {
+            Code::Conflict => {
+                let remedy = "Use that network, or define this one with a subnet of its own";
+                fault(Code::Conflict, tried, format!("of the built-in network, {}", found.why), remedy)
+            }
+            _ => found,
+        })
     }
 
     /// Every pool as [`Ledger::pool`] gives it, by name of its network. Among them the built-in one, where it could be defined.
@@ -45,9 +56,9 @@ impl Ledger {
             self.pools.len() < self.limits.pools
                 && !self.pools.values().any(|pool| pool.config.subnet.overlaps(&config.subnet))
         };
-        let built_in = PoolConfig::parse(BUILT_IN).ok().filter(|config| !self.by_network.contains_key(&config.network));
-        if let Some(config) = built_in.filter(fits) {
-            list.push((config.clone(), config.to_json(), all_of(&config).count()));
+        let built_in = built_in();
+        if !self.by_network.contains_key(DEFAULT_NETWORK) && fits(&built_in) {
+            list.push((built_in.clone(), built_in.to_json(), all_of(&built_in).count()));
         }
         list.sort_by(|(one, ..), (other, ..)| one.network.cmp(&other.network));
         Ok(list)
