@@ -216,7 +216,12 @@ fn read_file(path: &Path) -> Result<File, Fault> {
         ));
     }
     let text = fs::read_to_string(path).map_err(|e| invalid(&what, chain(&e), "Name a TOML file that you may read"))?;
-    toml::from_str(&text).map_err(|e| invalid(&what, chain(&e).trim(), "Correct that line"))
+    parse_file(&text).map_err(|e| invalid(&what, chain(&e).trim(), "Correct that line"))
+}
+
+/// Reads the text of a file: its form, and nothing that it names.
+fn parse_file(text: &str) -> Result<File, toml::de::Error> {
+    toml::from_str(text)
 }
 
 fn kernel_ref(base: &Path, text: &str) -> KernelRef {
