@@ -41,10 +41,13 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{filters, paths::Paths, say};
+use crate::{
+    filters,
+    packet::{Answer, LONGEST, Question},
+    paths::Paths,
+    say,
+};
 
-/// Bytes of a request or an answer: a kernel's command line and as much again.
-const PACKET: usize = 16 << 10;
 /// Descriptors of a request: those of a core with all its devices.
 const FDS: usize = 64;
 /// How long a start may take: an exec on a busy host, which has a deadline of its own within this.
@@ -56,14 +59,6 @@ const END_DEADLINE: Duration = Duration::from_secs(1);
 /// How long until the kernel may have what it lacks for a packet, and how often that is waited for.
 const MOMENT: Duration = Duration::from_millis(10);
 const MOMENTS: u32 = 500;
-/// First byte of a request to start a program, of one that asks how a process ended, and of one to forget it, which is not answered.
-const START: u8 = b's';
-const WAIT: u8 = b'w';
-const FORGET: u8 = b'f';
-/// First byte of an answer: done, still running, or refused for the reason that follows.
-const DONE: u8 = b'd';
-const RUNS: u8 = b'r';
-const REFUSED: u8 = b'e';
 /// What the VM's processes are sacrificed by when memory runs out, before services and other programs (proc(5)).
 const OOM_SCORE_ADJ: &str = "500";
 
@@ -100,7 +95,7 @@ pub struct Launcher {
 /// A program to be started: descriptors are numbered in the order in which they are given, from 3 on.
 pub struct Request {
     program: &'static str,
-    text: Vec<u8>,
+    args: Vec<String>,
     fds: Vec<OwnedFd>,
 }
 
@@ -113,13 +108,12 @@ pub struct Process {
 impl Request {
     /// One of the VM's programs.
     pub fn new(program: &'static str) -> Request {
-        Request { program, text: Vec::new(), fds: Vec::new() }
+        Request { program, args: Vec::new(), fds: Vec::new() }
     }
 
     /// Adds an argument.
-    pub fn arg(&mut self, arg: impl AsRef<str>) -> &mut Request {
-        self.text.extend_from_slice(arg.as_ref().as_bytes());
-        self.text.push(0);
+    pub fn arg(&mut self, arg: impl Into<String>) -> &mut Request {
+        self.args.push(arg.into());
         self
     }
 
@@ -190,24 +184,21 @@ impl Launcher {
         };
         let place = launched().position(|name| name == program).and_then(|place| u8::try_from(place).ok());
         let place = place.ok_or_else(|| failed("it is no program of a VM".into()))?;
-        let body = [&[place][..], &request.text].concat();
+        let question = Question::Start(place, request.args.iter().map(String::as_str).collect());
         let fds: Vec<BorrowedFd<'_>> = request.fds.iter().map(AsFd::as_fd).collect();
-        let (answer, fds) = self.ask(START, &body, &fds, START_DEADLINE).await.map_err(&failed)?;
-        match (answer.split_first(), fds.into_iter().next()) {
-            (Some((&DONE, number)), Some(pidfd)) => match <[u8; 4]>::try_from(number) {
-                Ok(number) => Process::new(u32::from_le_bytes(number), pidfd).map_err(|e| failed(chain(&e))),
-                Err(_) => Err(failed("the launcher's answer is no answer".into())),
-            },
-            (Some((&REFUSED, why)), _) => Err(failed(String::from_utf8_lossy(why).into_owned())),
+        let (answer, fds) = self.ask(&question, &fds, START_DEADLINE).await.map_err(&failed)?;
+        match (Answer::read(&answer), fds.into_iter().next()) {
+            (Some((_, Answer::Started(pid))), Some(pidfd)) => Process::new(pid, pidfd).map_err(|e| failed(chain(&e))),
+            (Some((_, Answer::Refused(why))), _) => Err(failed(why.to_owned())),
             _ => Err(failed("the launcher's answer is no answer".into())),
         }
     }
 
     /// How a process ended, if it has and the launcher says so.
     pub async fn status(&self, process: &Process) -> Option<ExitStatus> {
-        let (answer, _) = self.ask(WAIT, &process.pid.to_le_bytes(), &[], STATUS_DEADLINE).await.ok()?;
-        match answer.split_first() {
-            Some((&DONE, raw)) => Some(ExitStatus::from_raw(i32::from_le_bytes(<[u8; 4]>::try_from(raw).ok()?))),
+        let (answer, _) = self.ask(&Question::Status(process.pid), &[], STATUS_DEADLINE).await.ok()?;
+        match Answer::read(&answer) {
+            Some((_, Answer::Ended(status))) => Some(ExitStatus::from_raw(status)),
             _ => None,
         }
     }
@@ -216,7 +207,7 @@ impl Launcher {
     pub fn forget(&self, process: Process) {
         process.kill();
         // A launcher that takes no more packets is about to be ended itself.
-        let _stopped = send(self.socket.get_ref(), &packet(FORGET, 0, &process.pid.to_le_bytes()), &[]);
+        let _stopped = send(self.socket.get_ref(), &Question::Forget(process.pid).write(0), &[]);
     }
 
     /// Ends it, and with it what it started. False where it is still there: frozen in a cgroup of version 1, or in the kernel.
@@ -231,19 +222,19 @@ impl Launcher {
         timeout(END_DEADLINE, process.readable()).await.is_ok()
     }
 
+    /// The packet of the answer to `question`, with its descriptors.
     async fn ask(
         &self,
-        kind: u8,
-        body: &[u8],
+        question: &Question<'_>,
         fds: &[BorrowedFd<'_>],
         deadline: Duration,
     ) -> Result<(Vec<u8>, Vec<OwnedFd>), String> {
         let exchange = async {
             let mut number = self.asked.lock().await;
             *number = number.wrapping_add(1);
-            let packet = packet(kind, *number, body);
-            if packet.len() > PACKET || fds.len() > FDS {
-                return Err(format!("its arguments are over {PACKET} bytes, or its descriptors over {FDS}"));
+            let packet = question.write(*number);
+            if packet.len() > LONGEST || fds.len() > FDS {
+                return Err(format!("its arguments are over {LONGEST} bytes, or its descriptors over {FDS}"));
             }
             loop {
                 match send(self.socket.get_ref(), &packet, fds) {
@@ -255,9 +246,9 @@ impl Launcher {
             loop {
                 let receive = |socket: &OwnedFd| Ok(receive(socket, RecvFlags::DONTWAIT)?);
                 let received = self.socket.async_io(Interest::READABLE, receive).await;
-                let (mut answer, fds) = received.map_err(|e| ended(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
-                match answer.get(..4) {
-                    Some(of) if *of == number.to_le_bytes() => return Ok((answer.split_off(4), fds)),
+                let (answer, fds) = received.map_err(|e| ended(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+                match Answer::read(&answer) {
+                    Some((of, _)) if of == *number => return Ok((answer, fds)),
                     // Of a question that was given up: a process that was started for nobody.
                     Some(_) => fds.iter().for_each(kill),
                     None => return Err(ended(Errno::PIPE)),
@@ -272,10 +263,6 @@ impl Launcher {
         };
         timeout(deadline, exchange).await.unwrap_or_else(|_| Err(late()))
     }
-}
-
-fn packet(kind: u8, number: u32, body: &[u8]) -> Vec<u8> {
-    [&[kind][..], &number.to_le_bytes(), body].concat()
 }
 
 fn ended(error: Errno) -> String {
@@ -397,10 +384,10 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
                 return Err(Fault::new(Code::Internal, "hear from the supervisor", chain(&e), "Report this defect"));
             }
         };
-        // A supervisor that sends what is no request is none any more.
-        let Some(([kind, number @ ..], body)) = packet.split_first_chunk::<5>() else { return Ok(()) };
-        let answer = |kind: u8, text: &[u8], fds: &[BorrowedFd<'_>]| {
-            let packet: Vec<u8> = number.iter().chain([&kind]).chain(text).copied().take(PACKET).collect();
+        // A supervisor that sends what is no question is none any more.
+        let Some((number, question)) = Question::read(&packet) else { return Ok(()) };
+        let answer = |answer: Answer<'_>, fds: &[BorrowedFd<'_>]| {
+            let packet = answer.write(number);
             for _ in 0..MOMENTS {
                 match send(socket, &packet, fds) {
                     Err(e) if ipc::passes(e) => moment(),
@@ -409,25 +396,24 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
             }
             send(socket, &packet, fds)
         };
-        let sent = match *kind {
-            START => match start(programs, body, fds) {
+        let sent = match question {
+            Question::Start(place, args) => match start(programs, place, &args, fds) {
                 Ok(child) => {
-                    let sent = answer(DONE, &child.pid().to_le_bytes(), &[child.pidfd()]);
+                    let sent = answer(Answer::Started(child.pid().cast_unsigned()), &[child.pidfd()]);
                     children.push(child);
                     sent
                 }
-                Err(why) => answer(REFUSED, why.as_bytes(), &[]),
+                Err(why) => answer(Answer::Refused(&why), &[]),
             },
-            WAIT => match status(&mut children, body) {
-                Some(status) => answer(DONE, &status.into_raw().to_le_bytes(), &[]),
-                None => answer(RUNS, &[], &[]),
+            Question::Status(pid) => match status(&mut children, pid) {
+                Some(status) => answer(Answer::Ended(status.into_raw()), &[]),
+                None => answer(Answer::Runs, &[]),
             },
-            FORGET => {
+            Question::Forget(pid) => {
                 // What is dropped is killed and reaped.
-                children.retain(|child| child.pid().to_le_bytes() != *body);
+                children.retain(|child| child.pid().cast_unsigned() != pid);
                 Ok(())
             }
-            _ => answer(REFUSED, &[], &[]),
         };
         if sent.is_err() {
             // It has gone meanwhile.
@@ -436,14 +422,11 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
     }
 }
 
-fn start(programs: &Programs, request: &[u8], fds: Vec<OwnedFd>) -> Result<Child, String> {
-    let (place, text) = request.split_first().ok_or("it names no program")?;
-    let (name, file) = programs.files.get(usize::from(*place)).ok_or("it names no program of a VM")?;
+fn start(programs: &Programs, place: u8, args: &[&str], fds: Vec<OwnedFd>) -> Result<Child, String> {
+    let (name, file) = programs.files.get(usize::from(place)).ok_or("it names no program of a VM")?;
     let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| chain(&e));
     let mut spawn = Spawn::from_fd(Path::new(name), copy(file)?, copy(&programs.null)?);
-    for arg in text.split(|byte| *byte == 0).take(text.iter().filter(|byte| **byte == 0).count()) {
-        spawn.arg(std::str::from_utf8(arg).map_err(|_| "an argument is not UTF-8")?);
-    }
+    spawn.args(args);
     for fd in fds {
         spawn.fd(fd);
     }
@@ -455,8 +438,8 @@ fn start(programs: &Programs, request: &[u8], fds: Vec<OwnedFd>) -> Result<Child
 }
 
 /// How a child ended, if it has.
-fn status(children: &mut [Child], number: &[u8]) -> Option<ExitStatus> {
-    let child = children.iter_mut().find(|child| child.pid().to_le_bytes() == *number)?;
+fn status(children: &mut [Child], pid: u32) -> Option<ExitStatus> {
+    let child = children.iter_mut().find(|child| child.pid().cast_unsigned() == pid)?;
     child.try_wait().ok().flatten()
 }
 
@@ -480,7 +463,7 @@ fn send(socket: &OwnedFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), E
 
 /// One packet with its descriptors; an empty one when the peer has gone.
 fn receive(socket: &OwnedFd, flags: RecvFlags) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
-    let mut packet = vec![0; PACKET];
+    let mut packet = vec![0; LONGEST];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {

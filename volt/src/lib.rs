@@ -20,6 +20,7 @@ mod launcher;
 mod limits;
 mod machine;
 mod networks;
+mod packet;
 mod paths;
 mod resources;
 mod run;
