@@ -7,6 +7,7 @@ mod console;
 mod control;
 mod crowded;
 mod ends;
+mod halfway;
 mod host;
 mod inherited;
 mod kernel;

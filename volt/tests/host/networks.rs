@@ -10,7 +10,7 @@ use crate::{
     kernel::{POWEROFF, SPIN, print},
 };
 
-const LAB: &str = r#"{"network":"lab0","subnet":"10.9.0.0/24","gateway":"10.9.0.1"}"#;
+pub const LAB: &str = r#"{"network":"lab0","subnet":"10.9.0.0/24","gateway":"10.9.0.1"}"#;
 
 /// Runs `ip` in the network namespace of this test.
 fn ip(arguments: &str) -> String {
@@ -20,26 +20,26 @@ fn ip(arguments: &str) -> String {
 }
 
 /// The IPv4 addresses of an interface; empty if there is none of that name.
-fn addresses(interface: &str) -> String {
+pub fn addresses(interface: &str) -> String {
     let output = Command::new("ip").args(["-4", "-br", "addr", "show", "dev", interface]).output().unwrap();
     let line = String::from_utf8(output.stdout).unwrap();
     line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ")
 }
 
-fn exists(interface: &str) -> bool {
+pub fn exists(interface: &str) -> bool {
     Command::new("ip").args(["link", "show", "dev", interface]).output().unwrap().status.success()
 }
 
 /// Defines what `json` says.
-fn define(host: &Host, json: &str) -> crate::host::Ended {
+pub fn define(host: &Host, json: &str) -> crate::host::Ended {
     host.run(&mut host.volt(&["network", "define", &host.file("network.json", json.as_bytes())]))
 }
 
-fn remove(host: &Host, name: &str) -> crate::host::Ended {
+pub fn remove(host: &Host, name: &str) -> crate::host::Ended {
     host.run(&mut host.volt(&["network", "remove", name]))
 }
 
-fn is_listed(host: &Host, name: &str) -> bool {
+pub fn is_listed(host: &Host, name: &str) -> bool {
     host.run(&mut host.volt(&["network", "list"])).ok().out.lines().any(|line| line.starts_with(name))
 }
 
