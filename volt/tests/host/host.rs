@@ -69,6 +69,20 @@ impl Host {
         path.display().to_string()
     }
 
+    /// Has the state directory on a file system of its own, of 64 MiB. Mounts are this thread's own from now on, and of what it starts.
+    pub fn small_state(&self) -> PathBuf {
+        // SAFETY: takes a number.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+        use std::os::unix::fs::PermissionsExt;
+        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+        let state = self.path("state");
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+        mount("state", &state, "tmpfs", MountFlags::empty(), c"size=64m,mode=0755").unwrap();
+        state
+    }
+
     /// The path of a kernel with that code.
     pub fn kernel(&self, name: &str, code: &[&[u8]]) -> String {
         self.file(name, &kernel::elf(&code.concat(), 0))

@@ -1,6 +1,6 @@
 //! Networks: defined and removed by two services, changed by others on the host, and shared with another installation.
 
-use std::process::Command;
+use std::{fs, io::Write, process::Command};
 
 use ipc::Connection;
 use schema::{addresses_capnp::ipam, host_capnp::host};
@@ -97,6 +97,34 @@ fn network_that_a_vm_uses_keeps_its_definition_and_is_removed_after_it() {
     assert!(!exists("volt0"));
     host.run(&mut host.full("web", &off)).ok();
     assert_eq!(addresses("volt0"), "10.42.0.1/24");
+    host.clean();
+}
+
+/// Neither was asked whether the other can: a disk is full, and an address is kept for a while, whatever a definition says.
+#[test]
+fn what_the_second_service_cannot_do_is_undone_in_the_first() {
+    let Some(host) = Host::new("what_the_second_service_cannot_do_is_undone_in_the_first") else { return };
+    let state = host.small_state();
+    define(&host, LAB).ok();
+    let mut filler = fs::File::create(state.join("filler")).unwrap();
+    while filler.write_all(&[0; 4096]).is_ok() {}
+    define(&host, &LAB.replace("lab0", "lab1").replace("10.9.0", "10.7.0")).refused(&["exhausted", "is full"]);
+    assert!(!exists("lab1") && !is_listed(&host, "lab1"));
+    define(&host, &LAB.replace("10.9.0", "10.8.0")).refused(&["exhausted", "is full"]);
+    assert_eq!(addresses("lab0"), "10.9.0.1/24");
+    fs::remove_file(state.join("filler")).unwrap();
+    drop(filler);
+
+    let vm = Running::start(
+        host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])).args(["--net", "lab0"]),
+    );
+    vm.says("up");
+    kill(vm.pid(), libc::SIGKILL);
+    drop(vm);
+    until("its port is gone", || if exists("tap-web") { Err("it is there".into()) } else { Ok(()) });
+    remove(&host, "lab0").refused(&["10.9.0.2 is kept for a while for vm-web", "30 s"]);
+    assert!(is_listed(&host, "lab0"));
+    assert_eq!(addresses("lab0"), "10.9.0.1/24");
     host.clean();
 }
 

@@ -219,14 +219,7 @@ fn program_whose_interpreter_is_missing_is_named_with_that() {
 fn full_state_directory_is_named_and_room_helps() {
     let Some(host) = Host::new("full_state_directory_is_named_and_room_helps") else { return };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
-    // SAFETY: takes a number. Mounts are this thread's own from now on, and of what it starts.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
-    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
-    let state = host.path("state");
-    fs::create_dir(&state).unwrap();
-    fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
-    mount("state", &state, "tmpfs", MountFlags::empty(), c"size=64m,mode=0755").unwrap();
+    let state = host.small_state();
     let filler = state.join("filler");
     let fill = |left: u64| fs::write(&filler, vec![0; usize::try_from((64 << 20) - left).unwrap()]).unwrap();
     fill(64 << 10);
