@@ -12,7 +12,7 @@ use schema::{
     vm_capnp::MAX_GRACE_MILLISECONDS,
 };
 
-use crate::identity::DEFAULT_RANGE;
+use crate::host::identity::DEFAULT_RANGE;
 
 /// What the flags do not say.
 fn after_help() -> String {

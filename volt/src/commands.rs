@@ -22,13 +22,15 @@ use schema::{
 use crate::{
     cli::{Command, KernelCommand, NetworkCommand, StopArgs},
     config::{check_file, check_name, shell},
-    filters, keep, networks,
-    paths::Paths,
-    printable, resources,
-    run::runtime,
-    say,
-    services::{self, CALL_DEADLINE, Found, Service, has_ended},
-    told,
+    filters,
+    host::{
+        keeper, networks,
+        paths::Paths,
+        services::{self, CALL_DEADLINE, Found, Service, has_ended},
+        told,
+    },
+    printable, say,
+    vm::{resources, run::runtime},
 };
 
 /// How long the end of a VM may take beyond the guest's grace: stopped and frozen processes have their time, and services.
@@ -208,7 +210,7 @@ fn ask(
     keep: &[&OwnedFd],
     work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
 ) -> Result<i32, Fault> {
-    let found = services::ensure(paths, wanted, |missing| keep::start(paths, policy, missing))?;
+    let found = services::ensure(paths, wanted, |missing| keeper::start(paths, policy, missing))?;
     confined(policy, found, keep, work).map(|()| 0).map_err(|fault| services::with_log(paths, fault))
 }
 

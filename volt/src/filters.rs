@@ -2,7 +2,7 @@
 
 use confine::{Filter, MemoryWatch, Rule, base};
 
-use crate::absence::Names;
+use crate::host::absence::Names;
 
 /// Bytes of the supervisor's reads: of signals, of names of sockets, and of its cgroup's events at the end.
 const READ: usize = size_of::<libc::signalfd_siginfo>();

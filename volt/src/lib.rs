@@ -3,30 +3,14 @@
 //! It may open what the user names, start Volt's programs and talk to its services. It never sees guest memory, and
 //! passes the guest's console on without reading it.
 
-mod absence;
-mod cell;
 mod cli;
 mod cmdline;
 mod commands;
 mod config;
-mod console;
-mod control;
 mod doctor;
 mod filters;
-mod identity;
-mod janitor;
-mod keep;
-mod launcher;
-mod limits;
-mod machine;
-mod networks;
-mod packet;
-mod paths;
-mod resources;
-mod run;
-mod services;
-mod terminal;
-mod told;
+mod host;
+mod vm;
 
 use std::fmt::Display;
 
@@ -46,8 +30,8 @@ pub fn main() -> ! {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let cli = Cli::parse();
     let result = match &cli.command {
-        Command::Run(args) => run::run(cli.confinement, args),
-        Command::Keep(args) => keep::main(cli.confinement, args),
+        Command::Run(args) => vm::run::run(cli.confinement, args),
+        Command::Keep(args) => host::keeper::main(cli.confinement, args),
         Command::Doctor(args) => doctor::main(cli.confinement, args),
         other => commands::main(cli.confinement, other),
     };

@@ -3,7 +3,7 @@
 use confine::{Layer, Policy};
 
 use super::{Check, State, probe};
-use crate::identity::Range;
+use crate::host::identity::Range;
 
 /// Whether a VM's processes would start under the policy, given what was found of namespaces and cgroups.
 pub fn policy(policy: Policy, namespaces: [&Check; 2], cgroups: &Check) -> Check {

@@ -8,7 +8,7 @@ use rustix::{
 use schema::limits::CORE_FILES;
 
 use super::Check;
-use crate::identity::Range;
+use crate::host::identity::Range;
 
 /// Who this is: root, or somebody who gets no network and no users for the VMs.
 pub fn rights() -> Check {

@@ -19,25 +19,29 @@ use schema::{names::workload_of_vm, programs::SUPERVISOR, vm_capnp::exit::Reason
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    absence::Names,
-    cell::{self, Cell},
     cli::RunArgs,
     cmdline,
     config::{self, KernelRef, VmConfig},
-    console::{self, Console, Wish},
-    control::{Control, Exit},
     filters,
-    janitor::{self, Janitor, Own, Watch},
-    keep,
-    launcher::{Forked, Launcher, Role},
-    limits,
-    machine::{DiskPart, Machine, Parts},
-    paths::Paths,
-    resources::{self, Card, Network, Services},
+    host::{
+        absence::Names,
+        keeper,
+        paths::Paths,
+        services::{self, Found, Service},
+        told,
+    },
     say,
-    services::{self, Found, Service},
-    terminal::Terminal,
-    told,
+    vm::{
+        cell::{self, Cell},
+        console::{self, Console, Wish},
+        control::{Control, Exit},
+        janitor::{self, Janitor, Own, Watch},
+        launcher::{Forked, Launcher, Role},
+        limits,
+        machine::{DiskPart, Machine, Parts},
+        resources::{self, Card, Network, Services},
+        terminal::Terminal,
+    },
 };
 
 /// How long the guest may take to power off after the first Ctrl-C or SIGTERM.
@@ -91,7 +95,7 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let (endpoint, watch) = claim(&paths, &config.name, &mut cell, policy)?;
     let memory = cell.cgroup.as_ref().and_then(|cgroup| cgroup.watch_memory().ok());
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
-    let found = services::ensure(&paths, wanted, |missing| keep::start(&paths, policy, missing))?;
+    let found = services::ensure(&paths, wanted, |missing| keeper::start(&paths, policy, missing))?;
     // The VM's processes are to be killed, and nobody else: the services and the janitor are there already.
     let enclosure = confine::enclose().map_err(|e| not_confined(&e))?;
     let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };

@@ -10,7 +10,7 @@ use schema::{
     network_capnp::network,
 };
 
-use crate::{resources::text, services::CALL_DEADLINE};
+use crate::{host::services::CALL_DEADLINE, vm::resources::text};
 
 /// What a bridge is made of.
 pub struct Definition {

@@ -20,7 +20,7 @@ use schema::{
     programs::{self, SERVICE_USERS as SERVICES},
 };
 
-use crate::services::Service;
+use crate::host::services::Service;
 
 /// What `VOLT_UID_RANGE` is if unset: above what systemd gives containers, below what it warns of.
 pub const DEFAULT_RANGE: Range = Range { first: 0x7000_0000, count: 1 << 16 };

@@ -43,9 +43,9 @@ use tokio::{
 
 use crate::{
     filters,
-    packet::{Answer, LONGEST, Question},
-    paths::Paths,
+    host::paths::Paths,
     say,
+    vm::packet::{Answer, LONGEST, Question},
 };
 
 /// Descriptors of a request: those of a core with all its devices.

@@ -1,7 +1,7 @@
 //! The host's services, as a VM's supervisor meets them: connect to what is there, start what is not.
 //!
 //! Whoever finds a service missing takes the lock on the runtime directory, binds the service's sockets and starts
-//! a keeper (`keep.rs`) with them. The sockets listen before the service runs, so nobody ever finds them half made,
+//! a keeper (`keeper.rs`) with them. The sockets listen before the service runs, so nobody ever finds them half made,
 //! and a second `volt` that waited for the lock finds the service there.
 
 use std::{
@@ -26,7 +26,7 @@ use rustix::{
 };
 use schema::programs::{self, Process};
 
-use crate::{config::shell, paths::Paths};
+use crate::{config::shell, host::paths::Paths};
 
 /// How long a service may take to answer one call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);

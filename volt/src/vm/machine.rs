@@ -20,7 +20,7 @@ use schema::{
 };
 use tokio::time::timeout;
 
-use crate::launcher::{Launcher, Process, Request};
+use crate::vm::launcher::{Launcher, Process, Request};
 
 /// How long the core may take until the vCPUs run: every backend's handshake has a deadline of its own within it. The rest is
 /// reading kernel and initrd, from a slow disk on a busy host; whoever has waited enough may stop the VM meanwhile.

@@ -18,12 +18,13 @@ use schema::{
 };
 
 use crate::{
-    absence::Borrowed,
-    machine::CardPart,
-    networks,
-    run::KernelSource,
+    host::{
+        absence::Borrowed,
+        networks,
+        services::{CALL_DEADLINE, IMPORT_DEADLINE, Service},
+    },
     say,
-    services::{CALL_DEADLINE, IMPORT_DEADLINE, Service},
+    vm::{machine::CardPart, run::KernelSource},
 };
 
 /// The links to the services that a VM needs.

@@ -29,11 +29,13 @@ use schema::{
 };
 
 use crate::{
-    cell::Cell,
     filters,
-    paths::Paths,
+    host::{
+        paths::Paths,
+        services::{lock, open_dir},
+    },
     say,
-    services::{lock, open_dir},
+    vm::cell::Cell,
 };
 
 /// A file that this process, or the one it was forked from, has made: which name, and which inode.

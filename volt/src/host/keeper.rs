@@ -17,11 +17,13 @@ use schema::{limits::IDLE_EXIT, programs::KEEPER};
 use crate::{
     cli::KeepArgs,
     filters,
-    identity::Range,
-    janitor::Own,
-    paths::Paths,
+    host::{
+        identity::Range,
+        paths::Paths,
+        services::{Service, lock, open_dir},
+    },
     say,
-    services::{Service, lock, open_dir},
+    vm::janitor::Own,
 };
 
 /// Starts a keeper for `endpoints`, which listen already. Under the lock.

@@ -8,7 +8,7 @@ use schema::programs::{BLK_BACKEND, NET_BACKEND};
 
 use crate::{
     config::VmConfig,
-    identity::{self, Range},
+    host::identity::{self, Range},
     say,
 };
 
