@@ -134,10 +134,11 @@ impl PoolConfig {
     pub fn to_json(&self) -> String {
         let reservations: Vec<String> =
             self.reservations.iter().map(|(workload, address)| format!("\"{workload}\":\"{address}\"")).collect();
-        // Every string in it was checked to need no escape.
+        // All but the name, which may be of a time with a wider rule, was checked to need no escape.
+        let network = serde_json::Value::from(self.network.as_str());
         format!(
-            "{{\"network\":\"{}\",\"subnet\":\"{}\",\"gateway\":\"{}\",\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
-            self.network,
+            "{{\"network\":{},\"subnet\":\"{}\",\"gateway\":\"{}\",\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
+            network,
             self.subnet,
             self.gateway,
             self.start,
