@@ -7,11 +7,14 @@ type Target = fn(&[u8]);
 /// Each has a folder of its name in `corpus`. Compared with those by `tests/tests/sources.rs`.
 const TARGETS: &[(&str, Target)] = &[
     ("fault_text", ipc::fuzzing::fault_text),
+    ("interface_marks", netmgr::fuzzing::interface_marks),
     ("kernel_headers", kernel_image::fuzzing::kernel_headers),
     ("kernel_unpacking", kernel_store::fuzzing::kernel_unpacking),
     ("lane_client", ipc::fuzzing::lane_client),
     ("lane_service", ipc::fuzzing::lane_service),
     ("names", schema::fuzzing::names),
+    ("netlink_answers", netmgr::fuzzing::netlink_answers),
+    ("network_config", netmgr::fuzzing::network_config),
     ("pool_config", ipamd::fuzzing::pool_config),
     ("ring", device::fuzzing::ring),
     ("rpc_answers", ipc::fuzzing::rpc_answers),

@@ -7,6 +7,8 @@
 mod bridge;
 mod config;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod ipv6;
 mod kernel;
 mod link;
@@ -51,7 +53,8 @@ struct Arguments {
     confinement: Policy,
 }
 
-fn main() {
+/// The program, from its arguments to its end.
+pub fn main() -> ! {
     let served = run(&Arguments::parse());
     if let Err(error) = &served {
         confine::say!("netmgr: {}", ipc::chain(error));

@@ -200,7 +200,7 @@ impl Socket {
 }
 
 /// The messages in a datagram; ends at the first one that is none.
-fn messages(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<Said>, Failure>> {
+pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<Said>, Failure>> {
     iter::from_fn(move || {
         let message = (!rest.is_empty()).then(|| NetlinkMessage::deserialize(rest))?;
         let length = message.as_ref().map_or(rest.len(), |message| message.header.length as usize);
@@ -210,7 +210,7 @@ fn messages(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<Said>
 }
 
 /// What an acknowledgement or the end of a dump means: 0 or a negative `errno`, and attributes.
-fn answer(code: i32, attributes: &[u8]) -> Result<Answer, Failure> {
+pub(crate) fn answer(code: i32, attributes: &[u8]) -> Result<Answer, Failure> {
     let errno = match code {
         0 => return Ok(Ok(())),
         i32::MIN | 1.. => return Err(Failure::Malformed(format!("an answer with the error number {code}").into())),
