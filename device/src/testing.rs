@@ -3,9 +3,6 @@
 use std::fs::File;
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use vhost::vhost_user::message::VhostUserMemoryRegion;
-
-use crate::memory::{Memory, Sealing};
 
 /// A memfd that cannot shrink.
 pub(crate) fn memfd(size: u64) -> File {
@@ -17,6 +14,8 @@ pub(crate) fn memfd(size: u64) -> File {
 
 /// 1 MiB of guest memory at address 0.
 #[cfg(test)]
-pub(crate) fn memory() -> Memory {
-    Memory::map(&[VhostUserMemoryRegion::new(0, 1 << 20, 0, 0)], vec![memfd(1 << 20)], Sealing::Required).unwrap()
+pub(crate) fn memory() -> crate::memory::Memory {
+    use crate::memory::{Memory, Sealing};
+    let region = vhost::vhost_user::message::VhostUserMemoryRegion::new(0, 1 << 20, 0, 0);
+    Memory::map(&[region], vec![memfd(1 << 20)], Sealing::Required).unwrap()
 }

@@ -20,7 +20,9 @@ const TARGETS: &[(&str, Target)] = &[
     ("rpc_answers", ipc::fuzzing::rpc_answers),
     ("rpc_requests", ipc::fuzzing::rpc_requests),
     ("store_index", kernel_store::fuzzing::store_index),
+    ("vhost_user_answers", vmm_core::fuzzing::vhost_user_answers),
     ("vhost_user_requests", device::fuzzing::vhost_user_requests),
+    ("virtio_registers", vmm_core::fuzzing::virtio_registers),
 ];
 
 /// The one that the environment names. Without a name that is known, the program says which there are, and ends.

@@ -51,6 +51,8 @@ use schema::{
 };
 
 pub use error::Error;
+#[cfg(any(test, fuzzing))]
+pub use virtio::fuzzing;
 
 use crate::args::Config;
 use crate::control::Control;

@@ -31,6 +31,8 @@ mod channel;
 mod device;
 mod events;
 mod frontend;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod kinds;
 mod regs;
 mod requests;

@@ -13,12 +13,12 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::events::Events;
+pub(super) use super::super::fuzzing::{RAM, regions};
 use super::super::regs::{reg, status};
 use super::super::thread::{Deadlines, build};
-use super::super::{DeviceSpec, Error, MmioDevice, RamRegion};
+use super::super::{DeviceSpec, Error, MmioDevice};
 
 pub const VERSION_1: u64 = 1 << 32;
-pub const RAM: u64 = 1 << 20;
 /// What attackers have here for the handshake and for each operation.
 pub const SHORT: Duration = Duration::from_secs(1);
 /// Within this each attack has to be over, on a machine that does much else.
@@ -69,10 +69,6 @@ impl Events for Wiring {
         self.joined().parted += 1;
         Ok(())
     }
-}
-
-pub fn regions() -> Vec<RamRegion> {
-    vec![RamRegion { gpa: 0, size: RAM / 2, offset: 0 }, RamRegion { gpa: 1 << 32, size: RAM / 2, offset: RAM / 2 }]
 }
 
 pub fn memfd() -> Arc<OwnedFd> {

@@ -2,52 +2,12 @@
 
 use proptest::prelude::*;
 
-use super::super::regs::{Action, Offer, Registers, reg, status};
+use super::super::fuzzing::{
+    Access, OFFERED, QUEUES, RAM, keep_promises, machine, negotiate, read, regions, set_up, write,
+};
+use super::super::regs::{Action, reg, status};
 use super::super::ring::Ring;
-use super::bench::{RAM, VERSION_1, regions};
-
-const OFFERED: u64 = VERSION_1 | 1 << 29 | 1 << 5;
-const QUEUES: u16 = 3;
-
-fn machine() -> Registers {
-    let mut regs = Registers::new(2, regions());
-    regs.offer(Offer { features: OFFERED, queues: QUEUES, queue_size: 256, config: (0..60).collect() });
-    regs
-}
-
-fn read(regs: &Registers, offset: u64) -> u32 {
-    let mut word = [0; 4];
-    regs.read(offset, &mut word);
-    u32::from_le_bytes(word)
-}
-
-fn write(regs: &mut Registers, offset: u64, value: u32) -> Option<Action> {
-    regs.write(offset, &value.to_le_bytes())
-}
-
-fn negotiate(regs: &mut Registers, features: u64) -> u32 {
-    write(regs, reg::STATUS, 1);
-    write(regs, reg::STATUS, 3);
-    for (select, half) in [(0, features as u32), (1, (features >> 32) as u32)] {
-        write(regs, reg::DRIVER_FEATURES_SEL, select);
-        write(regs, reg::DRIVER_FEATURES, half);
-    }
-    write(regs, reg::STATUS, 11);
-    read(regs, reg::STATUS)
-}
-
-fn set_up(regs: &mut Registers, ring: Ring) -> bool {
-    write(regs, reg::QUEUE_SEL, ring.index.into());
-    write(regs, reg::QUEUE_NUM, ring.size.into());
-    for (offset, address) in
-        [(reg::QUEUE_DESC_LOW, ring.desc), (reg::QUEUE_DRIVER_LOW, ring.avail), (reg::QUEUE_DEVICE_LOW, ring.used)]
-    {
-        write(regs, offset, address as u32);
-        write(regs, offset + 4, (address >> 32) as u32);
-    }
-    write(regs, reg::QUEUE_READY, 1);
-    read(regs, reg::QUEUE_READY) == 1
-}
+use super::super::wire::VIRTIO_F_VERSION_1 as VERSION_1;
 
 const RING: Ring = Ring { index: 0, size: 8, desc: 0x1000, avail: 0x2000, used: 0x3000 };
 
@@ -198,18 +158,6 @@ fn broken_device_needs_a_reset_for_ever() {
     assert_eq!(read(&regs, reg::STATUS), 11 | status::NEEDS_RESET);
 }
 
-/// One access by a guest.
-#[derive(Clone, Debug)]
-enum Access {
-    Read(u64, usize),
-    Write(u64, Vec<u8>),
-    /// The likely order of a driver, so that chance gets behind DRIVER_OK.
-    Negotiate(u64),
-    SetUp(Ring),
-    Break,
-    Config(Vec<u8>),
-}
-
 fn access() -> impl Strategy<Value = Access> {
     let offset = prop_oneof![
         8 => (0_u64..0x48).prop_map(|word| word * 4),
@@ -239,89 +187,11 @@ fn access() -> impl Strategy<Value = Access> {
     ]
 }
 
-/// Whether an access can have no effect and must read as zero.
-fn is_odd(offset: u64, width: usize) -> bool {
-    if offset < reg::CONFIG { width != 4 || !offset.is_multiple_of(4) } else { ![1, 2, 4, 8].contains(&width) }
-}
-
-/// All that a guest can see without changing anything.
-fn visible(regs: &Registers) -> Vec<u8> {
-    let mut all: Vec<u8> = (0..0x40).flat_map(|word| read(regs, word * 4).to_le_bytes()).collect();
-    for at in 0..300 {
-        let mut byte = [0];
-        regs.read(reg::CONFIG + at, &mut byte);
-        all.extend(byte);
-    }
-    all
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_accesses_in_any_order_keep_the_promises(accesses in prop::collection::vec(access(), 1..80)) {
-        let mut regs = machine();
-        let mut started: Option<Vec<Ring>> = None;
-        let mut broken = false;
-        for access in accesses {
-            let action = match access {
-                Access::Read(offset, width) => {
-                    let before = visible(&regs);
-                    let mut data = vec![0xaa; width];
-                    regs.read(offset, &mut data);
-                    prop_assert_eq!(&before, &visible(&regs));
-                    if is_odd(offset, width) {
-                        prop_assert!(data.iter().all(|byte| *byte == 0));
-                    }
-                    None
-                }
-                Access::Write(offset, data) => {
-                    let before = (visible(&regs), regs.rings());
-                    let action = regs.write(offset, &data);
-                    if is_odd(offset, data.len()) {
-                        prop_assert_eq!(&action, &None);
-                        prop_assert_eq!(before, (visible(&regs), regs.rings()));
-                    }
-                    action
-                }
-                Access::Negotiate(features) => { negotiate(&mut regs, features); None }
-                Access::SetUp(ring) => { set_up(&mut regs, ring); None }
-                Access::Break => { broken = true; regs.break_down(); None }
-                Access::Config(config) => { regs.update_config(config); None }
-            };
-            match action {
-                Some(Action::Activate) => {
-                    let activation = regs.activation();
-                    prop_assert!(started.is_none() && !broken);
-                    prop_assert_eq!(activation.features & !OFFERED, 0);
-                    prop_assert_ne!(activation.features & VERSION_1, 0);
-                    prop_assert!(activation.rings.iter().all(|ring| ring.is_within(&regions())));
-                    started = Some(activation.rings);
-                }
-                Some(Action::Reset) => {
-                    prop_assert!(started.take().is_some());
-                    regs.reset();
-                    prop_assert!(regs.rings().is_empty());
-                }
-                Some(Action::WriteConfig(write)) => {
-                    prop_assert!(matches!(write.bytes().len(), 1 | 2 | 4 | 8));
-                    prop_assert!(write.offset() as usize + write.bytes().len() <= 256);
-                }
-                None => {}
-            }
-            for ring in regs.rings() {
-                prop_assert!(ring.is_within(&regions()) && ring.size <= 256 && ring.index < QUEUES);
-            }
-            if let Some(rings) = &started {
-                prop_assert_eq!(rings, &regs.rings());
-            }
-            let bits = read(&regs, reg::STATUS);
-            prop_assert_eq!(bits & !0xcf, 0);
-            prop_assert_eq!(bits & status::DRIVER_OK != 0, started.is_some());
-            prop_assert_eq!(read(&regs, reg::INTERRUPT_STATUS) & 1 != 0, started.is_some());
-            if broken {
-                prop_assert_ne!(bits & status::NEEDS_RESET, 0);
-            }
-        }
+        keep_promises(accesses);
     }
 }
