@@ -7,11 +7,11 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_API_VERSION, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuExit};
+use kvm_ioctls::VcpuExit;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::error::Error;
-use crate::machine;
+use crate::kvm;
 
 /// Instructions a second that tell hardware from software; they differ by three orders of magnitude.
 pub const HARDWARE: f64 = 50e6;
@@ -21,20 +21,6 @@ pub const HARDWARE: f64 = 50e6;
 const TURNS: [u32; 2] = [100_000, 10_000_000];
 /// A run that takes this long is taken at its word.
 const LONG: Duration = Duration::from_millis(25);
-
-/// What a machine is built on.
-const NEEDED: [(Cap, &str); 5] = [
-    (Cap::Irqchip, "in-kernel interrupt controllers"),
-    (Cap::Irqfd, "irqfd"),
-    (Cap::Ioeventfd, "ioeventfd"),
-    (Cap::UserMemory, "user memory"),
-    (Cap::ImmediateExit, "immediate exit"),
-];
-
-/// The first thing that `kvm` lacks and every VM needs.
-pub(crate) fn lacks(kvm: &Kvm) -> Option<&'static str> {
-    NEEDED.into_iter().find(|(capability, _)| !kvm.check_extension(*capability)).map(|(_, name)| name)
-}
 
 /// What KVM says of itself.
 #[derive(Debug)]
@@ -47,9 +33,9 @@ pub struct Abilities {
 
 /// Asks `/dev/kvm`, open for reading and writing. `None` if that is another file.
 pub fn abilities(kvm: OwnedFd) -> Option<Abilities> {
-    let kvm = machine::kvm(kvm);
+    let kvm = kvm::of(kvm);
     (kvm.get_api_version() == KVM_API_VERSION as i32)
-        .then(|| Abilities { vcpus: kvm.get_max_vcpus(), lacks: lacks(&kvm) })
+        .then(|| Abilities { vcpus: kvm.get_max_vcpus(), lacks: kvm::lacks(&kvm) })
 }
 
 /// Instructions a second of a micro-guest on `/dev/kvm`; beside [`HARDWARE`] they tell whether hardware runs it. Takes a
@@ -62,7 +48,7 @@ pub fn instructions_per_second(kvm: OwnedFd) -> Result<f64, Error> {
     const ADDRESS: u64 = 0x1000;
     // again: dec ecx; jnz again; hlt (16-bit code)
     let memory = Page::holding(&[0x66, 0x49, 0x75, 0xfc, 0xf4])?;
-    let vm = machine::create_vm(&machine::kvm(kvm))?;
+    let vm = kvm::create_vm(&kvm::of(kvm))?;
     let region = kvm_userspace_memory_region {
         slot: 0,
         guest_phys_addr: ADDRESS,

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`args`] | the command line and the inherited descriptors, checked |
 //! | `machine` | puts the VM together out of what follows |
+//! | `kvm` | what KVM has to offer, and a VM that has nothing yet |
 //! | `layout`, `memory` | guest physical addresses; RAM |
 //! | `kernel`, `boot`, `acpi` | what is in RAM when the guest starts |
 //! | `cpuid`, `registers` | what the vCPUs are when the guest starts |
@@ -32,6 +33,7 @@ mod error;
 mod events;
 pub mod host;
 mod kernel;
+mod kvm;
 mod layout;
 mod lifecycle;
 mod machine;

@@ -1,13 +1,11 @@
 //! Puts the machine together: KVM's VM with its memory, interrupt controller and vCPUs, the boot data in guest RAM, and the
 //! devices. Runs before the guest does, and reads nothing that a guest or a peer wrote.
 
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_API_VERSION, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,7 +21,7 @@ use crate::power::Power;
 use crate::serial::Com1;
 use crate::vcpu::Kick;
 use crate::virtio::{self, DeviceSpec, DeviceThread, MmioDevice, Platform};
-use crate::{acpi, boot, host, kernel, layout, registers};
+use crate::{acpi, boot, kernel, kvm, layout, registers};
 
 /// A machine that is ready to run.
 pub struct Machine {
@@ -71,7 +69,7 @@ impl Machine {
     /// Builds the machine that `config` describes.
     pub fn new(config: Config) -> Result<Machine, Error> {
         let kvm = open_kvm(config.kvm, config.vcpus)?;
-        let vm = Arc::new(create_vm(&kvm)?);
+        let vm = Arc::new(kvm::create_vm(&kvm)?);
 
         let ram = Ram::new(config.memory)?;
         add_memory(&vm, &ram)?;
@@ -118,11 +116,11 @@ impl Machine {
 
 fn open_kvm(fd: OwnedFd, vcpus: u16) -> Result<Kvm, Error> {
     let number = fd.as_raw_fd();
-    let kvm = kvm(fd);
+    let kvm = kvm::of(fd);
     if kvm.get_api_version() != KVM_API_VERSION as i32 {
         return Err(Error::Descriptor { argument: "--kvm-fd".into(), fd: number, why: "is not /dev/kvm" });
     }
-    if let Some(name) = host::lacks(&kvm) {
+    if let Some(name) = kvm::lacks(&kvm) {
         return Err(Error::KvmLacks(name));
     }
     if usize::from(vcpus) > kvm.get_max_vcpus() {
@@ -132,31 +130,6 @@ fn open_kvm(fd: OwnedFd, vcpus: u16) -> Result<Kvm, Error> {
         });
     }
     Ok(kvm)
-}
-
-/// KVM by a descriptor of /dev/kvm.
-pub(crate) fn kvm(fd: OwnedFd) -> Kvm {
-    // SAFETY: the descriptor is open, and this is its only owner.
-    unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
-}
-
-/// A VM without memory and vCPUs.
-pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
-    let vm = loop {
-        match kvm.create_vm() {
-            Err(error) if error.errno() == libc::EINTR => {}
-            other => break other.map_err(Error::kvm("create a VM"))?,
-        }
-    };
-    vm.set_tss_address(layout::KVM_TSS).map_err(Error::kvm("set its TSS address"))?;
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(Error::kvm("set its identity map's address"))?;
-    let cap = KVM_CAP_PMU_CAPABILITY;
-    if vm.check_extension_raw(cap.into()) > 0 {
-        let mut off = kvm_enable_cap { cap, ..Default::default() };
-        off.args = [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0];
-        vm.enable_cap(&off).map_err(Error::kvm("switch off performance counters"))?;
-    }
-    Ok(vm)
 }
 
 fn add_memory(vm: &VmFd, ram: &Ram) -> Result<(), Error> {
