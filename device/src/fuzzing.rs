@@ -17,7 +17,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::{Memory, Sealing};
 use crate::protocol::{COMMON_FEATURES, Handler};
-use crate::ring::{Chain, MAX_SEGMENTS, Popped, Ring, Setup};
+use crate::ring::{Chain, Popped, Ring, Setup};
+use crate::segments::MAX_SEGMENTS;
 use crate::testing::memfd;
 use crate::worker::{Mailbox, Progress, Worker};
 use crate::{BoxError, Device, Error, Stats};

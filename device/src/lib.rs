@@ -56,7 +56,7 @@ pub use connection::inherited;
 pub use error::{BoxError, Error};
 pub use options::Options;
 pub use ring::{Chain, Popped, Ring};
-pub use segments::{IoVecs, Segments};
+pub use segments::{IoVecs, MAX_SEGMENTS, Segments};
 pub use stats::{RingStats, Stats};
 pub use worker::{Progress, Worker};
 

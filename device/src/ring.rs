@@ -14,15 +14,11 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Le64, Permissions};
 
 use crate::error::BoxError;
 use crate::memory::Memory;
-use crate::segments::Segments;
+use crate::segments::{MAX_SEGMENTS, Segments};
 use crate::stats::RingStats;
 
 /// The most entries a ring may have.
 pub const MAX_RING_SIZE: u16 = 1024;
-
-/// The most pieces of memory one chain may have: what one `readv` or `writev` takes (UIO_MAXIOV), less one for a buffer
-/// of the device's own.
-pub const MAX_SEGMENTS: usize = 1023;
 
 /// A chain of descriptors, checked: device-readable parts first, then device-writable ones, all of it mapped memory.
 #[derive(Debug)]

@@ -9,6 +9,10 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use vm_memory::VolatileSlice;
 
+/// The most pieces of memory one chain may have: what one `readv` or `writev` takes (UIO_MAXIOV), less one for a buffer
+/// of the device's own.
+pub const MAX_SEGMENTS: usize = 1023;
+
 /// Pieces of guest memory that together hold one thing.
 #[derive(Debug, Default)]
 pub struct Segments<'m> {
@@ -135,7 +139,7 @@ impl<'m> IoVecs<'m> {
 
     fn raw(&self) -> (*const libc::iovec, libc::c_int) {
         // Longer lists than the kernel takes go in steps: the callers move on by what was done.
-        let count = self.list.len().min(crate::ring::MAX_SEGMENTS + 1);
+        let count = self.list.len().min(MAX_SEGMENTS + 1);
         (self.list.as_ptr(), count as libc::c_int)
     }
 

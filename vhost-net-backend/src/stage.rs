@@ -4,8 +4,8 @@
 
 use std::collections::VecDeque;
 
+use device::MAX_SEGMENTS;
 use device::memory::Memory;
-use device::ring::MAX_SEGMENTS;
 use device::{Chain, IoVecs, Popped, Ring};
 
 use crate::tap::HEADER;

@@ -9,8 +9,6 @@ use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::str::FromStr;
 
-/// Most vCPUs: APIC ids are a byte, and 255 is the broadcast address.
-pub const MAX_VCPUS: u16 = 254;
 /// Largest ring (Virtio 1.2, 2.7).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
 
@@ -180,8 +178,8 @@ impl Raw {
             return Err(bad("--memory", format!("{memory} is not a multiple of 4096 bytes between {min} and {max}")));
         }
         let vcpus: u16 = number("--vcpus", &need("--vcpus", vcpus)?)?;
-        if !(1..=MAX_VCPUS).contains(&vcpus) {
-            return Err(bad("--vcpus", format!("{vcpus} is not between 1 and {MAX_VCPUS}")));
+        if !(1..=layout::MAX_VCPUS).contains(&vcpus) {
+            return Err(bad("--vcpus", format!("{vcpus} is not between 1 and {}", layout::MAX_VCPUS)));
         }
         let cmdline = cmdline.unwrap_or_default();
         if cmdline.len() >= layout::CMDLINE_SIZE {

@@ -4,12 +4,11 @@
 use schema::limits;
 
 // What a VM may have, a machine can be made with.
-const _: () = assert!(
-    limits::MIN_MEMORY >= RAM_MIN
-        && limits::MAX_VCPUS <= crate::args::MAX_VCPUS
-        && 2 * limits::MAX_DEVICES <= MAX_DEVICES
-);
+const _: () =
+    assert!(limits::MIN_MEMORY >= RAM_MIN && limits::MAX_VCPUS <= MAX_VCPUS && 2 * limits::MAX_DEVICES <= MAX_DEVICES);
 
+/// Most vCPUs: APIC ids are a byte, and 255 is the broadcast address.
+pub const MAX_VCPUS: u16 = 254;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 

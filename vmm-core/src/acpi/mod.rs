@@ -63,8 +63,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::MAX_VCPUS;
-    use crate::layout::MAX_DEVICES;
+    use crate::layout::{MAX_DEVICES, MAX_VCPUS};
 
     fn u64_at(bytes: &[u8], at: usize) -> u64 {
         u64::from_le_bytes(*bytes[at..].first_chunk().unwrap())
