@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::events::{clear, signal};
-use crate::serial::Com1;
+use crate::serial::{Com1, Line};
 
 /// Bytes of guest output that wait for the console at most.
 pub const BUFFER: usize = 64 << 10;
@@ -40,6 +40,29 @@ pub struct Console {
     wake: OwnedFd,
 }
 
+impl Line for Console {
+    /// Where there is no room it counts as dropped.
+    fn output(&self, byte: u8) {
+        let mut output = self.lock();
+        if output.closed || output.bytes.len() >= BUFFER {
+            drop(output);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        output.bytes.push_back(byte);
+        if !std::mem::replace(&mut output.told, true) {
+            drop(output);
+            self.wake();
+        }
+    }
+
+    fn input_taken(&self) {
+        if self.wants_room.swap(false, Ordering::AcqRel) {
+            self.wake();
+        }
+    }
+}
+
 impl Console {
     /// `wake`, an eventfd, wakes the console's thread.
     pub fn new(wake: OwnedFd) -> Console {
@@ -60,28 +83,6 @@ impl Console {
 
     fn wake(&self) {
         signal(&self.wake);
-    }
-
-    /// Takes a byte that the guest prints, or counts it as dropped. On vCPU threads.
-    pub fn push(&self, byte: u8) {
-        let mut output = self.lock();
-        if output.closed || output.bytes.len() >= BUFFER {
-            drop(output);
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        output.bytes.push_back(byte);
-        if !std::mem::replace(&mut output.told, true) {
-            drop(output);
-            self.wake();
-        }
-    }
-
-    /// The guest has read all input: there is room for more. On vCPU threads.
-    pub fn input_taken(&self) {
-        if self.wants_room.swap(false, Ordering::AcqRel) {
-            self.wake();
-        }
     }
 
     /// Bytes that were dropped so far.

@@ -1,4 +1,5 @@
-//! COM1, a 16550A by vm-superio. Its output goes to the console's buffer, its interrupt to an irqfd. Sees single bytes.
+//! COM1, a 16550A by vm-superio. Its output goes to whatever is at the far end of the line, its interrupt to an irqfd. Sees single
+//! bytes.
 
 use std::convert::Infallible;
 use std::io;
@@ -7,8 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
-
-use crate::console::Console;
 
 /// Bytes of vm-superio's input FIFO.
 const FIFO: usize = 64;
@@ -25,11 +24,19 @@ impl Trigger for Irq {
     }
 }
 
-struct Output(Arc<Console>);
+/// What is at the far end of the serial line. Both are called on vCPU threads, which wait for nobody and allocate nothing.
+pub trait Line: Send + Sync {
+    /// Takes a byte that the guest prints.
+    fn output(&self, byte: u8);
+    /// The guest has read all input: there is room for more.
+    fn input_taken(&self);
+}
+
+struct Output(Arc<dyn Line>);
 
 impl io::Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        bytes.iter().for_each(|byte| self.0.push(*byte));
+        bytes.iter().for_each(|byte| self.0.output(*byte));
         Ok(bytes.len())
     }
 
@@ -52,10 +59,10 @@ pub struct Com1(Mutex<Serial<Irq, Output, Output>>);
 
 impl Com1 {
     /// `irq` is wired to the port's interrupt.
-    pub fn new(irq: EventFd, console: Arc<Console>) -> Com1 {
+    pub fn new(irq: EventFd, line: Arc<dyn Line>) -> Com1 {
         // A full FIFO, read empty again: it has then allocated all it ever will, and vCPU threads need not.
         let full = SerialState { in_buffer: vec![0; FIFO], ..SerialState::default() };
-        let serial = Serial::from_state(&full, Irq(irq), Output(console.clone()), Output(console));
+        let serial = Serial::from_state(&full, Irq(irq), Output(line.clone()), Output(line));
         let mut serial = match serial {
             Ok(serial) => serial,
             // Only for a FIFO that is too large.
