@@ -12,6 +12,7 @@
 //! | `<!-- shown -->` | a picture, or what was seen on some machine: nothing runs it |
 
 use anyhow::{Context, Result, bail};
+use schema::programs::{self, Process};
 
 /// The README, as this was built.
 pub const README: &str = include_str!("../../README.md");
@@ -97,6 +98,20 @@ fn mark(line: &str) -> Result<Mark> {
         ["shown"] => Mark::Shown,
         _ => bail!("is marked as nothing that is known: {line:?}"),
     })
+}
+
+/// A table of processes as a page has it: a row each, of its name and what `cells` gives for it.
+#[must_use]
+pub fn table<const N: usize>(columns: [&str; N], cells: impl Fn(&Process) -> [String; N]) -> String {
+    let row = |cells: &[&str]| format!("| {} |\n", cells.join(" | "));
+    let mut table = row(&[&["process"], &columns[..]].concat()) + "|---" + &"|---".repeat(N) + "|\n";
+    for process in programs::ALL {
+        let Process { name, program, .. } = process;
+        let name = if name == program { format!("`{name}`") } else { format!("{name} (`{program}`)") };
+        let cells = cells(process);
+        table += &row(&[name.as_str()].into_iter().chain(cells.iter().map(String::as_str)).collect::<Vec<_>>());
+    }
+    table
 }
 
 /// The README's first VM: the command, in words.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use schema::programs::{self, KEEPER, Starter};
 
 use crate::volt::Volt;
 
@@ -52,10 +53,10 @@ fn processes(volt: &Volt, allowed: Allowed) -> Vec<String> {
         let name = exe.strip_prefix(&volt.programs).ok()?.to_string_lossy().into_owned();
         let arguments = fs::read(dir.join("cmdline")).unwrap_or_default();
         let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
-        let service = ["netmgr", "ipamd", "kernel-store"].contains(&name.as_str())
-            || (name == "volt" && arguments.contains(" keep "));
-        let ours = ["volt", "vmm-core", "vhost-net-backend", "vhost-blk-backend"].contains(&name.as_str());
-        let wrong = if service { allowed != Allowed::Services } else { ours };
+        let service = programs::started_by(Starter::Keeper).any(|service| service.program == name)
+            || (name == KEEPER.program && arguments.contains(" keep "));
+        let wrong =
+            if service { allowed != Allowed::Services } else { programs::programs().any(|program| program == name) };
         wrong.then(|| format!("process {} ({})", dir.display(), arguments.trim()))
     };
     entries.flatten().filter_map(|entry| process(&entry.path())).collect()

@@ -8,10 +8,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-/// Volt's programs, as they are installed.
-pub const PROGRAMS: [&str; 7] =
-    ["volt", "vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store"];
-
 /// Where cargo puts things.
 #[derive(Deserialize)]
 pub struct Workspace {
@@ -47,9 +43,9 @@ impl Workspace {
     }
 
     /// Builds the release programs with these names and returns their paths.
-    pub fn release(&self, programs: &[&str]) -> Result<Vec<PathBuf>> {
+    pub fn release<'a>(&self, programs: impl IntoIterator<Item = &'a str>) -> Result<Vec<PathBuf>> {
         let mut arguments = vec!["build", "--release"];
-        arguments.extend(programs.iter().flat_map(|program| ["--bin", program]));
+        arguments.extend(programs.into_iter().flat_map(|program| ["--bin", program]));
         let artifacts = self.build(&arguments)?;
         Ok(artifacts.into_iter().filter_map(|artifact| artifact.executable).collect())
     }
@@ -65,6 +61,14 @@ impl Workspace {
             Some((name, command))
         };
         Ok(artifacts.into_iter().filter_map(program).collect())
+    }
+
+    /// The programs that the members build, by crate.
+    pub fn programs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let targets =
+            self.packages.iter().flat_map(|package| package.targets.iter().map(move |target| (package, target)));
+        let programs = targets.filter(|(_, target)| target.kind.iter().any(|kind| kind == "bin"));
+        programs.map(|(package, target)| (package.name.as_str(), target.name.as_str()))
     }
 
     /// How to run the documentation's tests, a command a library.

@@ -6,6 +6,7 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -13,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
+use schema::programs::{self, Process};
 use volt_tests::{
     escape::{
         foothold::{self, Layers, Outcome},
@@ -80,6 +82,11 @@ fn a_thread_that_is_taken_over_reaches_what_is_granted_to_it_and_no_more() -> Re
         if let Some(path) = std::env::var_os(WRITE) {
             fs::write(&path, here.to_text()?)?;
         }
+        let threads = findings.iter().map(|finding| finding.target.to_string()).collect::<BTreeSet<_>>();
+        let roles =
+            |process: &'static Process| process.threads.iter().map(move |thread| format!("{}/{thread}", process.name));
+        let known = programs::staying().flat_map(roles).collect::<BTreeSet<_>>();
+        ensure!(threads == known, "Taken over are {threads:?}, and the table of processes has {known:?}");
         let holes = holes(&findings, &[GRANTS]);
         ensure!(holes.is_empty(), "With every layer in force:\n{}", holes.join("\n"));
         let unused = unused_grants(&findings, GRANTS);

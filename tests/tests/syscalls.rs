@@ -9,22 +9,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use schema::programs::{ALL, LAUNCHER, Starter};
 use volt_tests::{
+    docs,
     syscalls::{
         name,
-        trace::{self, Calls, Role, Seen},
+        trace::{self, Role, Seen},
     },
     workspace::Workspace,
 };
-
-/// The programs whose threads are watched.
-const PROGRAMS: [&str; 7] =
-    ["vmm-core", "vhost-net-backend", "vhost-blk-backend", "netmgr", "ipamd", "kernel-store", "volt"];
-/// Those that a VM's launcher starts, so that its list has all that theirs have.
-const LAUNCHED: [&str; 3] = ["vmm-core", "vhost-net-backend", "vhost-blk-backend"];
-
-/// The commands of `volt` that ask something and end.
-const CLIENTS: [&str; 4] = ["kernel", "list", "network", "stop"];
 
 /// What runs: test programs by package and name, and which tests of them, or what is left out as it takes long and shows
 /// nothing more.
@@ -66,7 +59,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// How often it runs before what it did not do counts: some calls are made only where threads meet in a certain moment.
 const TRIES: usize = 3;
 
-/// How many system calls a thread may have at most, or all threads of a program together.
+/// How many system calls a thread may have at most, or all threads of a process together.
 const GOALS: [(&str, Option<&str>, usize); 11] = [
     ("vmm-core", Some("vcpu"), 8),
     ("vmm-core", Some("main"), 25),
@@ -75,10 +68,10 @@ const GOALS: [(&str, Option<&str>, usize); 11] = [
     ("ipamd", None, 40),
     ("kernel-store", None, 35),
     ("netmgr", None, 45),
-    ("volt", Some("run"), 25),
-    ("volt", Some("client"), 15),
-    ("volt", Some("janitor"), 10),
-    ("volt", Some("keep"), 12),
+    ("supervisor", Some("main"), 25),
+    ("client", None, 15),
+    ("janitor", None, 10),
+    ("keeper", None, 12),
 ];
 
 #[test]
@@ -106,29 +99,33 @@ fn check() -> Result<()> {
                 continue;
             }
             failed.remove(test);
-            if let Err(error) = trace::run(command, &PROGRAMS, &mut seen, LIMIT) {
+            if let Err(error) = trace::run(command, &mut seen, LIMIT) {
                 failed.insert(test, format!("{error:#}"));
             }
         }
         join(&mut seen);
     }
-    for (Role { program, thread }, calls) in &seen.roles {
-        println!("{program} {thread}: {} calls: {}", calls.allowed.len(), names(&calls.allowed));
+    for (role, calls) in &seen.roles {
+        println!("{role}: {} calls: {}", calls.allowed.len(), names(&calls.allowed));
     }
     let without_kvm = !Path::new("/dev/kvm").exists();
     ensure!(failed.is_empty(), "What should show the calls failed: {failed:#?}");
     ensure!(seen.refused.is_empty(), "Calls were made that end a process: {:#?}", seen.refused);
     ensure!(seen.cut.is_empty(), "Allowed, but not by the filter that it is started under: {:#?}", seen.cut);
-    ensure!(without_kvm || all_are_seen(&seen), "Not every program was seen: {:?}", seen.roles.keys());
+    let threads = seen.roles.keys().map(|role| (role.process.name, role.thread.as_str())).collect::<BTreeSet<_>>();
+    let known = ALL.into_iter().flat_map(|process| process.threads.iter().map(|thread| (process.name, *thread)));
+    let known = known.collect::<BTreeSet<_>>();
+    ensure!(threads.is_subset(&known), "Seen, but not in the table of processes: {:?}", &threads - &known);
+    ensure!(without_kvm || threads == known, "In the table of processes, but never seen: {:?}", &known - &threads);
     let left = unused(&seen, "");
     ensure!(left.is_empty(), "Allowed, and made by no run: {left:#?}");
-    for (program, thread, most) in GOALS {
+    for (process, thread, most) in GOALS {
         let roles = seen
             .roles
             .iter()
-            .filter(|(role, _)| role.program == program && thread.is_none_or(|thread| role.thread == thread));
+            .filter(|(role, _)| role.process.name == process && thread.is_none_or(|thread| role.thread == thread));
         let together: BTreeSet<u32> = roles.flat_map(|(_, calls)| calls.allowed.iter().copied()).collect();
-        ensure!(together.len() <= most, "{program} {thread:?} has {} calls, and {most} are the most", together.len());
+        ensure!(together.len() <= most, "{process} {thread:?} has {} calls, and {most} are the most", together.len());
     }
     if without_kvm {
         println!("What docs/SECURITY.md says was not checked: without /dev/kvm vmm-core was not seen");
@@ -142,21 +139,12 @@ fn check() -> Result<()> {
 /// Joins what is one: lists that several roles have, with the code.
 fn join(seen: &mut Seen) {
     // The control link's thread is the `device` crate's, in whichever backend.
-    let of_control = |role: &Role| role.program.starts_with("vhost-") && role.thread == "control";
+    let of_control = |role: &Role| role.thread == "control";
     let used = used(seen, of_control);
     seen.roles.iter_mut().filter(|(role, _)| of_control(role)).for_each(|(_, calls)| calls.used.extend(&used));
-    // The short commands.
-    let volt = |thread: &str| Role { program: "volt".into(), thread: thread.into() };
-    for command in CLIENTS {
-        if let Some(Calls { allowed, used }) = seen.roles.remove(&volt(command)) {
-            let client = seen.roles.entry(volt("client")).or_default();
-            client.allowed.extend(allowed);
-            client.used.extend(used);
-        }
-    }
     // Whatever a VM's programs do, they do under the launcher's list; that they do it shows without a launcher as well.
-    let used = self::used(seen, |role| LAUNCHED.contains(&role.program.as_str()));
-    if let Some(launcher) = seen.roles.get_mut(&volt("launcher")) {
+    let used = self::used(seen, |role| role.process.started_by == Starter::Launcher);
+    if let Some(launcher) = seen.roles.get_mut(&Role { process: &LAUNCHER, thread: "main".into() }) {
         launcher.used.extend(used);
     }
 }
@@ -166,15 +154,11 @@ fn used(seen: &Seen, of: impl Fn(&Role) -> bool) -> BTreeSet<u32> {
     seen.roles.iter().filter(|(role, _)| of(role)).flat_map(|(_, calls)| calls.used.iter().copied()).collect()
 }
 
-fn all_are_seen(seen: &Seen) -> bool {
-    PROGRAMS.iter().all(|program| seen.roles.keys().any(|role| role.program == *program))
-}
-
 /// What is allowed and was not made yet, of those programs whose name `test` begins with, if it is not empty.
 fn unused(seen: &Seen, test: &str) -> Vec<String> {
-    let roles = seen.roles.iter().filter(|(role, _)| test.is_empty() || test.starts_with(&role.program));
+    let roles = seen.roles.iter().filter(|(role, _)| test.is_empty() || test.starts_with(role.process.program));
     let left = roles.map(|(role, calls)| (role, &calls.allowed - &calls.used)).filter(|(_, left)| !left.is_empty());
-    left.map(|(Role { program, thread }, left)| format!("{program} {thread}: {}", names(&left))).collect()
+    left.map(|(role, left)| format!("{role}: {}", names(&left))).collect()
 }
 
 fn names(numbers: &BTreeSet<u32>) -> String {
@@ -183,13 +167,10 @@ fn names(numbers: &BTreeSet<u32>) -> String {
 
 /// The table in docs/SECURITY.md.
 fn table(seen: &Seen) -> String {
-    let mut table = String::from("| program | system calls of each thread | of all together |\n|---|---|---|\n");
-    for program in PROGRAMS {
-        let of_program = || seen.roles.iter().filter(|(role, _)| role.program == program);
-        let threads = of_program().map(|(role, calls)| format!("{} {}", role.thread, calls.allowed.len()));
-        let all: BTreeSet<u32> = of_program().flat_map(|(_, calls)| calls.allowed.iter().copied()).collect();
-        let threads = threads.collect::<Vec<_>>().join(", ");
-        table.push_str(&format!("| `{program}` | {threads} | {} |\n", all.len()));
-    }
-    table
+    docs::table(["system calls of each thread", "of all together"], |process| {
+        let of_process = || seen.roles.iter().filter(|(role, _)| role.process == process);
+        let threads = of_process().map(|(role, calls)| format!("{} {}", role.thread, calls.allowed.len()));
+        let all: BTreeSet<u32> = of_process().flat_map(|(_, calls)| calls.allowed.iter().copied()).collect();
+        [threads.collect::<Vec<_>>().join(", "), all.len().to_string()]
+    })
 }

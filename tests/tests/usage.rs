@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use volt_tests::workspace::PROGRAMS;
+use schema::programs::programs;
 
 fn ask(program: &str, argument: &[u8]) -> Option<Output> {
     let test = std::env::current_exe().unwrap();
@@ -20,7 +20,7 @@ fn ask(program: &str, argument: &[u8]) -> Option<Output> {
 
 #[test]
 fn each_program_says_what_it_is_and_takes() {
-    for program in PROGRAMS {
+    for program in programs() {
         for flag in ["--help", "-h"] {
             let Some(out) = ask(program, flag.as_bytes()) else { continue };
             let text = String::from_utf8(out.stdout).unwrap();
@@ -39,7 +39,7 @@ fn each_program_says_what_it_is_and_takes() {
 
 #[test]
 fn each_program_refuses_what_it_does_not_know_by_name_and_says_where_to_look() {
-    for program in PROGRAMS {
+    for program in programs() {
         for (wrong, named) in
             [(&b"--nonsense"[..], "--nonsense"), (b"--nonsense=1", "--nonsense"), (b"nonsense", "nonsense")]
         {

@@ -5,6 +5,7 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use schema::programs::{self, Starter};
 use volt_tests::{
     console::Console,
     leftovers::{self, Allowed},
@@ -79,7 +80,9 @@ pub fn footprint(volt: &Volt, report: &mut Report) -> Result<()> {
                 let name = std::fs::read_to_string(format!("/proc/{pid}/comm"))?;
                 format!("volt.{}", name.trim().trim_start_matches("volt-"))
             }
-            "netmgr" | "ipamd" | "kernel-store" => format!("service.{program}"),
+            _ if programs::started_by(Starter::Keeper).any(|service| service.program == program) => {
+                format!("service.{program}")
+            }
             _ => format!("volt.{program}"),
         };
         report.figure(&name, memory.own())?;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use schema::programs::{self, IPAMD, JANITOR, KEEPER, Starter, VMM_CORE};
 use volt_tests::volt::{Volt, finish};
 
 /// Where Volt's cgroups are.
@@ -20,13 +21,15 @@ const SERVICES: &str = "services";
 const FIRST: &str = "/sys/fs/cgroup/first";
 const MODEST: &str =
     "echo $$ >/sys/fs/cgroup/first/cgroup.procs; ulimit -v 500000; ulimit -n 256; umask 077; exec \"$0\" network list";
-/// The processes of a VM that has a disk and a card, less its supervisor and its janitor.
-const PROGRAMS: [&str; 3] = ["vmm-core", "vhost-blk-backend", "vhost-net-backend"];
+/// What its launcher starts of a VM that has a disk and a card.
+fn launched() -> impl Iterator<Item = &'static str> {
+    programs::started_by(Starter::Launcher).map(|process| process.program)
+}
 
 /// The helpers that stay who started them, what each finds as its root, and whether it is alone in a pid namespace.
 const HELPERS: [(&str, &[&str], bool); 2] = [
-    ("volt-janitor", &["cgroups", "vms"], true),
-    ("volt-keep", &["ipamd.sock", "kernel-store.sock", "netmgr.sock", "vms"], false),
+    (JANITOR.title, &["cgroups", "vms"], true),
+    (KEEPER.title, &["ipamd.sock", "kernel-store.sock", "netmgr.sock", "vms"], false),
 ];
 /// Limits of VMs that have 256 MiB, one CPU or two, a disk and a card: bytes; processes; and microseconds in each 100 000. The
 /// disk's 16 MiB are memory, as all files of the lab host are, and are let be used beside the 484 MiB for the rest.
@@ -69,7 +72,7 @@ pub fn check(names: &[&str]) -> Result<()> {
                 let (own, first) = (namespace(&process, kind)?, namespace(Path::new("/proc/self"), kind)?);
                 ensure!(own != first, "{program} of {name} is in the host's {kind} namespace");
             }
-            if PROGRAMS.contains(&program.as_str()) {
+            if launched().any(|name| name == program) {
                 // The launcher, in the host's, has none of its own: its children have.
                 ensure!(field("NSpid:")?.split_whitespace().last() == Some("1"), "{program} of {name} is not alone");
                 namespaces.push(namespace(&process, "user")?);
@@ -77,12 +80,12 @@ pub fn check(names: &[&str]) -> Result<()> {
             }
         }
         programs.sort_unstable();
-        let mut expected = PROGRAMS;
+        let mut expected: Vec<_> = launched().collect();
         expected.sort_unstable();
         ensure!(programs == expected, "In the cgroup of {name} are {programs:?}");
         namespaces.sort_unstable();
         namespaces.dedup();
-        ensure!(namespaces.len() == PROGRAMS.len(), "Processes of {name} share a user namespace");
+        ensure!(namespaces.len() == expected.len(), "Processes of {name} share a user namespace");
         for (limit, size) in LIMITS {
             let value = fs::read_to_string(cgroup.join(limit)).with_context(|| format!("Cannot read {limit}"))?;
             let number = value.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
@@ -117,7 +120,7 @@ pub fn services(volt: &Volt, patience: Duration) -> Result<()> {
     for process in fs::read_dir("/proc")?.flatten().map(|entry| entry.path()) {
         let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
         let name = name.trim();
-        if !["netmgr", "ipamd", "kernel-store", "volt-keep"].contains(&name) {
+        if name != KEEPER.title && !programs::started_by(Starter::Keeper).any(|service| service.title == name) {
             continue;
         }
         let cgroup = read(process.join("cgroup"))?;
@@ -134,7 +137,7 @@ pub fn services(volt: &Volt, patience: Duration) -> Result<()> {
         found.push(name.to_owned());
     }
     found.sort_unstable();
-    ensure!(found.contains(&"ipamd".into()) && found.contains(&"volt-keep".into()), "There are {found:?}");
+    ensure!(found.contains(&IPAMD.title.into()) && found.contains(&KEEPER.title.into()), "There are {found:?}");
     let reserve = read(Path::new(CGROUPS).join(SERVICES).join("memory.min"))?;
     ensure!(reserve.trim() == (64 << 20).to_string(), "Their reserve is {reserve:?}");
     Ok(())
@@ -204,7 +207,7 @@ pub fn overflow(name: &str, patience: Duration) -> Result<()> {
         let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
         members
             .lines()
-            .any(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "vmm-core\n"))
+            .any(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == VMM_CORE.title))
     };
     let cgroup = loop {
         match cgroup(name) {

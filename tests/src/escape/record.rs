@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use anyhow::{Context, Result};
+use schema::programs::{self, Process};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -39,20 +40,6 @@ struct Ends {
     refused_without_seccomp: usize,
     reached_without_seccomp: usize,
 }
-
-/// Programs in the order of the page, and what each has by its work, which no attempt counts.
-const PROGRAMS: [(&str, &str); 10] = [
-    ("vmm-core", "its guest's memory and console"),
-    ("vhost-net-backend", "its guest's memory, the frames of its TAP"),
-    ("vhost-blk-backend", "its guest's memory, the content of its disk"),
-    ("supervisor", "its VM's disks, TAPs, console, leases and ports"),
-    ("launcher", "the VM's programs, which it starts"),
-    ("janitor", "its VM's socket, to remove it"),
-    ("netmgr", "the host's interfaces, addresses and routes"),
-    ("ipamd", "its database, hence every address"),
-    ("kernel-store", "its directory, hence every kernel"),
-    ("keeper", "the services' sockets, to remove them"),
-];
 
 /// What is told in one word where it succeeds as a whole.
 const GROUPS: [(&str, &[&str]); 14] = [
@@ -231,10 +218,11 @@ impl Record {
     pub fn to_markdown(&self) -> String {
         let all = |attempt: &Attempt| {
             let whose = words(&self.without_seccomp, attempt.name);
-            PROGRAMS.iter().all(|(program, _)| whose.contains(program))
+            programs::staying().all(|process| whose.contains(&process.name))
         };
         let mut text = String::new();
-        for (program, has) in PROGRAMS {
+        for Process { name: program, loss: has, .. } in programs::staying() {
+            let program = *program;
             let Some(ends) = self.ends.get(program) else { continue };
             let reached = by_class(|attempt| {
                 let mut threads = words(&self.reached, attempt.name);

@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode};
+use schema::programs::{self, BLK_BACKEND, VMM_CORE};
 
 use super::{foothold::Held, limits, terminal};
 use crate::{
@@ -244,7 +245,7 @@ impl Host {
     pub fn scene(&self, target: &Target) -> Result<Scene> {
         let named = |pid: i32| number_in(pid, target.pid).with_context(|| format!("{pid} has ended"));
         let all = descendants(self.web.id().cast_signed())?;
-        let parts = ["vmm-core", "vhost-blk-backend"];
+        let parts = [VMM_CORE.program, BLK_BACKEND.program];
         let is_part = |pid: &i32| self.program(*pid).is_some_and(|program| parts.contains(&program.as_str()));
         let sibling = all.into_iter().filter(|pid| *pid != target.pid).find(is_part);
         Ok(Scene {
@@ -351,7 +352,7 @@ impl Host {
     fn neighbour_core(&self) -> Result<i32> {
         let all = descendants(self.neighbour.id().cast_signed())?;
         all.into_iter()
-            .find(|pid| self.program(*pid).as_deref() == Some("vmm-core"))
+            .find(|pid| self.program(*pid).as_deref() == Some(VMM_CORE.program))
             .context("No neighbour's core runs")
     }
 
@@ -370,19 +371,11 @@ impl Host {
 
     fn role(&self, pid: i32) -> Result<String> {
         let program = self.program(pid).context("A process has ended")?;
+        let title = fs::read_to_string(format!("/proc/{pid}/comm"))?;
         let words = fs::read(format!("/proc/{pid}/cmdline"))?;
-        let word = |word: &[u8]| words.split(|byte| *byte == 0).any(|part| part == word);
-        Ok(match program.as_str() {
-            "volt" if [&self.web, &self.neighbour].iter().any(|volt| volt.id().cast_signed() == pid) => {
-                "supervisor".into()
-            }
-            "volt" if word(b"keep") => "keeper".into(),
-            "volt" if descendants(pid)?.iter().any(|pid| self.program(*pid).as_deref() == Some("vmm-core")) => {
-                "launcher".into()
-            }
-            "volt" => "janitor".into(),
-            _ => program,
-        })
+        let command = words.split(|byte| *byte == 0).nth(1).unwrap_or_default();
+        let process = programs::find(&program, title.trim(), &String::from_utf8_lossy(command));
+        Ok(process.with_context(|| format!("{program} runs as {title:?}, which no table has"))?.name.into())
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fmt,
     fs::{self, File},
     io::{Read, Seek, Write},
     path::Path,
@@ -19,6 +20,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use schema::programs::{self, Process};
 
 use super::{
     bpf::{self, Instruction},
@@ -38,14 +40,19 @@ const HOLD: Duration = Duration::from_millis(12);
 /// How often one process is stopped at most.
 const POKES: u32 = 8;
 
-/// The threads of one name in one program, over all its processes.
+/// The threads of one name in one kind of process.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Role {
-    /// The program's name.
-    pub program: String,
-    /// The thread's, without a number at its end. For a process's first: what the process calls itself after the
-    /// program's name and a dash, the command where a program has many, or `main`.
+    /// The process, as the table of processes has it.
+    pub process: &'static Process,
+    /// The thread's name, without a number at its end; `main` for a process's first.
     pub thread: String,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.process.name, self.thread)
+    }
 }
 
 /// What a role's filters allow, and what of it was seen.
@@ -96,7 +103,6 @@ struct Thread {
 }
 
 struct Tracer<'a> {
-    programs: &'a [&'a str],
     seen: &'a mut Seen,
     threads: HashMap<i32, Thread>,
     /// Threads that stopped before their maker told of them.
@@ -109,8 +115,8 @@ struct Tracer<'a> {
     held: Vec<(i32, i32, Instant)>,
 }
 
-/// Runs `command` to its end, and adds what the programs named in `programs` did to `seen`.
-pub fn run(command: &Command, programs: &[&str], seen: &mut Seen, limit: Duration) -> Result<()> {
+/// Runs `command` to its end, and adds what Volt's processes did to `seen`.
+pub fn run(command: &Command, seen: &mut Seen, limit: Duration) -> Result<()> {
     let mut output = tempfile()?;
     let mut child = gated(command, &output)?;
     let pid = i32::try_from(child.id())?;
@@ -120,7 +126,6 @@ pub fn run(command: &Command, programs: &[&str], seen: &mut Seen, limit: Duratio
     let pokes = thread::spawn(move || poked.iter().for_each(stop_and_continue));
     let threads = HashMap::from([(pid, Thread::default())]);
     let mut tracer = Tracer {
-        programs,
         seen,
         threads,
         early: HashSet::new(),
@@ -276,7 +281,7 @@ impl Tracer<'_> {
 
     fn executed(&mut self, tracee: &Tracee) {
         let tid = tracee.tid();
-        let program = program(tid, self.programs);
+        let program = program(tid);
         if program.is_some() {
             let _left_as_it_is = hide_vdso(tracee);
         }
@@ -293,7 +298,7 @@ impl Tracer<'_> {
                 if may_restart && is_timed_wait(number, arguments) {
                     self.poke(tracee.tid());
                 } else if let Some(program) = filter_of(tracee, number, arguments) {
-                    let role = role(tracee.tid(), thread.program.as_deref());
+                    let role = role(tracee.tid(), thread.program.as_deref().unwrap_or_default())?;
                     let allowed = bpf::allowed(&program)?;
                     thread.installing = Some(Rc::new(Installed { role, program, allowed }));
                 }
@@ -305,11 +310,11 @@ impl Tracer<'_> {
                     allowed.remove(&(libc::SYS_fcntl as u32));
                 }
                 for earlier in &thread.filters {
-                    let Role { program, thread } = &installed.role;
+                    let role = &installed.role;
                     let cut = allowed.extract_if(.., |number| !earlier.allowed.contains(number));
                     // That a filter has to allow what the one beside it answers is no mistake.
                     if !earlier.leaves_the_rest() {
-                        self.seen.cut.extend(cut.map(|number| format!("{program} {thread}: {}", name(number))));
+                        self.seen.cut.extend(cut.map(|number| format!("{role}: {}", name(number))));
                     } else {
                         cut.for_each(drop);
                     }
@@ -344,8 +349,7 @@ fn note(thread: &Thread, seen: &mut Seen, number: u32, arguments: [u64; 6]) -> R
     for Installed { role, program, .. } in thread.filters.iter().map(|filter| &**filter) {
         if !bpf::survives(program, number, arguments)? {
             let arguments = arguments.map(|argument| format!("{argument:#x}")).join(", ");
-            let Role { program, thread } = role;
-            seen.refused.insert(format!("{program} {thread}: {}({arguments})", name(number)));
+            seen.refused.insert(format!("{role}: {}({arguments})", name(number)));
         }
         let calls = seen.roles.entry(role.clone()).or_default();
         calls.used.insert(number);
@@ -394,24 +398,24 @@ fn filter_of(tracee: &Tracee, number: u32, [first, second, third, ..]: [u64; 6])
 }
 
 /// The program of ours that a process runs. One of many commands (`volt`) goes by its first argument as well.
-fn program(pid: i32, programs: &[&str]) -> Option<Rc<str>> {
+fn program(pid: i32) -> Option<Rc<str>> {
     let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    let name = programs.iter().find(|name| exe.file_name().is_some_and(|exe| exe == **name))?;
+    let name = programs::programs().find(|name| exe.file_name().is_some_and(|exe| exe == *name))?;
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let command = line.split(|byte| *byte == 0).nth(1).filter(|word| !word.is_empty() && !word.starts_with(b"-"));
     let command = command.map(|word| format!("{name} {}", String::from_utf8_lossy(word)));
-    Some(command.unwrap_or_else(|| (*name).to_owned()).into())
+    Some(command.unwrap_or_else(|| name.to_owned()).into())
 }
 
-fn role(tid: i32, program: Option<&str>) -> Role {
-    let main = status(tid, "Tgid").is_some_and(|pid| pid == tid.to_string());
-    let name = status(tid, "Name").unwrap_or_default();
-    let program = program.unwrap_or_default();
-    let (program, command) = program.split_once(' ').unwrap_or((program, "main"));
-    let own = name.strip_prefix(program).and_then(|rest| rest.strip_prefix('-'));
-    let thread = if main { own.unwrap_or(command) } else { &name };
-    let thread = thread.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned();
-    Role { program: program.to_owned(), thread }
+fn role(tid: i32, program: &str) -> Result<Role> {
+    let (program, command) = program.split_once(' ').unwrap_or((program, ""));
+    let pid: i32 = status(tid, "Tgid").and_then(|pid| pid.parse().ok()).unwrap_or(tid);
+    let title = status(pid, "Name").unwrap_or_default();
+    let process = programs::find(program, &title, command);
+    let process =
+        process.with_context(|| format!("{program} {command} filters itself as {title:?}, which no table has"))?;
+    let name = if tid == pid { "main".into() } else { status(tid, "Name").unwrap_or_default() };
+    Ok(Role { process, thread: name.trim_end_matches(|end: char| end.is_ascii_digit()).to_owned() })
 }
 
 /// A field of a thread's status.

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
 
+use ::schema::programs::programs;
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -13,7 +14,7 @@ use crate::{
     image,
     lab::{Clock, Event, Lab},
     sizes, startup,
-    workspace::{PROGRAMS, Workspace},
+    workspace::Workspace,
 };
 
 /// One figure beside a peer's.
@@ -70,7 +71,7 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<()> {
         bail!("There is no bench {unknown:?}; there are {}", known().collect::<Vec<_>>().join(", "));
     }
     let wanted = |name: &str| only.is_empty() || only.contains(&name);
-    let programs = workspace.release(&PROGRAMS)?;
+    let programs = workspace.release(programs())?;
     if wanted(SIZE) {
         let note = "Bytes / 1000 of the stripped release programs. All are static: they need no other file.";
         publish(workspace, SIZE, &sizes::rows(&programs)?, note)?;
@@ -88,7 +89,7 @@ fn in_lab(workspace: &Workspace, wanted: impl Fn(&str) -> bool) -> Result<()> {
     debian::install(&["busybox-static"])?;
     let emulator = Emulator::fetch(&workspace.lab())?;
     let kernel = Kernel::fetch(&workspace.lab(), "6.1")?;
-    let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
+    let programs = workspace.release(programs().chain(["lab-driver"]))?;
     let mut archive = image::host(&kernel, &programs, &[(&kernel, image::guest(&kernel, "")?)])?;
     archive.file("/guests/6.1/vmlinux", 0o644, &image::read(&kernel.elf)?);
     let mut peers = vec![("qemu", image::add_qemu(&mut archive)?)];

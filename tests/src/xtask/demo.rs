@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, process::ExitCode, time::Duration};
 
+use ::schema::programs::programs;
 use anyhow::{Context, Result};
 use volt_tests::{demo, namespaces, volt::Volt};
 
@@ -10,7 +11,7 @@ use crate::{
     emulator::Emulator,
     image, kvm,
     lab::{Clock, Event, Lab},
-    workspace::{PROGRAMS, Workspace},
+    workspace::Workspace,
 };
 
 /// Where the demo's files are inside its namespaces.
@@ -22,7 +23,7 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     debian::install(&["busybox-static"])?;
     let kernel = Kernel::fetch(&lab, "6.1")?;
     let initrd = image::guest(&kernel, demo::COMMANDS)?;
-    let programs = workspace.release(&PROGRAMS)?;
+    let programs = workspace.release(programs())?;
     let programs = programs.first().and_then(|path| path.parent()).context("cargo built no program")?;
     match kvm::check_hardware(&programs.join("volt")) {
         Ok(()) => {
@@ -66,7 +67,7 @@ pub fn inside(programs: &Path, staged: &Path) -> Result<()> {
 
 fn in_lab(workspace: &Workspace, lab: &Path, kernel: &Kernel, initrd: Vec<u8>) -> Result<()> {
     let emulator = Emulator::fetch(lab)?;
-    let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
+    let programs = workspace.release(programs().chain(["lab-driver"]))?;
     let archive = image::host(kernel, &programs, &[(kernel, initrd)])?;
     let boot = Lab {
         emulator: &emulator,

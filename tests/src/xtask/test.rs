@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::schema::programs::programs;
 use anyhow::{Result, bail, ensure};
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     harness, image,
     lab::{Clock, Event, Lab},
     schema, sizes,
-    workspace::{PROGRAMS, Workspace},
+    workspace::Workspace,
 };
 
 /// What came of the tests.
@@ -131,8 +132,8 @@ fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     debian::install(&["busybox-static"])?;
     let emulator = Emulator::fetch(&workspace.lab())?;
     let kernels = stock_kernels(workspace)?;
-    tally.record("release programs are static, and the core is small", sizes::check(&workspace.release(&PROGRAMS)?));
-    let programs = workspace.release(&[&PROGRAMS[..], &["lab-driver"]].concat())?;
+    tally.record("release programs are static, and the core is small", sizes::check(&workspace.release(programs())?));
+    let programs = workspace.release(programs().chain(["lab-driver"]))?;
     for host in &kernels {
         let guests = kernels.iter().map(|guest| Ok((guest, image::guest(guest, "")?))).collect::<Result<Vec<_>>>()?;
         let boot = Lab {
