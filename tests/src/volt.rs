@@ -8,9 +8,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use schema::{
+    net::{DEFAULT_NETWORK, DEFAULT_POOL},
+    paths::{RUNTIME_VARIABLE, STATE_VARIABLE},
+};
 
-/// Addresses that the default network hands out: 10.42.0.2 to 10.42.0.254.
-pub const POOL_SIZE: u32 = 253;
+/// Addresses that the default network hands out.
+pub const POOL_SIZE: u32 = DEFAULT_POOL.1.to_bits() - DEFAULT_POOL.0.to_bits() + 1;
 
 /// One installation of Volt: its programs and its directories.
 #[derive(Clone)]
@@ -32,7 +36,7 @@ impl Volt {
     /// The `volt` command.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join("volt"));
-        command.args(arguments).env("VOLT_RUNTIME_DIR", &self.runtime).env("VOLT_STATE_DIR", &self.state);
+        command.args(arguments).env(RUNTIME_VARIABLE, &self.runtime).env(STATE_VARIABLE, &self.state);
         command
     }
 
@@ -45,7 +49,7 @@ impl Volt {
     pub fn boot(&self, vm: &Vm<'_>) -> Command {
         let mut command = self.command(&["run"]);
         command.arg("--kernel").arg(vm.kernel).arg("--initrd").arg(vm.initrd).arg("--disk").arg(vm.disk);
-        command.args(["--net", "volt0", "--cpus", &vm.cpus.to_string(), "--memory", "256M", "--name", vm.name]);
+        command.args(["--net", DEFAULT_NETWORK, "--cpus", &vm.cpus.to_string(), "--memory", "256M", "--name", vm.name]);
         if let Some(cmdline) = vm.cmdline {
             command.args(["--cmdline", cmdline]);
         }
@@ -59,7 +63,7 @@ impl Volt {
         let cmdline = cmdline.map(|text| format!("cmdline = {text:?}\n")).unwrap_or_default();
         let text = format!(
             "name = {name:?}\nkernel = {kernel:?}\ninitrd = {initrd:?}\ncpus = {cpus}\nmemory = \"256M\"\n{cmdline}\
-             [[disk]]\npath = {disk:?}\n[[net]]\nnetwork = \"volt0\"\n"
+             [[disk]]\npath = {disk:?}\n[[net]]\nnetwork = {DEFAULT_NETWORK:?}\n"
         );
         fs::write(&file, text)?;
         let mut command = self.command(&["run", "--config"]);
@@ -72,8 +76,10 @@ impl Volt {
         let out = self.run(&["network", "list"], Duration::from_secs(20))?;
         let text = String::from_utf8_lossy(&out.stdout);
         ensure!(out.status.success(), "volt network list: {}", String::from_utf8_lossy(&out.stderr).trim());
-        let row = text.lines().find(|line| line.starts_with("volt0"));
-        let free = row.and_then(|row| row.split_whitespace().last()).context("volt network list shows no volt0")?;
+        let row = text.lines().find(|line| line.starts_with(DEFAULT_NETWORK));
+        let free = row
+            .and_then(|row| row.split_whitespace().last())
+            .context("volt network list does not show the default network")?;
         free.parse().with_context(|| format!("volt network list shows {free:?} free addresses"))
     }
 }

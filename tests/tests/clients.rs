@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use schema::{
+    paths::{RUNTIME, socket},
+    programs::IPAMD,
+};
 use volt_tests::{namespaces, python, volt::finish};
 
 /// A debug build on a machine with other work.
@@ -32,7 +36,7 @@ impl Ipamd {
     }
 
     fn on(socket: PathBuf, dir: tempfile::TempDir) -> Result<Ipamd> {
-        let program = Path::new(env!("CARGO_BIN_EXE_xtask")).with_file_name("ipamd");
+        let program = Path::new(env!("CARGO_BIN_EXE_xtask")).with_file_name(IPAMD.program);
         ensure!(program.exists(), "There is no {}: run cargo build --workspace", program.display());
         let mut command = Command::new(program);
         command.arg("--state-dir").arg(dir.path().join("state")).arg("--socket").arg(&socket).stdin(Stdio::null());
@@ -127,9 +131,9 @@ fn example_in_cpp_leases_an_address_of_the_network_that_is_built_in() -> Result<
     }
     namespaces::test(NAME, || {
         let program = compile(&root().join("examples/lease.cc"), "lease")?;
-        let folder = Path::new("/run/volt-vmm");
+        let folder = Path::new(RUNTIME);
         namespaces::prepare(folder)?;
-        let _service = Ipamd::on(folder.join("ipamd.sock"), tempfile::tempdir()?)?;
+        let _service = Ipamd::on(socket(folder, IPAMD.name), tempfile::tempdir()?)?;
         let printed = done(finish(Command::new(program), PATIENCE)?)?;
         ensure!(printed == "10.42.0.2\n", "It printed {printed:?}");
         Ok(())

@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use schema::paths::{RUNTIME_VARIABLE, STATE_VARIABLE, USERS_LOCK};
 use volt_tests::{
     docs::{self, Block, Mark, Step},
     micro_guest, namespaces, python,
@@ -160,16 +161,15 @@ fn prepare_folder(host: &str) -> Result<PathBuf> {
 /// The directories of an installation, where no variable says otherwise, and the programs.
 fn prepare_host(dir: &Path) -> Result<()> {
     // Which users have a VM is this machine's affair: a VM of the test's takes none that another has.
-    const USERS: &str = "/run/volt-vmm-users.lock";
-    let open = || fs::File::options().write(true).create(true).truncate(false).mode(0o600).open(USERS);
+    let open = || fs::File::options().write(true).create(true).truncate(false).mode(0o600).open(USERS_LOCK);
     let kept = dir.join("users.lock");
     open()?;
     fs::File::create(&kept)?;
-    bind(Path::new(USERS), &kept)?;
+    bind(Path::new(USERS_LOCK), &kept)?;
     namespaces::prepare(Path::new("/run"))?;
     namespaces::prepare(Path::new("/var/lib"))?;
     open()?;
-    bind(&kept, Path::new(USERS))?;
+    bind(&kept, Path::new(USERS_LOCK))?;
     // Tests are in <profile>/deps, the programs in <profile>. Seen through a mount, they are there for every user.
     let test = std::env::current_exe()?;
     let built = test.ancestors().nth(2).context("The test is not where cargo puts tests")?;
@@ -189,7 +189,7 @@ fn shell(dir: &Path, script: &str) -> Result<Command> {
     let mut command = Command::new("sh");
     command.args(["-euc", script]).current_dir(dir).env("PATH", format!("/run/programs:{path}"));
     // What somebody else's environment says is not what a newcomer's does.
-    command.env_remove("VOLT_RUNTIME_DIR").env_remove("VOLT_STATE_DIR").env_remove("XDG_STATE_HOME");
+    command.env_remove(RUNTIME_VARIABLE).env_remove(STATE_VARIABLE).env_remove("XDG_STATE_HOME");
     Ok(command)
 }
 

@@ -12,6 +12,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Result, bail};
 use report::Report;
+use schema::paths::{RUNTIME, STATE};
 use volt_tests::volt::Volt;
 
 fn main() {
@@ -40,7 +41,7 @@ fn run(scenario: &str, report: &mut Report) -> Result<()> {
 
 /// Volt as root finds it after an installation.
 fn volt() -> Volt {
-    Volt { programs: "/bin".into(), runtime: "/run/volt-vmm".into(), state: "/var/lib/volt-vmm".into() }
+    Volt { programs: "/bin".into(), runtime: RUNTIME.into(), state: STATE.into() }
 }
 
 fn demo(report: &mut Report) -> Result<()> {

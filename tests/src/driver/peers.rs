@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use schema::net::DEFAULT_NETWORK;
 
 /// What a peer boots.
 pub struct Guest<'a> {
@@ -25,7 +26,7 @@ pub struct Guest<'a> {
 
 /// Makes a TAP for a peer on the network that Volt made.
 pub fn make_tap(name: &str) -> Result<()> {
-    for line in [format!("tunctl -t {name}"), format!("ip link set {name} master volt0 up")] {
+    for line in [format!("tunctl -t {name}"), format!("ip link set {name} master {DEFAULT_NETWORK} up")] {
         let mut words = line.split(' ');
         let status = Command::new(words.next().unwrap_or_default()).args(words).status()?;
         ensure!(status.success(), "{line} failed");

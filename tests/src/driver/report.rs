@@ -1,8 +1,9 @@
 //! The results port: one line a result, in the grammar of `xtask`'s `lab` module.
 
-use std::{fs::File, io::Write, os::fd::FromRawFd, process::Command};
+use std::{fs::File, io::Write, os::fd::FromRawFd, path::Path, process::Command};
 
 use anyhow::{Context, Result};
+use schema::paths::{LOG, STATE};
 
 /// The results port.
 pub struct Report(File);
@@ -62,9 +63,9 @@ impl Report {
 
 /// Puts what the services and the kernel said last into the lab's log: a program that a filter killed says nothing itself.
 fn explain() {
-    let services = std::fs::read_to_string("/var/lib/volt-vmm/services.log").unwrap_or_default();
+    let services = std::fs::read_to_string(Path::new(STATE).join(LOG)).unwrap_or_default();
     let dmesg = Command::new("dmesg").output().map(|out| out.stdout).unwrap_or_default();
-    for (source, text) in [("services.log", services.as_str()), ("dmesg", &String::from_utf8_lossy(&dmesg))] {
+    for (source, text) in [(LOG, services.as_str()), ("dmesg", &String::from_utf8_lossy(&dmesg))] {
         let lines: Vec<&str> = text.lines().collect();
         for line in lines.get(lines.len().saturating_sub(12)..).unwrap_or(&[]) {
             println!("{source}: {line}");

@@ -1,6 +1,7 @@
 //! Attempts on the network, and on sockets of any kind.
 
 use libc::{AF_ALG, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, AF_VSOCK, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM};
+use schema::net::DEFAULT_NETWORK;
 
 use super::{
     attempts::{Act, Attempt, Class, call},
@@ -79,8 +80,9 @@ pub(super) const ALL: &[Attempt] = &[
         let size = call!(h, SYS_recvfrom, fd, room, 16 << 10, 0, 0, 0)?;
         // A network namespace of its own has nothing but a loopback interface that is down: one message.
         let bytes = h.get(room, usize::try_from(size).unwrap_or(0))?;
-        let volt0 = bytes.windows(5).any(|name| name == b"volt0");
-        if volt0 { Ok(size) } else { Err(Held::Refused(libc::ENODEV)) }
+        let network = DEFAULT_NETWORK.as_bytes();
+        let seen = bytes.windows(network.len()).any(|name| name == network);
+        if seen { Ok(size) } else { Err(Held::Refused(libc::ENODEV)) }
     }),
     net("remove an interface by rtnetlink", |h, _| {
         let fd = socket(h, AF_NETLINK, SOCK_RAW, libc::NETLINK_ROUTE)?;

@@ -18,7 +18,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FileType, Mode};
-use schema::programs::{self, BLK_BACKEND, VMM_CORE};
+use schema::{
+    net::DEFAULT_NETWORK,
+    paths,
+    programs::{self, BLK_BACKEND, IPAMD, JANITOR, KEEPER, KERNEL_STORE, NETMGR, VMM_CORE},
+};
 
 use super::{foothold::Held, limits, terminal};
 use crate::{
@@ -173,24 +177,25 @@ impl Host {
         let listener = UnixListener::bind(at("all/stream"))?;
         fs::set_permissions(dir.join("all/stream"), fs::Permissions::from_mode(0o666))?;
         let own = std::process::id();
-        let socket = |name: &str| volt.runtime.join(name).display().to_string();
+        let socket = |name: &str| paths::socket(&volt.runtime, name).display().to_string();
+        let vm_socket = |name: &str| paths::socket(&volt.runtime.join(paths::VMS), name).display().to_string();
         let world = World {
             dir: at("all"),
             public: at("all/public"),
             victim: at("all/victim"),
             new: at("all/new"),
             mount: at("all/mount"),
-            vm_victim: socket("vms/victim.sock"),
+            vm_victim: vm_socket("victim"),
             disk: at("other.img"),
             own_disk: at("web.img"),
             // A plain user's VMs have no network, and need no addresses.
-            database: user.map_or_else(|| first_file(&volt.state.join("ipamd")), |_| Ok(at("state/ipamd/none")))?,
-            kernels: volt.state.join("kernel-store").display().to_string(),
-            program: programs.join("netmgr").display().to_string(),
-            netmgr: socket("netmgr.sock"),
-            ipamd: socket("ipamd.sock"),
-            kernel_store: socket("kernel-store.sock"),
-            vm: socket("vms/other.sock"),
+            database: user.map_or_else(|| first_file(&volt.state.join(IPAMD.name)), |_| Ok(at("state/ipamd/none")))?,
+            kernels: volt.state.join(KERNEL_STORE.name).display().to_string(),
+            program: programs.join(NETMGR.program).display().to_string(),
+            netmgr: socket(NETMGR.name),
+            ipamd: socket(IPAMD.name),
+            kernel_store: socket(KERNEL_STORE.name),
+            vm: vm_socket("other"),
             tcp: tcp.local_addr()?.port(),
             udp: udp.local_addr()?.port(),
             listener: at("all/stream"),
@@ -324,8 +329,8 @@ impl Host {
     fn seen_by(&self, target: &Target) -> World {
         let mut world = self.world.clone();
         let (folder, at) = match target.program.as_str() {
-            "keeper" => (self.volt.runtime.clone(), "/"),
-            "janitor" => (self.volt.runtime.join("vms"), "/vms"),
+            name if name == KEEPER.name => (self.volt.runtime.clone(), "/"),
+            name if name == JANITOR.name => (self.volt.runtime.join(paths::VMS), "/vms"),
             _ => return world,
         };
         let World { netmgr, ipamd, kernel_store, vm, vm_victim, .. } = &mut world;
@@ -396,7 +401,7 @@ fn run(volt: &Volt, user: Option<u32>, name: &str) -> Result<Child> {
     let mut command = volt.command(&["run", "--name", name, "--memory", "64M", "--kernel"]);
     command.arg(dir.join("kernel")).arg("--disk").arg(dir.join(format!("{name}.img")));
     if user.is_none() {
-        command.args(["--net", "volt0"]);
+        command.args(["--net", DEFAULT_NETWORK]);
     }
     command.stdout(fs::File::create(dir.join(format!("{name}.out")))?);
     terminal::give(&mut command, dir.join(format!("{name}.err")))?;
