@@ -23,9 +23,9 @@ use crate::{
     Actor, Code, Error, Fault, Limits, Peer, Token, endpoint,
     lack::passes,
     lane_socket::{Ended, LaneSocket, lane_lost},
-    link::Link,
     meter::Meter,
-    patience::patiently,
+    retry::patiently,
+    rpc::Link,
 };
 
 /// How long a service may take to accept a connection.

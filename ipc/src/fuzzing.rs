@@ -19,7 +19,7 @@ use testkit::input::Input;
 
 use crate::{
     Code, Error, Fault, Lane, Limits, Peer, Token, fault::LONGEST_REASON, lane::TOKEN_LENGTH, lane_socket::LaneSocket,
-    link::Link,
+    rpc::Link,
 };
 
 /// What a peer gives as the reason of a failed call: it becomes one line of printable text of bounded length, and says the same when it is

@@ -25,9 +25,9 @@ use tokio::{
 use crate::{
     Clients, Code, Endpoint, Error, Fault, Lane, Limits, LinkSocket, Peer, chain, endpoint,
     lane_socket::LaneSocket,
-    link::Link,
     metered::write_exception,
     places::{Place, Places},
+    rpc::Link,
     stream::{send, watch},
 };
 
