@@ -24,8 +24,8 @@ use crate::{
     lack::passes,
     lane_socket::{Ended, LaneSocket, lane_lost},
     meter::Meter,
-    retry::patiently,
-    rpc::Link,
+    retry::retry,
+    rpc::RpcConnection,
 };
 
 /// How long a service may take to accept a connection.
@@ -80,7 +80,7 @@ impl Connection {
             }
             None => None,
         };
-        let mut link = Link::new(rpc, Side::Client, Limits::default(), None)?;
+        let mut link = RpcConnection::new(rpc, Side::Client, Limits::default(), None)?;
         let bootstrap = link.bootstrap().ok_or_else(|| gone("connect", None))?;
         let meter = link.meter().clone();
         let (stop, stopped) = oneshot::channel();
@@ -149,7 +149,7 @@ impl Connection {
     where
         R: Pipelined + Owned + 'static,
     {
-        patiently(deadline, async |left| self.call(tried, left, send()).await).await
+        retry(deadline, async |left| self.call(tried, left, send()).await).await
     }
 
     /// Whether the connection has ended.

@@ -19,7 +19,7 @@ use testkit::input::Input;
 
 use crate::{
     Code, Error, Fault, Lane, Limits, Peer, Token, fault::LONGEST_REASON, lane::TOKEN_LENGTH, lane_socket::LaneSocket,
-    rpc::Link,
+    rpc::RpcConnection,
 };
 
 /// What a peer gives as the reason of a failed call: it becomes one line of printable text of bounded length, and says the same when it is
@@ -207,7 +207,7 @@ async fn converse(data: &[u8], side: Side) {
             crate::serve::serve_socket(ours, limits(), store.client).await
         }
         Side::Client => {
-            let mut link = Link::new(ours, side, limits(), None).expect("there are descriptors");
+            let mut link = RpcConnection::new(ours, side, limits(), None).expect("there are descriptors");
             let store = kernel_store::Client::new(link.bootstrap().expect("once").hook);
             let call = store.list_request().send();
             let (ended, answer) = futures::join!(link.drive(std::future::pending()), call.promise);

@@ -54,7 +54,7 @@ pub use limits::{Limits, OPEN_FILES, Peer};
 pub use listen::Listen;
 pub use nearby::look_at;
 pub use queue::{Gone, Receiver, Refused, Sender, mailbox, queue};
-pub use retry::patiently;
+pub use retry::retry;
 pub use serve::{serve, serve_lane_link, serve_link};
 pub use stream::watch;
 pub use turns::{ClientId, Room};

@@ -41,14 +41,14 @@ impl Metered {
 impl VatNetwork<Side> for Metered {
     fn connect(&mut self, side: Side) -> Option<Box<dyn Connection<Side>>> {
         let inner = self.inner.connect(side)?;
-        Some(Box::new(Link::new(inner, self.meter.clone(), self.socket.clone())))
+        Some(Box::new(MeteredConnection::new(inner, self.meter.clone(), self.socket.clone())))
     }
 
     fn accept(&mut self) -> Promise<Box<dyn Connection<Side>>, Error> {
         let accepted = self.inner.accept();
         let (meter, socket) = (self.meter.clone(), self.socket.clone());
         Promise::from_future(async move {
-            Ok(Box::new(Link::new(accepted.await?, meter, socket)) as Box<dyn Connection<Side>>)
+            Ok(Box::new(MeteredConnection::new(accepted.await?, meter, socket)) as Box<dyn Connection<Side>>)
         })
     }
 
@@ -60,7 +60,7 @@ impl VatNetwork<Side> for Metered {
 type Inner = Rc<RefCell<Box<dyn Connection<Side>>>>;
 type Reading = Promise<Option<Box<dyn IncomingMessage>>, Error>;
 
-struct Link {
+struct MeteredConnection {
     inner: Inner,
     shared: Shared,
     socket: Rc<Socket>,
@@ -107,15 +107,15 @@ pub(crate) fn write_exception(fault: Fault, mut to: exception::Builder<'_>) {
     });
 }
 
-impl Link {
-    fn new(inner: Box<dyn Connection<Side>>, meter: Rc<Meter>, socket: Rc<Socket>) -> Link {
+impl MeteredConnection {
+    fn new(inner: Box<dyn Connection<Side>>, meter: Rc<Meter>, socket: Rc<Socket>) -> MeteredConnection {
         let inner = Rc::new(RefCell::new(inner));
         let shared = Shared { inner: Rc::downgrade(&inner), meter };
-        Link { inner, shared, socket, reading: Rc::default(), bootstrapped: Rc::default() }
+        MeteredConnection { inner, shared, socket, reading: Rc::default(), bootstrapped: Rc::default() }
     }
 }
 
-impl Connection<Side> for Link {
+impl Connection<Side> for MeteredConnection {
     fn get_peer_vat_id(&self) -> Side {
         self.inner.borrow().get_peer_vat_id()
     }

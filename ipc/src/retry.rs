@@ -14,10 +14,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// Does `work`, which is told how long it may take, again and again until it fails with something else than `overloaded`, or the next try would come
 /// after the deadline; each time after twice the wait, of which a part is left to chance, so that those who were refused together do not come together.
 /// All that `work` does before the call that is refused is done again as well.
-pub async fn patiently<T>(
-    deadline: Duration,
-    mut work: impl AsyncFnMut(Duration) -> Result<T, Fault>,
-) -> Result<T, Fault> {
+pub async fn retry<T>(deadline: Duration, mut work: impl AsyncFnMut(Duration) -> Result<T, Fault>) -> Result<T, Fault> {
     let limit = Instant::now() + deadline;
     let mut wait = FIRST;
     loop {
@@ -54,7 +51,7 @@ mod tests {
     fn tried(deadline: Duration, answers: impl Fn(u32) -> Result<u8, Code>) -> (u32, Result<u8, Code>) {
         let mut count = 0;
         let ended = crate::run(async {
-            patiently(deadline, async |_| {
+            retry(deadline, async |_| {
                 count += 1;
                 answers(count).map_err(fault)
             })

@@ -17,28 +17,33 @@ use futures::FutureExt;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A connection that somebody has to drive.
-pub(crate) struct Link {
+pub(crate) struct RpcConnection {
     rpc: Option<RpcSystem<Side>>,
     disconnector: Option<Disconnector<Side>>,
     meter: Rc<Meter>,
     socket: Rc<Socket>,
 }
 
-impl Link {
+impl RpcConnection {
     /// A connection over `socket` (connected, non-blocking). `ours` is what the peer may ask for.
-    pub(crate) fn new(socket: OwnedFd, side: Side, limits: Limits, ours: Option<Client>) -> Result<Link, Error> {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        side: Side,
+        limits: Limits,
+        ours: Option<Client>,
+    ) -> Result<RpcConnection, Error> {
         let socket = Socket::new(socket).map_err(|source| Error::Socket { tried: "watch a socket", source })?;
         let (socket, meter) = (Rc::new(socket), Meter::new(limits));
         let rpc = RpcSystem::new(Box::new(Metered::new(socket.clone(), side, meter.clone())), ours);
         let disconnector = rpc.get_disconnector();
-        Ok(Link { rpc: Some(rpc), disconnector: Some(disconnector), meter, socket })
+        Ok(RpcConnection { rpc: Some(rpc), disconnector: Some(disconnector), meter, socket })
     }
 
     pub(crate) fn meter(&self) -> &Rc<Meter> {
         &self.meter
     }
 
-    /// What the peer offers. To be called once, before [`Link::drive`].
+    /// What the peer offers. To be called once, before [`RpcConnection::drive`].
     pub(crate) fn bootstrap(&mut self) -> Option<Client> {
         self.rpc.as_mut().map(|rpc| rpc.bootstrap(Side::Server))
     }
@@ -71,7 +76,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for RpcConnection {
     fn drop(&mut self) {
         // The RPC system's tables and its running calls refer to one another: unless it is told to disconnect, dropping it
         // releases none of them. Server objects' own `Drop` runs in here and may panic.

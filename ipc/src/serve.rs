@@ -27,7 +27,7 @@ use crate::{
     lane_socket::LaneSocket,
     metered::write_exception,
     places::{Place, Places},
-    rpc::Link,
+    rpc::RpcConnection,
     stream::{send, watch},
 };
 
@@ -121,7 +121,7 @@ pub async fn serve_lane_link(socket: OwnedFd, lane: Lane) -> Result<(), Error> {
 }
 
 pub(crate) async fn serve_socket(socket: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
-    Link::new(socket, Side::Server, limits, Some(bootstrap))?.drive(std::future::pending()).await
+    RpcConnection::new(socket, Side::Server, limits, Some(bootstrap))?.drive(std::future::pending()).await
 }
 
 /// Lines on stderr that peers can cause: one a second, so that none fills a disk.

@@ -268,7 +268,7 @@ fn who_asks_patiently_is_served_once_there_is_room() {
         }
         let file = memfd(b"");
         let mut tries = 0;
-        let patient = ipc::patiently(Duration::from_secs(60), async |_| {
+        let again = ipc::retry(Duration::from_secs(60), async |_| {
             tries += 1;
             // One that was refused by now makes room.
             if tries == 3 {
@@ -276,7 +276,7 @@ fn who_asks_patiently_is_served_once_there_is_room() {
             }
             connection.deposit(file.as_fd()).await
         });
-        patient.await.unwrap();
+        again.await.unwrap();
         assert_eq!(tries, 3);
     });
 }

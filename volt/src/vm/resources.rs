@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::{join_all, try_join};
-use ipc::{Code, Connection, Fault, patiently};
+use ipc::{Code, Connection, Fault, retry};
 use schema::{
     addresses_capnp::{lease, pool},
     kernel_store_capnp::{MAX_IMAGE_BYTES, kernel, kernel_store},
@@ -137,7 +137,7 @@ pub async fn import(
         request.get().set_alias(alias);
         kernels.call(tried, left, request.send()).await
     };
-    let answer = patiently(IMPORT_DEADLINE, import).await.map_err(|fault| of_file(tried, fault))?;
+    let answer = retry(IMPORT_DEADLINE, import).await.map_err(|fault| of_file(tried, fault))?;
     Ok(answer.get()?.get_kernel()?)
 }
 
