@@ -4,6 +4,11 @@
 //! what holding it allows, when it is released, its errors and units. After changing one, run
 //! `capnp compile -o- --no-standard-import *.capnp > volt.request` in this folder.
 //!
+//! Beside them is what two of Volt's programs have to agree on without asking each other: which processes there are
+//! ([`programs`]), what things may be called ([`names`]), subnets, Ethernet addresses and the network that every host has
+//! ([`net`]), where things are ([`paths`]), and what a VM may have ([`limits`]). What a guest kernel is has a crate of its
+//! own, as it knows an ELF file from another.
+//!
 //! The schemas evolve by Cap'n Proto's rules: fields and methods are added at the end,
 //! never renumbered, retyped or removed.
 

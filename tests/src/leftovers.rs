@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use schema::programs::{self, KEEPER, Starter};
+use schema::{
+    limits::IDLE_EXIT,
+    programs::{self, KEEPER, Starter},
+};
 
 use crate::volt::Volt;
 
@@ -22,7 +25,7 @@ pub enum Allowed {
 }
 
 /// How long the services stay after their last connection, and time for the host to notice.
-pub const IDLE: Duration = Duration::from_secs(45);
+pub const IDLE: Duration = Duration::from_secs(IDLE_EXIT.as_secs() + 15);
 
 /// Waits until nothing is left but what is `allowed`; at the end of `patience`, an error that names what is.
 pub fn none(volt: &Volt, allowed: Allowed, patience: Duration) -> Result<()> {

@@ -9,6 +9,19 @@ use super::*;
 pub(crate) mod images;
 use images::*;
 
+#[test]
+fn schema_says_what_a_kernel_is_held_to() {
+    let lines = include_str!("../../../schema/kernel_store.capnp").lines();
+    let text = lines.map(|line| line.trim_start_matches([' ', '#'])).collect::<Vec<_>>().join(" ");
+    for says in [
+        format!("at most {} MiB, and the ELF {} MiB", MAX_INPUT >> 20, MAX_OUTPUT >> 20),
+        format!("1 to {} program headers and at most {} KiB of notes", kernel_image::MAX_HEADERS, elf::MAX_NOTES >> 10),
+        format!("between {} MiB and {} GiB of guest", kernel_image::LOWEST >> 20, kernel_image::HIGHEST >> 30),
+    ] {
+        assert!(text.contains(&says), "{says}");
+    }
+}
+
 fn load(image: &[u8]) -> Result<(Vec<u8>, Facts), Error> {
     load_into(image, 32 << 20)
 }
