@@ -59,7 +59,7 @@ pub use policy::{Layer, Policy, landlock_abi, list, missing};
 pub use runtime::Heap;
 pub use sandbox::Sandbox;
 pub use say::say;
-pub use spawn::Spawn;
+pub use spawn::{EXEC_DEADLINE, Spawn};
 
 /// The crate whose [`Capability`] names what [`Sandbox::keep_capability`] keeps.
 pub use caps;

@@ -19,7 +19,7 @@ use crate::child::{Child, readable};
 use crate::error::Error;
 
 /// How long the kernel may take to execute the program.
-const EXEC: Duration = Duration::from_secs(10);
+pub const EXEC_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The steps that a child may report as failed, by their place in this list.
 const STEPS: [&str; 6] = [
@@ -175,7 +175,7 @@ impl Spawn {
         let child = plan.fork().map_err(|errno| failed("fork", errno))?;
         drop(report);
 
-        if !readable(answer.as_fd(), EXEC).map_err(|errno| failed("wait for it", errno))? {
+        if !readable(answer.as_fd(), EXEC_DEADLINE).map_err(|errno| failed("wait for it", errno))? {
             return Err(failed("execute it in time", Errno::TIMEDOUT));
         }
         let mut message = [0_u8; 8];

@@ -20,5 +20,7 @@ pub const DEVICE_HEAP: usize = 32 << 20;
 pub const THREAD_SPACE: u64 = 4 << 20;
 /// Descriptors of the program of a VM that has most of them: three a vCPU, and two eventfds a virtqueue, with room to spare.
 pub const CORE_FILES: u64 = 4096;
+/// How long all backends of a VM together may take for their handshakes, counted from `Vm.start`.
+pub const HANDSHAKES: Duration = Duration::from_secs(10);
 /// How long a service stays without any connection, where `volt` has started it.
 pub const IDLE_EXIT: Duration = Duration::from_secs(30);

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use confine::{Filter, JoinHandle, Narrow, Rule};
 use ipc::{Code, Fault};
-use schema::vm_capnp::{MAX_GRACE_MILLISECONDS, exit, vm, vm_info};
+use schema::{
+    limits::HANDSHAKES,
+    vm_capnp::{MAX_GRACE_MILLISECONDS, exit, vm, vm_info},
+};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -21,8 +24,6 @@ use crate::lifecycle::{Exit, Lifecycle, Reason, State};
 use crate::vcpu::{Kick, kick_signal};
 use crate::virtio::{self, MmioDevice};
 
-/// How long the backends may take for their handshakes, counted from `start`.
-const HANDSHAKES: Duration = Duration::from_secs(10);
 /// How long vCPUs may take to leave the guest, and the console to take the last words.
 const WIND_UP: Duration = Duration::from_secs(1);
 /// How long the process stays to tell why the VM ended, if nobody has asked yet.

@@ -52,6 +52,7 @@ use crate::{
 const FDS: usize = 64;
 /// How long a start may take: an exec on a busy host, which has a deadline of its own within this.
 const START_DEADLINE: Duration = Duration::from_secs(15);
+const _: () = assert!(START_DEADLINE.as_secs() > confine::EXEC_DEADLINE.as_secs());
 /// How long it may take to say how a process ended: what asks has to go on.
 const STATUS_DEADLINE: Duration = Duration::from_secs(1);
 /// How long the launcher may take to end by itself, and then by a signal.

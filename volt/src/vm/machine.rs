@@ -14,6 +14,7 @@ use futures::{FutureExt, future::join_all};
 use ipc::{Code, Connection, Fault, chain};
 use schema::{
     device_capnp::device_backend,
+    limits,
     net::Mac,
     programs::{BLK_BACKEND, NET_BACKEND, VMM_CORE},
     vm_capnp::vm,
@@ -25,6 +26,7 @@ use crate::vm::launcher::{Launcher, Process, Request};
 /// How long the core may take until the vCPUs run: every backend's handshake has a deadline of its own within it. The rest is
 /// reading kernel and initrd, from a slow disk on a busy host; whoever has waited enough may stop the VM meanwhile.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+const _: () = assert!(START_DEADLINE.as_secs() > limits::HANDSHAKES.as_secs());
 /// How long processes may take to end by themselves once their work is over, and then once they were killed.
 const END_DEADLINE: Duration = Duration::from_secs(2);
 const KILL_DEADLINE: Duration = Duration::from_secs(1);
