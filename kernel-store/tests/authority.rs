@@ -11,7 +11,7 @@ use common::*;
 use ipc::{Code, Connection};
 use schema::kernel_store_capnp::{kernel, kernel_store};
 use testrig::{
-    handed::{hand_over, knows_only},
+    handed::{hand_over, know_only},
     storm,
 };
 
@@ -28,9 +28,8 @@ fn a_kernel_leads_to_no_other_kernel_and_not_to_the_store() {
         let owner = service.connect().await;
         let mine = owner.import(&kernel(1), "mine").await.unwrap();
         owner.import(&kernel(2), "theirs").await.unwrap();
-        let link = hand_over(&mine.client);
-        knows_only(kernel::Client::TYPE_ID, &link).await;
-        let holder = client(link);
+        know_only(kernel_store::Client::TYPE_ID, &[(&mine.client, kernel::Client::TYPE_ID)]).await;
+        let holder = client(hand_over(&mine.client));
         assert_eq!(holder.info(&holder.connection.bootstrap()).await.unwrap().alias, "mine");
         assert_eq!(owner.list().await.len(), 2);
         // What is removed from the store stays with who holds it, and is not to be had again.
@@ -140,7 +139,7 @@ fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold()
     run(async {
         let owner = service.connect().await;
         let mine = owner.import(&kernel(1), "mine").await.unwrap();
-        storm::storm(&service.socket, kernel_store::Client::TYPE_ID, 300);
+        storm::storm(&service.socket, kernel_store::Client::TYPE_ID, 300, &[]);
         assert_eq!(content(&owner.open(&mine).await.unwrap()), kernel(1));
         assert_eq!(owner.list().await.len(), 1);
     });

@@ -1,42 +1,23 @@
 //! A capability that is handed to somebody who has nothing else; and that it leads nowhere but where it says.
 
-use std::{os::unix::net::UnixStream, time::Duration};
+use std::{collections::BTreeSet, os::unix::net::UnixStream, time::Duration};
 
-use capnp::{any_pointer, capability::Client, traits::HasTypeId};
+use capnp::{any_pointer, capability::Client};
 use ipc::{Connection, Limits};
-use schema::{
-    addresses_capnp::{allocator, ipam, lease, pool, reservation},
-    device_capnp::device_backend,
-    host_capnp::{host, tenant},
-    kernel_store_capnp::{kernel, kernel_store},
-    network_capnp::{network, port, port_factory},
-    vm_capnp::vm,
-};
 
-/// Every interface there is, and how many methods it has.
-pub const INTERFACES: [(u64, u16); 14] = [
-    (host::Client::TYPE_ID, 4),
-    (tenant::Client::TYPE_ID, 1),
-    (network::Client::TYPE_ID, 2),
-    (port_factory::Client::TYPE_ID, 1),
-    (port::Client::TYPE_ID, 4),
-    (ipam::Client::TYPE_ID, 5),
-    (pool::Client::TYPE_ID, 6),
-    (allocator::Client::TYPE_ID, 1),
-    (lease::Client::TYPE_ID, 3),
-    (reservation::Client::TYPE_ID, 2),
-    (kernel_store::Client::TYPE_ID, 4),
-    (kernel::Client::TYPE_ID, 2),
-    (device_backend::Client::TYPE_ID, 1),
-    (vm::Client::TYPE_ID, 4),
-];
+use crate::interfaces::{count, schema};
 
-/// What none of the above has: other interfaces, and methods past the last.
+/// What no object has: other interfaces, and methods past an interface's last.
 pub fn unknown() -> impl Iterator<Item = (u64, u16)> {
-    let interfaces = [0, 1, u64::MAX, vm::Client::TYPE_ID ^ 1].map(|interface| (interface, 0));
-    interfaces
-        .into_iter()
-        .chain(INTERFACES.iter().flat_map(|(id, own)| [*own, own + 1, 255, u16::MAX].map(|m| (*id, m))))
+    let interfaces = &schema().interfaces;
+    let nobodys = [0, 1, u64::MAX, interfaces[0].id ^ 1].map(|interface| (interface, 0));
+    let past = |own: u16| [own, own + 1, 255, u16::MAX];
+    nobodys.into_iter().chain(interfaces.iter().flat_map(move |of| past(count(of)).map(|method| (of.id, method))))
+}
+
+/// All that an object of the interface `own` does not know: every method of every other, and what no object has.
+pub fn foreign(own: u64) -> impl Iterator<Item = (u64, u16)> {
+    schema().methods().filter(move |(interface, _)| *interface != own).chain(unknown())
 }
 
 /// Hands `capability` over on a link of its own: the other end, with nothing but this. Calls pass on to wherever it lives.
@@ -53,11 +34,22 @@ pub fn hand_over(capability: &Client) -> Connection {
 /// Calls every method of every interface but `own` on what was handed over: the object knows none of them.
 pub async fn knows_only(own: u64, connection: &Connection) {
     let object = Client::new(connection.bootstrap());
-    let known = INTERFACES.iter().flat_map(|(id, methods)| (0..*methods).map(|method| (*id, method)));
-    for (interface, method) in known.filter(|(id, _)| *id != own).chain(unknown()) {
+    for (interface, method) in foreign(own) {
         let request = object.new_call::<any_pointer::Owned, any_pointer::Owned>(interface, method, None);
         let answer = tokio::time::timeout(Duration::from_secs(20), request.send().promise).await.expect("no answer");
         let error = answer.map(drop).expect_err("a method of a wider interface was answered");
         assert_eq!(error.kind, capnp::ErrorKind::Unimplemented, "{interface:x} {method}: {error}");
+    }
+}
+
+/// Hands over each of `narrow`, one of each interface that is to be had from a `root`, and sees that it knows nothing else.
+pub async fn know_only(root: u64, narrow: &[(&Client, u64)]) {
+    let mut wanted = schema().reachable(root);
+    wanted.remove(&root);
+    let handed: BTreeSet<u64> = narrow.iter().map(|(_, own)| *own).collect();
+    let left: Vec<_> = wanted.symmetric_difference(&handed).map(|id| &schema().interface(*id).name).collect();
+    assert!(left.is_empty(), "What is to be had, and what is handed over, differ in {left:?}");
+    for (capability, own) in narrow {
+        knows_only(*own, &hand_over(capability)).await;
     }
 }

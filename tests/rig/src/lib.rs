@@ -11,4 +11,5 @@
 )]
 
 pub mod handed;
+pub mod interfaces;
 pub mod storm;
