@@ -4,6 +4,7 @@
 mod common;
 mod disk;
 
+use capnp::traits::HasTypeId;
 use common::*;
 use disk::*;
 use schema::device_capnp::device_backend;
@@ -44,6 +45,7 @@ fn the_control_link_tells_what_the_device_is_and_does() {
         let stats = queues.get(0);
         assert!(stats.get_started());
         assert_eq!((stats.get_chains(), stats.get_bytes(), stats.get_errors()), (2, 1024, 1));
+        testrig::handed::knows_only(device_backend::Client::TYPE_ID, &connection).await;
     })
     .unwrap();
     // The connection was dropped: the link's end is the backend's.

@@ -206,8 +206,8 @@ mod tests {
 
     /// What is attacked otherwise.
     const OTHERWISE: [(u64, &str); 2] = [
-        (vm::Client::TYPE_ID, "a VM is its caller's own; volt/tests/host/control.rs asks it for what it is not"),
-        (device_backend::Client::TYPE_ID, "a device's core asks it, and nobody else can: a socket pair"),
+        (vm::Client::TYPE_ID, "in volt/tests/host/control.rs, but for what stops it"),
+        (device_backend::Client::TYPE_ID, "vhost-blk-backend/tests/confinement.rs"),
     ];
 
     #[test]

@@ -18,7 +18,7 @@ use capnp_rpc::rpc_capnp::{message as rpc, message_target};
 use ipc::{Code, Connection};
 use rustix::net::SocketAddrUnix;
 use schema::{addresses_capnp::ipam, vm_capnp::vm};
-use testrig::handed;
+use testrig::{handed, storm::storm};
 
 use crate::{
     host::{Host, PATIENCE, Running, until},
@@ -106,6 +106,21 @@ fn control_socket_leads_to_one_vm_and_to_no_service() {
         host.run(&mut host.volt(&["stop", name, "--grace", "0"])).ok();
         vm.end().ok();
     }
+    host.clean();
+}
+
+#[test]
+fn vm_survives_calls_of_anything_with_any_arguments() {
+    let Some(host) = Host::new("vm_survives_calls_of_anything_with_any_arguments") else { return };
+    let running = Running::start(&mut host.plain("web", &host.kernel("spin", &[SPIN])));
+    host.runs("web");
+    let socket = host.path("run/vms/web.sock");
+    storm(&socket, vm::Client::TYPE_ID, 50, &["stop"]);
+    host.runs("web");
+    assert_eq!(ask_as(rustix::process::geteuid().as_raw(), &socket).unwrap(), "web");
+    assert!(!running.said().contains("panicked"), "{}", running.said());
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    running.end().ok();
     host.clean();
 }
 
