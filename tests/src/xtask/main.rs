@@ -6,6 +6,7 @@ mod bench;
 mod blast_radius;
 mod debian;
 mod demo;
+mod deny;
 mod emulator;
 mod fuzz;
 mod harness;
@@ -31,6 +32,7 @@ usage: cargo xtask demo               boot a stock Debian kernel in a microVM an
        cargo xtask soak NAME [COUNT]  run a test in its long form: restarts (of each service under ten VMs, 200 times)
        cargo xtask soak fuzz [SECONDS] [TARGET]...
                                       look for inputs that break a promise: 600 s a target, all targets if none is named
+       cargo xtask deny               check what Volt is built on: licences, sources, crates that are there twice
        cargo xtask blast-radius       have the escape suite try everything and write what succeeds into docs/SECURITY.md";
 
 fn main() -> ExitCode {
@@ -54,6 +56,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["demo"] => demo::run(&Workspace::find()?),
         ["test", tiers @ ..] => test::run(&Workspace::find()?, tiers),
         ["bench", names @ ..] => bench::run(&Workspace::find()?, names).map(|()| ExitCode::SUCCESS),
+        ["deny"] => deny::run(&Workspace::find()?),
         ["soak", "fuzz", words @ ..] => fuzz::run(&Workspace::find()?, words),
         ["soak", name] => soak::run(&Workspace::find()?, name, None),
         ["soak", name, count] => soak::run(&Workspace::find()?, name, Some(count)),
