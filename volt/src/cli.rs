@@ -12,7 +12,7 @@ use schema::{
     vm_capnp::MAX_GRACE_MILLISECONDS,
 };
 
-use crate::host::identity::DEFAULT_RANGE;
+use crate::host::{identity::DEFAULT_RANGE, keeper::KeepArgs};
 
 /// What the flags do not say.
 fn after_help() -> String {
@@ -166,18 +166,4 @@ pub enum KernelCommand {
         /// Alias, digest, or a prefix of at least 8 digits.
         kernel: String,
     },
-}
-
-/// Arguments of the internal `volt keep`.
-#[derive(Debug, Args)]
-pub struct KeepArgs {
-    /// NAME:RPC-FD:LANE-FD:UID of a service to start on those listening sockets, as that user; 0 is whoever starts it.
-    #[arg(long = "service", required = true)]
-    pub services: Vec<String>,
-    /// Where the sockets are.
-    #[arg(long)]
-    pub runtime_dir: PathBuf,
-    /// Where the services keep their state.
-    #[arg(long)]
-    pub state_dir: PathBuf,
 }

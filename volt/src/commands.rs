@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::{self, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
@@ -21,16 +20,17 @@ use schema::{
 
 use crate::{
     cli::{Command, KernelCommand, NetworkCommand, StopArgs},
-    config::{check_file, check_name, shell},
+    config::{check_file, check_name},
     filters,
     host::{
-        keeper, networks,
+        keeper, kernels,
+        links::{CALL_DEADLINE, Found, has_ended, of_file, runtime},
+        networks,
         paths::Paths,
-        services::{self, CALL_DEADLINE, Found, Service, has_ended},
+        services::{self, Service},
         told,
     },
-    printable, say,
-    vm::{resources, run::runtime},
+    output::{print, print_rows, printable, say, shell},
 };
 
 /// How long the end of a VM may take beyond the guest's grace: stopped and frozen processes have their time, and services.
@@ -152,7 +152,7 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Fau
     let config = fs::read_to_string(file).map_err(|e| fault(chain(&e)))?;
     ask(paths, policy, &NETWORK, &[], async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(no_link()) };
-        networks::define(netmgr, ipamd, &tried, &config).await.map_err(|fault| resources::of_file(&tried, fault))
+        networks::define(netmgr, ipamd, &tried, &config).await.map_err(|fault| of_file(&tried, fault))
     })
 }
 
@@ -162,12 +162,12 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32,
         KernelCommand::Import { file, name } => {
             let tried = format!("import the kernel {}", file.display());
             check_file("the kernel's image", file)?;
-            let image = resources::open_image(file).map_err(|e| {
+            let image = kernels::open_image(file).map_err(|e| {
                 Fault::new(Code::InvalidArgument, &tried, chain(&e), "Name a kernel image that you may read")
             })?;
             ask(paths, policy, wanted, &[&image], async |links| {
                 let link = first(&links)?;
-                let kernel = resources::import(link, &tried, image.as_fd(), name).await?;
+                let kernel = kernels::import(link, &tried, image.as_fd(), name).await?;
                 let answer = link.ask(&tried, CALL_DEADLINE, || kernel.info_request().send()).await?;
                 print(&format!("{}\n", kernel_row(answer.get()?.get_info()?)?.join("  ")))
             })
@@ -244,29 +244,4 @@ fn first(links: &[Connection]) -> Result<&Connection, Fault> {
 
 fn no_link() -> Fault {
     Fault::new(Code::Internal, "reach the service", "no link to it was made", "Report this as a defect of volt")
-}
-
-/// Prints a table whose columns are as wide as they need to be.
-fn print_rows<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> Result<(), Fault> {
-    let width = |n: usize| {
-        rows.iter().filter_map(|r| r.get(n)).map(String::len).chain(header.get(n).map(|h| h.len())).max().unwrap_or(0)
-    };
-    let line = |cells: Vec<&str>| {
-        let cells: Vec<String> =
-            cells.iter().enumerate().map(|(n, cell)| format!("{cell:<w$}", w = width(n))).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    let rows = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
-    print(&std::iter::once(line(header.to_vec())).chain(rows).collect::<String>())
-}
-
-/// Writes to standard output. That its reader has had enough (`| head`) is no error.
-fn print(text: &str) -> Result<(), Fault> {
-    let mut out = io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Fault::new(Code::Unavailable, "write to standard output", chain(&e), "See where it leads to"))
-        }
-        _ => Ok(()),
-    }
 }

@@ -10,13 +10,15 @@ mod config;
 mod doctor;
 mod filters;
 mod host;
+mod output;
 mod vm;
-
-use std::fmt::Display;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
+use crate::{
+    cli::{Cli, Command},
+    config::VmConfig,
+};
 
 /// Does what this process's arguments ask for, and ends it with the code that tells how that went. Called first, with one thread.
 pub fn main() -> ! {
@@ -30,23 +32,13 @@ pub fn main() -> ! {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let cli = Cli::parse();
     let result = match &cli.command {
-        Command::Run(args) => vm::run::run(cli.confinement, args),
+        Command::Run(args) => VmConfig::new(args).and_then(|config| vm::run(cli.confinement, &config)),
         Command::Keep(args) => host::keeper::main(cli.confinement, args),
         Command::Doctor(args) => doctor::main(cli.confinement, args),
         other => commands::main(cli.confinement, other),
     };
     confine::exit(result.unwrap_or_else(|fault| {
-        say(fault);
+        output::say(fault);
         1
     }))
-}
-
-/// A line for people.
-fn say(line: impl Display) {
-    confine::say!("volt: {}", printable(&line.to_string()));
-}
-
-/// A text as a terminal may see it. What a user names, a service answers or a kernel image says of itself may hold anything.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

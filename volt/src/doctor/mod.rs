@@ -15,14 +15,14 @@ mod network;
 mod probe;
 mod user;
 
-use std::io::{self, Write};
+use std::io;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use confine::Policy;
-use ipc::{Code, Fault};
+use ipc::{Code, Fault, chain};
 use serde::Serialize;
 
-use crate::cli::DoctorArgs;
+use crate::{cli::DoctorArgs, output::print};
 
 /// Columns where standard output is no terminal.
 const WIDTH: u16 = 120;
@@ -124,20 +124,14 @@ impl Report {
 pub fn main(policy: Policy, args: &DoctorArgs) -> Result<i32, Fault> {
     let report = Report::of(examine(policy));
     let text = if args.json {
-        serde_json::to_string_pretty(&report).map_err(|e| printing(e.into()))?
+        serde_json::to_string_pretty(&report).map_err(|e| {
+            Fault::new(Code::Internal, "print what was found", chain(&e), "Report this as a defect of volt")
+        })?
     } else {
         format!("{}\n\n{}", report.table().trim_fmt(), report.conclusion())
     };
-    let mut out = io::stdout();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(printing(e)),
-        _ => {}
-    }
+    print(&format!("{text}\n"))?;
     Ok(if report.verdict == State::Missing { 1 } else { 0 })
-}
-
-fn printing(error: io::Error) -> Fault {
-    Fault::new(Code::Unavailable, "print what was found", error.to_string(), "See where standard output leads to")
 }
 
 /// All rows. KVM's speed comes last, as measuring it takes a thread, and children are made while there is none.

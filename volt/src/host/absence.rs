@@ -15,7 +15,7 @@ use ipc::{Code, Connection, Fault, chain};
 use rustix::fs::inotify;
 use tokio::io::Interest;
 
-use crate::{host::services::Service, say};
+use crate::{host::services::Service, output::say};
 
 /// The names that appear in the runtime directory.
 pub struct Names(OwnedFd);

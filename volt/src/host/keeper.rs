@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use confine::{Child, Filter, Heap, Policy, Root, Rule, Sandbox, Spawn, User, base};
@@ -15,16 +15,30 @@ use rustix::event::{PollFd, PollFlags};
 use schema::{limits::IDLE_EXIT, programs::KEEPER};
 
 use crate::{
-    cli::KeepArgs,
     filters,
     host::{
         identity::Range,
+        lock::{lock, open_dir},
         paths::Paths,
-        services::{Service, lock, open_dir},
+        services::Service,
+        sockets::Own,
     },
-    say,
-    vm::janitor::Own,
+    output::say,
 };
+
+/// Arguments of the internal `volt keep`.
+#[derive(Debug, clap::Args)]
+pub struct KeepArgs {
+    /// NAME:RPC-FD:LANE-FD:UID of a service to start on those listening sockets, as that user; 0 is whoever starts it.
+    #[arg(long = "service", required = true)]
+    pub services: Vec<String>,
+    /// Where the sockets are.
+    #[arg(long)]
+    pub runtime_dir: PathBuf,
+    /// Where the services keep their state.
+    #[arg(long)]
+    pub state_dir: PathBuf,
+}
 
 /// Starts a keeper for `endpoints`, which listen already. Under the lock.
 pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>) -> Result<(), Fault> {

@@ -10,7 +10,7 @@ use schema::{
     network_capnp::network,
 };
 
-use crate::{host::services::CALL_DEADLINE, vm::resources::text};
+use crate::host::links::{CALL_DEADLINE, text};
 
 /// What a bridge is made of.
 pub struct Definition {

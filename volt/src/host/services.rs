@@ -5,40 +5,34 @@
 //! and a second `volt` that waited for the lock finds the service there.
 
 use std::{
-    fs::File,
     io::{self, Write},
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use capnp_rpc::rpc_capnp;
-use ipc::{Code, Connection, Endpoint, Fault};
+use ipc::{Code, Endpoint, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    fs::FlockOperation,
-    io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+    net::SocketType,
     thread::CapabilitySet,
 };
 use schema::programs::{self, Process};
 
-use crate::{config::shell, host::paths::Paths};
+use crate::{
+    host::{
+        links::{CALL_DEADLINE, Found, Link, connect, connect_in_time, has_ended, link},
+        lock::take_lock,
+        paths::Paths,
+    },
+    output::shell,
+};
 
-/// How long a service may take to answer one call.
-pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long to wait before something is looked at again.
 const MOMENT: Duration = Duration::from_millis(10);
-/// How long the lock may go from one to the next before it comes to us.
-const QUEUE: Duration = Duration::from_secs(60);
 /// How often to look whether a service that ends has closed its sockets.
 const CLOSING: u32 = 100;
-/// How long importing a kernel may take: it is unpacked, checked and written to disk.
-pub const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
-
 /// A service that `volt` can start by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
@@ -84,80 +78,6 @@ impl Service {
     pub fn has_state(self) -> bool {
         !matches!(self, Service::Netmgr)
     }
-}
-
-/// A vat's socket and its lane, connected.
-type Link = (OwnedFd, OwnedFd);
-
-/// Links that are connected and that nothing has been read from yet.
-#[derive(Debug, Default)]
-pub struct Found(Vec<Link>);
-
-impl Found {
-    /// Connects to a vat's socket and its fd lane. Where their queues are full it waits for a place, so never under a lock.
-    pub fn probe(&mut self, path: &Path) -> io::Result<()> {
-        self.probe_until(path, Instant::now() + CALL_DEADLINE)
-    }
-
-    /// The same, waiting until then at most.
-    pub fn probe_until(&mut self, path: &Path, end: Instant) -> io::Result<()> {
-        self.0.push(link(path, |path, kind| connect_until(path, kind, end))?);
-        Ok(())
-    }
-
-    /// The descriptors, to be kept through phase 2.
-    pub fn as_raw_fds(&self) -> Vec<RawFd> {
-        self.0.iter().flat_map(|(rpc, lane)| [rpc.as_raw_fd(), lane.as_raw_fd()]).collect()
-    }
-
-    /// Begins to talk. Needs the runtime.
-    pub fn connect(self) -> Result<Vec<Connection>, Fault> {
-        self.0.into_iter().map(|(rpc, lane)| Connection::from_fds(rpc, lane)).collect()
-    }
-}
-
-fn link(path: &Path, connect: impl Fn(&Path, SocketType) -> io::Result<OwnedFd>) -> io::Result<Link> {
-    Ok((connect(path, SocketType::STREAM)?, connect(&schema::paths::lane(path), SocketType::SEQPACKET)?))
-}
-
-/// Connects at once, or not: `WouldBlock` says that somebody is there, whose queue is full.
-fn connect(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket)
-}
-
-/// Connects, and waits for a place in the queue.
-fn connect_in_time(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
-    connect_until(path, kind, Instant::now() + CALL_DEADLINE)
-}
-
-fn connect_until(path: &Path, kind: SocketType, end: Instant) -> io::Result<OwnedFd> {
-    let begin = Instant::now();
-    loop {
-        match connect(path, kind) {
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock && !passes(&e) => return Err(e),
-            Err(e) if Instant::now() > end && e.kind() != io::ErrorKind::WouldBlock => return Err(e),
-            Err(_) if Instant::now() > end => {
-                let why = format!("its queue has been full for {} s", begin.elapsed().as_secs());
-                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-            }
-            Err(_) => std::thread::sleep(MOMENT),
-            connected => return connected,
-        }
-    }
-}
-
-/// Whether the kernel lacks something just now.
-fn passes(error: &io::Error) -> bool {
-    Errno::from_io_error(error).is_some_and(ipc::passes)
-}
-
-/// Nobody serves there: it ends just now, or has ended. Any other failure is one of ours.
-pub fn has_ended(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected, NotFound};
-    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | NotConnected)
 }
 
 /// A question that a service answers: whether it still takes connections, or only lies in the queue of one that ends.
@@ -293,72 +213,4 @@ pub fn with_log(paths: &Paths, mut fault: Fault) -> Fault {
         fault.remedy = if fault.remedy.is_empty() { log } else { format!("{}. {log}", fault.remedy) };
     }
     fault
-}
-
-/// A directory, to be locked.
-pub fn open_dir(dir: &Path) -> Result<OwnedFd, Fault> {
-    File::open(dir).map(OwnedFd::from).map_err(|e| {
-        let remedy = "Make it readable for this user";
-        Fault::new(Code::Unavailable, format!("open {}", dir.display()), e.to_string(), remedy)
-    })
-}
-
-/// Opens a directory and takes the [`lock`] on it, for as long as it goes from one to the next. Where somebody keeps it for too long, it says who.
-pub fn take_lock(path: &Path) -> Result<OwnedFd, Fault> {
-    let give_up = Instant::now() + QUEUE;
-    loop {
-        let dir = open_dir(path)?;
-        let whose = dir.try_clone().ok();
-        let holds = || whose.as_ref().and_then(holder);
-        let before = holds();
-        let mut fault = match lock(dir, path) {
-            Ok(lock) => return Ok(lock),
-            Err(fault) => fault,
-        };
-        let now = holds();
-        // Of those who start hundreds of VMs at once, each has it for a moment, and between two nobody has.
-        if (now.is_none() || now != before) && Instant::now() < give_up {
-            continue;
-        }
-        if let Some(pid) = now {
-            fault.why = format!("{} ({pid})", fault.why);
-            fault.remedy = format!(
-                "See what it does: ps {pid}. If it is stopped (state T), kill -CONT {pid} lets it go on, and kill -KILL {pid} ends it"
-            );
-        }
-        return Err(fault);
-    }
-}
-
-/// Who has the lock on a directory, as `/proc/locks` tells (proc_locks(5)).
-fn holder(dir: &OwnedFd) -> Option<u32> {
-    let stat = rustix::fs::fstat(dir).ok()?;
-    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-    let file = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let line = locks.lines().find(|line| line.contains("FLOCK") && line.split_whitespace().any(|word| word == file))?;
-    let pid = line.split_whitespace().nth(4)?.parse().ok()?;
-    Path::new("/proc").join(format!("{pid}")).exists().then_some(pid)
-}
-
-/// Takes the lock that decides who starts or clears away services, or VMs' sockets: on the directory of their sockets itself,
-/// so that it leaves no file. Given back when the descriptor is closed. Who has it waits for nobody.
-pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Fault> {
-    let fault = |why: String| {
-        Fault::new(
-            Code::Unavailable,
-            format!("lock {}", runtime.display()),
-            why,
-            "See which volt process holds it: fuser -v on that directory",
-        )
-    };
-    // Held for as long as three sockets take to bind, so a short wait is enough; not for ever if a holder is stopped.
-    for _ in 0..500 {
-        match rustix::fs::flock(dir.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(dir),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(MOMENT),
-            Err(e) => return Err(fault(e.to_string())),
-        }
-    }
-    Err(fault("another process has held the lock for 5 s".into()))
 }

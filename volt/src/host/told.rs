@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use confine::Policy;
 
-use crate::{host::paths::Paths, say};
+use crate::{host::paths::Paths, output::say};
 
 /// What `policy` is for this process and those that it starts, once it has said which layers are missing: the first time since the
 /// host booted, and again when something else is missing. `volt doctor` says it as often as it is asked.

@@ -9,7 +9,7 @@ use schema::programs::{BLK_BACKEND, NET_BACKEND};
 use crate::{
     config::VmConfig,
     host::identity::{self, Range},
-    say,
+    output::say,
 };
 
 /// Processes beside those of devices: the core's control and console threads, the launcher, a moment's overlap at a reboot.

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{filters, say, vm::terminal::Terminal};
+use crate::{filters, output::say, vm::terminal::Terminal};
 use confine::{Confined, Filter, JoinHandle, base};
 use ipc::{Code, Fault, chain};
 use rustix::{

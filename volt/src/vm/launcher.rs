@@ -42,10 +42,12 @@ use tokio::{
 };
 
 use crate::{
-    filters,
     host::paths::Paths,
-    say,
-    vm::packet::{Answer, LONGEST, Question},
+    output::say,
+    vm::{
+        filters,
+        packet::{Answer, LONGEST, Question},
+    },
 };
 
 /// Descriptors of a request: those of a core with all its devices.

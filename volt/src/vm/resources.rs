@@ -1,18 +1,16 @@
 //! What a VM borrows from the services: its kernel, its addresses, its ports. Held as capabilities, given back in order.
 
 use std::{
-    fs::File,
-    io::{self, Read},
     net::Ipv4Addr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
 };
 
 use futures::future::{join_all, try_join};
-use ipc::{Code, Connection, Fault, retry};
+use ipc::{Code, Connection, Fault};
 use schema::{
     addresses_capnp::{lease, pool},
-    kernel_store_capnp::{MAX_IMAGE_BYTES, kernel, kernel_store},
+    kernel_store_capnp::kernel_store,
     net::Mac,
     network_capnp::{network, port},
 };
@@ -20,12 +18,20 @@ use schema::{
 use crate::{
     host::{
         absence::Borrowed,
+        kernels,
+        links::{CALL_DEADLINE, text},
         networks,
-        services::{CALL_DEADLINE, IMPORT_DEADLINE, Service},
+        services::Service,
     },
-    say,
-    vm::{machine::CardPart, run::KernelSource},
+    output::say,
+    vm::machine::CardPart,
 };
+
+/// The kernel, as far as phase 1 takes it.
+pub enum KernelSource {
+    File(PathBuf, OwnedFd),
+    Stored(String),
+}
 
 /// The links to the services that a VM needs.
 pub struct Services {
@@ -85,68 +91,23 @@ pub struct Address {
 }
 
 /// Fetches the sealed kernel, and closes the link: the store serves others.
-pub async fn kernel(kernels: Connection, source: KernelSource) -> Result<OwnedFd, Fault> {
+pub async fn kernel(link: Connection, source: KernelSource) -> Result<OwnedFd, Fault> {
     let kernel = match source {
         KernelSource::Stored(name) => {
             let get = || {
-                let mut request = kernels.bootstrap::<kernel_store::Client>().get_request();
+                let mut request = link.bootstrap::<kernel_store::Client>().get_request();
                 request.get().set_ref(&name);
                 request.send()
             };
-            let answer = kernels.ask(&format!("get the kernel {name}"), CALL_DEADLINE, get).await?;
+            let answer = link.ask(&format!("get the kernel {name}"), CALL_DEADLINE, get).await?;
             answer.get()?.get_kernel()?
         }
         KernelSource::File(path, image) => {
-            import(&kernels, &format!("import the kernel {}", path.display()), image.as_fd(), "").await?
+            kernels::import(&link, &format!("import the kernel {}", path.display()), image.as_fd(), "").await?
         }
     };
-    let answer = kernels.ask("open the kernel", CALL_DEADLINE, || kernel.open_request().send()).await?;
-    kernels.claim(answer.get()?.get_image()?.get_bytes()?).await
-}
-
-/// Opens an image for the store, which reads only what it need not wait for. What lies elsewhere (on NFS, FUSE, Btrfs or overlayfs) is read here and
-/// now, into memory.
-///
-/// # Errors
-/// Where it cannot be opened or read.
-pub fn open_image(path: &Path) -> io::Result<OwnedFd> {
-    let file = File::open(path)?;
-    // What is no regular file, the store says.
-    if ipc::look_at(&file)?.1 || !file.metadata()?.is_file() {
-        return Ok(file.into());
-    }
-    let mut memory = File::from(confine::memory_file("image")?);
-    // Of one that is too large enough for the store to say so.
-    io::copy(&mut file.take(MAX_IMAGE_BYTES.saturating_add(1)), &mut memory)?;
-    Ok(memory.into())
-}
-
-/// Imports an image that is open.
-pub async fn import(
-    kernels: &Connection,
-    tried: &str,
-    image: BorrowedFd<'_>,
-    alias: &str,
-) -> Result<kernel::Client, Fault> {
-    let store: kernel_store::Client = kernels.bootstrap();
-    // A token is good for one call, so a new one goes with each.
-    let import = async |left| {
-        let token = kernels.deposit(image).await?;
-        let mut request = store.import_kernel_request();
-        request.get().init_image().set_bytes(token.as_bytes());
-        request.get().set_alias(alias);
-        kernels.call(tried, left, request.send()).await
-    };
-    let answer = retry(IMPORT_DEADLINE, import).await.map_err(|fault| of_file(tried, fault))?;
-    Ok(answer.get()?.get_kernel()?)
-}
-
-/// A service that was handed a file, or its text, cannot say which file that was: `tried` does.
-pub fn of_file(tried: &str, mut fault: Fault) -> Fault {
-    if fault.tried != tried {
-        fault.tried = format!("{tried}: {}", fault.tried);
-    }
-    fault
+    let answer = link.ask("open the kernel", CALL_DEADLINE, || kernel.open_request().send()).await?;
+    link.claim(answer.get()?.get_image()?.get_bytes()?).await
 }
 
 /// Attaches one card for each of `networks`. What was taken when one fails is in `cards`, to be released.
@@ -294,35 +255,12 @@ pub fn ip_parameter(addresses: &[&Address], n: usize, hostname: &str) -> Option<
     Some(format!("ip={address}::{gateway}:{}:{hostname}:{device}:off", Ipv4Addr::from(mask)))
 }
 
-/// A service's text.
-pub fn text(reader: capnp::text::Reader<'_>) -> Result<String, Fault> {
-    Ok(reader.to_string().map_err(capnp::Error::from)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn address(address: &str, gateway: &str, prefix: u8) -> Address {
         Address { address: address.into(), gateway: gateway.into(), prefix }
-    }
-
-    #[test]
-    fn image_that_another_serves_is_handed_over_in_memory_and_others_as_they_are() {
-        // Of no block device; so are files of NFS, FUSE, Btrfs and overlayfs.
-        let notes = Path::new("/sys/kernel/notes");
-        let mut copy = File::from(open_image(notes).unwrap());
-        assert!(ipc::look_at(&copy).unwrap().1);
-        let mut bytes = Vec::new();
-        io::Seek::rewind(&mut copy).unwrap();
-        copy.read_to_end(&mut bytes).unwrap();
-        assert!(!bytes.is_empty() && bytes == std::fs::read(notes).unwrap());
-        let memory = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
-        let inode = |file: &File| ipc::look_at(file).unwrap().0.stx_ino;
-        assert_eq!(inode(&open_image(memory.path()).unwrap().into()), inode(memory.as_file()));
-        // No file at all, which the store says.
-        open_image(Path::new("/dev/null")).unwrap();
-        assert!(open_image(Path::new("/nowhere")).is_err());
     }
 
     #[test]

@@ -5,63 +5,46 @@
 //! processes, as the VM's user, without a path, a capability or the means to start anything.
 
 use std::{
-    fs::File,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-    path::{Path, PathBuf},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     rc::Rc,
     time::Duration,
 };
 
 use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
-use disk::DiskError;
-use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, Runtime, chain};
+use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, chain};
 use schema::{names::workload_of_vm, programs::SUPERVISOR, vm_capnp::exit::Reason};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
-    cli::RunArgs,
     cmdline,
-    config::{self, KernelRef, VmConfig},
-    filters,
+    config::VmConfig,
     host::{
         absence::Names,
         keeper,
+        links::{Found, runtime},
+        lock::take_lock,
         paths::Paths,
-        services::{self, Found, Service},
+        services::{self, Service},
+        sockets::{self, Own},
         told,
     },
-    say,
+    output::say,
     vm::{
         cell::{self, Cell},
-        console::{self, Console, Wish},
+        console::{self, Console},
         control::{Control, Exit},
-        janitor::{self, Janitor, Own, Watch},
+        filters,
+        janitor::{Janitor, Watch},
         launcher::{Forked, Launcher, Role},
         limits,
-        machine::{DiskPart, Machine, Parts},
-        resources::{self, Card, Network, Services},
-        terminal::Terminal,
+        machine::{Machine, Parts},
+        opened::{self, Opened},
+        resources::{self, Card, KernelSource, Network, Services},
+        signals::{block_signals, obey},
     },
 };
 
-/// How long the guest may take to power off after the first Ctrl-C or SIGTERM.
-const STOP_GRACE: Duration = Duration::from_secs(5);
 /// How long the core may take to answer `stop`, beyond the grace it is given.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
-
-/// What phase 1 opened.
-struct Opened {
-    kvm: OwnedFd,
-    kernel: KernelSource,
-    initrd: Option<OwnedFd>,
-    disks: Vec<DiskPart>,
-}
-
-/// The kernel, as far as phase 1 takes it.
-pub enum KernelSource {
-    File(PathBuf, OwnedFd),
-    Stored(String),
-}
 
 /// Whom the supervisor listens to.
 struct Links {
@@ -78,20 +61,19 @@ struct Links {
 }
 
 /// Runs one VM until it ends.
-pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
-    let config = VmConfig::new(args)?;
-    limits::check(&config)?;
+pub fn run(policy: Policy, config: &VmConfig) -> Result<i32, Fault> {
+    limits::check(config)?;
     let paths = Paths::prepare()?;
     let policy = told::once(&paths, policy);
     // Of all that may be in the way of a second VM of one name, the name is said; it is claimed below.
     if matches!(ipc::is_served(&paths.vm(&config.name)), Ok(true)) {
         return Err(name_taken(&config.name, "it runs already"));
     }
-    let opened = open(&config)?;
+    let opened = opened::open(config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
     let signals = block_signals()?;
     cell::sweep();
-    let mut cell = Cell::claim(&config, opened.disks.iter().fold(0, |sum, disk| disk.memory.saturating_add(sum)))?;
+    let mut cell = Cell::claim(config, opened.disks.iter().fold(0, |sum, disk| disk.memory.saturating_add(sum)))?;
     let (endpoint, watch) = claim(&paths, &config.name, &mut cell, policy)?;
     let memory = cell.cgroup.as_ref().and_then(|cgroup| cgroup.watch_memory().ok());
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
@@ -115,82 +97,14 @@ pub fn run(policy: Policy, args: &RunArgs) -> Result<i32, Fault> {
     let runtime = runtime()?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
     let links = Links { endpoint, clients, found, names, signals, console, launcher, watch, memory };
-    runtime.run(supervise(&paths, policy, &config, opened, links))
-}
-
-/// What this program talks to others on. Made before the narrow phase.
-pub fn runtime() -> Result<Runtime, Fault> {
-    Runtime::new().map_err(|e| {
-        let remedy = "Raise this user's limit of open files";
-        Fault::new(Code::Unavailable, "prepare to talk to others", chain(&e), remedy)
-    })
-}
-
-fn open(config: &VmConfig) -> Result<Opened, Fault> {
-    let disks = config.disks.iter().enumerate().map(|(n, disk)| open_disk(n, disk));
-    Ok(Opened {
-        kvm: open_kvm()?,
-        kernel: match &config.kernel {
-            KernelRef::File(path) => KernelSource::File(path.clone(), opened(path, resources::open_image(path))?),
-            KernelRef::Stored(name) => KernelSource::Stored(name.clone()),
-        },
-        initrd: config.initrd.as_deref().map(open_file).transpose()?,
-        disks: disks.collect::<Result<_, Fault>>()?,
-    })
-}
-
-/// Nobody else may write to the disk as long as this process, or one that it gives it to, has it open: over a guest's resets too.
-fn open_disk(n: usize, config: &config::Disk) -> Result<DiskPart, Fault> {
-    let config::Disk { path, read_only } = config;
-    let disk = disk::Disk::open(path, *read_only).map_err(|e| {
-        let code = match e {
-            DiskError::Open { .. } => Code::PermissionDenied,
-            DiskError::Claimed { .. } | DiskError::Locked(_) | DiskError::Loop { .. } => Code::Conflict,
-            _ => Code::BadImage,
-        };
-        let remedy = match e {
-            DiskError::Open { .. } if !read_only => "Or add \",ro\" to a disk that is only read",
-            _ => "",
-        };
-        Fault::new(code, format!("open disk {n}"), chain(&e), remedy)
-    })?;
-    if disk.memory > 0 {
-        let (path, most) = (path.display(), disk.memory.div_ceil(1 << 20));
-        say(format_args!(
-            "{path} is kept in memory, of which the guest can take {most} MiB: its VM may use that much more"
-        ));
-    }
-    let guards = disk.guards.into_iter().map(OwnedFd::from).collect();
-    let serial = format!("volt-disk-{n}");
-    Ok(DiskPart { fd: disk.file.into(), guards, read_only: *read_only, memory: disk.memory, serial })
-}
-
-fn open_file(path: &Path) -> Result<OwnedFd, Fault> {
-    opened(path, File::open(path).map(OwnedFd::from))
-}
-
-fn opened(path: &Path, file: std::io::Result<OwnedFd>) -> Result<OwnedFd, Fault> {
-    file.map_err(|e| {
-        let remedy = "Make it readable for this user";
-        Fault::new(Code::PermissionDenied, format!("open {}", path.display()), chain(&e), remedy)
-    })
-}
-
-fn open_kvm() -> Result<OwnedFd, Fault> {
-    File::options().read(true).write(true).open("/dev/kvm").map(OwnedFd::from).map_err(|e| {
-        let remedy = match e.kind() {
-            std::io::ErrorKind::PermissionDenied => "Run as root, or as a member of the group that owns /dev/kvm",
-            _ => "Enable virtualisation in the firmware, or nested virtualisation on the outer host, and load kvm_intel or kvm_amd",
-        };
-        Fault::new(Code::Unavailable, "open /dev/kvm", chain(&e), remedy)
-    })
+    runtime.run(supervise(&paths, policy, config, opened, links))
 }
 
 /// Claims the VM's name: its control socket exists as long as this process.
 fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(Endpoint, Watch), Fault> {
     let path = paths.vm(name);
-    let lock = services::take_lock(&paths.vms())?;
-    janitor::sweep(&paths.vms());
+    let lock = take_lock(&paths.vms())?;
+    sockets::sweep(&paths.vms());
     let janitor = Janitor::start(paths, name, lock, cell, policy)?;
     cell.build(name, policy)?;
     let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| match e {
@@ -331,92 +245,6 @@ async fn supervise(
 /// Whether the guest, or somebody who may, wanted that end.
 fn is_orderly(exit: &Exit) -> bool {
     matches!(exit.reason, Reason::Poweroff | Reason::Reset | Reason::Stopped)
-}
-
-/// Takes the signals that end a program as something to read, from here on and in every thread; but for those that
-/// whoever started us wants ignored (`nohup`). Those that stop a job for using its terminal in the background do not.
-fn block_signals() -> Result<OwnedFd, Fault> {
-    let fault = || {
-        let why = std::io::Error::last_os_error().to_string();
-        Fault::new(Code::Unavailable, "watch for signals", why, "Raise this user's limit of open files")
-    };
-    // SAFETY: the sets are initialised by sigemptyset or from one that is, a zeroed sigaction is a valid one, and all
-    // outlive the calls that read or fill them.
-    let fd = unsafe {
-        let mut set = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
-            let mut action = std::mem::zeroed::<libc::sigaction>();
-            libc::sigaction(signal, std::ptr::null(), &raw mut action);
-            if action.sa_sigaction != libc::SIG_IGN {
-                libc::sigaddset(&raw mut set, signal);
-            }
-        }
-        // Continues the process all the same.
-        libc::sigaddset(&raw mut set, libc::SIGCONT);
-        let mut blocked = set;
-        libc::sigaddset(&raw mut blocked, libc::SIGTTIN);
-        libc::sigaddset(&raw mut blocked, libc::SIGTTOU);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut());
-        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
-    };
-    if fd < 0 {
-        return Err(fault());
-    }
-    // SAFETY: signalfd has just made it, and nothing else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Turns Ctrl-C and the like into requests to stop: the first one lets the guest power off, the second one does not wait. On a
-/// terminal Ctrl-C is the guest's, and keys behind the escape key ask for the same.
-fn obey(
-    signals: OwnedFd,
-    wishes: Option<OwnedFd>,
-    terminal: Option<Rc<Terminal>>,
-    control: &Rc<Control>,
-) -> Result<(), Fault> {
-    let watch = |fd| {
-        ipc::watch(fd, Interest::READABLE).map_err(|e| {
-            let remedy = "Raise this user's limit of open files";
-            Fault::new(Code::Unavailable, "watch for signals and keys", chain(&e), remedy)
-        })
-    };
-    let (signals, of_signals) = (watch(signals)?, control.clone());
-    tokio::task::spawn_local(async move {
-        let mut graces = [STOP_GRACE].into_iter().chain(std::iter::repeat(Duration::ZERO));
-        while let Some(info) = read(&signals).await {
-            let signal = info.first_chunk().map(|number| i32::from_ne_bytes(*number));
-            match (signal, &terminal) {
-                (Some(libc::SIGCONT), Some(terminal)) => terminal.resume(),
-                (Some(libc::SIGCONT), None) => {}
-                _ => of_signals.request_stop(graces.next().unwrap_or_default()),
-            }
-        }
-    });
-    if let Some(wishes) = wishes {
-        let (wishes, control) = (watch(wishes)?, control.clone());
-        tokio::task::spawn_local(async move {
-            while let Some(keys) = read(&wishes).await {
-                for wish in keys.into_iter().filter_map(Console::wish) {
-                    control.request_stop(if wish == Wish::Kill { Duration::ZERO } else { STOP_GRACE });
-                }
-            }
-        });
-    }
-    Ok(())
-}
-
-/// The next that is there; `None` where nothing comes any more. Every read of this process has one length.
-async fn read(fd: &AsyncFd<OwnedFd>) -> Option<Vec<u8>> {
-    let mut buffer = [0u8; size_of::<libc::signalfd_siginfo>()];
-    loop {
-        match fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut buffer)?)).await {
-            Ok(0) => return None,
-            Ok(count) => return buffer.get(..count).map(<[u8]>::to_vec),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
-        }
-    }
 }
 
 /// `None` when a stop was asked for first: what was under way is dropped, and with it what it had made.

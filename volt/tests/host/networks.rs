@@ -115,9 +115,7 @@ fn what_the_second_service_cannot_do_is_undone_in_the_first() {
     fs::remove_file(state.join("filler")).unwrap();
     drop(filler);
 
-    let vm = Running::start(
-        host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])).args(["--net", "lab0"]),
-    );
+    let vm = Running::start(host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])).args(["--net", "lab0"]));
     vm.says("up");
     kill(vm.pid(), libc::SIGKILL);
     drop(vm);

@@ -1,0 +1,115 @@
+//! Links to services and VMs: connected while this process may still open a path, and talked over once it may not.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use ipc::{Code, Connection, Fault, Runtime, chain};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
+
+/// How long a service may take to answer one call.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long to wait before something is looked at again.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// A vat's socket and its lane, connected.
+pub type Link = (OwnedFd, OwnedFd);
+
+/// Links that are connected and that nothing has been read from yet.
+#[derive(Debug, Default)]
+pub struct Found(pub Vec<Link>);
+
+impl Found {
+    /// Connects to a vat's socket and its fd lane. Where their queues are full it waits for a place, so never under a lock.
+    pub fn probe(&mut self, path: &Path) -> io::Result<()> {
+        self.probe_until(path, Instant::now() + CALL_DEADLINE)
+    }
+
+    /// The same, waiting until then at most.
+    pub fn probe_until(&mut self, path: &Path, end: Instant) -> io::Result<()> {
+        self.0.push(link(path, |path, kind| connect_until(path, kind, end))?);
+        Ok(())
+    }
+
+    /// The descriptors, to be kept through phase 2.
+    pub fn as_raw_fds(&self) -> Vec<RawFd> {
+        self.0.iter().flat_map(|(rpc, lane)| [rpc.as_raw_fd(), lane.as_raw_fd()]).collect()
+    }
+
+    /// Begins to talk. Needs the runtime.
+    pub fn connect(self) -> Result<Vec<Connection>, Fault> {
+        self.0.into_iter().map(|(rpc, lane)| Connection::from_fds(rpc, lane)).collect()
+    }
+}
+
+/// Connects to a vat's socket and its lane, each as `connect` does.
+pub fn link(path: &Path, connect: impl Fn(&Path, SocketType) -> io::Result<OwnedFd>) -> io::Result<Link> {
+    Ok((connect(path, SocketType::STREAM)?, connect(&schema::paths::lane(path), SocketType::SEQPACKET)?))
+}
+
+/// Connects at once, or not: `WouldBlock` says that somebody is there, whose queue is full.
+pub fn connect(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// Connects, and waits for a place in the queue.
+pub fn connect_in_time(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
+    connect_until(path, kind, Instant::now() + CALL_DEADLINE)
+}
+
+fn connect_until(path: &Path, kind: SocketType, end: Instant) -> io::Result<OwnedFd> {
+    let begin = Instant::now();
+    loop {
+        match connect(path, kind) {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock && !passes(&e) => return Err(e),
+            Err(e) if Instant::now() > end && e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+            Err(_) if Instant::now() > end => {
+                let why = format!("its queue has been full for {} s", begin.elapsed().as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Err(_) => std::thread::sleep(MOMENT),
+            connected => return connected,
+        }
+    }
+}
+
+/// Whether the kernel lacks something just now.
+fn passes(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(ipc::passes)
+}
+
+/// Nobody serves there: it ends just now, or has ended. Any other failure is one of ours.
+pub fn has_ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected, NotFound};
+    matches!(error.kind(), NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | NotConnected)
+}
+
+/// What this program talks to others on. Made before the narrow phase.
+pub fn runtime() -> Result<Runtime, Fault> {
+    Runtime::new().map_err(|e| {
+        let remedy = "Raise this user's limit of open files";
+        Fault::new(Code::Unavailable, "prepare to talk to others", chain(&e), remedy)
+    })
+}
+
+/// A service's text.
+pub fn text(reader: capnp::text::Reader<'_>) -> Result<String, Fault> {
+    Ok(reader.to_string().map_err(capnp::Error::from)?)
+}
+
+/// A service that was handed a file, or its text, cannot say which file that was: `tried` does.
+pub fn of_file(tried: &str, mut fault: Fault) -> Fault {
+    if fault.tried != tried {
+        fault.tried = format!("{tried}: {}", fault.tried);
+    }
+    fault
+}

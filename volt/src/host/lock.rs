@@ -1,0 +1,84 @@
+//! The lock that decides who starts or clears away services, or VMs' sockets.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use ipc::{Code, Fault};
+use rustix::fs::FlockOperation;
+
+/// How long to wait before it is tried again.
+const MOMENT: Duration = Duration::from_millis(10);
+/// How long the lock may go from one to the next before it comes to us.
+const QUEUE: Duration = Duration::from_secs(60);
+
+/// A directory, to be locked.
+pub fn open_dir(dir: &Path) -> Result<OwnedFd, Fault> {
+    File::open(dir).map(OwnedFd::from).map_err(|e| {
+        let remedy = "Make it readable for this user";
+        Fault::new(Code::Unavailable, format!("open {}", dir.display()), e.to_string(), remedy)
+    })
+}
+
+/// Opens a directory and takes the [`lock`] on it, for as long as it goes from one to the next. Where somebody keeps it for too long, it says who.
+pub fn take_lock(path: &Path) -> Result<OwnedFd, Fault> {
+    let give_up = Instant::now() + QUEUE;
+    loop {
+        let dir = open_dir(path)?;
+        let whose = dir.try_clone().ok();
+        let holds = || whose.as_ref().and_then(holder);
+        let before = holds();
+        let mut fault = match lock(dir, path) {
+            Ok(lock) => return Ok(lock),
+            Err(fault) => fault,
+        };
+        let now = holds();
+        // Of those who start hundreds of VMs at once, each has it for a moment, and between two nobody has.
+        if (now.is_none() || now != before) && Instant::now() < give_up {
+            continue;
+        }
+        if let Some(pid) = now {
+            fault.why = format!("{} ({pid})", fault.why);
+            fault.remedy = format!(
+                "See what it does: ps {pid}. If it is stopped (state T), kill -CONT {pid} lets it go on, and kill -KILL {pid} ends it"
+            );
+        }
+        return Err(fault);
+    }
+}
+
+/// Who has the lock on a directory, as `/proc/locks` tells (proc_locks(5)).
+fn holder(dir: &OwnedFd) -> Option<u32> {
+    let stat = rustix::fs::fstat(dir).ok()?;
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let file = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let line = locks.lines().find(|line| line.contains("FLOCK") && line.split_whitespace().any(|word| word == file))?;
+    let pid = line.split_whitespace().nth(4)?.parse().ok()?;
+    Path::new("/proc").join(format!("{pid}")).exists().then_some(pid)
+}
+
+/// Takes the lock that decides who starts or clears away services, or VMs' sockets: on the directory of their sockets itself,
+/// so that it leaves no file. Given back when the descriptor is closed. Who has it waits for nobody.
+pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Fault> {
+    let fault = |why: String| {
+        Fault::new(
+            Code::Unavailable,
+            format!("lock {}", runtime.display()),
+            why,
+            "See which volt process holds it: fuser -v on that directory",
+        )
+    };
+    // Held for as long as three sockets take to bind, so a short wait is enough; not for ever if a holder is stopped.
+    for _ in 0..500 {
+        match rustix::fs::flock(dir.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(dir),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(MOMENT),
+            Err(e) => return Err(fault(e.to_string())),
+        }
+    }
+    Err(fault("another process has held the lock for 5 s".into()))
+}
