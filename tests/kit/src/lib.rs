@@ -8,5 +8,6 @@
     reason = "a test that fails, panics"
 )]
 
+pub mod attempt;
 pub mod corpus;
 pub mod input;
