@@ -3,6 +3,7 @@
 use std::{borrow::Cow, io};
 
 use ipc::{Code, Fault};
+use service::Unserved;
 
 use crate::{config::Address, mark::Instance};
 
@@ -153,6 +154,16 @@ impl Error {
     /// The failure of a call, as schema/errors.capnp has it.
     pub fn fault(&self, tried: &str) -> Fault {
         Fault::new(self.code(), tried, ipc::chain(self), self.remedy())
+    }
+}
+
+impl From<Unserved> for Error {
+    fn from(unserved: Unserved) -> Error {
+        match unserved {
+            Unserved::Full(fault) => Error::Busy(fault.why),
+            Unserved::Late(limit) => Error::Deadline { seconds: limit.as_secs() },
+            Unserved::Lost => Error::Ending,
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 //! May touch rtnetlink, /dev/net/tun and one setting under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest memory, a frame, or
 //! any other file.
 //!
-//! Two threads: `main` speaks Cap'n Proto with peers ([`service`]), the worker speaks rtnetlink with the kernel ([`worker`], [`manager`]).
+//! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the worker owns the [`Manager`] and speaks rtnetlink with the kernel. A thread
+//! rather than a task: the kernel carries out rtnetlink requests while it holds its network lock, and a process waits for that lock without a
+//! way to give up. So the main thread never enters the kernel's network code, and its deadlines hold.
 
 mod bridge;
 mod config;
@@ -19,47 +21,30 @@ mod names;
 mod netlink;
 mod network;
 mod port;
+mod rpc;
 mod sandbox;
-mod service;
 mod tap;
-mod worker;
 
-use std::{
-    os::fd::{AsRawFd, RawFd},
-    path::Path,
-};
+use std::{os::fd::RawFd, path::Path};
 
 use clap::Parser;
-use confine::{Capability, Policy, User, caps};
-use ipc::{Lane, Limits, Listen};
+use confine::{Capability, caps};
+use ipc::Lane;
+use schema::programs::NETMGR;
+use service::{Options, Owner, Serving};
 
-use crate::{kernel::Kernel, manager::Manager, mark::Instance, monitor::Monitor, service::Host, worker::Tidy};
+use crate::{kernel::Kernel, manager::Manager, mark::Instance, monitor::Monitor, rpc::Host};
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
     #[command(flatten)]
-    listen: Listen,
+    options: Options,
     /// Which installation of Volt this is, of those that may share this network namespace: 1 to 32 of a-z and 0-9. Bridges and TAPs are marked
     /// with it, and those of another one are left alone.
     #[arg(long, value_name = "ID")]
     instance: Option<Instance>,
-    /// Become this user, with CAP_NET_ADMIN and no file in sight but the TAP device and the interfaces' IPv6 settings; takes root.
-    #[arg(long, value_name = "UID")]
-    user: Option<User>,
-    /// Whether to start where the kernel lacks a layer of confinement: strict or best-effort.
-    #[arg(long, default_value_t = Policy::BestEffort, value_name = "POLICY")]
-    confinement: Policy,
-}
-
-/// The program, from its arguments to its end.
-pub fn main() -> ! {
-    let served = run(&Arguments::parse());
-    if let Err(error) = &served {
-        confine::say!("netmgr: {}", ipc::chain(error));
-    }
-    confine::exit(served.is_err().into())
 }
 
 /// Why netmgr could not start, or ended.
@@ -69,63 +54,45 @@ enum Failure {
     NoRight,
     #[error("Cannot take stock of the network. {}", .0.remedy())]
     Kernel(#[source] error::Error),
-    #[error("Cannot serve")]
-    Serve(#[from] ipc::Error),
-    #[error("Cannot confine netmgr")]
-    Confine(#[from] confine::Error),
-    #[error("Cannot go on, as the thread that manages the network has panicked; report the line above as a defect")]
-    Panicked,
     #[error("Cannot hear of changes to interfaces")]
     Monitor(#[source] std::io::Error),
-    #[error("Cannot start the runtime")]
-    Runtime(#[source] std::io::Error),
+    #[error(transparent)]
+    Service(#[from] service::Error),
+}
+
+/// The program, from its arguments to its end.
+pub fn main() -> ! {
+    service::main(&NETMGR, run)
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
-    // Phase 1: wide. Nothing that a peer sent is read.
+    let (serving, worker, monitor) = start(arguments)?;
+    let (lane, watching) = (Lane::new().without_deposits(), worker.clone());
+    let offered = lane.clone();
+    let bootstrap = move |peer| Ok(Host::bootstrap(&worker, &offered, peer));
+    let watch = async move {
+        let Err(why) = monitor.watch(&watching).await;
+        Failure::Monitor(why)
+    };
+    serving.serve(lane, bootstrap, watch)
+}
+
+fn start(arguments: &Arguments) -> Result<(Serving, Owner<Manager>, Monitor), Failure> {
     if !caps::has_cap(None, caps::CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(false) {
         return Err(Failure::NoRight);
     }
-    let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
+    let wide = arguments.options.begin(&NETMGR)?;
     // Before stock is taken, so that no change comes between.
     let monitor = Monitor::open().map_err(Failure::Kernel)?;
     let instance = arguments.instance.clone().unwrap_or_default();
     let manager = Kernel::open().and_then(|kernel| Manager::recover(kernel, instance)).map_err(Failure::Kernel)?;
     warn_of_bridge_filter();
-    let keep: Vec<RawFd> =
-        endpoint.as_fds().iter().map(AsRawFd::as_raw_fd).chain(manager.fds()).chain([monitor.fd()]).collect();
+    let fds: Vec<RawFd> = manager.fds().chain([monitor.fd()]).collect();
 
-    // Phase 2: narrow.
-    let limits = Limits::of_service();
-    let confined = sandbox::confine(arguments.confinement, arguments.user, &keep)?;
-    let (worker, inbox) = worker::queue();
-    let runtime = ipc::Runtime::new().map_err(Failure::Runtime)?;
-    let (ended, end) = tokio::sync::oneshot::channel::<()>();
-    confined.spawn("worker", &sandbox::worker(), move || {
-        let _ended = ended;
-        inbox.run(manager);
-    })?;
-    confined.enter(&sandbox::rpc())?;
-    let lane = Lane::new().without_deposits();
-    let serve = ipc::serve(endpoint, clients, lane.clone(), limits, arguments.listen.idle_exit(), {
-        let worker = worker.clone();
-        move |peer| Ok(Host::bootstrap(&worker, &lane, peer))
-    });
-    runtime.run(async {
-        let outcome = tokio::select! {
-            outcome = serve => outcome,
-            Err(why) = monitor.watch(&worker) => return Err(Failure::Monitor(why)),
-            // This side has a handle, so it can only have panicked.
-            _ = end => return Err(Failure::Panicked),
-        };
-        // What the last connection's end has released is off the host before netmgr is.
-        let all = |manager: &mut Manager| {
-            while manager.tidy() {}
-            Ok(())
-        };
-        let _ = worker.ask(all).await;
-        Ok(outcome?)
-    })
+    let wide = wide.keep(|sandbox| sandbox::keep(sandbox, arguments.options.user(), &fds))?;
+    let mut starting = wide.confine::<Failure>()?;
+    let worker = starting.thread("worker", &sandbox::worker(), || Ok(manager))?;
+    Ok((starting.enter(&sandbox::rpc())?, worker, monitor))
 }
 
 /// Where this is on, iptables rules of the host see what guests on one bridge send to each other. It is the whole network namespace's, and
@@ -136,5 +103,41 @@ fn warn_of_bridge_filter() {
         confine::say!(
             "netmgr: net.bridge.bridge-nf-call-iptables is 1: the host's iptables rules apply between guests too. If they cannot reach each other: sysctl -w net.bridge.bridge-nf-call-iptables=0."
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::thread::UnshareFlags;
+    use testkit::attempt::attempt;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_said_under_each_thread_s_filter_and_one_of_the_worker_ends_netmgr() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("skipped: making a network namespace takes root");
+        }
+        attempt(|| {
+            // SAFETY: this process's only thread leaves for a network namespace of its own; no memory or descriptor is shared less.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            let socket = tempfile::tempdir().unwrap().keep().join("s");
+            let arguments = Arguments::parse_from(["netmgr", "--socket", socket.to_str().unwrap()]);
+            let (serving, worker, _monitor) = start(&arguments).unwrap();
+            let panics = async move {
+                std::panic::catch_unwind(|| panic!("on the main thread")).unwrap_err();
+                let asked = worker.ask(|_| -> Result<(), error::Error> { panic!("on the worker thread") }).await;
+                assert!(matches!(asked, Err(error::Error::Ending)));
+                std::future::pending::<Failure>().await
+            };
+            let bootstrap = |_| Err(ipc::Fault::new(ipc::Code::Internal, "connect", "nobody does", ""));
+            let ended = serving.serve(Lane::new(), bootstrap, panics).unwrap_err();
+            confine::say!("{}", ipc::chain(&ended));
+        })
+        .passes()
+        .says("on the main thread")
+        .says("thread 'worker' panicked")
+        .says("on the worker thread")
+        .says("the worker thread has ended; start this service again, which takes over what is kept and held: it panicked in the middle");
     }
 }

@@ -6,15 +6,17 @@
 //! second one. At start, with each attach and whenever the kernel tells of a change ([`Manager::mend`]) what is there is compared with
 //! what should be, and brought back to it. What carries no mark of ours is never changed.
 //!
-//! Ports that are given up go a little later, many at a time ([`Tidy`]), so that nobody's end is in front of another's start.
+//! Ports that are given up go a little later, many at a time ([`State::tidy`]), so that nobody's end is in front of another's start.
 
 use std::{
     collections::BTreeMap,
     os::fd::{OwnedFd, RawFd},
     sync::Arc,
+    time::Duration,
 };
 
 use rtnetlink::LinkUnspec;
+use service::{Lost, State};
 use tokio::sync::watch;
 
 use schema::net::Mac;
@@ -28,7 +30,6 @@ use crate::{
     names,
     network::{Fate, Held, Network, Port, Quota},
     port::{self, Made, Wanted},
-    worker::{Answer, Tidy},
 };
 
 const MAX_NETWORKS: usize = schema::host_capnp::MAX_NETWORKS as usize;
@@ -95,10 +96,13 @@ pub struct Account {
     pub tenant: Option<TenantId>,
 }
 
+/// Who waits for a port to be off the host.
+type Answer = service::Answer<(), Error>;
+
 /// A port on its way off the host, and who waits for that.
 struct Leaving {
     id: PortId,
-    answer: Option<Answer<()>>,
+    answer: Option<Answer>,
 }
 
 /// All that netmgr knows.
@@ -311,7 +315,7 @@ impl Manager {
     }
 
     /// Gives a port up. Once it is off the host, `answer` is told. One that has gone already is no error.
-    pub fn release(&mut self, id: PortId, answer: Option<Answer<()>>) {
+    pub fn release(&mut self, id: PortId, answer: Option<Answer>) {
         let network = self.networks.get_mut(&id.network.name).filter(|network| network.serial == id.network.serial);
         let port = network.and_then(|network| network.ports.get(&id.workload)).filter(|port| port.is(id.serial));
         match port.and_then(|port| port.held.as_ref()) {
@@ -381,9 +385,18 @@ impl Manager {
     }
 }
 
-impl Tidy for Manager {
-    fn tidy(&mut self) -> bool {
-        self.take_off(|_, _| true)
+impl State for Manager {
+    const DEADLINE: Option<Duration> = Some(Duration::from_secs(10));
+    // What the last connection's end has released is off the host before netmgr is, if the kernel lets it.
+    const FAREWELL: Option<Duration> = Manager::DEADLINE;
+
+    /// TAPs that nobody else has open go with the process, and a new netmgr reads from the kernel what is there.
+    fn renew(&mut self) -> Result<(), Lost> {
+        Err("it panicked in the middle of a change to the network; report the line above as a defect".into())
+    }
+
+    fn tidy(&mut self) -> Result<bool, Lost> {
+        Ok(self.take_off(|_, _| true))
     }
 }
 

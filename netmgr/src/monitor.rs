@@ -2,6 +2,7 @@
 //! comes over it only whether it may concern a network, and asks the kernel for nothing: a look at the network is the worker's.
 
 use std::{
+    convert::Infallible,
     io::{self, IoSliceMut},
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     time::Duration,
@@ -12,9 +13,10 @@ use rustix::{
     io::Errno,
     net::{RecvAncillaryBuffer, RecvFlags},
 };
+use service::Owner;
 use tokio::{io::Interest, time::sleep};
 
-use crate::{error::Error, worker::Worker};
+use crate::{error::Error, manager::Manager};
 
 /// RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_IFADDR (linux/rtnetlink.h). The last one tells that somebody has
 /// switched the host's IPv6 on on a bridge: the setting itself has no message.
@@ -56,7 +58,7 @@ impl Monitor {
     }
 
     /// Has all looked at after each change, and again until all is as it should be; ends when the socket fails.
-    pub async fn watch(self, worker: &Worker) -> io::Result<()> {
+    pub async fn watch(self, worker: &Owner<Manager>) -> io::Result<Infallible> {
         let socket = ipc::watch(self.0, Interest::READABLE)?;
         // What could not be mended at the start is looked at again as well.
         let (mut settled, mut pause) = (false, PAUSE);

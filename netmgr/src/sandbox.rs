@@ -2,23 +2,15 @@
 
 use std::{os::fd::RawFd, path::Path};
 
-use confine::{Capability, Confined, Error, Filter, Limit, Policy, Root, Rule, Sandbox, User, base};
-
-use schema::programs::NETMGR;
+use confine::{Capability, Error, Filter, Limit, Root, Rule, Sandbox, User, base};
 
 use crate::{ipv6, tap};
 
-/// Phase 2 for the process: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv6 settings if
+/// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv6 settings if
 /// they are there; as `user`, and with no other file in sight, if there is one to become.
-pub fn confine(policy: Policy, user: Option<User>, keep: &[RawFd]) -> Result<Confined, Error> {
-    let mut sandbox = Sandbox::new(NETMGR.title, policy)
-        .keep_capability(Capability::CAP_NET_ADMIN)
-        .limit(Limit::AddressSpace, 1 << 30);
-    // One a port, one a waiting token, two a connection.
-    sandbox = sandbox.limit(Limit::OpenFiles, ipc::OPEN_FILES);
-    for fd in keep {
-        sandbox = sandbox.keep_fd(*fd);
-    }
+pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandbox, Error> {
+    let sandbox = sandbox.keep_capability(Capability::CAP_NET_ADMIN).limit(Limit::AddressSpace, 1 << 30);
+    let mut sandbox = fds.iter().fold(sandbox, |sandbox, fd| sandbox.keep_fd(*fd));
     let (tun, settings) = (Path::new(tap::DEVICE), Path::new(ipv6::FOLDER));
     let (has_tun, has_settings) = (tun.exists(), settings.exists());
     let mut root = Root::empty();
@@ -39,7 +31,7 @@ pub fn confine(policy: Policy, user: Option<User>, keep: &[RawFd]) -> Result<Con
     if let Some(user) = user {
         (sandbox, _) = sandbox.user(user).root(&root, false)?;
     }
-    sandbox.confine()
+    Ok(sandbox)
 }
 
 /// The thread that peers talk to: sockets that are there, and those that it accepts. It cannot open a file or make a socket.

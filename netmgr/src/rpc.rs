@@ -10,20 +10,20 @@ use schema::{
     host_capnp::{host, tenant},
     network_capnp::{MAX_PORTS, network, network_config, network_info, port, port_factory, port_info},
 };
+use service::Owner;
 
 use crate::{
     config::Config,
     error::Error,
-    manager::{Account, NetworkId, NewPort, PortFacts, TenantId},
+    manager::{Account, Manager, NetworkId, NewPort, PortFacts, TenantId},
     names,
     network::{Fate, Quota},
-    worker::Worker,
 };
 
 /// What every object of one connection has.
 #[derive(Clone)]
 pub struct Context {
-    worker: Worker,
+    worker: Owner<Manager>,
     lane: Lane,
     peer: Peer,
 }
@@ -33,7 +33,7 @@ pub struct Host(Context);
 
 impl Host {
     /// What a client gets on connecting.
-    pub fn bootstrap(worker: &Worker, lane: &Lane, peer: Peer) -> capnp::capability::Client {
+    pub fn bootstrap(worker: &Owner<Manager>, lane: &Lane, peer: Peer) -> capnp::capability::Client {
         let host: host::Client = new_client(Host(Context { worker: worker.of(peer), lane: lane.clone(), peer }));
         host.client
     }
@@ -122,7 +122,7 @@ async fn network_id(context: &Context, name: Result<&str, Error>) -> Result<Netw
 /// Ends its tenant when it is dropped.
 struct HeldTenant {
     id: TenantId,
-    worker: Worker,
+    worker: Owner<Manager>,
 }
 
 impl Drop for HeldTenant {
@@ -246,7 +246,7 @@ impl port_factory::Server for Factory {
 /// Releases its port when it is dropped.
 struct HeldPort {
     port: NewPort,
-    worker: Worker,
+    worker: Owner<Manager>,
 }
 
 impl Drop for HeldPort {
