@@ -14,7 +14,7 @@ pub const MAX_QUEUES: usize = 16;
 
 /// Serves one raw disk image to one virtual machine over vhost-user.
 #[derive(Debug, Parser)]
-#[command(name = "vhost-blk-backend", version)]
+#[command(version)]
 pub struct Args {
     #[command(flatten)]
     pub common: Options,

@@ -55,7 +55,7 @@ fn config_space(sectors: u64, queues: usize) -> [u8; 60] {
 
 impl Device for Block {
     type Worker = Queue;
-    const PROGRAM: &'static str = "vhost-blk-backend";
+    const PROGRAM: &'static str = schema::programs::BLK_BACKEND.program;
     const VIRTIO_ID: u32 = 2;
 
     fn features(&self) -> u64 {

@@ -13,7 +13,7 @@ const MIN_MTU: u16 = 68;
 
 /// Connects one virtual machine to one TAP interface over vhost-user.
 #[derive(Debug, Parser)]
-#[command(name = "vhost-net-backend", version)]
+#[command(version)]
 pub struct Args {
     #[command(flatten)]
     pub common: Options,

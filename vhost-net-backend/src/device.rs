@@ -50,7 +50,7 @@ impl Net {
 
 impl Device for Net {
     type Worker = QueuePair;
-    const PROGRAM: &'static str = "vhost-net-backend";
+    const PROGRAM: &'static str = schema::programs::NET_BACKEND.program;
     const VIRTIO_ID: u32 = 1;
 
     fn features(&self) -> u64 {
