@@ -33,7 +33,8 @@ pub fn netlink_answers(data: &[u8]) {
                 let _why = answer(error.raw_code(), &error.header);
             }
             NetlinkPayload::Done(done) => {
-                assert_eq!(answer(done.code, &done.extended_ack).is_ok(), done.code == 0);
+                let all_well = matches!(answer(done.code, &done.extended_ack), Ok(Ok(())));
+                assert_eq!(all_well, done.code == 0);
             }
             _ => {}
         }

@@ -48,6 +48,32 @@ fn tree_names_no_host_to_download_from() -> Result<()> {
 }
 
 #[test]
+fn every_fuzz_target_has_inputs_which_ordinary_tests_replay() -> Result<()> {
+    let root = Workspace::find()?.root;
+    let table = fs::read_to_string(root.join("fuzz/src/targets.rs"))?;
+    let named = |line: &str| Some(line.trim().strip_prefix("(\"")?.split_once('"')?.0.to_owned());
+    let mut targets: Vec<String> = table.lines().filter_map(named).collect();
+    targets.sort();
+    ensure!(!targets.is_empty(), "There is no target in fuzz/src/targets.rs");
+    let mut found = Vec::new();
+    files(&root, &mut found)?;
+    let corpus = root.join("fuzz/corpus");
+    let mut kept: Vec<String> =
+        found.iter().filter_map(|path| Some(path.strip_prefix(&corpus).ok()?.parent()?.to_str()?.to_owned())).collect();
+    kept.sort();
+    kept.dedup();
+    ensure!(targets == kept, "Targets are {targets:?}, and inputs there are for {kept:?}");
+    let tests = found.iter().filter(|path| path.ends_with("fuzzing.rs"));
+    let tests = tests.map(fs::read_to_string).collect::<Result<String, _>>()?;
+    let lost: Vec<_> = targets.iter().filter(|target| !tests.contains(&format!("replay(\"{target}\","))).collect();
+    ensure!(lost.is_empty(), "No test replays {lost:?}");
+    let large = found.iter().filter(|path| path.starts_with(&corpus));
+    let large: Vec<_> = large.filter(|path| fs::metadata(path).is_ok_and(|of| of.len() > 4096)).collect();
+    ensure!(large.is_empty(), "Inputs have 4096 bytes at most: {large:?}");
+    Ok(())
+}
+
+#[test]
 fn programs_say_their_lines_in_the_way_that_cannot_end_them() -> Result<()> {
     let root = Workspace::find()?.root;
     let mut found = Vec::new();
