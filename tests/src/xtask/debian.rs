@@ -129,7 +129,8 @@ fn newest(meta: &str) -> Result<(String, String)> {
     Ok((package.to_owned(), release))
 }
 
-fn download(dir: &Path, package: &str) -> Result<()> {
+/// Downloads a package of this machine's architecture into `dir`.
+pub fn download(dir: &Path, package: &str) -> Result<()> {
     run(Command::new("apt-get")
         .args(["download", "-q", package])
         // The fetching user of apt cannot write below a private target directory.

@@ -1,6 +1,7 @@
 //! `cargo xtask demo | test | bench | soak | blast-radius`: shows Volt at work, proves it, measures it. Installs what it needs from Debian's
 //! archive; keeps its files below cargo's target directory.
 
+mod aarch64;
 mod bench;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod blast_radius;
@@ -32,6 +33,7 @@ usage: cargo xtask demo               boot a stock Debian kernel in a microVM an
        cargo xtask soak NAME [COUNT]  run a test in its long form: restarts (of each service under ten VMs, 200 times)
        cargo xtask soak fuzz [SECONDS] [TARGET]...
                                       look for inputs that break a promise: 600 s a target, all targets if none is named
+       cargo xtask check-aarch64      see whether what is meant for aarch64 compiles for it
        cargo xtask deny               check what Volt is built on: licences, sources, crates that are there twice
        cargo xtask blast-radius       have the escape suite try everything and write what succeeds into docs/SECURITY.md";
 
@@ -56,6 +58,7 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         ["demo"] => demo::run(&Workspace::find()?),
         ["test", tiers @ ..] => test::run(&Workspace::find()?, tiers),
         ["bench", names @ ..] => bench::run(&Workspace::find()?, names).map(|()| ExitCode::SUCCESS),
+        ["check-aarch64"] => aarch64::run(&Workspace::find()?),
         ["deny"] => deny::run(&Workspace::find()?),
         ["soak", "fuzz", words @ ..] => fuzz::run(&Workspace::find()?, words),
         ["soak", name] => soak::run(&Workspace::find()?, name, None),
