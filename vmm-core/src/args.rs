@@ -1,5 +1,8 @@
 //! Command-line arguments to a validated [`Config`]. Sees only argv and the state of the inherited descriptors, before
 //! confinement; opens nothing.
+//!
+//! By hand, and not by `clap`: another program writes these arguments, and whatever parses them stays in the process that a guest
+//! attacks.
 
 use crate::error::Error;
 use crate::layout;

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::console::Console;
 use crate::error::Error;
 use crate::lifecycle::{Exit, Lifecycle, Reason, State};
-use crate::vcpu::{Kick, kick_signal};
+use crate::vcpu::{ImmediateExit, exit_signal};
 use crate::virtio::{self, MmioDevice};
 
 /// How long vCPUs may take to leave the guest, and the console to take the last words.
@@ -48,7 +48,7 @@ pub struct Control {
     /// Its thread.
     pub console_thread: JoinHandle<()>,
     /// vCPU threads, which never end, and how to get each out of the guest.
-    pub vcpus: Vec<(JoinHandle<()>, Kick)>,
+    pub vcpus: Vec<(JoinHandle<()>, ImmediateExit)>,
     /// Devices whose handshakes a start waits for.
     pub devices: Vec<Arc<MmioDevice>>,
     /// Bytes of RAM.
@@ -61,7 +61,7 @@ pub fn filter() -> Filter {
         .with(&confine::base::tokio())
         // pthread_kill: getpid is its own, and so are the signals that it blocks meanwhile.
         .allow(&[libc::SYS_getpid, libc::SYS_rt_sigprocmask])
-        .allow_if(libc::SYS_tgkill, vec![Rule::eq(2, kick_signal() as u32)])
+        .allow_if(libc::SYS_tgkill, vec![Rule::eq(2, exit_signal() as u32)])
 }
 
 /// Serves the link until the VM has ended and its end was told, or until the link ends. Says why the VM ended.
@@ -118,11 +118,16 @@ async fn serve(control: Control) -> Result<Exit, Error> {
 }
 
 /// Gets the vCPUs out of the guest and the last words to the console, as far as they come in time.
-async fn wind_up(life: &Lifecycle, console: &Console, thread: &JoinHandle<()>, vcpus: &[(JoinHandle<()>, Kick)]) {
-    for (thread, kick) in vcpus {
-        kick.no_reentry();
+async fn wind_up(
+    life: &Lifecycle,
+    console: &Console,
+    thread: &JoinHandle<()>,
+    vcpus: &[(JoinHandle<()>, ImmediateExit)],
+) {
+    for (thread, immediate_exit) in vcpus {
+        immediate_exit.set();
         // SAFETY: the thread never ends before the process does, so its handle stays good.
-        let _ = unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+        let _ = unsafe { libc::pthread_kill(thread.as_pthread_t(), exit_signal()) };
     }
     let limit = Instant::now() + WIND_UP;
     while life.parked() < vcpus.len() && Instant::now() < limit {

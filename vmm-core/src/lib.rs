@@ -80,16 +80,16 @@ pub fn run(config: Config) -> Result<(), Error> {
     }
     let confined = sandbox.confine()?;
 
-    vcpu::install_kick_handler()?;
+    vcpu::install_signal_handler()?;
     let machine = Machine::new(config)?;
     let (lifecycle, console) = (machine.lifecycle.clone(), machine.console.clone());
 
     let mut vcpus = Vec::new();
-    for (index, (vcpu, kick)) in machine.vcpus.into_iter().zip(machine.kicks).enumerate() {
+    for (index, (vcpu, immediate_exit)) in machine.vcpus.into_iter().zip(machine.immediate_exits).enumerate() {
         let filter = vcpu::filter(vcpu.as_raw_fd());
         let (bus, lifecycle) = (machine.bus.clone(), lifecycle.clone());
         let thread = confined.spawn(&format!("vcpu{index}"), &filter, move || vcpu::run(vcpu, &bus, &lifecycle))?;
-        vcpus.push((thread, kick));
+        vcpus.push((thread, immediate_exit));
     }
     let mut devices = Vec::new();
     for (index, (device, thread)) in machine.devices.into_iter().enumerate() {

@@ -19,7 +19,7 @@ use crate::lifecycle::Lifecycle;
 use crate::memory::{self, Ram};
 use crate::power::Power;
 use crate::serial::Com1;
-use crate::vcpu::Kick;
+use crate::vcpu::ImmediateExit;
 use crate::virtio::{self, DeviceSpec, DeviceThread, MmioDevice, Platform};
 use crate::{acpi, boot, kernel, kvm, layout, registers};
 
@@ -28,7 +28,7 @@ pub struct Machine {
     /// In the order of their APIC ids.
     pub vcpus: Vec<VcpuFd>,
     /// One for each vCPU.
-    pub kicks: Vec<Kick>,
+    pub immediate_exits: Vec<ImmediateExit>,
     /// What vCPUs reach.
     pub bus: Arc<Bus>,
     /// Created, running, ended.
@@ -86,7 +86,7 @@ impl Machine {
         if let Some(first) = vcpus.first_mut() {
             start_workers(first)?;
         }
-        let kicks = vcpus.iter().map(Kick::new).collect::<Result<_, _>>()?;
+        let immediate_exits = vcpus.iter().map(ImmediateExit::new).collect::<Result<_, _>>()?;
 
         let ended = eventfd()?;
         let lifecycle = Arc::new(Lifecycle::new(ended.try_clone().map_err(Error::host("duplicate an eventfd"))?));
@@ -97,7 +97,7 @@ impl Machine {
         let registers = devices.iter().map(|(device, _)| device.clone() as Arc<dyn Registers>).collect();
         Ok(Machine {
             vcpus,
-            kicks,
+            immediate_exits,
             bus: Arc::new(Bus::new(com1.clone(), Power::new(lifecycle.clone()), registers)),
             lifecycle,
             ended,

@@ -23,16 +23,16 @@ pub fn filter(vcpu: RawFd) -> Filter {
         .with(&base::timed_wait()) // a device's answer
         .allow(&[
             libc::SYS_futex,        // locks, the start, the end
-            libc::SYS_rt_sigreturn, // the kick
+            libc::SYS_rt_sigreturn, // `exit_signal`
         ])
 }
 
-/// How other threads get a vCPU out of the guest.
-pub struct Kick(&'static AtomicU8);
+/// `immediate_exit` of a vCPU (KVM API, 5), by which other threads get it out of the guest.
+pub struct ImmediateExit(&'static AtomicU8);
 
-impl Kick {
+impl ImmediateExit {
     /// Maps the vCPU's `kvm_run` once more, for good.
-    pub fn new(vcpu: &VcpuFd) -> Result<Kick, Error> {
+    pub fn new(vcpu: &VcpuFd) -> Result<ImmediateExit, Error> {
         use rustix::mm::{MapFlags, ProtFlags};
         let size = size_of::<kvm_bindings::kvm_run>();
         let flag = std::mem::offset_of!(kvm_bindings::kvm_run, immediate_exit);
@@ -50,29 +50,29 @@ impl Kick {
                 0,
             );
             let run = run.map_err(Error::host("map a vCPU"))?.cast::<u8>();
-            Ok(Kick(AtomicU8::from_ptr(run.add(flag))))
+            Ok(ImmediateExit(AtomicU8::from_ptr(run.add(flag))))
         }
     }
 
     /// Makes the vCPU's next entry return at once. A signal gets it out of the present one.
-    pub fn no_reentry(&self) {
+    pub fn set(&self) {
         self.0.store(1, Ordering::SeqCst);
     }
 }
 
 /// The signal that gets a vCPU out of the guest.
-pub fn kick_signal() -> libc::c_int {
+pub fn exit_signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
-/// Makes the kick interrupt a call instead of ending the process.
-pub fn install_kick_handler() -> Result<(), Error> {
+/// Makes `exit_signal` interrupt a call instead of ending the process.
+pub fn install_signal_handler() -> Result<(), Error> {
     extern "C" fn nothing(_: libc::c_int) {}
     // SAFETY: the handler does nothing, which is safe at any point; all of the structure is initialised.
     let result = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = nothing as *const () as usize;
-        libc::sigaction(kick_signal(), &action, std::ptr::null_mut())
+        libc::sigaction(exit_signal(), &action, std::ptr::null_mut())
     };
     match result {
         0 => Ok(()),
@@ -116,7 +116,7 @@ fn enter(vcpu: &mut VcpuFd, bus: &Bus) -> Option<Exit> {
             return broken("KVM left the guest for a reason that does not belong to this machine", why.into());
         }
         Err(error) => match error.errno() {
-            // A kick; or a vCPU that waits for its start and was woken.
+            // `exit_signal`; or a vCPU that waits for its start and was woken.
             libc::EINTR | libc::EAGAIN => {}
             errno => return broken("KVM_RUN failed, errno", u64::from(errno.unsigned_abs())),
         },

@@ -41,7 +41,7 @@ struct State {
 
 enum Phase {
     /// Until the handshake is through.
-    Shaking,
+    Handshake,
     Ready,
     Failed(Cow<'static, str>),
 }
@@ -112,19 +112,19 @@ impl MmioDevice {
     /// The backend failed, or `deadline` passed.
     pub fn wait_ready(&self, deadline: Duration) -> Result<(), Error> {
         let limit = Instant::now() + deadline;
-        let settled = |state: &State| !matches!(state.phase, Phase::Shaking);
+        let settled = |state: &State| !matches!(state.phase, Phase::Handshake);
         let (state, _) = self.shared.wait(self.shared.lock(), limit, settled);
         match &state.phase {
             Phase::Ready => Ok(()),
             Phase::Failed(why) => Err(Error::Failed(why.to_string())),
-            Phase::Shaking => Err(Error::NotReady(deadline)),
+            Phase::Handshake => Err(Error::NotReady(deadline)),
         }
     }
 }
 
 impl Shared {
     pub(super) fn new(regs: Registers, wake: EventFd, config_call: EventFd, operation: Duration) -> Self {
-        let state = State { regs, phase: Phase::Shaking, job: Job::None };
+        let state = State { regs, phase: Phase::Handshake, job: Job::None };
         Self { state: Mutex::new(state), changed: Condvar::new(), wake, config_call, operation }
     }
 
@@ -136,7 +136,7 @@ impl Shared {
     /// The handshake is through.
     pub(super) fn ready(&self, offer: Offer) {
         let mut state = self.lock();
-        if matches!(state.phase, Phase::Shaking) {
+        if matches!(state.phase, Phase::Handshake) {
             state.regs.offer(offer);
             state.phase = Phase::Ready;
         }
@@ -180,7 +180,7 @@ impl Shared {
         self.fail_locked(&mut state, Cow::Owned(why));
         let reason = match &state.phase {
             Phase::Failed(reason) => reason.to_string(),
-            Phase::Shaking | Phase::Ready => String::new(),
+            Phase::Handshake | Phase::Ready => String::new(),
         };
         drop(state);
         self.changed.notify_all();

@@ -13,16 +13,16 @@ use super::regs::reg;
 pub(super) const KVM_IRQFD: u32 = 0x4020_ae76;
 pub(super) const KVM_IOEVENTFD: u32 = 0x4040_ae79;
 
-/// Joins eventfds to a device's QueueNotify register and to its interrupt line.
+/// Registers eventfds for a device's QueueNotify register and its interrupt line.
 pub(super) trait Events: Send {
     /// From now on a driver's notification of `queue` is written to `kick` by the kernel.
-    fn join_kick(&self, queue: u16, kick: &EventFd) -> io::Result<()>;
-    /// Undoes [`Events::join_kick`].
-    fn part_kick(&self, queue: u16, kick: &EventFd) -> io::Result<()>;
+    fn register_ioeventfd(&self, queue: u16, kick: &EventFd) -> io::Result<()>;
+    /// Undoes [`Events::register_ioeventfd`].
+    fn unregister_ioeventfd(&self, queue: u16, kick: &EventFd) -> io::Result<()>;
     /// From now on what is written to `call` interrupts the guest.
-    fn join_call(&self, call: &EventFd) -> io::Result<()>;
-    /// Undoes [`Events::join_call`].
-    fn part_call(&self, call: &EventFd) -> io::Result<()>;
+    fn register_irqfd(&self, call: &EventFd) -> io::Result<()>;
+    /// Undoes [`Events::register_irqfd`].
+    fn unregister_irqfd(&self, call: &EventFd) -> io::Result<()>;
 }
 
 /// [`Events`] of a device in a real VM.
@@ -40,19 +40,19 @@ impl KvmEvents {
 }
 
 impl Events for KvmEvents {
-    fn join_kick(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
+    fn register_ioeventfd(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
         Ok(self.vm.register_ioevent(kick, &self.notify, u32::from(queue))?)
     }
 
-    fn part_kick(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
+    fn unregister_ioeventfd(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
         Ok(self.vm.unregister_ioevent(kick, &self.notify, u32::from(queue))?)
     }
 
-    fn join_call(&self, call: &EventFd) -> io::Result<()> {
+    fn register_irqfd(&self, call: &EventFd) -> io::Result<()> {
         Ok(self.vm.register_irqfd(call, self.gsi)?)
     }
 
-    fn part_call(&self, call: &EventFd) -> io::Result<()> {
+    fn unregister_irqfd(&self, call: &EventFd) -> io::Result<()> {
         Ok(self.vm.unregister_irqfd(call, self.gsi)?)
     }
 }

@@ -32,14 +32,14 @@ pub(super) struct Vring {
 }
 
 /// What the device's user said about it.
-pub(super) struct Wishes {
+pub(super) struct DeviceOptions {
     pub virtio_id: u32,
     pub queue_size: u16,
     pub queues: Option<u16>,
     pub config: Option<Vec<u8>>,
 }
 
-/// The vhost-user link of one device.
+/// The vhost-user connection of one device.
 pub(super) struct Frontend {
     pub(super) channel: Channel,
     memfd: Arc<OwnedFd>,
@@ -59,7 +59,7 @@ impl Frontend {
 
     /// Owner, features, protocol features, queue count, configuration space, size of the rings: all that is needed to know what
     /// to offer to a driver.
-    pub(super) fn handshake(&mut self, wishes: &Wishes, deadline: Instant) -> Result<Offer, Error> {
+    pub(super) fn handshake(&mut self, options: &DeviceOptions, deadline: Instant) -> Result<Offer, Error> {
         self.set(request::SET_OWNER, &[], &[], deadline)?;
         let features = self.get(request::GET_FEATURES, &[], deadline)?;
         if features & VIRTIO_F_VERSION_1 == 0 {
@@ -76,28 +76,28 @@ impl Frontend {
             self.set(request::SET_PROTOCOL_FEATURES, &longs(&[wanted]), &[], deadline)?;
             self.protocol = wanted;
         }
-        let queues = self.queues(wishes, deadline)?;
+        let queues = self.queues(options, deadline)?;
         if self.has(protocol::BACKEND_REQ)
             && let Some(theirs) = self.channel.requests.take_theirs()
         {
             self.set(request::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()], deadline)?;
         }
-        let config = match self.find_config(wishes.virtio_id, deadline)? {
+        let config = match self.find_config(options.virtio_id, deadline)? {
             Some(config) => config,
-            None => wishes.config.clone().unwrap_or_default(),
+            None => options.config.clone().unwrap_or_default(),
         };
-        let hidden = kinds::hidden(wishes.virtio_id, queues, config.len());
-        let queue_size = self.ring_size(wishes.queue_size, queues, deadline)?;
+        let hidden = kinds::hidden(options.virtio_id, queues, config.len());
+        let queue_size = self.ring_size(options.queue_size, queues, deadline)?;
         Ok(Offer { features: features & OFFERABLE & !hidden, queues, queue_size, config })
     }
 
-    /// The longest rings that the backend takes, of all queues, up to those that are wished for. No request asks for that, so
+    /// The longest rings that the backend takes, of all queues, up to those that are asked for. No request asks for that, so
     /// they are tried, each half as long as the one before, while nobody uses them. Without REPLY_ACK nothing would tell.
-    fn ring_size(&mut self, wished: u16, queues: u16, deadline: Instant) -> Result<u16, Error> {
+    fn ring_size(&mut self, asked: u16, queues: u16, deadline: Instant) -> Result<u16, Error> {
         if !self.has(protocol::REPLY_ACK) {
-            return Ok(wished);
+            return Ok(asked);
         }
-        let (mut size, mut tried) = (wished, String::new());
+        let (mut size, mut tried) = (asked, String::new());
         loop {
             let taken = (0..queues).try_for_each(|index| {
                 self.set(request::SET_VRING_NUM, &words(&[index.into(), size.into()]), &[], deadline)
@@ -118,13 +118,13 @@ impl Frontend {
         }
     }
 
-    fn queues(&mut self, wishes: &Wishes, deadline: Instant) -> Result<u16, Error> {
-        let id = wishes.virtio_id;
+    fn queues(&mut self, options: &DeviceOptions, deadline: Instant) -> Result<u16, Error> {
+        let id = options.virtio_id;
         if !self.has(protocol::MQ) {
-            return Ok(wishes.queues.unwrap_or_else(|| kinds::least_queues(id)));
+            return Ok(options.queues.unwrap_or_else(|| kinds::least_queues(id)));
         }
         let has = self.get(request::GET_QUEUE_NUM, &[], deadline)?;
-        let asked = wishes.queues.unwrap_or_else(|| kinds::default_queues(id, has));
+        let asked = options.queues.unwrap_or_else(|| kinds::default_queues(id, has));
         if has == 0 || u64::from(asked) > kinds::most_queues(id, has) {
             return Err(Error::TooFewQueues { asked, has });
         }
@@ -139,8 +139,8 @@ impl Frontend {
         vrings: &[Vring],
         deadline: Instant,
     ) -> Result<(), Error> {
-        let link = if self.extended { VHOST_USER_F_PROTOCOL_FEATURES } else { 0 };
-        self.set(request::SET_FEATURES, &longs(&[activation.features | link]), &[], deadline)?;
+        let transport = if self.extended { VHOST_USER_F_PROTOCOL_FEATURES } else { 0 };
+        self.set(request::SET_FEATURES, &longs(&[activation.features | transport]), &[], deadline)?;
         let memfd = Arc::clone(&self.memfd);
         let fds: Vec<BorrowedFd<'_>> = self.regions.iter().map(|_| memfd.as_fd()).collect();
         let table = memory_table(&self.regions);

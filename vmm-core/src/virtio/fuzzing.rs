@@ -11,7 +11,7 @@ use testkit::input::Input;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::channel::Channel;
-use super::frontend::{Frontend, Vring, Wishes};
+use super::frontend::{DeviceOptions, Frontend, Vring};
 use super::regs::{Action, Offer, Registers, reg, status};
 use super::requests::BackendRequests;
 use super::ring::Ring;
@@ -241,14 +241,14 @@ pub fn vhost_user_answers(data: &[u8]) {
     backend.shutdown(Shutdown::Write).expect("it is connected");
     asking.shutdown(Shutdown::Write).expect("it is connected");
 
-    let wishes = Wishes {
+    let options = DeviceOptions {
         virtio_id: virtio_id.into(),
         queue_size: 256,
         queues: (queues != 0).then_some(u16::from(queues).min(MAX_QUEUES)),
         config: (config != 0).then(|| vec![7; config.into()]),
     };
     let mut frontend = Frontend::new(Channel::new(socket, requests), Arc::clone(&MEMFD), regions());
-    let why = converse(&mut frontend, &wishes).err();
+    let why = converse(&mut frontend, &options).err();
     assert!(!matches!(why, Some(Error::Timeout { .. })), "all was there");
     assert!(why.is_none_or(|why| !why.to_string().is_empty()));
     // What it asks of us comes by itself: as many messages as there are, and the end.
@@ -261,15 +261,15 @@ pub fn vhost_user_answers(data: &[u8]) {
 }
 
 /// One device from its handshake to its reset.
-fn converse(frontend: &mut Frontend, wishes: &Wishes) -> Result<(), Error> {
+fn converse(frontend: &mut Frontend, options: &DeviceOptions) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
-    let offer = frontend.handshake(wishes, deadline)?;
+    let offer = frontend.handshake(options, deadline)?;
     assert_eq!(offer.features & !OFFERABLE, 0);
     assert!((1..=MAX_QUEUES).contains(&offer.queues) && offer.config.len() <= MAX_CONFIG);
-    assert!(offer.queue_size.is_power_of_two() && offer.queue_size <= wishes.queue_size);
+    assert!(offer.queue_size.is_power_of_two() && offer.queue_size <= options.queue_size);
 
     let (queues, size) = (offer.queues.min(3), offer.queue_size);
-    let mut regs = Registers::new(wishes.virtio_id, regions());
+    let mut regs = Registers::new(options.virtio_id, regions());
     regs.offer(offer);
     negotiate(&mut regs, VIRTIO_F_VERSION_1);
     for index in 0..queues {

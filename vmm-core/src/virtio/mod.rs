@@ -1,7 +1,7 @@
 //! Virtio devices of the VM: the virtio-mmio transport and the vhost-user frontend behind it.
 //!
-//! May touch: the registers a guest reaches by MMIO, one connected vhost-user socket a device, the eventfds that
-//! join guest and backend, and the *extent* of guest RAM. Must never see: what is in guest RAM. A virtqueue's
+//! May touch: the registers a guest reaches by MMIO, one connected vhost-user socket a device, the eventfds
+//! between guest and backend, and the *extent* of guest RAM. Must never see: what is in guest RAM. A virtqueue's
 //! descriptors and rings are read by backends only.
 //!
 //! Data meets the parts in this order:

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::channel::Channel;
 use super::device::{MmioDevice, Shared, Work};
 use super::events::{Events, KVM_IOEVENTFD, KVM_IRQFD, eventfd};
-use super::frontend::{Frontend, Vring, Wishes};
+use super::frontend::{DeviceOptions, Frontend, Vring};
 use super::regs::{Activation, Registers};
 use super::requests::BackendRequests;
 use super::wire::MAX_REGIONS;
@@ -40,7 +40,7 @@ pub struct DeviceThread {
     shared: Arc<Shared>,
     frontend: Frontend,
     events: Box<dyn Events>,
-    wishes: Wishes,
+    options: DeviceOptions,
     deadlines: Deadlines,
     /// The rings that the backend uses now.
     vrings: Vec<Vring>,
@@ -69,7 +69,7 @@ pub(super) fn build(
     }
     let event = || eventfd().map_err(|source| Error::Host { what: "make an eventfd", source });
     let (wake, config_call) = (event()?, event()?);
-    events.join_call(&config_call).map_err(|source| Error::Host { what: "join an eventfd to an interrupt", source })?;
+    events.register_irqfd(&config_call).map_err(|source| Error::Host { what: "register an irqfd", source })?;
     let regs = Registers::new(virtio_id, regions.clone());
     let shared = Arc::new(Shared::new(regs, wake, config_call, deadlines.operation));
     let channel = Channel::new(socket, BackendRequests::new()?);
@@ -77,7 +77,7 @@ pub(super) fn build(
         shared: Arc::clone(&shared),
         frontend: Frontend::new(channel, memfd, regions),
         events,
-        wishes: Wishes { virtio_id, queue_size, queues, config },
+        options: DeviceOptions { virtio_id, queue_size, queues, config },
         deadlines,
         vrings: Vec::new(),
     };
@@ -108,14 +108,14 @@ impl DeviceThread {
             Ok(Err(error)) => ipc::chain(&error),
             Err(_) => String::from("Its thread panicked, which is a bug in this program; please report the line above"),
         };
-        let why = self.shared.fail(format!("Virtio device {}: {why}", self.wishes.virtio_id));
+        let why = self.shared.fail(format!("Virtio device {}: {why}", self.options.virtio_id));
         failed(why);
     }
 
     /// Ends without an error only where a vCPU has given the device up, which left the reason.
     fn serve(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + self.deadlines.handshake;
-        let offer = self.frontend.handshake(&self.wishes, deadline)?;
+        let offer = self.frontend.handshake(&self.options, deadline)?;
         self.shared.ready(offer);
         while !self.shared.has_failed() {
             self.wait()?;
@@ -184,16 +184,16 @@ impl DeviceThread {
         }
     }
 
-    /// Eventfds are joined before the backend has them, so no notification and no interrupt is lost.
+    /// Eventfds are registered before the backend has them, so no notification and no interrupt is lost.
     fn activate(&mut self, activation: &Activation, deadline: Instant) -> Result<(), Error> {
         let host = |what| move |source| Error::Host { what, source };
         for &ring in &activation.rings {
             let kick = eventfd().map_err(host("make an eventfd"))?;
             let call = eventfd().map_err(host("make an eventfd"))?;
-            let joined = self.events.join_kick(ring.index, &kick);
-            joined.map_err(host("join an eventfd to a queue"))?;
-            let joined = self.events.join_call(&call);
-            joined.map_err(host("join an eventfd to an interrupt"))?;
+            let registered = self.events.register_ioeventfd(ring.index, &kick);
+            registered.map_err(host("register an ioeventfd"))?;
+            let registered = self.events.register_irqfd(&call);
+            registered.map_err(host("register an irqfd"))?;
             self.vrings.push(Vring { ring, kick, call });
         }
         self.frontend.activate(activation, &self.vrings, deadline)?;
@@ -209,10 +209,10 @@ impl DeviceThread {
         self.frontend.stop(&self.vrings, deadline)?;
         let host = |what| move |source| Error::Host { what, source };
         for Vring { ring, kick, call } in self.vrings.drain(..) {
-            let parted = self.events.part_kick(ring.index, &kick);
-            parted.map_err(host("part an eventfd from a queue"))?;
-            let parted = self.events.part_call(&call);
-            parted.map_err(host("part an eventfd from an interrupt"))?;
+            let unregistered = self.events.unregister_ioeventfd(ring.index, &kick);
+            unregistered.map_err(host("unregister an ioeventfd"))?;
+            let unregistered = self.events.unregister_irqfd(&call);
+            unregistered.map_err(host("unregister an irqfd"))?;
         }
         Ok(())
     }

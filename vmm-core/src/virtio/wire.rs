@@ -7,7 +7,7 @@ use super::{MAX_CONFIG, RamRegion};
 pub(super) const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 const VIRTIO_F_INDIRECT_DESC: u64 = 1 << 28;
 const VIRTIO_F_EVENT_IDX: u64 = 1 << 29;
-/// Feature bit 30 on a vhost-user link: protocol features can be negotiated. Never the driver's business.
+/// Feature bit 30 on a vhost-user connection: protocol features can be negotiated. Never the driver's business.
 pub(super) const VHOST_USER_F_PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Bits 0 to 23 and 50 up belong to the device type (Virtio 1.2, 2.2).
 const DEVICE_TYPE_FEATURES: u64 = 0x00ff_ffff | (u64::MAX << 50);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::regs::{reg, status};
 use super::bench::{Bench, STALL, VERSION_1, spec};
-use super::peer::{Backend, Deed};
+use super::peer::{Backend, Reaction};
 
 struct Counting;
 
@@ -57,7 +57,7 @@ fn allocations_are_counted() {
 
 #[test]
 fn vcpu_starting_writing_and_resetting_a_device_allocates_nothing() {
-    let (socket, _peer) = Backend::default().serve(|_| Deed::Behave);
+    let (socket, _peer) = Backend::default().serve(|_| Reaction::Behave);
     let bench = Bench::new(spec(2, socket)).ready();
     let life = || {
         bench.drive(VERSION_1, 2);
@@ -72,10 +72,11 @@ fn vcpu_starting_writing_and_resetting_a_device_allocates_nothing() {
 #[test]
 fn vcpu_of_a_device_that_fails_allocates_nothing() {
     for (refused, stall) in [(5, Duration::ZERO), (11, Duration::ZERO), (0, STALL)] {
-        let script = move |seen: &super::peer::Seen| if seen.request == refused { Deed::Nack(1) } else { Deed::Behave };
+        let script =
+            move |seen: &super::peer::Seen| if seen.request == refused { Reaction::Nack(1) } else { Reaction::Behave };
         let (socket, _peer) = Backend::default().serve(script);
         let bench = Bench::hurried(spec(2, socket)).ready();
-        bench.wiring.joined().stall = stall;
+        bench.wiring.registered().stall = stall;
         let life = || {
             for _ in 0..2 {
                 bench.drive(VERSION_1, 1);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::super::regs::{reg, status};
 use super::bench::{Bench, OVER, SHORT, STALL, VERSION_1, spec};
-use super::peer::{Backend, Deed, Seen, answer};
+use super::peer::{Backend, Reaction, Seen, answer};
 
 /// Requests of the handshake, of an activation and of a reset, with an answer each.
 const HANDSHAKE: [u32; 4] = [1, 15, 17, 24];
@@ -33,14 +33,14 @@ fn name(request: u32) -> &'static str {
 }
 
 /// (Of SET_VRING_NUM that of the activation: what becomes of those of the handshake is told where sizes are.)
-fn at(request: u32, deed: fn(&Seen) -> Deed) -> impl FnMut(&Seen) -> Deed + Send {
+fn at(request: u32, deed: fn(&Seen) -> Reaction) -> impl FnMut(&Seen) -> Reaction + Send {
     let tries = |seen: &Seen| seen.request == 8 && seen.body[4..] == 256u32.to_le_bytes();
-    move |seen| if seen.request == request && !tries(seen) { deed(seen) } else { Deed::Behave }
+    move |seen| if seen.request == request && !tries(seen) { deed(seen) } else { Reaction::Behave }
 }
 
 /// Runs the handshake, an activation and a reset against a backend that does `deed` at `request`, and returns
 /// what the device said of it.
-fn attack(request: u32, deed: fn(&Seen) -> Deed) -> String {
+fn attack(request: u32, deed: fn(&Seen) -> Reaction) -> String {
     let (socket, _peer) = Backend::default().serve(at(request, deed));
     let start = Instant::now();
     let mut bench = Bench::hurried(spec(2, socket));
@@ -56,7 +56,7 @@ fn attack(request: u32, deed: fn(&Seen) -> Deed) -> String {
         bench.write(reg::STATUS, 0);
         assert_eq!(bench.status(), status::NEEDS_RESET, "{}: a broken device stays broken", name(request));
         // It interrupted the driver to say so.
-        let config_call = bench.wiring.joined().calls[0].read();
+        let config_call = bench.wiring.registered().calls[0].read();
         assert!(config_call.is_ok());
     }
     let why = bench.failure();
@@ -80,7 +80,7 @@ fn at_once(requests: &[u32], attempt: impl Fn(u32) + Sync) {
 #[test]
 fn mute_backend_fails_at_the_deadline_of_each_request() {
     at_once(&EVERY, |request| {
-        let why = attack(request, |_| Deed::Mute);
+        let why = attack(request, |_| Reaction::Mute);
         assert!(why.contains("did not answer") && why.contains(name(request)), "{why}");
     });
 }
@@ -88,7 +88,7 @@ fn mute_backend_fails_at_the_deadline_of_each_request() {
 #[test]
 fn backend_that_closes_fails_at_once_at_each_request() {
     for request in EVERY {
-        let why = attack(request, |_| Deed::Close);
+        let why = attack(request, |_| Reaction::Close);
         assert!(why.contains("closed its socket") && why.contains(name(request)), "{why}");
     }
 }
@@ -96,7 +96,7 @@ fn backend_that_closes_fails_at_once_at_each_request() {
 #[test]
 fn slow_drip_does_not_stretch_the_deadline() {
     at_once(&[1, 24, 5, 11], |request| {
-        let why = attack(request, |_| Deed::Drip);
+        let why = attack(request, |_| Reaction::Drip);
         assert!(why.contains("did not answer"), "{why}");
     });
 }
@@ -104,7 +104,7 @@ fn slow_drip_does_not_stretch_the_deadline() {
 #[test]
 fn answer_to_another_request_is_refused() {
     for request in EVERY {
-        let why = attack(request, |_| Deed::Raw(answer(3, &[0; 8])));
+        let why = attack(request, |_| Reaction::Raw(answer(3, &[0; 8])));
         assert!(why.contains("an answer to another request"), "{why}");
     }
 }
@@ -121,12 +121,12 @@ fn answer_of_a_wrong_size_is_refused() {
 
 fn attack_body(request: u32, size: usize) -> String {
     match size {
-        1 => attack(request, |seen| Deed::Raw(answer(seen.request, &[1; 1]))),
-        4 => attack(request, |seen| Deed::Raw(answer(seen.request, &[1; 4]))),
-        7 => attack(request, |seen| Deed::Raw(answer(seen.request, &[1; 7]))),
-        9 => attack(request, |seen| Deed::Raw(answer(seen.request, &[1; 9]))),
-        12 => attack(request, |seen| Deed::Raw(answer(seen.request, &[1; 12]))),
-        _ => attack(request, |seen| Deed::Raw(answer(seen.request, &[1; 268]))),
+        1 => attack(request, |seen| Reaction::Raw(answer(seen.request, &[1; 1]))),
+        4 => attack(request, |seen| Reaction::Raw(answer(seen.request, &[1; 4]))),
+        7 => attack(request, |seen| Reaction::Raw(answer(seen.request, &[1; 7]))),
+        9 => attack(request, |seen| Reaction::Raw(answer(seen.request, &[1; 9]))),
+        12 => attack(request, |seen| Reaction::Raw(answer(seen.request, &[1; 12]))),
+        _ => attack(request, |seen| Reaction::Raw(answer(seen.request, &[1; 268]))),
     }
 }
 
@@ -134,9 +134,9 @@ fn attack_body(request: u32, size: usize) -> String {
 fn huge_answer_is_refused_by_its_header() {
     for request in EVERY {
         // The longest body that any answer has is 268 bytes; here the body does not even come.
-        let why = attack(request, |seen| Deed::Raw([seen.request, 5, 269].map(u32::to_le_bytes).concat()));
+        let why = attack(request, |seen| Reaction::Raw([seen.request, 5, 269].map(u32::to_le_bytes).concat()));
         assert!(why.contains("longer than any"), "{why}");
-        let why = attack(request, |seen| Deed::Raw([seen.request, 5, u32::MAX].map(u32::to_le_bytes).concat()));
+        let why = attack(request, |seen| Reaction::Raw([seen.request, 5, u32::MAX].map(u32::to_le_bytes).concat()));
         assert!(why.contains("longer than any"), "{why}");
     }
 }
@@ -148,7 +148,7 @@ fn message_that_is_no_answer_or_of_another_version_is_refused() {
         FLAGS.store(flags, Ordering::SeqCst);
         let raw = |seen: &Seen| {
             let flags = FLAGS.load(Ordering::SeqCst) as u32;
-            Deed::Raw([&[seen.request, flags, 8].map(u32::to_le_bytes).concat()[..], &[0; 8]].concat())
+            Reaction::Raw([&[seen.request, flags, 8].map(u32::to_le_bytes).concat()[..], &[0; 8]].concat())
         };
         let why = attack(5, raw);
         assert!(why.contains("not an answer of version 1"), "{why}");
@@ -158,7 +158,7 @@ fn message_that_is_no_answer_or_of_another_version_is_refused() {
 #[test]
 fn descriptors_with_an_answer_are_refused_and_never_received() {
     for request in [1, 24, 5, 11] {
-        let why = attack(request, |_| Deed::ExtraFd);
+        let why = attack(request, |_| Reaction::ExtraFd);
         assert!(why.contains("a descriptor came with an answer"), "{why}");
     }
     // Held by nobody: the pipe's other end sees its end once the peer dropped its own copy.
@@ -174,20 +174,20 @@ fn descriptors_with_an_answer_are_refused_and_never_received() {
 #[test]
 fn nack_of_any_request_names_it_and_the_code() {
     for request in ACTIVATION {
-        let why = attack(request, |_| Deed::Nack(7));
+        let why = attack(request, |_| Reaction::Nack(7));
         assert!(why.contains(&format!("refused {} with 7", name(request))), "{why}");
     }
 }
 
 #[test]
 fn stop_of_another_ring_is_refused() {
-    let why = attack(11, |_| Deed::Raw(answer(11, &[9, 0, 0, 0, 0, 0, 0, 0])));
+    let why = attack(11, |_| Reaction::Raw(answer(11, &[9, 0, 0, 0, 0, 0, 0, 0])));
     assert!(why.contains("it names another ring"), "{why}");
 }
 
 #[test]
 fn legacy_backend_is_refused() {
-    let why = attack(1, |_| Deed::Raw(answer(1, &(1_u64 << 30).to_le_bytes())));
+    let why = attack(1, |_| Reaction::Raw(answer(1, &(1_u64 << 30).to_le_bytes())));
     assert!(why.contains("VIRTIO_F_VERSION_1"), "{why}");
 }
 
@@ -210,7 +210,7 @@ fn backend_that_goes_away_while_idle_is_reported() {
     for (last_words, expected) in [(false, "closed its socket"), (true, "speaks unasked")] {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let spare = ours.try_clone().unwrap();
-        let peer = std::thread::spawn(move || Backend::default().run(ours, |_| Deed::Behave));
+        let peer = std::thread::spawn(move || Backend::default().run(ours, |_| Reaction::Behave));
         let mut bench = Bench::hurried(spec(2, theirs)).ready();
         bench.drive(VERSION_1, 2);
         if last_words {
@@ -229,7 +229,7 @@ fn backend_that_goes_away_while_idle_is_reported() {
 
 #[test]
 fn mute_backend_holds_no_vcpu_longer_than_its_deadline_and_other_vcpus_read_on() {
-    let (socket, _peer) = Backend::default().serve(at(5, |_| Deed::Mute));
+    let (socket, _peer) = Backend::default().serve(at(5, |_| Reaction::Mute));
     let bench = Bench::hurried(spec(2, socket)).ready();
     bench.prepare(VERSION_1, 2);
     let device = &bench.device;
@@ -253,9 +253,9 @@ fn mute_backend_holds_no_vcpu_longer_than_its_deadline_and_other_vcpus_read_on()
 
 #[test]
 fn device_thread_that_does_not_run_in_time_holds_no_vcpu() {
-    let (socket, _peer) = Backend::default().serve(|_| Deed::Behave);
+    let (socket, _peer) = Backend::default().serve(|_| Reaction::Behave);
     let mut bench = Bench::hurried(spec(2, socket)).ready();
-    bench.wiring.joined().stall = STALL;
+    bench.wiring.registered().stall = STALL;
     let start = Instant::now();
     bench.drive(VERSION_1, 1);
     assert!(start.elapsed() < STALL);
@@ -266,9 +266,9 @@ fn device_thread_that_does_not_run_in_time_holds_no_vcpu() {
 
 #[test]
 fn panic_of_the_device_thread_is_reported_and_holds_no_vcpu() {
-    let (socket, _peer) = Backend::default().serve(|_| Deed::Behave);
+    let (socket, _peer) = Backend::default().serve(|_| Reaction::Behave);
     let mut bench = Bench::new(spec(2, socket)).ready();
-    bench.wiring.joined().panics = true;
+    bench.wiring.registered().panics = true;
     let start = Instant::now();
     bench.drive(VERSION_1, 1);
     assert!(start.elapsed() < SHORT);
@@ -278,7 +278,7 @@ fn panic_of_the_device_thread_is_reported_and_holds_no_vcpu() {
 
 #[test]
 fn broken_device_takes_any_access_without_waiting() {
-    let (socket, _peer) = Backend::default().serve(at(5, |_| Deed::Close));
+    let (socket, _peer) = Backend::default().serve(at(5, |_| Reaction::Close));
     let mut bench = Bench::hurried(spec(2, socket)).ready();
     bench.drive(VERSION_1, 2);
     bench.failure();

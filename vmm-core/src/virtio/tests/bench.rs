@@ -26,47 +26,47 @@ pub const OVER: Duration = Duration::from_secs(10);
 /// Longer than a vCPU waits for a device's thread here.
 pub const STALL: Duration = Duration::from_secs(4);
 
-/// Joined eventfds, as a test sees them.
+/// Registered eventfds, as a test sees them.
 #[derive(Default)]
-pub struct Joined {
+pub struct Registered {
     pub kicks: Vec<(u16, EventFd)>,
     pub calls: Vec<EventFd>,
-    pub parted: usize,
-    /// How long the kernel takes to join a kick.
+    pub unregistered: usize,
+    /// How long the kernel takes to register an ioeventfd.
     pub stall: Duration,
     /// It panics instead.
     pub panics: bool,
 }
 
 #[derive(Clone, Default)]
-pub struct Wiring(Arc<Mutex<Joined>>);
+pub struct Wiring(Arc<Mutex<Registered>>);
 
 impl Wiring {
-    pub fn joined(&self) -> MutexGuard<'_, Joined> {
+    pub fn registered(&self) -> MutexGuard<'_, Registered> {
         self.0.lock().unwrap()
     }
 }
 
 impl Events for Wiring {
-    fn join_kick(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
-        let joined = self.joined();
-        let (stall, panics) = (joined.stall, joined.panics);
-        drop(joined);
+    fn register_ioeventfd(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
+        let registered = self.registered();
+        let (stall, panics) = (registered.stall, registered.panics);
+        drop(registered);
         assert!(!panics, "as the test wants it");
         std::thread::sleep(stall);
-        self.joined().kicks.push((queue, kick.try_clone()?));
+        self.registered().kicks.push((queue, kick.try_clone()?));
         Ok(())
     }
-    fn part_kick(&self, _queue: u16, _kick: &EventFd) -> io::Result<()> {
-        self.joined().parted += 1;
+    fn unregister_ioeventfd(&self, _queue: u16, _kick: &EventFd) -> io::Result<()> {
+        self.registered().unregistered += 1;
         Ok(())
     }
-    fn join_call(&self, call: &EventFd) -> io::Result<()> {
-        self.joined().calls.push(call.try_clone()?);
+    fn register_irqfd(&self, call: &EventFd) -> io::Result<()> {
+        self.registered().calls.push(call.try_clone()?);
         Ok(())
     }
-    fn part_call(&self, _call: &EventFd) -> io::Result<()> {
-        self.joined().parted += 1;
+    fn unregister_irqfd(&self, _call: &EventFd) -> io::Result<()> {
+        self.registered().unregistered += 1;
         Ok(())
     }
 }

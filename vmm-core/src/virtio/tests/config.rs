@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::super::regs::reg;
 use super::bench::{Bench, OVER, VERSION_1, spec};
-use super::peer::{Backend, Deed, Seen};
+use super::peer::{Backend, Reaction, Seen};
 
 /// A backend whose BACKEND_REQ channel the test gets.
 fn with_channel(config: Vec<u8>) -> (Bench, UnixStream) {
@@ -22,9 +22,9 @@ fn with_channel(config: Vec<u8>) -> (Bench, UnixStream) {
         if seen.request == 24 && seen.body.len() == 12 + 8 {
             asked += 1;
             // Each time it is asked, another content.
-            return Deed::Raw(super::peer::answer(24, &[&seen.body[..12], &[asked; 8]].concat()));
+            return Reaction::Raw(super::peer::answer(24, &[&seen.body[..12], &[asked; 8]].concat()));
         }
-        Deed::Behave
+        Reaction::Behave
     };
     let (socket, _peer) = backend.serve(script);
     let bench = Bench::hurried(spec(19, socket)).ready();
@@ -44,7 +44,7 @@ fn length_of_the_space_is_found_whatever_the_device() {
     for virtio_id in [1, 2, 19, 4, 99] {
         for length in [0, 1, 7, 8, 20, 60, 127, 128, 255, 256, 300] {
             let backend = Backend { config: (0..length as u32).map(|at| at as u8).collect(), ..Backend::default() };
-            let (socket, _peer) = backend.clone().serve(|_| Deed::Behave);
+            let (socket, _peer) = backend.clone().serve(|_| Reaction::Behave);
             let bench = Bench::new(spec(virtio_id, socket)).ready();
             let known = super::super::kinds::config_sizes(virtio_id);
             let found = known.iter().copied().find(|size| *size <= length).unwrap_or(length.min(256));
@@ -57,8 +57,8 @@ fn length_of_the_space_is_found_whatever_the_device() {
 #[test]
 fn refusal_in_the_way_of_the_vhost_crate_is_understood() {
     let refuse = |seen: &Seen| match seen.request {
-        24 => Deed::Raw(super::peer::answer(24, &[&seen.body[..4], &[0; 8]].concat())),
-        _ => Deed::Behave,
+        24 => Reaction::Raw(super::peer::answer(24, &[&seen.body[..4], &[0; 8]].concat())),
+        _ => Reaction::Behave,
     };
     let (socket, _peer) = Backend::default().serve(refuse);
     let spec = super::super::DeviceSpec { config: Some(vec![5; 4]), ..spec(2, socket) };
@@ -70,11 +70,11 @@ fn wrong_part_of_the_space_is_refused() {
     for at in [0, 4] {
         let lie = move |seen: &Seen| {
             if seen.request != 24 {
-                return Deed::Behave;
+                return Reaction::Behave;
             }
             let mut body = seen.body.clone();
             body[at] ^= 1;
-            Deed::Raw(super::peer::answer(24, &body))
+            Reaction::Raw(super::peer::answer(24, &body))
         };
         let (socket, _peer) = Backend::default().serve(lie);
         let why = Bench::hurried(spec(2, socket)).handshake_error();
@@ -85,7 +85,7 @@ fn wrong_part_of_the_space_is_refused() {
 #[test]
 fn reads_of_each_width_are_bounded_and_others_are_zero() {
     let backend = Backend { config: (1..=8).collect(), ..Backend::default() };
-    let (socket, _peer) = backend.serve(|_| Deed::Behave);
+    let (socket, _peer) = backend.serve(|_| Reaction::Behave);
     let bench = Bench::new(spec(19, socket)).ready();
     let read = |at: u64, width: usize| {
         let mut data = vec![0xee; width];
@@ -109,9 +109,9 @@ fn driver_writes_reach_the_backend_and_the_answer_is_read_back() {
     let script = move |seen: &Seen| {
         if seen.request == 25 {
             sender.send(seen.body.clone()).unwrap();
-            return Deed::Nack(1); // Refused: which a device may do, and which is no failure.
+            return Reaction::Nack(1); // Refused: which a device may do, and which is no failure.
         }
-        Deed::Behave
+        Reaction::Behave
     };
     let (socket, _peer) = Backend::default().serve(script);
     let bench = Bench::new(spec(2, socket)).ready();
@@ -144,7 +144,7 @@ fn change_told_by_the_backend_raises_generation_and_interrupts() {
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 3);
     bench.write(reg::INTERRUPT_ACK, 2);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 1);
-    wait_until(|| bench.wiring.joined().calls[0].read().is_ok());
+    wait_until(|| bench.wiring.registered().calls[0].read().is_ok());
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn backend_that_asks_while_it_should_answer_is_served_meanwhile() {
             requests.write_all(&[2, 1 | 8, 0].map(u32::to_le_bytes).concat()).unwrap();
             requests.read_exact(&mut [0; 20]).unwrap();
         }
-        Deed::Behave
+        Reaction::Behave
     };
     let backend = Backend { protocol: 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9, ..Backend::default() };
     let (socket, _peer) = backend.serve(script);

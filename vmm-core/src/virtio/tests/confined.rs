@@ -16,7 +16,7 @@ use super::super::regs::{reg, status};
 use super::super::thread::{Deadlines, build};
 use super::super::{DeviceThread, MmioDevice};
 use super::bench::{OVER, VERSION_1, Wiring, memfd, regions, ring_at, spec};
-use super::peer::{Backend, Deed};
+use super::peer::{Backend, Reaction};
 
 const SOCKET: &str = "VOLT_TEST_CONFINED_SOCKET";
 const CHILD: &str = "virtio::tests::confined::child_process";
@@ -135,7 +135,7 @@ fn device_thread_and_vcpu_live_within_their_filters() {
     // After the second life, the backend ends.
     let (socket, peer) = Backend::default().serve(move |seen| {
         stops += usize::from(seen.request == 11);
-        if stops == 2 && seen.request == 11 { Deed::CloseAfter } else { Deed::Behave }
+        if stops == 2 && seen.request == 11 { Reaction::CloseAfter } else { Reaction::Behave }
     });
     fcntl_setfd(&socket, FdFlags::empty()).unwrap();
     let output = Command::new(std::env::current_exe().unwrap())

@@ -158,8 +158,8 @@ fn exchange(bench: &Bench, queue: u32, count: u16, bytes: &[u8; 8]) -> [u8; 8] {
     }
     put(avail + 4 + 2 * u64::from(count % 8), &[0, 0]);
     put(avail + 2, &(count + 1).to_le_bytes());
-    let joined = bench.wiring.joined();
-    let (_, kick) = joined.kicks.iter().rev().find(|(index, _)| u32::from(*index) == queue).unwrap();
+    let registered = bench.wiring.registered();
+    let (_, kick) = registered.kicks.iter().rev().find(|(index, _)| u32::from(*index) == queue).unwrap();
     kick.write(1).unwrap();
     let begun = Instant::now();
     let mut back = [0; 8];
@@ -168,7 +168,7 @@ fn exchange(bench: &Bench, queue: u32, count: u16, bytes: &[u8; 8]) -> [u8; 8] {
         bench.ram.read_exact_at(&mut index, used + 2).unwrap();
         u16::from_le_bytes(index) == count + 1
     };
-    while !is_used() || !joined.calls.iter().any(|call| call.read().is_ok()) {
+    while !is_used() || !registered.calls.iter().any(|call| call.read().is_ok()) {
         assert!(begun.elapsed() < OVER, "the chain was not served");
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use super::super::regs::{reg, status};
 use super::super::{DeviceSpec, MAX_QUEUES, thread};
 use super::bench::{Bench, VERSION_1, Wiring, memfd, regions, ring_at, spec};
-use super::peer::{Backend, Deed, Seen, number};
+use super::peer::{Backend, Reaction, Seen, number};
 
 const SYNTHETIC: u64 = 0x1000_0000_0000;
 
@@ -29,16 +29,16 @@ fn end(bench: Bench, peer: std::thread::JoinHandle<Vec<Seen>>) -> Vec<Seen> {
 }
 
 /// A backend that misbehaves at the request after `count` others, which ends the test.
-fn until(request: u32, times: usize) -> impl FnMut(&Seen) -> Deed + Send {
+fn until(request: u32, times: usize) -> impl FnMut(&Seen) -> Reaction + Send {
     let mut left = times;
     move |seen| {
         if seen.request == request {
             left -= 1;
             if left == 0 {
-                return Deed::Close;
+                return Reaction::Close;
             }
         }
-        Deed::Behave
+        Reaction::Behave
     }
 }
 
@@ -75,10 +75,10 @@ fn activation_carries_synthetic_addresses_the_memfd_and_both_eventfds() {
     let mut bench = Bench::new(spec(2, socket)).ready();
     bench.drive(VERSION_1, 2);
     {
-        let joined = bench.wiring.joined();
-        assert_eq!(joined.kicks.iter().map(|(queue, _)| *queue).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(joined.calls.len(), 3, "one a ring and one for the configuration");
-        for (_, kick) in &joined.kicks {
+        let registered = bench.wiring.registered();
+        assert_eq!(registered.kicks.iter().map(|(queue, _)| *queue).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(registered.calls.len(), 3, "one a ring and one for the configuration");
+        for (_, kick) in &registered.kicks {
             assert_eq!(kick.read().unwrap(), 1, "each ring is looked at once after its start");
         }
     }
@@ -103,13 +103,13 @@ fn activation_carries_synthetic_addresses_the_memfd_and_both_eventfds() {
 
 #[test]
 fn reset_parts_all_eventfds_and_a_new_start_has_new_ones() {
-    let (socket, _peer) = Backend::default().serve(|_| Deed::Behave);
+    let (socket, _peer) = Backend::default().serve(|_| Reaction::Behave);
     let bench = Bench::new(spec(2, socket)).ready();
     bench.drive(VERSION_1, 2);
     bench.write(reg::STATUS, 0);
-    assert_eq!(bench.wiring.joined().parted, 4);
+    assert_eq!(bench.wiring.registered().unregistered, 4);
     bench.drive(VERSION_1, 2);
-    assert_eq!(bench.wiring.joined().kicks.len(), 4);
+    assert_eq!(bench.wiring.registered().kicks.len(), 4);
     assert_eq!(bench.status(), 15);
 }
 
@@ -131,7 +131,7 @@ fn rings_that_are_not_ready_are_not_started() {
 #[test]
 fn driver_is_offered_no_more_than_backend_and_transport_have() {
     let everything = u64::MAX;
-    let (socket, _peer) = Backend { features: everything, ..Backend::default() }.serve(|_| Deed::Behave);
+    let (socket, _peer) = Backend { features: everything, ..Backend::default() }.serve(|_| Reaction::Behave);
     let bench = Bench::new(spec(2, socket)).ready();
     let offered = bench.offered();
     for bit in [24, 25, 26, 27, 30, 31, 33, 34, 35, 36, 37, 38, 39, 40, 41, 49] {
@@ -140,7 +140,7 @@ fn driver_is_offered_no_more_than_backend_and_transport_have() {
     for bit in [0, 9, 23, 28, 29, 32, 50, 63] {
         assert_eq!(offered >> bit & 1, 1, "bit {bit}");
     }
-    let (socket, _peer) = Backend::default().serve(|_| Deed::Behave);
+    let (socket, _peer) = Backend::default().serve(|_| Reaction::Behave);
     assert_eq!(Bench::new(spec(2, socket)).ready().offered(), VERSION_1);
 }
 
@@ -149,20 +149,20 @@ fn network_features_without_their_queue_or_field_are_hidden() {
     let features = u64::MAX;
     // DPDK's way: no configuration space; then there is no MAC, no link status, no MTU to read.
     let bare = Backend { features, protocol: 0b1001, config: Vec::new(), queues: 1 };
-    let (socket, _peer) = bare.clone().serve(|_| Deed::Behave);
+    let (socket, _peer) = bare.clone().serve(|_| Reaction::Behave);
     let bench = Bench::new(spec(1, socket)).ready();
     assert_eq!(bench.queues(), 2);
     for bit in [3, 5, 16, 17, 21, 22, 63] {
         assert_eq!(bench.offered() >> bit & 1, 0, "bit {bit}");
     }
     // With the configuration from the command line, its fields are there; the control queue is not.
-    let (socket, _peer) = bare.clone().serve(|_| Deed::Behave);
+    let (socket, _peer) = bare.clone().serve(|_| Reaction::Behave);
     let bench = Bench::new(super::super::DeviceSpec { config: Some(vec![2; 12]), ..spec(1, socket) }).ready();
     assert_eq!(bench.offered() & (1 << 3 | 1 << 5 | 1 << 16), 1 << 3 | 1 << 5 | 1 << 16);
     assert_eq!(bench.offered() & (1 << 17 | 1 << 22), 0);
     assert_eq!(bench.config(14), [&[2; 12][..], &[0, 0]].concat());
     // With three queues, it is.
-    let (socket, _peer) = bare.serve(|_| Deed::Behave);
+    let (socket, _peer) = bare.serve(|_| Reaction::Behave);
     let spec = super::super::DeviceSpec { config: Some(vec![2; 12]), queues: Some(3), ..spec(1, socket) };
     let bench = Bench::new(spec).ready();
     assert_eq!(bench.queues(), 3);
@@ -190,7 +190,7 @@ fn backend_without_protocol_features_works() {
 #[test]
 fn backend_with_neither_acks_nor_queue_count_works() {
     let backend = Backend { protocol: 1 << 9, config: vec![1; 8], ..Backend::default() };
-    let (socket, _peer) = backend.serve(|_| Deed::Behave);
+    let (socket, _peer) = backend.serve(|_| Reaction::Behave);
     let bench = Bench::new(spec(19, socket)).ready();
     assert_eq!((bench.queues(), bench.config(9)), (3, vec![1, 1, 1, 1, 1, 1, 1, 1, 0]));
     bench.drive(VERSION_1, 3);
@@ -222,7 +222,7 @@ fn numbers_out_of_range_are_refused_before_any_byte() {
 #[test]
 fn more_queues_than_the_backend_has_is_an_error_that_says_so() {
     let asked = |virtio_id, queues| {
-        let (socket, _peer) = Backend { queues: 4, ..Backend::default() }.serve(|_| Deed::Behave);
+        let (socket, _peer) = Backend { queues: 4, ..Backend::default() }.serve(|_| Reaction::Behave);
         let bench = Bench::new(super::super::DeviceSpec { queues: Some(queues), ..spec(virtio_id, socket) });
         bench.device.wait_ready(super::bench::OVER).map_err(|error| error.to_string())
     };
@@ -235,7 +235,7 @@ fn more_queues_than_the_backend_has_is_an_error_that_says_so() {
 
 #[test]
 fn interrupt_status_names_the_rings_while_they_run_and_only_then() {
-    let (socket, _peer) = Backend::default().serve(|_| Deed::Behave);
+    let (socket, _peer) = Backend::default().serve(|_| Reaction::Behave);
     let bench = Bench::new(spec(2, socket)).ready();
     bench.prepare(VERSION_1, 1);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
@@ -252,9 +252,9 @@ fn negotiated(most: u32, asked: u16) -> (Vec<u32>, Vec<u32>) {
     let script = move |seen: &Seen| match words(&seen.body)[..] {
         [_, size] if seen.request == 8 => {
             send.send(size).unwrap();
-            if size > most { Deed::Nack(1) } else { Deed::Behave }
+            if size > most { Reaction::Nack(1) } else { Reaction::Behave }
         }
-        _ => Deed::Behave,
+        _ => Reaction::Behave,
     };
     let (socket, _peer) = Backend::default().serve(script);
     let bench = Bench::new(DeviceSpec { queue_size: asked, ..spec(2, socket) }).ready();
@@ -276,8 +276,8 @@ fn queues_are_as_long_as_the_backend_takes_them() {
 #[test]
 fn one_short_queue_makes_all_as_short() {
     let script = |seen: &Seen| match words(&seen.body)[..] {
-        [1, size] if seen.request == 8 && size > 64 => Deed::Nack(1),
-        _ => Deed::Behave,
+        [1, size] if seen.request == 8 && size > 64 => Reaction::Nack(1),
+        _ => Reaction::Behave,
     };
     let (socket, _peer) = Backend::default().serve(script);
     let bench = Bench::new(DeviceSpec { queue_size: 256, ..spec(2, socket) }).ready();
@@ -286,7 +286,7 @@ fn one_short_queue_makes_all_as_short() {
 
 #[test]
 fn backend_that_takes_no_ring_or_ends_at_the_first_is_named_with_the_sizes_tried() {
-    let refuses = |seen: &Seen| if seen.request == 8 { Deed::Nack(1) } else { Deed::Behave };
+    let refuses = |seen: &Seen| if seen.request == 8 { Reaction::Nack(1) } else { Reaction::Behave };
     let (socket, _peer) = Backend::default().serve(refuses);
     let mut bench = Bench::new(DeviceSpec { queue_size: 16, ..spec(2, socket) });
     let why = bench.failure();
@@ -301,7 +301,7 @@ fn backend_that_takes_no_ring_or_ends_at_the_first_is_named_with_the_sizes_tried
     assert!(why.contains("256;") && why.contains("closed its socket during SET_VRING_NUM"), "{why}");
     // Who does not answer is not asked: the first size has to do.
     let mute = Backend { protocol: 1 << 0 | 1 << 9, ..Backend::default() };
-    let (socket, _peer) = mute.serve(|seen| if seen.request == 8 { Deed::Close } else { Deed::Behave });
+    let (socket, _peer) = mute.serve(|seen| if seen.request == 8 { Reaction::Close } else { Reaction::Behave });
     let bench = Bench::new(DeviceSpec { queue_size: 256, ..spec(2, socket) }).ready();
     assert_eq!(bench.read(reg::QUEUE_NUM_MAX), 256);
 }

@@ -89,15 +89,15 @@ impl Driver<'_> {
         self.put(avail + 4 + 2 * u64::from(self.requests % 8), &[0, 0]);
         self.requests = self.requests.wrapping_add(1);
         self.put(avail + 2, &self.requests.to_le_bytes());
-        let joined = self.bench.wiring.joined();
-        let (_, kick) = joined.kicks.iter().rev().find(|(queue, _)| u32::from(*queue) == self.queue).unwrap();
+        let registered = self.bench.wiring.registered();
+        let (_, kick) = registered.kicks.iter().rev().find(|(queue, _)| u32::from(*queue) == self.queue).unwrap();
         kick.write(1).unwrap();
         let start = Instant::now();
         while u16::from_le_bytes(self.get(used + 2)) != self.requests {
             assert!(start.elapsed() < PATIENCE, "the request was not served");
             std::thread::sleep(Duration::from_millis(1));
         }
-        while !joined.calls.iter().any(|call| call.read().is_ok()) {
+        while !registered.calls.iter().any(|call| call.read().is_ok()) {
             assert!(start.elapsed() < PATIENCE, "no interrupt came");
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -1,5 +1,5 @@
 //! Tests of the virtio transport: its registers alone, both ends of vhost-user against scripted and foreign
-//! backends, and attacks. None needs KVM: the eventfds are joined to a driver written here.
+//! backends, and attacks. None needs KVM: the eventfds are registered to a driver written here.
 
 mod allocations;
 mod attacks;

@@ -23,7 +23,7 @@ pub struct Seen {
 }
 
 /// How the peer answers one message.
-pub enum Deed {
+pub enum Reaction {
     /// As a good backend does.
     Behave,
     /// Not at all, but the socket stays open.
@@ -66,13 +66,13 @@ pub fn answer(request: u32, body: &[u8]) -> Vec<u8> {
 
 impl Backend {
     /// Serves the other end of the returned socket until it is closed; `script` decides about each message.
-    pub fn serve(self, script: impl FnMut(&Seen) -> Deed + Send + 'static) -> (UnixStream, JoinHandle<Vec<Seen>>) {
+    pub fn serve(self, script: impl FnMut(&Seen) -> Reaction + Send + 'static) -> (UnixStream, JoinHandle<Vec<Seen>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         (theirs, spawn(move || self.run(ours, script)))
     }
 
     /// Serves `socket` until it is closed.
-    pub fn run(self, mut socket: UnixStream, mut script: impl FnMut(&Seen) -> Deed) -> Vec<Seen> {
+    pub fn run(self, mut socket: UnixStream, mut script: impl FnMut(&Seen) -> Reaction) -> Vec<Seen> {
         let mut seen = Vec::new();
         let mut acked = 0;
         while let Some(message) = receive(&mut socket) {
@@ -84,20 +84,20 @@ impl Backend {
             let request = message.request;
             seen.push(message);
             let sent = match deed {
-                Deed::Behave => socket.write_all(&good),
-                Deed::CloseAfter => {
+                Reaction::Behave => socket.write_all(&good),
+                Reaction::CloseAfter => {
                     socket.write_all(&good).unwrap();
                     return seen;
                 }
-                Deed::Mute => Ok(()),
-                Deed::Close => return seen,
-                Deed::Raw(bytes) => socket.write_all(&bytes),
-                Deed::Nack(code) => socket.write_all(&answer(request, &code.to_le_bytes())),
-                Deed::ExtraFd => {
+                Reaction::Mute => Ok(()),
+                Reaction::Close => return seen,
+                Reaction::Raw(bytes) => socket.write_all(&bytes),
+                Reaction::Nack(code) => socket.write_all(&answer(request, &code.to_le_bytes())),
+                Reaction::ExtraFd => {
                     send_with_fd(&socket, &good);
                     Ok(())
                 }
-                Deed::Drip => good.iter().try_for_each(|byte| {
+                Reaction::Drip => good.iter().try_for_each(|byte| {
                     sleep(Duration::from_millis(100));
                     socket.write_all(&[*byte])
                 }),
