@@ -25,14 +25,14 @@ const MAX_BODY: u32 = 0x1000;
 
 /// The socket before the first byte.
 #[derive(Debug)]
-pub(crate) enum Frontend {
+pub(crate) enum FrontendSocket {
     Connected(UnixStream),
     Listening(UnixListener),
 }
 
-impl Frontend {
+impl FrontendSocket {
     /// Takes an inherited, connected socket.
-    pub fn inherited(fd: i32) -> Result<Frontend, Error> {
+    pub fn inherited(fd: i32) -> Result<FrontendSocket, Error> {
         let socket = inherited("--fd", fd, "a connected AF_UNIX stream socket")?;
         let wrong = |why: &str| Error::Inherited {
             flag: "--fd",
@@ -50,11 +50,11 @@ impl Frontend {
         }
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false).map_err(|_| wrong("it cannot be made blocking"))?;
-        Ok(Frontend::Connected(stream))
+        Ok(FrontendSocket::Connected(stream))
     }
 
     /// Binds a socket, in the place of one that nobody listens on any more.
-    pub fn listen(path: &Path) -> Result<Frontend, Error> {
+    pub fn listen(path: &Path) -> Result<FrontendSocket, Error> {
         let failed = |source| Error::Listen { path: path.to_owned(), source };
         let bound = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -65,25 +65,25 @@ impl Frontend {
             }
             bound => bound,
         };
-        bound.map(Frontend::Listening).map_err(failed)
+        bound.map(FrontendSocket::Listening).map_err(failed)
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            Frontend::Connected(stream) => stream.as_fd(),
-            Frontend::Listening(listener) => listener.as_fd(),
+            FrontendSocket::Connected(stream) => stream.as_fd(),
+            FrontendSocket::Listening(listener) => listener.as_fd(),
         }
     }
 
     pub fn is_listening(&self) -> bool {
-        matches!(self, Frontend::Listening(_))
+        matches!(self, FrontendSocket::Listening(_))
     }
 
     /// The connection to the one frontend this process serves.
     pub fn connection(self) -> Result<UnixStream, Error> {
         match self {
-            Frontend::Connected(stream) => Ok(stream),
-            Frontend::Listening(listener) => match listener.accept() {
+            FrontendSocket::Connected(stream) => Ok(stream),
+            FrontendSocket::Listening(listener) => match listener.accept() {
                 Ok((stream, _)) => Ok(stream),
                 Err(source) => Err(Error::System { what: "accept the frontend's connection", source }),
             },

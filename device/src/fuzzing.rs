@@ -108,7 +108,7 @@ pub fn ring(data: &[u8]) {
                 }
                 let before = snapshot(&memory);
                 if round % 8 == 7 {
-                    ring.unpop(1);
+                    ring.put_back(1);
                     assert_eq!(ring.base(), at);
                     continue;
                 }

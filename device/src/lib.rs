@@ -26,7 +26,6 @@
 //! [`memory::MAX_REGIONS`] memory regions in a table or [`memory::MAX_SLOTS`] one by one, no dirty logging, no in-flight
 //! tracking yet.
 
-mod bus;
 mod connection;
 mod control;
 mod error;
@@ -39,6 +38,7 @@ mod options;
 mod protocol;
 pub mod ring;
 mod segments;
+mod sigbus;
 mod stats;
 #[cfg(any(test, fuzzing))]
 mod testing;
@@ -60,7 +60,7 @@ pub use segments::{IoVecs, MAX_SEGMENTS, Segments};
 pub use stats::{RingStats, Stats};
 pub use worker::{Progress, Worker};
 
-use connection::Frontend;
+use connection::FrontendSocket;
 use protocol::Handler;
 use worker::Mailbox;
 
@@ -112,7 +112,7 @@ pub trait Device: Send + 'static {
 /// Runs a backend to its end, which is the process's: the exit status is 0 after the frontend hung up, else 1 with one
 /// line on stderr.
 pub fn run<D: Device>(options: &Options, device: Result<D, BoxError>) -> ! {
-    or_end::<D, _>(|| device.and_then(|device| serve(options, device).map_err(BoxError::from)))
+    run_then_exit::<D, _>(|| device.and_then(|device| serve(options, device).map_err(BoxError::from)))
 }
 
 /// One line: the error and what caused it.
@@ -143,7 +143,7 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
     if let Some(control) = &control {
         sandbox = sandbox.keep_fd(control.as_raw_fd());
     }
-    bus::end_orderly(D::PROGRAM).map_err(|source| Error::System { what: "prepare for SIGBUS", source })?;
+    sigbus::install_handler(D::PROGRAM).map_err(|source| Error::System { what: "prepare for SIGBUS", source })?;
     let confined = device.sandbox(sandbox).confine()?;
 
     let filter = filters::worker(&device.worker_filter());
@@ -151,13 +151,14 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
     for (index, worker) in workers.into_iter().enumerate() {
         let mailbox = Arc::new(Mailbox::new()?);
         mailboxes.push(Arc::clone(&mailbox));
-        confined
-            .spawn(&format!("worker{index}"), &filter, move || or_end::<D, _>(|| worker::serve(worker, &mailbox)))?;
+        confined.spawn(&format!("worker{index}"), &filter, move || {
+            run_then_exit::<D, _>(|| worker::serve(worker, &mailbox))
+        })?;
     }
     if let Some(control) = control {
         let stats = Arc::clone(&stats);
         let prepare = move || control::prepare(control);
-        let serve = move |prepared| or_end::<D, _>(|| control::serve(prepared, stats));
+        let serve = move |prepared| run_then_exit::<D, _>(|| control::serve(prepared, stats));
         confined.spawn_prepared("control", &filters::control(), prepare, serve)?;
     }
     let filter = filters::protocol(frontend.is_listening()).with(&device.protocol_filter());
@@ -167,7 +168,12 @@ fn serve<D: Device>(options: &Options, mut device: D) -> Result<(), Error> {
 }
 
 /// Serves the one frontend until it hangs up.
-fn converse<D: Device>(_narrow: Narrow, frontend: Frontend, stats: &Stats, handler: Handler<D>) -> Result<(), Error> {
+fn converse<D: Device>(
+    _narrow: Narrow,
+    frontend: FrontendSocket,
+    stats: &Stats,
+    handler: Handler<D>,
+) -> Result<(), Error> {
     talk(frontend.connection()?, stats, handler)
 }
 
@@ -214,7 +220,7 @@ fn enable_early<D: Device>(socket: &UnixStream, handler: &mut Handler<D>) -> Res
 }
 
 /// Runs a thread's body. The process ends with it: orderly if it returns at all, else with a line.
-fn or_end<D: Device, T>(body: impl FnOnce() -> Result<T, BoxError>) -> ! {
+fn run_then_exit<D: Device, T>(body: impl FnOnce() -> Result<T, BoxError>) -> ! {
     let status = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
         Ok(Ok(_)) => 0,
         Ok(Err(error)) => {

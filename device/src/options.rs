@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use confine::Policy;
 
-use crate::connection::Frontend;
+use crate::connection::FrontendSocket;
 use crate::error::Error;
 use crate::memory::Sealing;
 
@@ -38,10 +38,10 @@ pub struct Options {
 }
 
 impl Options {
-    pub(crate) fn frontend(&self) -> Result<Frontend, Error> {
+    pub(crate) fn frontend(&self) -> Result<FrontendSocket, Error> {
         match (self.fd, &self.socket_path) {
-            (Some(fd), None) => Frontend::inherited(fd),
-            (None, Some(path)) => Frontend::listen(path),
+            (Some(fd), None) => FrontendSocket::inherited(fd),
+            (None, Some(path)) => FrontendSocket::listen(path),
             _ => Err(Error::Usage("Say where the frontend is: either --fd N or --socket-path PATH".to_owned())),
         }
     }

@@ -148,7 +148,7 @@ impl Ring {
             Ok(Some(descriptors)) => descriptors,
             Ok(None) => return Popped::Empty,
             Err(_) => {
-                self.break_down();
+                self.mark_broken();
                 return Popped::Empty;
             }
         };
@@ -193,7 +193,7 @@ impl Ring {
     }
 
     /// Puts the last `chains` popped ones back, newest first, as if they had not been taken.
-    pub fn unpop(&mut self, chains: u16) {
+    pub fn put_back(&mut self, chains: u16) {
         let next = self.queue.next_avail().wrapping_sub(chains);
         self.queue.set_next_avail(next);
     }
@@ -218,7 +218,7 @@ impl Ring {
             RingStats::add(&stats.errors, 1);
         }
         if !self.broken && self.publish(used).is_none() {
-            self.break_down();
+            self.mark_broken();
         }
     }
 
@@ -251,7 +251,7 @@ impl Ring {
             return Ok(());
         }
         let Some(wanted) = self.wants_call(new) else {
-            self.break_down();
+            self.mark_broken();
             return Ok(());
         };
         self.signalled = Some(new);
@@ -283,7 +283,7 @@ impl Ring {
     /// Asks the driver not to kick while the worker is at the ring anyway.
     pub fn disable_kicks(&mut self) {
         if !self.broken && self.queue.disable_notification(self.setup.memory.guest()).is_err() {
-            self.break_down();
+            self.mark_broken();
         }
     }
 
@@ -295,14 +295,14 @@ impl Ring {
         match self.queue.enable_notification(self.setup.memory.guest()) {
             Ok(more) => more,
             Err(_) => {
-                self.break_down();
+                self.mark_broken();
                 false
             }
         }
     }
 
     /// Stops a ring whose driver broke it, and says so on the error descriptor, as the protocol wants it.
-    fn break_down(&mut self) {
+    fn mark_broken(&mut self) {
         if self.broken {
             return;
         }
@@ -458,7 +458,7 @@ mod tests {
             heads
         };
         assert_eq!(heads(&mut ring), [3, 0, 1]);
-        ring.unpop(2);
+        ring.put_back(2);
         assert_eq!(ring.base(), 0);
         assert_eq!(heads(&mut ring), [0, 1]);
         assert_eq!(ring.base(), 2);

@@ -114,7 +114,7 @@ impl Mailbox {
     }
 
     /// The worker's side: does what is asked.
-    fn obey(&self, worker: &mut impl Worker, rings: &mut [Option<Ring>]) -> Result<(), BoxError> {
+    fn serve_request(&self, worker: &mut impl Worker, rings: &mut [Option<Ring>]) -> Result<(), BoxError> {
         event::consume(&self.event)?;
         let mut slot = self.lock();
         let Some(request) = slot.request.take() else {
@@ -157,7 +157,7 @@ pub(crate) fn serve<W: Worker>(mut worker: W, mailbox: &Mailbox) -> Result<std::
 
         let mut ready = polled.iter().map(|entry| entry.revents);
         if ready.next().is_some_and(|revents| revents != 0) {
-            mailbox.obey(&mut worker, &mut rings)?;
+            mailbox.serve_request(&mut worker, &mut rings)?;
             // Rings may be others now; what else is ready will be so again.
             more = true;
             continue;

@@ -78,7 +78,7 @@ impl<'m> Stage<'m> {
                 continue;
             }
             if one_list && self.segments + chain.writable.count() > MAX_SEGMENTS {
-                ring.unpop(1);
+                ring.put_back(1);
                 self.spare.push(chain);
                 return Filled::Short;
             }
@@ -167,6 +167,6 @@ impl<'m> Stage<'m> {
 
     /// Puts everything back into the ring, as if it had not been taken.
     pub fn put_back(self, ring: &mut Ring) {
-        ring.unpop(self.len());
+        ring.put_back(self.len());
     }
 }

@@ -14,6 +14,16 @@ const BUDGET: usize = 64;
 /// Header, Ethernet header with one VLAN tag, and the longest IP packet.
 pub const MAX_FRAME: usize = HEADER + 18 + 65535;
 
+/// What became of a chain.
+enum Sent {
+    /// It was a frame of so many bytes.
+    Frame(u64),
+    /// It is none, or the kernel does not take it.
+    Dropped,
+    /// The TAP takes no more at present.
+    Blocked,
+}
+
 /// The transmitting half of a queue pair.
 pub struct Transmitter {
     tap: Tap,
@@ -42,9 +52,10 @@ impl Transmitter {
         for _ in 0..BUDGET {
             match ring.pop(&mut chain) {
                 Popped::Chain => match self.send(&chain)? {
-                    Some(sent) => ring.complete(chain.head(), 0, sent.unwrap_or(0), sent.is_some()),
-                    None => {
-                        ring.unpop(1);
+                    Sent::Frame(bytes) => ring.complete(chain.head(), 0, bytes, true),
+                    Sent::Dropped => ring.complete(chain.head(), 0, 0, false),
+                    Sent::Blocked => {
+                        ring.put_back(1);
                         self.blocked = true;
                         ring.notify()?;
                         return Ok(Progress::Idle);
@@ -61,21 +72,20 @@ impl Transmitter {
         Ok(Progress::More)
     }
 
-    /// `None` if the TAP is full; else the bytes of the frame, or `None` where it was dropped.
-    fn send(&self, chain: &Chain<'_>) -> Result<Option<Option<u64>>, BoxError> {
+    fn send(&self, chain: &Chain<'_>) -> Result<Sent, BoxError> {
         let len = chain.readable.len();
         if !chain.writable.is_empty() || len <= HEADER as u64 || len > MAX_FRAME as u64 {
-            return Ok(Some(None));
+            return Ok(Sent::Dropped);
         }
         let mut frame = IoVecs::new();
         frame.push(&chain.readable, 0, len);
         match frame.writev(self.tap.fd()) {
-            Ok(_) => Ok(Some(Some(len - HEADER as u64))),
+            Ok(_) => Ok(Sent::Frame(len - HEADER as u64)),
             Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::AGAIN) => Ok(None),
+                Some(Errno::AGAIN) => Ok(Sent::Blocked),
                 Some(Errno::BADFD | Errno::BADF) => Err("The TAP interface is gone: somebody removed it".into()),
                 // A header or frame that the kernel refuses, an interface that is down, no memory: a frame lost on the wire.
-                _ => Ok(Some(None)),
+                _ => Ok(Sent::Dropped),
             },
         }
     }

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 static LINE: OnceLock<String> = OnceLock::new();
 
 /// From here on SIGBUS ends the process with one line and exit status 1. In the wide phase.
-pub(crate) fn end_orderly(program: &str) -> io::Result<()> {
+pub(crate) fn install_handler(program: &str) -> io::Result<()> {
     LINE.get_or_init(|| {
         let why = "the frontend has cut the file of its guest's memory short, or the host has no memory left for it";
         format!("{program}: Cannot touch the guest's memory (SIGBUS): {why}\n")
