@@ -1,6 +1,6 @@
 //! What fuzzing tries of this crate: a function a target, which panics where a promise is broken.
 
-use crate::{COPY_AGAIN, Error, GIVE_KERNEL, HIGHEST, Kernel, LOWEST};
+use crate::{COPY_AGAIN, Error, GIVE_KERNEL, HIGHEST, Headers, LOWEST};
 
 /// The headers of an ELF file: no byte beyond it is asked for, and what is taken for a kernel keeps the contract.
 pub fn kernel_headers(file: &[u8]) {
@@ -10,7 +10,7 @@ pub fn kernel_headers(file: &[u8]) {
         Ok::<(), ()>(())
     };
     let size = file.len() as u64;
-    let kernel = match Kernel::read(size, read) {
+    let kernel = match Headers::read(size, read) {
         Ok(kernel) => kernel,
         Err(Error::Read(())) => unreachable!("reading cannot fail"),
         Err(Error::Wrong(wrong)) => {
@@ -18,17 +18,19 @@ pub fn kernel_headers(file: &[u8]) {
             return;
         }
     };
-    assert!(!kernel.loads.is_empty());
+    assert!(!kernel.segments.is_empty());
     assert!(LOWEST <= kernel.start() && kernel.start() < kernel.end() && kernel.end() <= HIGHEST);
-    for load in &kernel.loads {
-        assert!(load.offset.checked_add(load.file_size).is_some_and(|end| end <= size));
-        assert!(load.file_size <= load.memory_size && load.memory_size > 0);
+    for segment in &kernel.segments {
+        assert!(segment.offset.checked_add(segment.file_size).is_some_and(|end| end <= size));
+        assert!(segment.file_size <= segment.memory_size && segment.memory_size > 0);
     }
-    assert!(kernel.loads.array_windows().all(|[below, above]| below.end() <= above.address));
+    assert!(kernel.segments.array_windows().all(|[below, above]| below.end() <= above.address));
     assert!(kernel.notes.iter().all(|notes| notes.range.start <= notes.range.end && notes.range.end <= size));
     kernel.check_code("entry point", kernel.entry).expect("it was checked");
-    let inside = |load: &crate::Load| load.address <= kernel.entry && kernel.entry < load.address + load.file_size;
-    assert!(kernel.loads.iter().any(inside));
+    let inside = |segment: &crate::Segment| {
+        segment.address <= kernel.entry && kernel.entry < segment.address + segment.file_size
+    };
+    assert!(kernel.segments.iter().any(inside));
 
     // A file that fails at any read is no kernel, and its own error comes back.
     for fails in 0..2 {
@@ -37,7 +39,7 @@ pub fn kernel_headers(file: &[u8]) {
             reads += 1;
             if reads > fails { Err(reads) } else { Ok(()) }
         };
-        assert!(Kernel::read(size, read).is_err());
+        assert!(Headers::read(size, read).is_err());
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a guest kernel is, said once: `kernel-store` keeps an ELF file for which [`Kernel::read`] answers, and `vmm-core` loads one
+//! What a guest kernel is, said once: `kernel-store` keeps an ELF file for which [`Headers::read`] answers, and `vmm-core` loads one
 //! for which it does, so that nothing is kept which is refused later. Pure: headers come through a closure, and no other byte is asked for.
 //!
 //! A kernel is an ELF file for x86-64 that is linked to its place (`ET_EXEC`: nothing here relocates one), with 1 to [`MAX_HEADERS`]
@@ -61,9 +61,9 @@ pub const COPY_AGAIN: &str = "Copy the image again from where it came from";
 pub const GIVE_KERNEL: &str = "Give a Linux bzImage (such as /boot/vmlinuz-*) or an uncompressed ELF kernel (vmlinux) for x86-64 that is linked \
      to addresses between 1 MiB and 1 GiB";
 
-/// What of the file goes where in the guest.
+/// A PT_LOAD segment: what of the file goes where in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Load {
+pub struct Segment {
     /// Guest physical address.
     pub address: u64,
     /// Where it begins in the file.
@@ -75,7 +75,7 @@ pub struct Load {
     executable: bool,
 }
 
-impl Load {
+impl Segment {
     /// One past its last byte in the guest.
     pub fn end(&self) -> u64 {
         self.address.saturating_add(self.memory_size)
@@ -93,11 +93,11 @@ pub struct Notes {
 
 /// A kernel's headers, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kernel {
+pub struct Headers {
     /// Guest physical address of the entry point.
     pub entry: u64,
     /// At least one, by address, apart from one another.
-    pub loads: Vec<Load>,
+    pub segments: Vec<Segment>,
     /// In the order of the headers.
     pub notes: Vec<Notes>,
 }
@@ -121,12 +121,12 @@ fn unfit(why: impl Into<String>) -> Wrong {
     Wrong::Unfit(why.into())
 }
 
-impl Kernel {
+impl Headers {
     /// Reads the headers of a file of `size` bytes; `read` fills a slice from an offset, and is not asked for bytes beyond `size`.
     ///
     /// # Errors
     /// The first thing that is wrong; or what `read` fails with.
-    pub fn read<E>(size: u64, mut read: impl FnMut(&mut [u8], u64) -> Result<(), E>) -> Result<Kernel, Error<E>> {
+    pub fn read<E>(size: u64, mut read: impl FnMut(&mut [u8], u64) -> Result<(), E>) -> Result<Headers, Error<E>> {
         if size < EHDR as u64 {
             return Err(Wrong::Truncated(format!("the ELF header is truncated: {size} bytes of {EHDR}")).into());
         }
@@ -142,11 +142,11 @@ impl Kernel {
         for (header, at) in headers.iter_mut().zip((offset..).step_by(PHDR)) {
             read(header.as_mut_slice(), at).map_err(Error::Read)?;
         }
-        Ok(Kernel::of(header.e_entry, &headers, size)?)
+        Ok(Headers::of(header.e_entry, &headers, size)?)
     }
 
-    fn of(entry: u64, headers: &[Elf64_Phdr], size: u64) -> Result<Kernel, Wrong> {
-        let (mut loads, mut notes) = (Vec::new(), Vec::new());
+    fn of(entry: u64, headers: &[Elf64_Phdr], size: u64) -> Result<Headers, Wrong> {
+        let (mut segments, mut notes) = (Vec::new(), Vec::new());
         for header in headers {
             let (kind, offset, address) = (header.p_type, header.p_offset, header.p_paddr);
             let (file_size, memory_size) = (header.p_filesz, header.p_memsz);
@@ -178,16 +178,16 @@ impl Kernel {
                 )));
             }
             let executable = header.p_flags & PF_X != 0;
-            loads.push(Load { address, offset, file_size, memory_size, executable });
+            segments.push(Segment { address, offset, file_size, memory_size, executable });
         }
-        loads.sort_by_key(|load| load.address);
-        if loads.is_empty() {
+        segments.sort_by_key(|segment| segment.address);
+        if segments.is_empty() {
             return Err(unfit("the ELF file has nothing to load"));
         }
-        if let Some([below, above]) = loads.array_windows().find(|[below, above]| below.end() > above.address) {
+        if let Some([below, above]) = segments.array_windows().find(|[below, above]| below.end() > above.address) {
             return Err(unfit(format!("the segments at {:#x} and {:#x} overlap", below.address, above.address)));
         }
-        let kernel = Kernel { entry, loads, notes };
+        let kernel = Headers { entry, segments, notes };
         kernel.check_code("entry point", entry)?;
         Ok(kernel)
     }
@@ -197,8 +197,10 @@ impl Kernel {
     /// # Errors
     /// [`Wrong::Unfit`], with `what` it is.
     pub fn check_code(&self, what: &str, address: u64) -> Result<(), Wrong> {
-        let has = |load: &Load| load.executable && load.address <= address && address - load.address < load.file_size;
-        if self.loads.iter().any(has) {
+        let has = |segment: &Segment| {
+            segment.executable && segment.address <= address && address - segment.address < segment.file_size
+        };
+        if self.segments.iter().any(has) {
             return Ok(());
         }
         Err(unfit(format!("the {what}, {address:#x}, lies in no executable segment")))
@@ -206,12 +208,12 @@ impl Kernel {
 
     /// Lowest guest physical address that it occupies.
     pub fn start(&self) -> u64 {
-        self.loads.first().map_or(LOWEST, |load| load.address)
+        self.segments.first().map_or(LOWEST, |segment| segment.address)
     }
 
     /// One past the highest.
     pub fn end(&self) -> u64 {
-        self.loads.last().map_or(LOWEST, Load::end)
+        self.segments.last().map_or(LOWEST, Segment::end)
     }
 }
 

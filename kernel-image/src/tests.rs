@@ -33,9 +33,9 @@ fn elf(entry: u64, headers: &[Header], size: usize) -> Vec<u8> {
     image
 }
 
-fn read(image: &[u8]) -> Result<Kernel, Wrong> {
+fn read(image: &[u8]) -> Result<Headers, Wrong> {
     let size = image.len() as u64;
-    let read = Kernel::read(size, |bytes: &mut [u8], offset| {
+    let read = Headers::read(size, |bytes: &mut [u8], offset| {
         bytes.copy_from_slice(&image[offset as usize..][..bytes.len()]);
         Ok::<_, ()>(())
     });
@@ -143,8 +143,8 @@ proptest! {
         let image = elf(entry, &headers, 0x1000);
         if let Ok(kernel) = read(&image) {
             prop_assert!(kernel.start() >= LOWEST && kernel.end() <= HIGHEST);
-            prop_assert!(kernel.loads.iter().all(|load| load.offset + load.file_size <= image.len() as u64));
-            prop_assert!(kernel.loads.array_windows().all(|[below, above]| below.end() <= above.address));
+            prop_assert!(kernel.segments.iter().all(|segment| segment.offset + segment.file_size <= image.len() as u64));
+            prop_assert!(kernel.segments.array_windows().all(|[below, above]| below.end() <= above.address));
             prop_assert!(kernel.notes.iter().all(|notes| notes.range.end <= image.len() as u64));
         }
     }

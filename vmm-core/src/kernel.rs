@@ -8,7 +8,7 @@
 
 use crate::error::Error;
 use crate::memory::Ram;
-use kernel_image::Kernel;
+use kernel_image::Headers;
 use rustix::fs::SealFlags;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,8 +34,8 @@ pub fn load(image: OwnedFd, ram: &Ram) -> Result<Loaded, Error> {
         return Err(Error::Fit { what: "The kernel", why });
     }
     ram.prepare(kernel.start(), kernel.end());
-    for load in kernel.loads.iter().filter(|load| load.file_size > 0) {
-        ram.copy("The kernel", load.address, image.as_fd(), load.offset, load.file_size)?;
+    for segment in kernel.segments.iter().filter(|segment| segment.file_size > 0) {
+        ram.copy("The kernel", segment.address, image.as_fd(), segment.offset, segment.file_size)?;
     }
     Ok(Loaded { entry: kernel.entry, end: kernel.end() })
 }
@@ -51,13 +51,13 @@ fn check_seals(image: &OwnedFd) -> Result<(), Error> {
     }
 }
 
-fn read(image: &File) -> Result<Kernel, Error> {
+fn read(image: &File) -> Result<Headers, Error> {
     let failed = Error::load("read the kernel image");
     let size = match image.metadata() {
         Ok(metadata) => metadata.len(),
         Err(error) => return Err(failed(error)),
     };
-    Kernel::read(size, |bytes, offset| image.read_exact_at(bytes, offset)).map_err(|error| match error {
+    Headers::read(size, |bytes, offset| image.read_exact_at(bytes, offset)).map_err(|error| match error {
         kernel_image::Error::Wrong(wrong) => Error::Kernel { why: wrong.why().into(), remedy: wrong.remedy() },
         kernel_image::Error::Read(error) => failed(error),
     })

@@ -1,7 +1,7 @@
 //! What an ELF kernel says of itself, beyond what makes it a kernel (the `kernel-image` crate): its PVH entry point, by the XEN ELF
 //! note (xen/include/public/elfnote.h), and its release string. Pure.
 
-use kernel_image::{Kernel, Notes};
+use kernel_image::{Headers, Notes};
 use linux_loader::elf::Elf64_Nhdr;
 
 use super::{Error, GIVE_KERNEL, MAX_VERSION, bad, field, printable, structure};
@@ -36,7 +36,7 @@ pub fn check(file: &[u8]) -> Result<Facts, Error> {
         from.map(|from| bytes.copy_from_slice(from)).ok_or(())
     };
     let wrong = |wrong: kernel_image::Wrong| bad(wrong.why(), wrong.remedy());
-    let kernel = Kernel::read(file.len() as u64, read).map_err(|error| match error {
+    let kernel = Headers::read(file.len() as u64, read).map_err(|error| match error {
         kernel_image::Error::Wrong(it) => wrong(it),
         // It asks for nothing beyond the size that it was told.
         kernel_image::Error::Read(()) => bad("the ELF file ends before it should", kernel_image::COPY_AGAIN),
