@@ -6,10 +6,6 @@ use std::path::PathBuf;
 /// What stops the service. Each says what was tried, on what, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The state directory cannot be had.
-    #[error("Cannot use the state directory {}; make it a directory that this user may write to, or name another with --state-dir", .0.display())]
-    StateDir(PathBuf, #[source] io::Error),
-
     /// Another process has it.
     #[error("The state directory {} is in use by another process; stop the other kernel-store, or name another with --state-dir", .0.display())]
     InUse(PathBuf),
@@ -33,19 +29,7 @@ pub enum Error {
     )]
     Index(String),
 
-    /// The sandbox could not be entered.
-    #[error("Cannot confine this process")]
-    Confine(#[from] confine::Error),
-
-    /// The sockets cannot be served.
-    #[error("Cannot serve")]
-    Serve(#[from] ipc::Error),
-
-    /// The runtime cannot be had.
-    #[error("Cannot start the event loop")]
-    Runtime(#[source] io::Error),
-
-    /// The arguments contradict each other.
-    #[error("{0}")]
-    Arguments(&'static str),
+    /// What ends any service.
+    #[error(transparent)]
+    Service(#[from] service::Error),
 }

@@ -14,7 +14,8 @@
 //! * A decoder's output is not trusted until it is whole: ELF checks run on the result, in memory that nobody else has.
 //! * The two kernels that were opened last (256 MiB together at most) stay in memory, sealed: opening one of them again takes microseconds, reading a
 //!   kernel of 53 MB back and hashing it tens of milliseconds. This memory is the kernels' own: VMs that run one share it.
-//! * Decoders may panic on hostile input: that fails the import, not the service.
+//! * Decoders may panic on hostile input: that fails the import, not the service. The thread's memory is another then, and after a panic of the
+//!   disk thread all that it has of the store is read from the disk again.
 
 pub mod cache;
 pub mod digest;
@@ -22,6 +23,7 @@ pub mod error;
 pub mod filters;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod homing;
 pub mod image;
 pub mod index;
 pub mod memfd;
@@ -30,4 +32,3 @@ pub mod reading;
 pub mod rpc;
 pub mod service;
 pub mod store;
-pub mod worker;

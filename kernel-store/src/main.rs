@@ -2,121 +2,114 @@
 //! the sockets; what the directory holds, and the first byte of a client, are read in phase 2.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
-use confine::{Heap, Limit, Policy, Sandbox, User};
-use ipc::{Lane, Listen};
+use confine::Heap;
+use ipc::Lane;
 use kernel_store::error::Error;
 use kernel_store::reading::Scratch;
 use kernel_store::service::Service;
 use kernel_store::store::{Limits, Store};
-use kernel_store::worker::{Mailbox, worker};
 use kernel_store::{filters, rpc};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use schema::programs::KERNEL_STORE;
+use service::{Options, Owner, Serving, StateDir};
 
 /// Unpacks, checks and keeps guest kernels, and serves them over Cap'n Proto
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Directory of the store; made, for this user only, if it is not there
-    #[arg(long, value_name = "DIR")]
-    state_dir: PathBuf,
     #[command(flatten)]
-    listen: Listen,
+    state: StateDir,
+    #[command(flatten)]
+    options: Options,
     /// Most bytes that all kernels together may take
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes)]
     max_bytes: u64,
-    /// Become this user, with nothing but the state directory in sight; takes root
-    #[arg(long, value_name = "UID")]
-    user: Option<User>,
-    /// What to do where the kernel lacks a layer of confinement: strict (refuse to start) or best-effort (say so)
-    #[arg(long, value_name = "POLICY", default_value_t = Policy::BestEffort)]
-    confinement: Policy,
 }
 
 fn main() {
-    let served = serve(Arguments::parse());
-    if let Err(error) = &served {
-        confine::say!("kernel-store: {}", ipc::chain(error));
-    }
-    confine::exit(served.is_err().into())
+    service::main(&KERNEL_STORE, run)
 }
 
-fn serve(arguments: Arguments) -> Result<(), Error> {
-    // What its files are made with, whatever whoever started it has.
-    rustix::process::umask(Mode::from_raw_mode(0o077));
-    let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
-    let path = ipc::private_folder_for(arguments.user.map(User::uid), &arguments.state_dir)
-        .map_err(|error| Error::StateDir(arguments.state_dir.clone(), error))?;
+fn run(arguments: &Arguments) -> Result<(), Error> {
+    let (serving, disk, unpacker) = start(arguments)?;
+    let (service, lane) = (Service::new(disk, unpacker), Lane::new());
+    let offered = lane.clone();
+    serving.serve(lane, move |peer| Ok(rpc::bootstrap(&service, &offered, peer)), std::future::pending())
+}
+
+fn start(arguments: &Arguments) -> Result<(Serving, Owner<Store>, Owner<Scratch>), Error> {
+    let wide = arguments.options.begin(&KERNEL_STORE)?;
+    let path = arguments.state.take(&arguments.options)?;
     // Before anything there is handed over.
-    let mut dir = claim(&path, &path)?;
-    let keep = endpoint.as_fds().map(|fd| fd.as_raw_fd());
-    let connections = ipc::Limits::of_service();
-    let sandbox =
-        keep.iter().fold(Sandbox::new(KERNEL_STORE.title, arguments.confinement), |sandbox, fd| sandbox.keep_fd(*fd));
-    let (sandbox, seen) = sandbox.service(arguments.user, &path)?;
+    let mut dir = claim(&path, arguments)?;
+    let (wide, seen) = wide.keep_folder(&path)?;
     // Images are large and rare.
-    let sandbox = sandbox.limit(Limit::OpenFiles, ipc::OPEN_FILES).heap(Heap::Mapping);
-    let confined = sandbox.keep_fd(dir.as_raw_fd()).confine()?;
+    let wide = wide.keep(|sandbox| Ok(sandbox.heap(Heap::Mapping).keep_fd(dir.as_raw_fd())))?;
+    let mut starting = wide.confine::<Error>()?;
     if seen != path {
         // Once more, in the root that it has now: a descriptor from before would lead out of that.
         drop(dir);
-        dir = claim(&seen, &path)?;
+        dir = claim(&seen, arguments)?;
     }
-
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
-    let (disk, disk_mailbox) = worker();
-    let (unpacker, unpack_mailbox) = worker();
-    let runtime = ipc::Runtime::new().map_err(Error::Runtime)?;
-    let (ready, started) = ipc::queue();
-    let disk_thread =
-        confined.spawn("disk", &filters::disk(), move || keep_files(dir, limits, disk_mailbox, &ready))?;
-    // Not joined at the end: it may be stuck in a read of a client's file.
-    let _unpack_thread = confined.spawn("unpack", &filters::unpack(), move || unpack_mailbox.serve(Scratch::new()))?;
-    let _narrow = confined.enter(&filters::control())?;
-    started.receive().map_err(|_| Error::Arguments("The disk thread did not begin; report this as a defect"))??;
-
-    let idle = arguments.listen.idle_exit();
-    runtime.run(async move {
-        let service = Service::new(disk, unpacker);
-        let lane = Lane::new();
-        let offered = lane.clone();
-        ipc::serve(endpoint, clients, lane, connections, idle, move |peer| Ok(rpc::bootstrap(&service, &offered, peer)))
-            .await
-    })?;
-    // With its last handle the thread ends; what it is writing is written first.
-    let _ = disk_thread.join();
-    Ok(())
+    let disk = starting.thread("disk", &filters::disk(), move || Store::open(dir, limits))?;
+    let unpacker = starting.thread("unpack", &filters::unpack(), || Ok(Scratch::new()))?;
+    Ok((starting.enter(&filters::control())?, disk, unpacker))
 }
 
-/// The disk thread's life.
-fn keep_files(dir: OwnedFd, limits: Limits, mailbox: Mailbox<Store>, ready: &ipc::Sender<Result<(), Error>>) {
-    match Store::open(dir, limits) {
-        Ok(store) => {
-            let _ = ready.send(Ok(()));
-            mailbox.serve(store);
-        }
-        Err(error) => {
-            let _ = ready.send(Err(error));
-        }
-    }
-}
-
-/// The state directory, locked. `seen` is where this process sees it, `path` what its user calls it.
-fn claim(seen: &Path, path: &Path) -> Result<OwnedFd, Error> {
-    let failed = |error| Error::StateDir(path.into(), error);
+/// The state directory, locked. `seen` is where this process sees it.
+fn claim(seen: &Path, Arguments { state, .. }: &Arguments) -> Result<OwnedFd, Error> {
     let dir = rustix::fs::open(seen, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| failed(e.into()))?;
+        .map_err(|error| state.failed(error))?;
     // A predecessor that was just killed may still be on its way out.
     for _ in 0..40 {
         match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(dir),
             Err(rustix::io::Errno::AGAIN) => std::thread::sleep(Duration::from_millis(50)),
-            Err(e) => return Err(failed(e.into())),
+            Err(error) => return Err(state.failed(error).into()),
         }
     }
-    Err(Error::InUse(path.into()))
+    Err(Error::InUse(state.path.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use ipc::{Code, Fault};
+    use service::Stopped;
+    use testkit::attempt::attempt;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_said_under_each_thread_s_filter_and_the_next_request_has_a_state_that_was_made_anew() {
+        attempt(|| {
+            let dir = tempfile::tempdir().unwrap().keep();
+            let (state, socket) = (dir.join("state"), dir.join("s"));
+            let [state, socket] = [&state, &socket].map(|path| path.to_str().unwrap());
+            let arguments = Arguments::parse_from(["kernel-store", "--state-dir", state, "--socket", socket]);
+            let (serving, disk, unpacker) = start(&arguments).unwrap();
+            serving.run(async {
+                catch_unwind(|| panic!("on the main thread")).unwrap_err();
+                let asked = disk.ask(|_| -> Result<(), Fault> { panic!("on the disk thread") }).await;
+                assert_eq!(asked.unwrap_err().code, Code::Internal);
+                assert_eq!(disk.ask(|store| Ok::<_, Fault>(store.list().len())).await, Ok(0));
+                let limit = Duration::from_secs(9);
+                let decoder = |_: &mut Scratch| -> Result<Option<()>, ()> { panic!("on the unpacking thread") };
+                assert_eq!(unpacker.work(limit, decoder).await, Err(Stopped::Panicked));
+                assert_eq!(unpacker.work(limit, |_| Ok::<_, ()>(Some(7))).await, Ok(7));
+            });
+        })
+        .passes()
+        .says("on the main thread")
+        .says("thread 'disk' panicked")
+        .says("on the disk thread")
+        .says("thread 'unpack' panicked")
+        .says("on the unpacking thread");
+    }
 }

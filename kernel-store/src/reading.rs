@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use service::{Lost, Owner, State};
 use sha2::Digest as _;
 
 use crate::digest::Digest;
+use crate::homing::Homing;
 use crate::image::{self, CHUNK, COPY_AGAIN, Loading};
 use crate::memfd::Draft;
 use crate::store::{Store, Unpacked};
-use crate::worker::{Homing, Worker};
 
 /// What the unpacking thread reads into, where nothing is kept of it.
 pub struct Scratch(pub(crate) Vec<u8>);
@@ -28,6 +30,17 @@ impl Default for Scratch {
     }
 }
 
+impl State for Scratch {
+    // It may be stuck in a read of a client's file.
+    const FAREWELL: Option<Duration> = Some(Duration::ZERO);
+
+    /// What is being unpacked has its own state.
+    fn renew(&mut self) -> Result<(), Lost> {
+        *self = Scratch::new();
+        Ok(())
+    }
+}
+
 /// An image on its way into memory and out of its packing. Holds its place, a `P`, until it is gone, which may be after its caller.
 pub struct Unpack<P> {
     image: Arc<File>,
@@ -37,7 +50,7 @@ pub struct Unpack<P> {
     bytes: Vec<u8>,
     loading: Option<Loading>,
     draft: Option<Homing<Draft, Store>>,
-    home: Worker<Store>,
+    home: Owner<Store>,
     _place: P,
 }
 
@@ -62,7 +75,7 @@ impl<P> Unpack<P> {
         size: usize,
         source: Digest,
         draft: Homing<Draft, Store>,
-        home: Worker<Store>,
+        home: Owner<Store>,
         place: P,
     ) -> Unpack<P> {
         let (hasher, bytes) = (sha2::Sha256::new(), Vec::new());

@@ -58,7 +58,7 @@ impl kernel_store::Server for KernelStore {
     }
 
     async fn list(self: Rc<Self>, _: kernel_store::ListParams, mut results: kernel_store::ListResults) -> Done {
-        let kernels = self.0.service.disk().ask(|store| Ok(store.list())).await?;
+        let kernels = self.0.service.disk().ask(|store| Ok::<_, ipc::Fault>(store.list())).await?;
         let mut list = results.get().init_kernels(u32::try_from(kernels.len()).unwrap_or(u32::MAX));
         for (index, (entry, name)) in (0..).zip(&kernels) {
             write_info(list.reborrow().get(index), entry, name);

@@ -16,18 +16,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ipc::{Code, Fault, Peer};
+use service::{Owner, Stopped};
 use sha2::Digest as _;
 use tokio::sync::OnceCell;
 
 use crate::cache::Cache;
 use crate::digest::Digest;
+use crate::homing::Homing;
 use crate::image::{self, COPY_AGAIN, MAX_OUTPUT};
 use crate::index::{NAME_RULE, is_name};
 use crate::memfd::SealedMemfd;
 use crate::places::{Limits, Place, Places, Who};
 use crate::reading::{Failed, Scratch, Unpack, read_some};
 use crate::store::{Identity, Keeping, Kernel, Looked, Opening, Store};
-use crate::worker::{Homing, Stopped, Worker};
 
 /// How much of a thread's time one image, or one kernel that is opened, may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -44,8 +45,8 @@ const TRIED: &str = "import a kernel";
 /// The three threads' common purpose, as the control thread has it for one connection.
 #[derive(Clone)]
 pub struct Service {
-    disk: Worker<Store>,
-    unpacker: Worker<Scratch>,
+    disk: Owner<Store>,
+    unpacker: Owner<Scratch>,
     who: Who,
     common: Rc<Common>,
 }
@@ -71,7 +72,7 @@ struct Recognising {
 
 impl Service {
     /// A service over the thread that has the files and the one that unpacks.
-    pub fn new(disk: Worker<Store>, unpacker: Worker<Scratch>) -> Service {
+    pub fn new(disk: Owner<Store>, unpacker: Owner<Scratch>) -> Service {
         let common = Rc::new(Common {
             waiting: RefCell::default(),
             recognising: RefCell::default(),
@@ -89,7 +90,7 @@ impl Service {
     }
 
     /// The thread that has the files.
-    pub fn disk(&self) -> &Worker<Store> {
+    pub fn disk(&self) -> &Owner<Store> {
         &self.disk
     }
 
@@ -165,7 +166,7 @@ impl Service {
             return Ok(Ok(()));
         }
         let home = self.disk.clone();
-        let draft = self.disk.ask(move |_| Ok(Homing::new(Store::draft(MAX_OUTPUT)?, home))).await?;
+        let draft = self.disk.ask(move |_| Store::draft(MAX_OUTPUT).map(|draft| Homing::new(draft, home))).await?;
         let mut unpacking = Unpack::new(image, size, source, draft, self.disk.clone(), place.clone());
         let unpacked = match self.unpacker.work(LIMIT, move |_| unpacking.step()).await {
             Ok(unpacked) => unpacked,
@@ -313,13 +314,13 @@ mod tests {
     use super::*;
 
     /// The service over a store in a folder, and the thread that unpacks, which does nothing yet.
-    fn service(dir: &std::path::Path) -> (Service, crate::worker::Mailbox<Scratch>) {
+    fn service(dir: &std::path::Path) -> (Service, ::service::Inbox<Scratch>) {
         use rustix::fs::{Mode, OFlags};
-        let (disk, disk_mailbox) = crate::worker::worker();
-        let (unpacker, unpack_mailbox) = crate::worker::worker();
+        let (disk, disk_mailbox) = ::service::owner();
+        let (unpacker, unpack_mailbox) = ::service::owner();
         let dir = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let store = Store::open(dir, crate::store::Limits::default()).unwrap();
-        std::thread::spawn(move || disk_mailbox.serve(store));
+        std::thread::spawn(move || disk_mailbox.run(store));
         (Service::new(disk, unpacker), unpack_mailbox)
     }
 
@@ -353,11 +354,11 @@ mod tests {
             }
             assert_eq!(service.common.recognising.borrow().len(), 1);
             assert_eq!(service.unpacker.asked(), 1);
-            std::thread::spawn(move || mailbox.serve(Scratch::new()));
+            std::thread::spawn(move || mailbox.run(Scratch::new()));
             for import in imports {
                 import.await.unwrap().unwrap();
             }
-            let kernels = service.disk.ask(|store| Ok(store.list())).await.unwrap();
+            let kernels = service.disk.ask(|store| Ok::<_, Fault>(store.list())).await.unwrap();
             assert_eq!(kernels.len(), 1);
             // Of the fifty names that it was given, each leads to it.
             for n in 0..MANY {
@@ -422,7 +423,7 @@ mod tests {
     fn a_new_kernel_of_one_is_kept_and_read_back_while_another_s_slowest_images_are_unpacked() {
         let (dir, path) = (tempfile::tempdir().unwrap(), image(3));
         let (service, mailbox) = service(dir.path());
-        let thread = std::thread::spawn(move || mailbox.serve(Scratch::new()));
+        let thread = std::thread::spawn(move || mailbox.run(Scratch::new()));
         ipc::run(async {
             let spawn = |uid: u32, pid: i32, image: OwnedFd| {
                 let service = service.of(Peer { uid, ..peer(pid) });
@@ -455,7 +456,7 @@ mod tests {
         })
         .unwrap();
         drop(service);
-        thread.join().unwrap();
+        thread.join().unwrap().unwrap();
         std::fs::remove_file(path).unwrap();
     }
 }

@@ -22,6 +22,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ipc::{Code, Fault};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
+use service::{Lost, State};
 
 use crate::digest::Digest;
 use crate::error::Error;
@@ -104,6 +105,17 @@ pub struct Store {
 
 type Answer<T> = Result<T, Fault>;
 
+impl State for Store {
+    /// Reads the index again. What files are open and which are damaged is found out anew; a kernel that is being written goes on, and one that
+    /// had its name and is not in the index is swept away at the next start.
+    fn renew(&mut self) -> Result<(), Lost> {
+        self.index = read_index(&self.dir)?;
+        self.files = HashMap::new();
+        self.damaged = HashSet::new();
+        Ok(())
+    }
+}
+
 impl Store {
     /// Takes over a state directory that is locked already, and sweeps away what a crash left.
     ///
@@ -118,11 +130,7 @@ impl Store {
         }
         let kernels = rustix::fs::openat(&dir, "kernels", READ | OFlags::DIRECTORY, Mode::empty());
         let kernels = kernels.map_err(file("open the directory of kernels"))?;
-        let index = match rustix::fs::openat(&dir, "index", READ, Mode::empty()) {
-            Ok(fd) => read_index(File::from(fd))?,
-            Err(Errno::NOENT) => Index::default(),
-            Err(e) => return Err(file("open the index")(e)),
-        };
+        let index = read_index(&dir)?;
         let store =
             Store { dir, kernels: Arc::new(kernels), index, limits, files: HashMap::new(), damaged: HashSet::new() };
         store.sweep().map_err(file("sweep the directory of kernels"))?;
@@ -396,7 +404,13 @@ impl Store {
     }
 }
 
-fn read_index(file: File) -> Result<Index, Error> {
+/// The index as the disk has it.
+fn read_index(dir: &OwnedFd) -> Result<Index, Error> {
+    let file = match rustix::fs::openat(dir, "index", READ, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(Index::default()),
+        Err(e) => return Err(Error::File { tried: "open the index", source: e.into() }),
+    };
     let failed = |source| Error::File { tried: "read the index", source };
     let mut text = vec![0; size(&file).map_err(failed)?.min(MAX_INDEX) as usize];
     file.read_exact_at(&mut text, 0).map_err(failed)?;

@@ -349,3 +349,23 @@ fn a_kernel_that_an_earlier_version_took_is_named_with_what_is_wrong() {
     assert!(fault.why.contains("position-independent") && fault.remedy.contains("Remove it"), "{fault}");
     store.remove("old").unwrap();
 }
+
+#[test]
+fn a_store_made_anew_has_what_the_disk_has_and_a_kernel_that_was_being_written_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let kept = keep(&mut store, 1, "one").unwrap();
+    let mut keeping = Keeping::new(unpacked(2), "two".to_owned());
+    assert!(keeping.step(&mut store).unwrap().is_none());
+    // As a panic may leave it: half of what belongs together.
+    store.index.entries.clear();
+    store.damaged.insert(kept.entry.digest);
+    store.renew().unwrap();
+    assert_eq!(load(&mut store, &kept).unwrap().size(), kept.entry.size);
+    all(|| keeping.step(&mut store)).unwrap();
+    let names = store.list().into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+    assert_eq!(names, ["two", "one"]);
+    // And where the disk has nothing that can be read, there is no state to go on with.
+    std::fs::write(dir.path().join("index"), [0xff]).unwrap();
+    assert!(store.renew().unwrap_err().to_string().contains("The file index"));
+}
