@@ -25,6 +25,8 @@ use crate::{
 const BOOT: Duration = Duration::from_secs(180);
 const ANSWER: Duration = Duration::from_secs(90);
 const END: Duration = Duration::from_secs(30);
+/// MiB of a disk in memory.
+const LARGE: u32 = 300;
 
 /// Runs every check.
 pub fn run(volt: &Volt, report: &mut Report) -> Result<()> {
@@ -164,12 +166,22 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
         ready(&mut killed)?;
         let mut greedy = Console::start("greedy", volt.boot(&files.0.vm("greedy", 1)))?;
         walls::overflow("greedy", ANSWER)?;
-        let status = greedy.wait(END)?;
-        let said = greedy.transcript.join(" ");
-        ensure!(
-            !status.success() && said.contains("took more memory than its cgroup may"),
-            "It ended with {status} and said {said}"
-        );
+        ended_for_memory(&mut greedy)?;
+        killed.command("cpus:2", ANSWER)
+    })?;
+    steps.step("a guest that fills a disk in memory lives, and memory beyond that ends its VM and no other", || {
+        let large = Files::new("large", "6.1")?;
+        // More than all that its limit leaves beside RAM for the processes themselves.
+        fs::File::options().write(true).open(&large.disk)?.set_len(u64::from(LARGE) << 20)?;
+        let mut full = Console::start("large", volt.boot(&large.vm("large", 1)))?;
+        ready(&mut full)?;
+        full.command("fill", BOOT)?;
+        full.command("memory", ANSWER)?;
+        walls::hold("large", u64::from(LARGE + 200) << 20)?;
+        full.command("cpus:1", ANSWER)?;
+        walls::overflow("large", ANSWER)?;
+        ended_for_memory(&mut full)?;
+        fs::remove_file(&large.disk)?;
         killed.command("cpus:2", ANSWER)
     })?;
     steps.step("SIGKILL of volt leaves no process, interface or file", || {
@@ -200,6 +212,14 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
             std::thread::sleep(Duration::from_secs(2));
         }
     })
+}
+
+fn ended_for_memory(vm: &mut Console) -> Result<()> {
+    let status = vm.wait(END)?;
+    let said = vm.transcript.join(" ");
+    let so = !status.success() && said.contains("took more memory than its cgroup may");
+    ensure!(so, "It ended with {status} and said {said}");
+    Ok(())
 }
 
 fn nothing_left(volt: &Volt) -> Result<()> {

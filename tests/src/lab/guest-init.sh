@@ -60,6 +60,10 @@ obey() {
             dd if=/dev/zero of=/fill/all bs=1M count=$((have / 1024 - 24)) 2>/dev/null ||
             { echo "lab: $1 failed: of $have KiB"; return; }
         umount /fill ;;
+    fill) # all of the disk, so that all of its image is there
+        size=$(($(cat /sys/block/vda/size) / 2048))
+        dd if=/dev/zero of=/dev/vda bs=1M count=$size conv=fsync,notrunc 2>/dev/null ||
+            { echo "lab: $1 failed: of $size MiB"; return; } ;;
     idle) while :; do sleep 3600; done ;;
     reboot) echo "lab: reboot ok"; sync; reboot -f ;;
     poweroff) echo "lab: poweroff ok"; sync; poweroff -f ;;
