@@ -87,7 +87,7 @@ pub fn lane_service(data: &[u8]) {
     run(async {
         let (peer, ours) = pair(SocketType::SEQPACKET);
         let mut input = Input::new(data);
-        let (takes, us) = (input.byte() % 2 == 0, Peer::this_process());
+        let (takes, us) = (input.byte().is_multiple_of(2), Peer::this_process());
         let lane = if takes { Lane::new() } else { Lane::new().without_deposits() };
         let offered = lane.offer(null(), us).expect("there is room");
         let claim = [&[wire::OP_CLAIM][..], offered.as_bytes()].concat();
