@@ -28,9 +28,11 @@ const AT_A_TIME: usize = 2;
 const LIMITS: [&str; 3] = ["-timeout=20", "-rss_limit_mb=3072", "-max_len=4096"];
 
 /// In place of `.cargo/config.toml`'s: a program of libFuzzer's is not static, and the rest is its coverage.
-const FLAGS: [&str; 7] = [
-    "--cfg=fuzzing",
-    "--cfg=getrandom_backend=\"linux_getrandom\"",
+const FLAGS: [&str; 9] = [
+    "--cfg",
+    "fuzzing",
+    "--cfg",
+    "getrandom_backend=\"linux_getrandom\"",
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
