@@ -1,11 +1,8 @@
 //! The twin examples, behind one frontend: what it sees of the two is the same. What the kernel sees is not.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
-
-use common::*;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
+use testrig::frontend::*;
 use vhost::VhostBackend;
 
 const ON_DEVICE: &str = env!("CARGO_BIN_EXE_rng-on-device");

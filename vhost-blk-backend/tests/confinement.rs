@@ -1,16 +1,14 @@
 //! What the running backend still may do, and its control link.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod disk;
 
 use capnp::traits::HasTypeId;
-use common::*;
 use disk::*;
 use schema::device_capnp::device_backend;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+use testrig::frontend::*;
 
 /// A backend with a control link, and the link's other end.
 fn boot_with_control(image: &tempfile::NamedTempFile) -> (Machine, Queue, OwnedFd) {

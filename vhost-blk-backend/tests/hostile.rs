@@ -1,11 +1,9 @@
 //! The real backend against a hostile driver: whatever it writes into the rings costs it its ring at most.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod disk;
 
-use common::*;
 use disk::*;
+use testrig::frontend::*;
 use vhost::VhostBackend;
 
 /// A request that has to work still, after whatever went before.

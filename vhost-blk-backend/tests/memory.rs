@@ -1,15 +1,13 @@
 //! The guest's memory as frontends give it: in files of every kind, at once or in slots, and cut short.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod disk;
 
-use common::*;
 use disk::*;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use testrig::frontend::*;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 

@@ -1,12 +1,10 @@
 //! The real backend against a scripted frontend and driver: what a well-behaved guest gets.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod disk;
 
-use common::*;
 use disk::*;
 use std::os::unix::fs::FileExt;
+use testrig::frontend::*;
 use vhost::VhostBackend;
 
 #[test]

@@ -1,15 +1,13 @@
 //! How the program starts, what it refuses, and how it ends.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod disk;
 
-use common::*;
 use disk::*;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::process::Command;
+use testrig::frontend::*;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 

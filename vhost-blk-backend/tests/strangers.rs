@@ -1,11 +1,8 @@
 //! Frontends that no one here wrote, with guest memory as each of them has it: QEMU, whose firmware's driver boots from the disk,
 //! and the crate `virtio-driver`.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod disk;
 
-use common::*;
 use disk::*;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -13,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
+use testrig::frontend::*;
 use virtio_driver::{VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags};
 
 /// The QEMU to use, and its first arguments, where it is not the one that is installed.

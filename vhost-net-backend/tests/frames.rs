@@ -1,11 +1,9 @@
 //! The real backend on a real TAP: frames in both directions, with and without offloads.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod wire;
 
-use common::*;
 use std::time::Duration;
+use testrig::frontend::*;
 use vhost::VhostBackend;
 use wire::*;
 

@@ -1,11 +1,9 @@
 //! The real backend against a hostile driver, a TAP that is taken away, and wrong arguments.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod wire;
 
-use common::*;
 use std::process::Command;
+use testrig::frontend::*;
 use wire::*;
 
 const OUT: u64 = 0x100000;

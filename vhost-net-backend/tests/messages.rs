@@ -1,11 +1,8 @@
 //! Every message that a frontend could send to the network's backend.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
-#[path = "../../device/tests/common/messages.rs"]
-mod messages;
 mod wire;
 
+use testrig::{frontend::start, messages};
 use wire::*;
 
 #[test]
@@ -13,7 +10,7 @@ fn every_message_is_answered_or_ends_the_backend() {
     let wire = Wire::new(false);
     let begin = |theirs| {
         let tap = wire.tap.try_clone().unwrap();
-        common::start(PROGRAM, &["--fd={}", "--tap-fd={}", "--mac", MAC], vec![theirs, tap])
+        start(PROGRAM, &["--fd={}", "--tap-fd={}", "--mac", MAC], vec![theirs, tap])
     };
     messages::every_message_is_answered_or_ends_the_backend(begin, 2);
 }

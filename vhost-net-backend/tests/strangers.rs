@@ -1,13 +1,11 @@
 //! A frontend that no one here wrote: DPDK's virtio-user, with guest memory that is not sealed.
 
-#[path = "../../device/tests/common/mod.rs"]
-mod common;
 mod wire;
 
-use common::*;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Instant;
+use testrig::frontend::*;
 use wire::*;
 
 const TESTPMD: &str = "dpdk-testpmd";

@@ -10,6 +10,10 @@
     reason = "a test that fails, panics"
 )]
 
+#[cfg(feature = "frontend")]
+pub mod frontend;
 pub mod handed;
 pub mod interfaces;
+#[cfg(feature = "frontend")]
+pub mod messages;
 pub mod storm;

@@ -1,9 +1,9 @@
 //! Disk images and requests for the tests.
 #![allow(dead_code)]
 
-use super::common::*;
 use std::os::fd::OwnedFd;
 use tempfile::NamedTempFile;
+use testrig::frontend::*;
 use vhost::VhostBackend;
 
 pub const T_IN: u32 = 0;

@@ -1,11 +1,11 @@
 //! A network namespace of the test's own with a TAP in it, and a packet socket on the TAP's host side.
 #![allow(dead_code)]
 
-use super::common::*;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Instant;
+use testrig::frontend::*;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_vhost-net-backend");
 pub const MAC: &str = "02:00:00:00:00:07";

@@ -1,6 +1,6 @@
 //! A scripted frontend and driver for tests of the real backends: guest memory in a sealed memfd, split virtqueues
-//! driven by hand, and the vhost crate's frontend. Tests of several crates include it by path.
-#![allow(dead_code, missing_docs)]
+//! driven by hand, and the vhost crate's frontend.
+#![allow(missing_docs)]
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

@@ -1,7 +1,7 @@
 //! Every vhost-user message number in every state, with descriptors and without, with bodies of every wrong size: the backend
 //! answers, or ends with status 1 and one line. Never by a signal, never late, never with a descriptor more.
 
-use super::common::*;
+use crate::frontend::*;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::io::{IoSlice, Read, Write};
