@@ -6,10 +6,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use capnp::traits::HasTypeId;
-use common::images::*;
 use common::*;
 use ipc::{Code, Connection};
 use schema::kernel_store_capnp::{kernel, kernel_store};
+use testkit::images::*;
 use testrig::{
     handed::{hand_over, know_only},
     storm,

@@ -5,10 +5,10 @@ mod common;
 use std::fs::File;
 use std::rc::Rc;
 
-use common::images::*;
 use common::*;
 use futures::future::join_all;
 use ipc::Code;
+use testkit::images::*;
 
 /// A kernel of so many mebibytes, most of which is zeros.
 fn large(mebibytes: usize) -> Vec<u8> {

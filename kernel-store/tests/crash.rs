@@ -5,8 +5,8 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::images::*;
 use common::*;
+use testkit::images::*;
 
 #[test]
 fn what_was_acknowledged_survives_being_killed_in_the_middle_of_imports() {

@@ -7,10 +7,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::images::*;
 use common::*;
 use ipc::Code;
 use rustix::fs::SealFlags;
+use testkit::images::*;
 
 #[test]
 fn a_bzimage_is_imported_found_opened_sealed_and_removed() {
@@ -173,9 +173,9 @@ fn a_kernel_that_is_damaged_on_the_disk_is_not_handed_out() {
         let fault = client.open(&kernel).await.err().unwrap();
         assert_eq!(fault.code, Code::BadImage);
         assert!(fault.to_string().contains("damaged"), "{fault}");
-        client.import(&common::images::kernel(1), "").await.unwrap();
+        client.import(&testkit::images::kernel(1), "").await.unwrap();
         let kernel = client.get("k").await.unwrap();
-        assert_eq!(content(&client.open(&kernel).await.unwrap()), common::images::kernel(1));
+        assert_eq!(content(&client.open(&kernel).await.unwrap()), testkit::images::kernel(1));
     });
 }
 
@@ -343,7 +343,7 @@ fn the_handed_out_file_cannot_be_changed_by_any_holder() {
         let (one, two) = (client.open(&kernel).await.unwrap(), client.open(&kernel).await.unwrap());
         assert!(rustix::io::pwrite(one.as_fd(), b"x", 0).is_err());
         assert!(rustix::fs::ftruncate(&one, 0).is_err());
-        assert_eq!(content(&two), common::images::kernel(1));
+        assert_eq!(content(&two), testkit::images::kernel(1));
     });
 }
 

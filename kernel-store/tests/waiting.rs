@@ -7,9 +7,9 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use common::images::*;
 use common::*;
 use ipc::Code;
+use testkit::images::*;
 
 // linux/fuse.h
 const LOOKUP: u32 = 1;

@@ -4,10 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-#[path = "../../tests/common/images.rs"]
-#[allow(dead_code, reason = "shared with the tests of the program")]
-pub(crate) mod images;
-use images::*;
+pub(crate) use testkit::images;
+use testkit::images::*;
 
 #[test]
 fn schema_says_what_a_kernel_is_held_to() {

@@ -1,8 +1,6 @@
 //! A real `kernel-store` in a temporary directory, and the calls of a client.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-pub mod images;
-
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};

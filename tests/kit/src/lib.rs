@@ -10,4 +10,6 @@
 
 pub mod attempt;
 pub mod corpus;
+#[cfg(feature = "images")]
+pub mod images;
 pub mod input;

@@ -1,4 +1,5 @@
 //! Images for tests: small ELF kernels, packed and wrapped as the kernel's build does it.
+#![allow(missing_docs, clippy::cast_possible_truncation)]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -143,7 +144,7 @@ pub fn tool(command: &[&str], bytes: &[u8]) -> Option<Vec<u8>> {
         .stderr(Stdio::null())
         .spawn();
     let Ok(mut child) = child else {
-        eprintln!("skipped: this host has no {}", command[0]);
+        println!("skipped: {}: this host has no {0}", command[0]);
         return None;
     };
     let mut stdin = child.stdin.take().unwrap();
