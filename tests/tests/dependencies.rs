@@ -40,6 +40,15 @@ struct Package {
     version: String,
     license: Option<String>,
     source: Option<String>,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    /// Nothing, `dev` or `build`.
+    kind: Option<String>,
+    target: Option<String>,
 }
 
 fn packages() -> Result<Vec<Package>> {
@@ -121,7 +130,7 @@ fn crates_come_from_the_registry_under_licences_that_are_allowed() -> Result<()>
     let Licenses { allow } = deny()?.licenses;
     let allowed = |licence: &str| allow.iter().any(|allowed| allowed == licence);
     let mut wrong = Vec::new();
-    for Package { name, version, license, source } in packages()? {
+    for Package { name, version, license, source, .. } in packages()? {
         // Without a source it is of this tree.
         if !source.is_none_or(|source| source.starts_with("registry+") && source.ends_with("/crates.io-index")) {
             wrong.push(format!("{name} {version} is of no registry"));
@@ -148,5 +157,24 @@ fn crates_that_are_there_twice_are_those_that_deny_toml_gives_a_reason_for() -> 
     };
     let wrong: Vec<_> = versions.iter().filter(twice).collect();
     ensure!(wrong.is_empty(), "Use one version, or say in deny.toml why there are more: {wrong:#?}");
+    Ok(())
+}
+
+#[test]
+fn no_program_is_built_on_what_tests_share() -> Result<()> {
+    const KITS: [&str; 2] = ["testkit", "testrig"];
+    const OF_TESTS: [&str; 4] = ["testkit", "testrig", "volt-tests", "fuzz"];
+    let mut users: BTreeMap<&str, usize> = BTreeMap::new();
+    let packages = packages()?;
+    for package in packages.iter().filter(|package| !OF_TESTS.contains(&package.name.as_str())) {
+        for dependency in package.dependencies.iter().filter(|of| KITS.contains(&of.name.as_str())) {
+            let fuzzing = dependency.target.as_deref() == Some("cfg(fuzzing)");
+            let of_tests = dependency.kind.as_deref() == Some("dev") || fuzzing;
+            ensure!(of_tests, "{} is built on {}", package.name, dependency.name);
+            *users.entry(&dependency.name).or_default() += 1;
+        }
+    }
+    // Were nothing looked at, nothing would be found.
+    ensure!(KITS.iter().all(|kit| users.get(kit).is_some_and(|users| *users > 3)), "{users:?}");
     Ok(())
 }
