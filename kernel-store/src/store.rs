@@ -5,7 +5,7 @@
 //! index              what there is (index.rs); replaced as a whole
 //! index.new          the next one, while it is written
 //! kernels/DIGEST     an unpacked ELF
-//! kernels/new        the next one, while it is written
+//! kernels/new-N      one that is being written; there may be several
 //! ```
 //!
 //! A kernel is in the store once the index that names it is on the disk; a file that no index names is swept away at the next start.
@@ -36,7 +36,7 @@ pub use transfer::{Keeping, Opening, Unpacked};
 
 /// Far above what an index of the most kernels and names takes.
 const MAX_INDEX: u64 = 16 << 20;
-/// The next kernel, while it is written.
+/// What the name of a kernel that is being written begins with.
 const NEW: &str = "new";
 const CREATE: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::TRUNC).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
@@ -101,6 +101,8 @@ pub struct Store {
     files: HashMap<Digest, Weak<File>>,
     /// What was found damaged, and is written again when it is imported again.
     damaged: HashSet<Digest>,
+    /// How many were begun to be written: each has a file of its own.
+    begun: u64,
 }
 
 type Answer<T> = Result<T, Fault>;
@@ -131,8 +133,8 @@ impl Store {
         let kernels = rustix::fs::openat(&dir, "kernels", READ | OFlags::DIRECTORY, Mode::empty());
         let kernels = kernels.map_err(file("open the directory of kernels"))?;
         let index = read_index(&dir)?;
-        let store =
-            Store { dir, kernels: Arc::new(kernels), index, limits, files: HashMap::new(), damaged: HashSet::new() };
+        let (kernels, files, damaged) = (Arc::new(kernels), HashMap::new(), HashSet::new());
+        let store = Store { dir, kernels, index, limits, files, damaged, begun: 0 };
         store.sweep().map_err(file("sweep the directory of kernels"))?;
         Ok(store)
     }
@@ -144,7 +146,7 @@ impl Store {
             let entry = entry?;
             let Ok(name) = entry.file_name().to_str() else { continue };
             let orphan = name.parse().is_ok_and(|digest| self.index.get(&digest).is_none());
-            if orphan || name == NEW {
+            if orphan || name.starts_with(NEW) {
                 left.push(name.to_owned());
             }
         }

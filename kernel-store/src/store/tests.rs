@@ -236,6 +236,7 @@ fn what_a_crash_left_is_swept_away_and_what_is_not_ours_is_left() {
     drop(store);
     let kernels = dir.path().join("kernels");
     std::fs::write(kernels.join("new"), "half").unwrap();
+    std::fs::write(kernels.join("new-7"), "half").unwrap();
     std::fs::write(kernels.join(Digest::of(b"orphan").to_string()), "orphan").unwrap();
     std::fs::write(kernels.join("README"), "mine").unwrap();
     std::fs::write(dir.path().join("index.new"), "half").unwrap();
@@ -320,13 +321,38 @@ fn a_kernel_is_written_and_read_in_steps_and_given_up_without_a_trace() {
         keep(&mut open(tempfile::tempdir().unwrap().path()), 2, "").unwrap();
         assert!(store.list().is_empty() && code(store.get("large")) == Code::NotFound);
     }
-    assert_eq!(names(&dir.path().join("kernels")), ["new"]);
+    assert_eq!(names(&dir.path().join("kernels")), ["new-1"]);
     drop(keeping);
     assert_eq!(names(&dir.path().join("kernels")), [""; 0]);
     let kernel = keep_unpacked(&mut store, large(), "large").unwrap().0;
     let mut opening = Opening::new(Arc::new(kernel));
     let steps = (1..).find(|_| opening.step(&mut store).unwrap().is_some()).unwrap();
     assert!(steps > 20, "{steps}");
+}
+
+#[test]
+fn kernels_that_are_written_in_turns_are_each_what_was_unpacked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    // The first and the last are of one content, from two images.
+    let mut all = [1, 2, 1].map(|seed| Some(Keeping::new(unpacked(seed), format!("k{seed}"))));
+    let mut given_up = Keeping::new(unpacked(3), String::new());
+    given_up.step(&mut store).unwrap();
+    let mut kept = Vec::new();
+    while all.iter().any(Option::is_some) {
+        for one in &mut all {
+            if let Some(done) = one.as_mut().and_then(|keeping| keeping.step(&mut store).unwrap()) {
+                kept.push(done.0);
+                *one = None;
+            }
+        }
+    }
+    drop(given_up);
+    assert_eq!(kept.len(), 3);
+    drop(store);
+    let mut store = open(dir.path());
+    kept.iter().for_each(|kernel| assert_eq!(load(&mut store, kernel).unwrap().size(), kernel.entry.size));
+    assert_eq!(names(&dir.path().join("kernels")).len(), 2);
 }
 
 #[test]

@@ -34,16 +34,17 @@ pub struct Unpacked {
     pub source: Digest,
 }
 
-/// A kernel on its way to the disk, in steps. There is one at a time. Dropped before it is there, it leaves nothing.
+/// A kernel on its way to the disk, in steps, between which others may be on theirs. Dropped before it is there, it leaves nothing.
 pub struct Keeping {
     unpacked: Option<Unpacked>,
     name: String,
     writing: Option<Writing>,
 }
 
-/// The file `kernels/new`.
+/// Its file, until it has its own name.
 struct Writing {
     kernels: Arc<OwnedFd>,
+    name: String,
     file: File,
     written: usize,
     /// It has its own name now.
@@ -54,7 +55,7 @@ impl Drop for Writing {
     fn drop(&mut self) {
         if !self.done {
             // Nothing to do about it if this fails; the next start sweeps.
-            let _ = rustix::fs::unlinkat(&*self.kernels, NEW, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&*self.kernels, &*self.name, AtFlags::empty());
         }
     }
 }
@@ -80,9 +81,11 @@ impl Keeping {
             None => {
                 // What is refused is refused before it costs anything.
                 store.with(unpacked, &self.name)?;
-                let file = rustix::fs::openat(&*store.kernels, NEW, CREATE, Mode::RUSR | Mode::WUSR);
+                store.begun = store.begun.wrapping_add(1);
+                let name = format!("{NEW}-{}", store.begun);
+                let file = rustix::fs::openat(&*store.kernels, &*name, CREATE, Mode::RUSR | Mode::WUSR);
                 let (file, kernels) = (File::from(file.map_err(|e| failed(e.into()))?), store.kernels.clone());
-                self.writing = Some(Writing { kernels, file, written: 0, done: false });
+                self.writing = Some(Writing { kernels, name, file, written: 0, done: false });
                 return Ok(None);
             }
             Some(writing) if writing.written < content.len() => {
@@ -99,7 +102,7 @@ impl Keeping {
         if let Some(writing) = &mut self.writing {
             store.files.remove(&digest);
             let name = digest.to_string();
-            rustix::fs::renameat_with(&*store.kernels, NEW, &*store.kernels, name, RenameFlags::empty())
+            rustix::fs::renameat_with(&*store.kernels, &*writing.name, &*store.kernels, name, RenameFlags::empty())
                 .map_err(|e| failed(e.into()))?;
             writing.done = true;
             rustix::fs::fsync(&*store.kernels).map_err(|e| failed(e.into()))?;
