@@ -2,9 +2,6 @@
 
 use confine::{Filter, Rule, base};
 
-/// Bytes of heap for a process that waits and tidies up.
-pub const SMALL_HEAP: usize = 1 << 20;
-
 /// A short command: talks over the links that it has, and prints what it heard.
 pub fn client() -> Filter {
     let output = vec![Rule::eq(0, 1)];
@@ -19,33 +16,6 @@ pub fn links() -> Filter {
     Filter::new("links")
         .allow_if(libc::SYS_getsockopt, options.map(|o| socket.clone().and(Rule::eq(2, o as u32))).to_vec())
         .allow_if(libc::SYS_fcntl, commands.map(|command| Rule::eq(1, command as u32)).to_vec())
-}
-
-/// Removing a file by its path.
-pub fn unlink() -> Filter {
-    Filter::new("unlink").allow(&[
-        libc::SYS_statx,
-        #[cfg(target_arch = "x86_64")]
-        libc::SYS_unlink,
-        #[cfg(not(target_arch = "x86_64"))]
-        libc::SYS_unlinkat,
-    ])
-}
-
-/// Removing a folder.
-pub fn rmdir() -> Filter {
-    Filter::new("rmdir").allow(&[
-        #[cfg(target_arch = "x86_64")]
-        libc::SYS_rmdir,
-        #[cfg(not(target_arch = "x86_64"))]
-        libc::SYS_unlinkat,
-    ])
-}
-
-/// Waiting for a lock.
-pub fn lock() -> Filter {
-    // A process that is stopped and continued resumes its sleep through the last.
-    Filter::new("lock").allow(&[libc::SYS_flock, libc::SYS_clock_nanosleep, libc::SYS_restart_syscall])
 }
 
 /// Waiting for descriptors.

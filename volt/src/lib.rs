@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod doctor;
 mod filters;
+mod helper;
 mod host;
 mod output;
 mod vm;

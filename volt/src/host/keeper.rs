@@ -9,13 +9,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use confine::{Child, Filter, Heap, Policy, Root, Rule, Sandbox, Spawn, User, base};
+use confine::{Child, Policy, Rule, Spawn, User};
 use ipc::{Code, Endpoint, Fault};
 use rustix::event::{PollFd, PollFlags};
 use schema::{limits::IDLE_EXIT, programs::KEEPER};
 
 use crate::{
-    filters,
+    filters, helper,
     host::{
         identity::Range,
         lock::{lock, open_dir},
@@ -161,10 +161,8 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         Fault::new(Code::Unavailable, "confine the keeper", ipc::chain(&e), "See volt --help on --confinement")
     };
     drop(log);
-    let sandbox = Sandbox::new(KEEPER.title, policy).heap(Heap::Reserved(filters::SMALL_HEAP));
-    let (sandbox, alone) = sandbox.alone(&Root::empty().folder(&paths.runtime, "/")).map_err(fault)?;
+    let (mut sandbox, alone) = helper::tidier(&KEEPER, policy, &[(paths.runtime.clone(), "/")]).map_err(fault)?;
     let runtime = if alone { Path::new("/") } else { &paths.runtime };
-    let mut sandbox = sandbox.allow_removal(runtime);
     if alone {
         kept.iter_mut().flat_map(|kept| &mut kept.sockets).for_each(|own| *own = own.seen_in(runtime));
     }
@@ -172,15 +170,13 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
     }
     let confined = sandbox.confine().map_err(fault)?;
-    // It has one thread.
-    let filter = Filter::new("keeper").with(&base::close()).with(&filters::poll()).with(&filters::unlink());
     // To open the runtime directory, to lock it.
     let read_only = Rule::eq(2, (libc::O_RDONLY | libc::O_CLOEXEC) as u32);
-    let filter = filter
-        .with(&filters::lock())
+    let filter = helper::tidying("keeper")
+        .with(&filters::poll())
         .allow_if(libc::SYS_openat, vec![read_only])
         .allow_if(libc::SYS_write, vec![Rule::eq(0, 2)])
-        .allow(&[libc::SYS_wait4, libc::SYS_exit_group]);
+        .allow(&[libc::SYS_wait4]);
     let _narrow = confined.enter(&filter).map_err(fault)?;
 
     while !kept.is_empty() {

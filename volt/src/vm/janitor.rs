@@ -7,25 +7,24 @@
 //! lease, descriptors) is given back by the kernel closing its links.
 
 use std::{
-    fs::File,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
 };
 
-use confine::{Cgroup, Filter, Heap, Policy, Root, Rule, Sandbox, base};
+use confine::{Cgroup, Policy, Rule};
 use ipc::{Code, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::FlockOperation,
+    io::Errno,
     net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType},
-    process::{Pid, WaitOptions},
 };
 use schema::programs::JANITOR;
 
 use crate::{
-    filters,
+    helper,
     host::{
         lock::{lock, open_dir},
         paths::Paths,
@@ -95,36 +94,19 @@ impl Janitor {
         let (wait, socket) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|e| not_started(paths, e))?;
-        // It is a grandchild: only what is forked later gets into a pid namespace. That takes root.
-        let alone = cell.user.is_some();
-        // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
-        // children may use everything that the parent could: no lock is held by a thread that does not exist in them.
-        let between = unsafe { libc::fork() };
-        if between == 0 {
-            // SAFETY: takes no pointer; and as above.
-            let parted = !alone || unsafe { libc::unshare(libc::CLONE_NEWPID) } == 0;
-            let goes_on =
-                parted || policy != Policy::Strict && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
-            if goes_on && !parted {
+        // A pid namespace takes root.
+        let forked = match helper::fork_orphan(if cell.user.is_some() { libc::CLONE_NEWPID } else { 0 }) {
+            Err(Errno::PERM) if policy != Policy::Strict => {
                 say("the janitor runs without a pid namespace of its own, as this host forbids it");
+                helper::fork_orphan(0)
             }
-            // SAFETY: as above.
-            let forked = if goes_on { unsafe { libc::fork() } } else { -1 };
-            if forked == 0 {
-                drop(socket);
-                let status = run(wait, lock, paths, name, cell, policy).map_err(say);
-                confine::exit(i32::from(status.is_err()))
-            }
-            confine::exit(if forked > 0 { 0 } else { io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) })
+            forked => forked,
+        };
+        if forked.map_err(|e| not_started(paths, e))? {
+            drop(socket);
+            helper::end(run(wait, lock, paths, name, cell, policy));
         }
-        let between = (between > 0).then(|| Pid::from_raw(between)).flatten();
-        let between = between.ok_or_else(|| not_started(paths, io::Error::last_os_error()))?;
-        let ended = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(between), WaitOptions::empty()));
-        match ended.map_err(|e| not_started(paths, e))?.and_then(|(_, status)| status.exit_status()) {
-            Some(0) => Ok(Janitor { socket, lock }),
-            Some(errno) => Err(not_started(paths, io::Error::from_raw_os_error(errno))),
-            None => Err(not_started(paths, io::Error::other("it was killed"))),
-        }
+        Ok(Janitor { socket, lock })
     }
 
     /// Tells it what was bound, gives the lock back, and returns what keeps it waiting.
@@ -176,14 +158,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     let fault = |e: confine::Error| {
         Fault::new(Code::Unavailable, "confine the janitor", ipc::chain(&e), "See volt --help on --confinement")
     };
-    // A session of its own: the terminal's Ctrl-C and hang-up, and a kill of volt's process group, pass it by.
-    let _ = rustix::process::setsid();
-    // Whoever reads volt's output should not have to wait for the janitor to end as well.
-    let null = File::options().read(true).write(true).open("/dev/null").ok();
-    if let Some(null) = &null {
-        let _ = rustix::stdio::dup2_stdin(null);
-        let _ = rustix::stdio::dup2_stdout(null);
-    }
+    let null = helper::leave_terminal().ok();
     // It outlives whoever started the VM, and whatever ends them. What stays is the keeper's, or volt doctor's, to say.
     let _kept = confine::afresh();
     // None but SIGKILL ends it halfway, whatever whoever started the VM had blocked.
@@ -202,25 +177,15 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     let mut own: Vec<Own> =
         paths_of(&paths.vm(name)).into_iter().zip(inodes).map(|(path, inode)| Own { path, inode }).collect();
     let mut cgroup = cell.cgroup.clone();
-    let mut sandbox =
-        Sandbox::new(JANITOR.title, policy).heap(Heap::Reserved(filters::SMALL_HEAP)).keep_fd(wait.as_raw_fd());
-    if let Some(null) = &null {
-        sandbox = sandbox.keep_fd(null.as_raw_fd());
-    }
-    // The VM's user is taken until the last process of it is gone.
-    if let Some(claim) = &cell.claim {
-        sandbox = sandbox.keep_fd(claim.as_raw_fd());
-    }
     // Where the supervisor could not make one there is no folder of cgroups.
     let cgroups = cgroup.as_ref().and_then(|cgroup| cgroup.path().parent()).filter(|path| path.is_dir());
     let folder = paths.vms();
     let folders = [Some((folder.clone(), VMS)), cgroups.map(|path| (path.to_owned(), CGROUPS))];
     let folders: Vec<_> = folders.into_iter().flatten().collect();
-    let root = folders.iter().fold(Root::empty(), |root, (from, at)| root.folder(from, at));
-    let (mut sandbox, alone) = sandbox.alone(&root).map_err(fault)?;
-    for (from, at) in &folders {
-        sandbox = sandbox.allow_removal(if alone { Path::new(at) } else { from });
-    }
+    let (sandbox, alone) = helper::tidier(&JANITOR, policy, &folders).map_err(fault)?;
+    // The VM's user is taken until the last process of it is gone.
+    let kept = [Some(&wait), null.as_ref(), cell.claim.as_ref()].into_iter().flatten();
+    let sandbox = kept.fold(sandbox, |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()));
     if alone {
         own.iter_mut().for_each(|own| *own = own.seen_in(Path::new(VMS)));
         cgroup = cgroup.map(|cgroup| cgroup.seen_in(Path::new(CGROUPS)));
@@ -228,14 +193,18 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     let confined = sandbox.confine().map_err(fault)?;
     // In the root that it has now: a descriptor from before would lead out of that. Its own, as a lock belongs to whoever opened.
     let dir = open_dir(if alone { Path::new(VMS) } else { &folder })?;
-    let mut filter = Filter::new("janitor").with(&base::close()).with(&filters::unlink()).with(&filters::lock());
-    if cgroup.is_some() {
-        filter = filter.with(&filters::rmdir());
-    }
-    // It has one thread, and soon nobody to say anything to.
-    let filter = filter
+    let mut filter = helper::tidying("janitor")
+        // It has soon nobody to say anything to.
         .allow_if(libc::SYS_write, vec![Rule::eq(0, wait.as_raw_fd().cast_unsigned())])
-        .allow(&[libc::SYS_read, libc::SYS_exit_group]);
+        .allow(&[libc::SYS_read]);
+    if cgroup.is_some() {
+        filter = filter.allow(&[
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_rmdir,
+            #[cfg(not(target_arch = "x86_64"))]
+            libc::SYS_unlinkat,
+        ]);
+    }
     if let Some(null) = null {
         let _ = rustix::stdio::dup2_stderr(null);
     }

@@ -11,7 +11,6 @@
 //! ending the VM takes no answer at all, as processes are killed by their pidfds.
 
 use std::{
-    fs::File,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::{
@@ -32,7 +31,7 @@ use rustix::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     },
-    process::{Pid, PidfdFlags, Signal},
+    process::Signal,
 };
 use schema::programs::{self, LAUNCHER, Starter};
 use tokio::{
@@ -42,6 +41,7 @@ use tokio::{
 };
 
 use crate::{
+    helper,
     host::paths::Paths,
     output::say,
     vm::{
@@ -143,20 +143,11 @@ impl Forked {
         let (socket, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|e| failed(chain(&e)))?;
-        // SAFETY: this process has one thread here (the caller's duty, which `confine` checks again in the child), so the
-        // child may use everything that the parent could.
-        let pid = match unsafe { libc::fork() } {
-            -1 => return Err(failed(chain(&io::Error::last_os_error()))),
-            0 => {
-                drop(socket);
-                let status = become_launcher(role, &theirs).and_then(|programs| serve(&theirs, &programs));
-                confine::exit(i32::from(status.map_err(say).is_err()))
-            }
-            pid => Pid::from_raw(pid),
+        let Some(process) = helper::fork(0).map_err(|e| failed(chain(&e)))? else {
+            drop(socket);
+            helper::end(become_launcher(role, &theirs).and_then(|programs| serve(&theirs, &programs)));
         };
-        // Not waited for yet, so the number is still its own.
-        let process = pid.ok_or(Errno::SRCH).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
-        Ok(Forked { socket, process: process.map_err(|e| failed(chain(&e)))? })
+        Ok(Forked { socket, process })
     }
 
     /// What the narrow phase has to keep.
@@ -331,11 +322,7 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
     };
     let files =
         launched().map(|name| Ok((name, open(&role.paths.program(name))?))).collect::<Result<Vec<_>, Fault>>()?;
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(|e| fault(&e))?;
-    // A session of its own: the terminal's signals pass it by, and its programs.
-    let _leader = rustix::process::setsid();
-    rustix::stdio::dup2_stdin(&null).map_err(|e| fault(&e))?;
-    rustix::stdio::dup2_stdout(&null).map_err(|e| fault(&e))?;
+    let null = helper::leave_terminal().map_err(|e| fault(&e))?;
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ).map_err(|e| fault(&e))?;
     if let Some(cgroup) = role.cgroup {
         cgroup.enter().map_err(|e| fault(&e))?;
@@ -368,7 +355,7 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
     }
     let confined = sandbox.confine().map_err(|e| fault(&e))?;
     let _narrow = confined.enter(&filters::launcher()).map_err(|e| fault(&e))?;
-    Ok(Programs { files, null: null.into(), isolated })
+    Ok(Programs { files, null, isolated })
 }
 
 /// Answers the supervisor until it has gone.
