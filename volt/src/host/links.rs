@@ -10,12 +10,12 @@ use std::{
 use ipc::{Code, Connection, Fault, Runtime, chain};
 use rustix::{
     io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt::Timeout},
 };
 
 /// How long a service may take to answer one call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// How long to wait before something is looked at again.
+/// How long until the kernel may have what it lacks.
 const MOMENT: Duration = Duration::from_millis(10);
 
 /// A vat's socket and its lane, connected.
@@ -69,17 +69,30 @@ pub fn connect_in_time(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {
 fn connect_until(path: &Path, kind: SocketType, end: Instant) -> io::Result<OwnedFd> {
     let begin = Instant::now();
     loop {
-        match connect(path, kind) {
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock && !passes(&e) => return Err(e),
-            Err(e) if Instant::now() > end && e.kind() != io::ErrorKind::WouldBlock => return Err(e),
-            Err(_) if Instant::now() > end => {
+        let left = end.saturating_duration_since(Instant::now());
+        match connect_within(path, kind, left) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 let why = format!("its queue has been full for {} s", begin.elapsed().as_secs());
                 return Err(io::Error::new(io::ErrorKind::TimedOut, why));
             }
-            Err(_) => std::thread::sleep(MOMENT),
-            connected => return connected,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // Nothing tells when the kernel has again what it lacks: it is asked again, until `end`.
+            Err(e) if passes(&e) && !left.is_zero() => std::thread::sleep(MOMENT),
+            done => return done,
         }
     }
+}
+
+/// Connects, and has the kernel wait for a place in the queue (unix(7): `SO_SNDTIMEO` holds for connect(2)): `WouldBlock` after `limit`.
+fn connect_within(path: &Path, kind: SocketType, limit: Duration) -> io::Result<OwnedFd> {
+    if limit.is_zero() {
+        return connect(path, kind);
+    }
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    Ok(socket)
 }
 
 /// Whether the kernel lacks something just now.

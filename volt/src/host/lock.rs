@@ -72,7 +72,8 @@ pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Fault> {
             "See which volt process holds it: fuser -v on that directory",
         )
     };
-    // Held for as long as three sockets take to bind, so a short wait is enough; not for ever if a holder is stopped.
+    // Held for as long as three sockets take to bind, so a short wait is enough; not for ever if a holder is stopped. It is tried
+    // again and again, as the kernel knows no wait for such a lock that ends at a time.
     for _ in 0..500 {
         match rustix::fs::flock(dir.as_fd(), FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(dir),

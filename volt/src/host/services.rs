@@ -122,7 +122,7 @@ pub fn ensure(
     for _ in 0..CLOSING {
         ask(paths, &mut wanted)?;
         if wanted.iter().any(|one| one.link.is_none()) && !start_missing(paths, &mut wanted, &start)? {
-            // One that ends closes its two sockets one after the other.
+            // One that ends closes its two sockets one after the other; of the second nothing tells.
             std::thread::sleep(MOMENT);
         }
         if wanted.iter().all(|one| one.link.is_some()) {

@@ -222,7 +222,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
 }
 
 /// Removes a cgroup once it is empty. One that does not become so (a process that hangs in the kernel) is left:
-/// a VM of that name and user takes its place.
+/// a VM of that name and user takes its place. It is tried again and again, as cgroups of version 1 do not tell when they are empty.
 fn emptied(cgroup: &Cgroup) {
     for _ in 0..LEAVING {
         if cgroup.remove() {

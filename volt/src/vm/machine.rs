@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt, future::join_all};
+use futures::{
+    FutureExt,
+    future::{join_all, select_all},
+};
 
 use ipc::{Code, Connection, Fault, chain};
 use schema::{
@@ -19,7 +22,7 @@ use schema::{
     programs::{BLK_BACKEND, NET_BACKEND, VMM_CORE},
     vm_capnp::vm,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::vm::launcher::{Launcher, Process, Request};
 
@@ -27,6 +30,8 @@ use crate::vm::launcher::{Launcher, Process, Request};
 /// reading kernel and initrd, from a slow disk on a busy host; whoever has waited enough may stop the VM meanwhile.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const _: () = assert!(START_DEADLINE.as_secs() > limits::HANDSHAKES.as_secs());
+/// How long a process may take to end whose end its links told of: the kernel closes those first.
+const MOMENT: Duration = Duration::from_millis(100);
 /// How long processes may take to end by themselves once their work is over, and then once they were killed.
 const END_DEADLINE: Duration = Duration::from_secs(2);
 const KILL_DEADLINE: Duration = Duration::from_secs(1);
@@ -171,26 +176,25 @@ impl<'a> Machine<'a> {
         self.link.closed().await;
     }
 
-    /// The process that ended first with an error, where one does within a moment: what to tell people.
+    /// The process that ended first with an error, where one does within a [`MOMENT`]: what to tell people.
     pub async fn first_ended(&self) -> Option<String> {
-        let backends = || self.backends.iter().map(|backend| (backend.what.as_str(), &backend.process));
-        let ended = || {
-            let all = backends().chain([(VMM_CORE.name, &self.core)]);
-            all.filter(|(_, process)| process.ended().now_or_never().is_some()).collect::<Vec<_>>()
-        };
-        for _ in 0..20 {
-            for (what, process) in ended() {
-                match self.launcher.status(process).await {
-                    Some(status) if status.success() => {}
-                    Some(status) => return Some(format!("{what} ended with {status}")),
-                    // It is stopped. One of these was the first.
-                    None => {
-                        let names: Vec<_> = ended().into_iter().map(|(what, _)| what).collect();
-                        return Some(format!("{} ended, and the launcher does not say how", names.join(" and ")));
-                    }
+        let backends = self.backends.iter().map(|backend| (backend.what.as_str(), &backend.process));
+        let mut there: Vec<_> = backends.chain([(VMM_CORE.name, &self.core)]).collect();
+        let until = Instant::now() + MOMENT;
+        while !there.is_empty() {
+            let ends = select_all(there.iter().map(|(_, process)| Box::pin(process.ended())));
+            let (_, place, _) = timeout_at(until, ends).await.ok()?;
+            let (what, process) = there.remove(place);
+            match self.launcher.status(process).await {
+                Some(status) if status.success() => {}
+                Some(status) => return Some(format!("{what} ended with {status}")),
+                // It is stopped. One of these was the first.
+                None => {
+                    let ended = there.iter().filter(|(_, process)| process.ended().now_or_never().is_some());
+                    let names: Vec<_> = [what].into_iter().chain(ended.map(|(what, _)| *what)).collect();
+                    return Some(format!("{} ended, and the launcher does not say how", names.join(" and ")));
                 }
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         None
     }
