@@ -1,7 +1,31 @@
-//! `volt`: the command people type, and the supervisor of one VM.
+//! `volt`: the command people type, and what it becomes.
 //!
 //! It may open what the user names, start Volt's programs and talk to its services. It never sees guest memory, and
-//! passes the guest's console on without reading it.
+//! passes the guest's console on without reading it. Its processes, and how long each is there:
+//!
+//! ```text
+//! volt run ──────── supervisor ──────────────────────────────────┐  the VM's end, or a signal
+//!    ├─ fork ────── janitor ─────────────────────────────────────┼──┐  sockets and cgroup removed after it
+//!    ├─ exec ────── keeper ── services ──────────────────────────┼──┼── ··· ─┐  half a minute after the
+//!    │                        (unless they are there already)    │  │        ┴  last link, of whichever VM
+//!    └─ fork ────── launcher ────────────────────────────────────┤  its supervisor's end
+//!                      ├─ exec ─ vmm-core ──────┤├──────────────┤   a boot of the guest: a reset
+//!                      └─ exec ─ vhost-…-backend ┤├─────────────┤   replaces them all
+//! ```
+//!
+//! The janitor is there before there is anything to clear away, and the launcher last before the supervisor confines itself. Each
+//! sees another's end by its closed socket or pidfd, however that came. A short command (`volt list`) is a client: it starts a
+//! keeper where a service is missing, and has no other helper.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `cli`, `config`, `cmdline` | what is typed, a VM's configuration, a kernel's command line: read and checked |
+//! | `commands`, `doctor`, `vm` | the commands: the short ones, `volt doctor`, `volt run` |
+//! | `host` | what is the host's and not one VM's: paths, users, services, the keeper |
+//! | `helper`, `filters`, `output` | becoming a helper process; lists of system calls; what people see |
+//!
+//! Errors are the wire's [`ipc::Fault`] throughout: each is made where it happens, for people, with what was tried and what to
+//! do, and hardly one is told apart from another. An enumeration would name each a second time.
 
 mod cli;
 mod cmdline;
