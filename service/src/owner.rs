@@ -265,19 +265,6 @@ impl<S: State> Inbox<S> {
         }
     }
 
-    /// Does the jobs that wait already, and neither work nor what can wait: for tests that look at the state in between.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    pub fn serve_waiting(&self, state: &mut S) -> Result<(), Lost> {
-        while let Some(message) = self.0.receive_now() {
-            if let Message::Job(job) = message {
-                self.serve(job, state)?;
-            }
-        }
-        Ok(())
-    }
-
     fn serve(&self, job: Job<S>, state: &mut S) -> Result<(), Lost> {
         // What was told before a request came is done before that request.
         let told = std::iter::from_fn(|| match self.0.sent_now() {
