@@ -1,5 +1,7 @@
 //! The kernel's command line: words parted by spaces, double quotes that hold words together, and `--`, behind which nothing is
 //! the kernel's any more but an argument of init (lib/cmdline.c `next_arg`, kernel/params.c `parse_args`).
+//!
+//! To the kernel it is bytes. One of those that it takes for a space (lib/ctype.c) is 0xa0, with which a letter can end: U+00E0 does.
 
 use std::ops::Range;
 
@@ -8,6 +10,7 @@ pub fn with(cmdline: &str, words: &[String]) -> String {
     if words.is_empty() {
         return cmdline.to_owned();
     }
+    // Between two characters, as the mark that begins there is ASCII.
     let (kernels, inits) = cmdline.split_at(end(cmdline));
     let parts = [kernels.trim_end_matches(' ')].into_iter().chain(words.iter().map(String::as_str)).chain([inits]);
     parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
@@ -15,11 +18,14 @@ pub fn with(cmdline: &str, words: &[String]) -> String {
 
 /// Whether the kernel is told an address by it: `ip=`, and the older name of the same.
 pub fn has_address(cmdline: &str) -> bool {
-    let own =
-        |word: &str| ["ip", "nfsaddrs"].into_iter().any(|name| word.split_once('=').is_some_and(|(n, _)| n == name));
+    let own = |word: &[u8]| [&b"ip="[..], b"nfsaddrs="].into_iter().any(|name| word.starts_with(name));
     let end = end(cmdline);
-    let mut words = words(cmdline).take_while(|word| word.start < end);
-    words.any(|word| cmdline.get(word).is_some_and(|word| own(unquoted(word))))
+    words(cmdline).take_while(|word| word.start < end).any(|word| own(unquoted(cmdline, word)))
+}
+
+/// Whether it is one line of text, and no control character is in it.
+pub fn is_line(cmdline: &str) -> bool {
+    cmdline.bytes().all(|byte| byte >= b' ' && byte != 0x7f)
 }
 
 /// Whether each double quote has its second one. Behind an open one there is no next word.
@@ -29,16 +35,17 @@ pub fn is_closed(cmdline: &str) -> bool {
 
 /// Where the kernel's words end.
 fn end(cmdline: &str) -> usize {
-    let mark = |word: &Range<usize>| cmdline.get(word.clone()).is_some_and(|word| unquoted(word) == "--");
+    let mark = |word: &Range<usize>| unquoted(cmdline, word.clone()) == b"--";
     words(cmdline).find(mark).map_or(cmdline.len(), |word| word.start)
 }
 
 /// A word as the kernel compares it: without quotes around the whole.
-fn unquoted(word: &str) -> &str {
-    word.strip_prefix('"').map_or(word, |rest| rest.strip_suffix('"').unwrap_or(rest))
+fn unquoted(cmdline: &str, word: Range<usize>) -> &[u8] {
+    let word = cmdline.as_bytes().get(word).unwrap_or_default();
+    word.strip_prefix(b"\"").map_or(word, |rest| rest.strip_suffix(b"\"").unwrap_or(rest))
 }
 
-/// Where each word is. Parted by what the kernel takes for a space; only `' '` gets past the check of a configuration.
+/// Where each word is. Parted by what the kernel takes for a space, as far as a line has it.
 fn words(cmdline: &str) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut quoted = false;
     let mut start = None;
@@ -46,7 +53,7 @@ fn words(cmdline: &str) -> impl Iterator<Item = Range<usize>> + '_ {
     std::iter::from_fn(move || {
         for (place, byte) in places.by_ref() {
             match byte {
-                Some(b' ') if !quoted => {}
+                Some(b' ' | 0xa0) if !quoted => {}
                 None => {}
                 Some(byte) => {
                     quoted ^= byte == b'"';
@@ -87,6 +94,10 @@ mod tests {
             // The kernel takes the quotes around a word away before it compares.
             ("a \"--\" b", "a ip=1 ip=2 \"--\" b"),
             ("caf\u{e9} -- \u{e9}", "caf\u{e9} ip=1 ip=2 -- \u{e9}"),
+            // 0xa0 is a space where a letter ends with it, too, or goes on behind it.
+            ("l\u{e0}-- single", "l\u{e0} ip=1 ip=2 -- single"),
+            ("\u{20000}\u{a0}\"--\" x", "\u{20000}\u{a0} ip=1 ip=2 \"--\" x"),
+            ("a=\"\u{e0}-- b\" c", "a=\"\u{e0}-- b\" c ip=1 ip=2"),
         ] {
             assert_eq!(added(before), after);
         }
@@ -95,10 +106,20 @@ mod tests {
 
     #[test]
     fn address_of_the_user_s_own_counts_where_the_kernel_reads_it() {
-        for own in ["ip=dhcp", "quiet ip=10.0.0.1", "ip=", "a nfsaddrs=x -- b", "\"ip=a b\""] {
+        for own in ["ip=dhcp", "quiet ip=10.0.0.1", "ip=", "a nfsaddrs=x -- b", "\"ip=a b\"", "\u{a0}ip=1"] {
             assert!(has_address(own), "{own}");
         }
-        for none in ["", "quiet -- ip=dhcp", "ip", "xip=1", "IP=1", "a=\"ip=1\"", "a=\"b ip=1 c\"", "ipv6.disable=1"] {
+        for none in [
+            "",
+            "quiet -- ip=dhcp",
+            "ip",
+            "xip=1",
+            "IP=1",
+            "a=\"ip=1\"",
+            "a=\"b ip=1 c\"",
+            "ipv6.disable=1",
+            "\u{e0}-- ip=1",
+        ] {
             assert!(!has_address(none), "{none}");
         }
     }
@@ -111,12 +132,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_is_lost_and_what_is_added_is_read_by_the_kernel(cmdline in "[a\" =\u{e9}-]{0,40}") {
+        fn nothing_is_lost_and_what_is_added_is_read_by_the_kernel(cmdline in "[a\" =\u{e9}\u{e0}-]{0,40}") {
             prop_assume!(is_closed(&cmdline));
             let text = with(&cmdline, &["ip=1".into()]);
-            let list = |text: &str| words(text).map(|word| text[word].to_owned()).collect::<Vec<_>>();
+            let list = |text: &str| words(text).map(|word| text.as_bytes()[word].to_owned()).collect::<Vec<_>>();
             let mut left = list(&text);
-            let place = left.iter().rposition(|word| word == "ip=1").unwrap();
+            let place = left.iter().rposition(|word| word == b"ip=1").unwrap();
             prop_assert!(text[..end(&text)].ends_with("ip=1 ") || text[..end(&text)].ends_with("ip=1"));
             left.remove(place);
             prop_assert_eq!(left, list(&cmdline));

@@ -164,7 +164,7 @@ impl VmConfig {
             }
         }
         let most = MAX_CMDLINE.saturating_sub(IP_WORD.saturating_mul(self.nets.len()));
-        if self.cmdline.len() > most || self.cmdline.bytes().any(|b| b < b' ' || b == 0x7f) {
+        if self.cmdline.len() > most || !cmdline::is_line(&self.cmdline) {
             return Err(invalid(
                 "--cmdline",
                 format!("it holds a control character, or more than {most} bytes"),
