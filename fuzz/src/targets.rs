@@ -6,12 +6,14 @@ type Target = fn(&[u8]);
 
 /// Each has a folder of its name in `corpus`. Compared with those by `tests/tests/sources.rs`.
 const TARGETS: &[(&str, Target)] = &[
+    ("command_lines", volt::fuzzing::command_lines),
     ("fault_text", ipc::fuzzing::fault_text),
     ("interface_marks", netmgr::fuzzing::interface_marks),
     ("kernel_headers", kernel_image::fuzzing::kernel_headers),
     ("kernel_unpacking", kernel_store::fuzzing::kernel_unpacking),
     ("lane_client", ipc::fuzzing::lane_client),
     ("lane_service", ipc::fuzzing::lane_service),
+    ("launcher_packets", volt::fuzzing::launcher_packets),
     ("names", schema::fuzzing::names),
     ("netlink_answers", netmgr::fuzzing::netlink_answers),
     ("network_config", netmgr::fuzzing::network_config),
@@ -23,6 +25,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("vhost_user_answers", vmm_core::fuzzing::vhost_user_answers),
     ("vhost_user_requests", device::fuzzing::vhost_user_requests),
     ("virtio_registers", vmm_core::fuzzing::virtio_registers),
+    ("vm_files", volt::fuzzing::vm_files),
 ];
 
 /// The one that the environment names. Without a name that is known, the program says which there are, and ends.

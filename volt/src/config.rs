@@ -59,7 +59,7 @@ pub struct Disk {
 /// The TOML file: the same keys as the flags.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
+pub struct File {
     name: Option<String>,
     kernel: Option<String>,
     initrd: Option<PathBuf>,
@@ -96,6 +96,13 @@ impl VmConfig {
             None => File::default(),
         };
         let base = args.config.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        let config = VmConfig::merged(args, file, base)?;
+        config.check_files()?;
+        Ok(config)
+    }
+
+    /// The same without a look at the files that it names. Paths in `file` start at `base`.
+    pub fn merged(args: &RunArgs, file: File, base: &Path) -> Result<VmConfig, Fault> {
         let kernel = match (&args.kernel, file.kernel) {
             (Some(kernel), _) => kernel_ref(Path::new(""), kernel),
             (None, Some(kernel)) => kernel_ref(base, &kernel),
@@ -133,11 +140,11 @@ impl VmConfig {
             memory,
             no_reboot: args.no_reboot || file.no_reboot,
         };
-        config.check()?;
+        config.check_values()?;
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), Fault> {
+    fn check_values(&self) -> Result<(), Fault> {
         check_name(&self.name)?;
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(invalid(
@@ -175,6 +182,15 @@ impl VmConfig {
             let why = "a double quote has no second one: whatever follows would be part of that word";
             return Err(invalid("--cmdline", why, "Close it, or leave it out"));
         }
+        for (n, net) in self.nets.iter().enumerate() {
+            if self.nets.iter().take(n).any(|other| other == net) {
+                return Err(invalid("--net", format!("{net} is given twice"), "A VM has one card on a network"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_files(&self) -> Result<(), Fault> {
         if let KernelRef::File(path) = &self.kernel {
             check_file("--kernel", path)?;
         }
@@ -183,11 +199,6 @@ impl VmConfig {
         }
         for disk in &self.disks {
             check_disk(&disk.path)?;
-        }
-        for (n, net) in self.nets.iter().enumerate() {
-            if self.nets.iter().take(n).any(|other| other == net) {
-                return Err(invalid("--net", format!("{net} is given twice"), "A VM has one card on a network"));
-            }
         }
         Ok(())
     }
@@ -220,7 +231,7 @@ fn read_file(path: &Path) -> Result<File, Fault> {
 }
 
 /// Reads the text of a file: its form, and nothing that it names.
-fn parse_file(text: &str) -> Result<File, toml::de::Error> {
+pub fn parse_file(text: &str) -> Result<File, toml::de::Error> {
     toml::from_str(text)
 }
 

@@ -33,6 +33,8 @@ mod commands;
 mod config;
 mod doctor;
 mod filters;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod helper;
 mod host;
 mod output;

@@ -19,7 +19,7 @@ mod launcher;
 mod limits;
 mod machine;
 mod opened;
-mod packet;
+pub mod packet;
 mod resources;
 mod run;
 mod signals;

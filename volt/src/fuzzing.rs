@@ -1,0 +1,161 @@
+//! What fuzzing tries of this crate: a function a target, which panics where a promise is broken.
+
+use std::{collections::BTreeSet, path::Path};
+
+use ipc::Code;
+use schema::{
+    limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
+    names,
+};
+
+use crate::{
+    cli::RunArgs,
+    cmdline,
+    config::{self, IP_WORD, VmConfig},
+    vm::packet::{Answer, LONGEST, Question},
+};
+
+/// A file that describes a VM: what is taken has no key but those that there are, and is within every bound; what is not is refused with
+/// what to do.
+pub fn vm_files(data: &[u8]) {
+    const KEYS: [&str; 9] = ["cmdline", "cpus", "disk", "initrd", "kernel", "memory", "name", "net", "no-reboot"];
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let file = match config::parse_file(text) {
+        Ok(file) => file,
+        Err(e) => return assert!(!ipc::chain(&e).trim().is_empty()),
+    };
+    let table: toml::Table = toml::from_str(text).expect("it is TOML");
+    assert!(table.keys().all(|key| KEYS.contains(&key.as_str())), "{table:?}");
+    let of_file = |key: &str| table.get(key).and_then(toml::Value::as_str);
+    let VmConfig { name, cmdline, disks, nets, vcpus, memory, .. } =
+        match VmConfig::merged(&RunArgs::default(), file, Path::new("/nowhere")) {
+            Ok(config) => config,
+            Err(fault) => {
+                assert_eq!(fault.code, Code::InvalidArgument);
+                return assert!(!fault.why.is_empty() && !fault.remedy.is_empty());
+            }
+        };
+    assert!(of_file("name") == Some(&name) && names::is_vm(&name));
+    assert!(of_file("cmdline").is_none_or(|given| given == cmdline));
+    assert!((1..=MAX_VCPUS).contains(&vcpus));
+    assert!((MIN_MEMORY..=MAX_MEMORY).contains(&memory) && memory.is_multiple_of(1 << 20));
+    assert!(disks.len() <= MAX_DEVICES && nets.len() <= MAX_DEVICES);
+    assert_eq!(nets.iter().collect::<BTreeSet<_>>().len(), nets.len());
+    assert!(cmdline.len() + IP_WORD * nets.len() <= MAX_CMDLINE && cmdline::is_closed(&cmdline));
+}
+
+/// A kernel's command line: what is added is read by the kernel behind what it reads without, init gets what it gets without, and an address
+/// is seen where the kernel sees one.
+pub fn command_lines(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if !cmdline::is_line(text) || !cmdline::is_closed(text) {
+        return;
+    }
+    let (mut parameters, init) = as_the_kernel_reads(text.as_bytes());
+    let told = |(name, value): &Parameter<'_>| matches!(*name, b"ip" | b"nfsaddrs") && value.is_some();
+    assert_eq!(cmdline::has_address(text), parameters.iter().any(told));
+    assert_eq!(cmdline::with(text, &[]), text);
+    let words = ["ip=10.0.0.2::10.0.0.1".to_owned(), "ip=::1".to_owned()];
+    let longer = cmdline::with(text, &words);
+    // With a space beside each.
+    assert!(longer.len() <= text.len() + 1 + words.iter().map(|word| 1 + word.len()).sum::<usize>());
+    assert!(cmdline::is_line(&longer) && cmdline::is_closed(&longer) && cmdline::has_address(&longer));
+    parameters.extend(
+        words
+            .iter()
+            .filter_map(|word| word.split_once('='))
+            .map(|(name, value)| (name.as_bytes(), Some(value.as_bytes()))),
+    );
+    assert_eq!(as_the_kernel_reads(longer.as_bytes()), (parameters, init), "{longer:?}");
+}
+
+/// A name, and what follows its `=`.
+type Parameter<'a> = (&'a [u8], Option<&'a [u8]>);
+
+/// The parameters in a command line, and what is init's: kernel/params.c `parse_args`.
+fn as_the_kernel_reads(line: &[u8]) -> (Vec<Parameter<'_>>, Option<&[u8]>) {
+    let mut parameters = Vec::new();
+    let mut line = skip_spaces(line);
+    while !line.is_empty() {
+        let parameter;
+        (parameter, line) = next_arg(line);
+        if parameter == (b"--", None) {
+            return (parameters, Some(line));
+        }
+        parameters.push(parameter);
+    }
+    (parameters, None)
+}
+
+/// The first parameter of a line and what is behind it: lib/cmdline.c `next_arg`, in its order of steps.
+fn next_arg(line: &[u8]) -> (Parameter<'_>, &[u8]) {
+    let quoted = line.starts_with(b"\"");
+    let args = if quoted { &line[1..] } else { line };
+    let (mut equals, mut in_quote, mut end) = (0, quoted, args.len());
+    for (i, byte) in args.iter().enumerate() {
+        if is_space(*byte) && !in_quote {
+            end = i;
+            break;
+        }
+        if equals == 0 && *byte == b'=' {
+            equals = i;
+        }
+        in_quote ^= *byte == b'"';
+    }
+    let word = &args[..end];
+    let unquoted = if quoted { word.strip_suffix(b"\"").unwrap_or(word) } else { word };
+    let parameter = if equals == 0 {
+        (unquoted, None)
+    } else {
+        let value = match word[equals + 1..].strip_prefix(b"\"") {
+            Some(value) => value.strip_suffix(b"\"").unwrap_or(value),
+            None => &unquoted[equals + 1..],
+        };
+        (&word[..equals], Some(value))
+    };
+    (parameter, skip_spaces(&args[end..]))
+}
+
+/// lib/ctype.c
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b'\t'..=b'\r' | b' ' | 0xa0)
+}
+
+fn skip_spaces(line: &[u8]) -> &[u8] {
+    let start = line.iter().position(|byte| !is_space(*byte));
+    &line[start.unwrap_or(line.len())..]
+}
+
+/// A packet between a supervisor and its launcher, read as both of them would: what is one is written just so.
+pub fn launcher_packets(data: &[u8]) {
+    let packet = &data[..data.len().min(LONGEST)];
+    if let Some((number, question)) = Question::read(packet) {
+        assert_eq!(question.write(number), packet);
+        if let Question::Start(_, args) = question {
+            assert!(!args.iter().any(|arg| arg.contains('\0')));
+        }
+    }
+    if let Some((number, answer)) = Answer::read(packet) {
+        assert_eq!(answer.write(number), packet);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::corpus::replay;
+
+    #[test]
+    fn kept_files_of_vms_break_no_promise() {
+        replay("vm_files", super::vm_files);
+    }
+
+    #[test]
+    fn kept_command_lines_break_no_promise() {
+        replay("command_lines", super::command_lines);
+    }
+
+    #[test]
+    fn kept_packets_of_launchers_break_no_promise() {
+        replay("launcher_packets", super::launcher_packets);
+    }
+}
