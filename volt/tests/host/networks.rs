@@ -120,6 +120,12 @@ fn what_the_second_service_cannot_do_is_undone_in_the_first() {
     kill(vm.pid(), libc::SIGKILL);
     drop(vm);
     until("its port is gone", || if exists("tap-web") { Err("it is there".into()) } else { Ok(()) });
+    // Each service sees for itself that the VM is gone.
+    until("its address is in its grace", || {
+        let removed = remove(&host, "lab0");
+        removed.refused(&["10.9.0.2 is ", "vm-web"]);
+        if removed.err.contains("kept for a while") { Ok(()) } else { Err(removed.err) }
+    });
     remove(&host, "lab0").refused(&["10.9.0.2 is kept for a while for vm-web", "30 s"]);
     assert!(is_listed(&host, "lab0"));
     assert_eq!(addresses("lab0"), "10.9.0.1/24");
