@@ -21,7 +21,6 @@
 //!
 //! Limits: programs must be started single-threaded; seccomp filters exist for x86_64 and aarch64.
 
-mod afresh;
 mod capabilities;
 mod cgroup;
 mod child;
@@ -35,6 +34,7 @@ mod memory_file;
 mod namespaces;
 mod paths;
 mod policy;
+mod reset;
 mod runtime;
 mod sandbox;
 mod say;
@@ -42,7 +42,6 @@ mod spawn;
 
 pub mod base;
 
-pub use afresh::afresh;
 pub use caps::Capability;
 pub use cgroup::{Cgroup, CgroupLimits, MemoryWatch};
 pub use child::Child;
@@ -56,6 +55,7 @@ pub use memory_file::memory_file;
 pub use namespaces::{Root, isolate};
 pub use paths::{Enclosure, enclose};
 pub use policy::{Layer, Policy, landlock_abi, list, missing};
+pub use reset::reset_inherited;
 pub use runtime::Heap;
 pub use sandbox::Sandbox;
 pub use say::say;

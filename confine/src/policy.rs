@@ -16,7 +16,7 @@ pub enum Policy {
     /// Start, and name the missing layers in one line on stderr.
     BestEffort,
     /// Start. Whoever started this, of the same host and user, has named the missing layers already.
-    Told,
+    BestEffortQuiet,
 }
 
 impl FromStr for Policy {
@@ -26,7 +26,7 @@ impl FromStr for Policy {
         match name {
             "strict" => Ok(Policy::Strict),
             "best-effort" => Ok(Policy::BestEffort),
-            "best-effort-told" => Ok(Policy::Told),
+            "best-effort-quiet" => Ok(Policy::BestEffortQuiet),
             _ => Err(Error::UnknownPolicy(name.chars().take(64).collect())),
         }
     }
@@ -37,7 +37,7 @@ impl fmt::Display for Policy {
         f.write_str(match self {
             Policy::Strict => "strict",
             Policy::BestEffort => "best-effort",
-            Policy::Told => "best-effort-told",
+            Policy::BestEffortQuiet => "best-effort-quiet",
         })
     }
 }
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn policy_names_round_trip_and_others_are_refused() {
-        for policy in [Policy::Strict, Policy::BestEffort, Policy::Told] {
+        for policy in [Policy::Strict, Policy::BestEffort, Policy::BestEffortQuiet] {
             assert_eq!(policy.to_string().parse::<Policy>().ok(), Some(policy));
         }
         let refused = "besteffort".parse::<Policy>();

@@ -196,7 +196,7 @@ impl Sandbox {
             match self.policy {
                 Policy::Strict => return Err(Error::Missing(missing)),
                 Policy::BestEffort => crate::say!("{}: runs without {}", self.program, list(&missing)),
-                Policy::Told => {}
+                Policy::BestEffortQuiet => {}
             }
         }
         runtime::settle(self.heap);

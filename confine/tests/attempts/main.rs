@@ -3,7 +3,6 @@
 //! Whatever is expected to be refused afterwards is done successfully first, in the same process, so that no refusal
 //! can come from something else.
 
-mod afresh;
 mod base;
 mod capabilities;
 mod fds;
@@ -14,5 +13,6 @@ mod network;
 mod paths;
 mod policy;
 mod process;
+mod reset;
 mod spawn;
 mod walls;

@@ -32,7 +32,7 @@ fn judge(policy: Policy, missing: &[(String, &str)]) -> Check {
         Policy::Strict => {
             Check::missing("confinement", format!("strict refuses to start without {layers}"), remedies).vital()
         }
-        Policy::BestEffort | Policy::Told => {
+        Policy::BestEffort | Policy::BestEffortQuiet => {
             Check::limited("confinement", format!("best-effort starts without {layers}; strict would not"), remedies)
         }
     }

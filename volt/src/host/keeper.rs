@@ -126,7 +126,7 @@ struct Kept {
 pub fn main(policy: Policy, args: &KeepArgs) -> Result<i32, Fault> {
     let paths = Paths::given(args.runtime_dir.clone(), args.state_dir.clone())?;
     // It and the services belong to the host, not to whoever came first.
-    let kept = confine::afresh();
+    let kept = confine::reset_inherited();
     if !kept.is_empty() {
         say(format_args!("the services keep what they were started with: {}", kept.join(", ")));
     }

@@ -19,7 +19,7 @@ pub fn once(paths: &Paths, policy: Policy) -> Policy {
     if is_new(&paths.state.join("said"), &format!("{}: {line}\n", boot.trim())) {
         say(format_args!("{line}. This is said once, until the host boots again; volt doctor has it as well"));
     }
-    Policy::Told
+    Policy::BestEffortQuiet
 }
 
 /// Whether `text` is not what `note` has; it has it from now on. Where it cannot be noted, it stays new.

@@ -98,7 +98,7 @@ impl Cell {
         }
         match policy {
             _ if self.missing.is_empty() => Ok(()),
-            Policy::BestEffort | Policy::Told => {
+            Policy::BestEffort | Policy::BestEffortQuiet => {
                 say(format_args!("runs without {}", self.missing.join(", ")));
                 Ok(())
             }

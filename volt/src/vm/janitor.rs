@@ -160,7 +160,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     };
     let null = helper::leave_terminal().ok();
     // It outlives whoever started the VM, and whatever ends them. What stays is the keeper's, or volt doctor's, to say.
-    let _kept = confine::afresh();
+    let _kept = confine::reset_inherited();
     // None but SIGKILL ends it halfway, whatever whoever started the VM had blocked.
     // SAFETY: the set is initialised by sigfillset, and outlives the call.
     unsafe {

@@ -79,7 +79,7 @@ fn what_only_the_process_itself_can_see_is_set_anew_as_well() {
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
 
-        let kept = confine::afresh();
+        let kept = confine::reset_inherited();
 
         assert!(kept.iter().all(|what| what.contains("limits") || what.contains("score")), "{kept:?}");
         assert!(!merges || get(PR_GET_MEMORY_MERGE) == 0);

@@ -53,7 +53,7 @@ const ATTRIBUTES: [Attribute; 21] = [
 
 /// Sets anew, as far as this user may, what the calling process was given by whoever started it: as if the host had. Gives what
 /// could not be, and why. To be called while there is one thread.
-pub fn afresh() -> Vec<String> {
+pub fn reset_inherited() -> Vec<String> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let failed = ATTRIBUTES.into_iter().filter_map(|(what, set)| Some((what, set().err()?)));
     failed.map(|(what, why)| format!("{what} ({why})")).collect()
