@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::policy::{Layer, list};
+use crate::layer::{Layer, list};
 
 /// Why a process could not be confined, or a child not be started.
 #[derive(Debug, thiserror::Error)]

@@ -11,10 +11,11 @@ use rustix::thread::set_no_new_privs;
 use crate::confined::Confined;
 use crate::error::{Error, step};
 use crate::identity::User;
+use crate::layer::{Layer, list};
 use crate::limits::{Limit, Limits};
 use crate::namespaces::{self, Root};
 use crate::paths::{Access, Enclosure, Paths};
-use crate::policy::{Layer, Policy, list, missing_when_keeping};
+use crate::policy::{Policy, missing_when_keeping};
 use crate::runtime::{self, Heap};
 use crate::{capabilities, fds};
 
