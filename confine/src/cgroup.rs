@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// The cgroup that holds those of all VMs.
-const PARENT: &str = "volt-vmm";
 /// What the limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Microseconds in which `cpu.max` counts.
@@ -27,9 +25,7 @@ pub struct CgroupLimits {
     pub cpus: u64,
 }
 
-/// The cgroup of services and helpers, beside those of VMs.
-const SERVICES: &str = "services";
-/// Their processes and threads: three services, and a janitor for each VM.
+/// Processes and threads of the cgroup of services: three services, and a janitor for each VM.
 const SERVICE_PIDS: u64 = 4096;
 /// Bytes that the host takes from others first, when it runs out of memory.
 const SERVICE_MEMORY: u64 = 64 << 20;
@@ -39,6 +35,11 @@ const SERVICE_MEMORY: u64 = 64 << 20;
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
+    /// The cgroup that holds all others of Volt's, at the top of the hierarchy.
+    pub const PARENT: &str = "volt-vmm";
+    /// That of services and helpers in it, beside those of VMs.
+    pub const SERVICES: &str = "services";
+
     /// Where the cgroup `name` is to be. Makes nothing.
     ///
     /// # Errors
@@ -46,7 +47,7 @@ impl Cgroup {
     /// [`Error::NoCgroup`] where version 2 is not mounted.
     pub fn place(name: &str) -> Result<Cgroup, Error> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::NoCgroup(e.to_string()))?;
-        hierarchy(&mounts).map(|top| Cgroup(top.join(PARENT).join(name)))
+        hierarchy(&mounts).map(|top| Cgroup(top.join(Cgroup::PARENT).join(name)))
     }
 
     /// Makes it, in place of one that a process which was killed has left.
@@ -107,7 +108,7 @@ impl Cgroup {
     ///
     /// [`Error::NoCgroup`] where the host has none to give, and says why.
     pub fn services() -> Result<Cgroup, Error> {
-        let cgroup = Cgroup::place(SERVICES)?;
+        let cgroup = Cgroup::place(Cgroup::SERVICES)?;
         let reserve = ("memory.min", SERVICE_MEMORY.to_string());
         cgroup.make_with(&[("pids.max", SERVICE_PIDS.to_string()), reserve.clone()])?;
         // What is kept for one below has to be kept for all of them; no other asks for it.
@@ -192,7 +193,7 @@ pub(crate) fn enter_services() -> io::Result<()> {
 
 /// Version 1 has no reserve of memory to give.
 fn services_in_version_1(top: &Path) -> io::Result<PathBuf> {
-    let own = top.join(PARENT).join(SERVICES);
+    let own = top.join(Cgroup::PARENT).join(Cgroup::SERVICES);
     fs::create_dir_all(&own)?;
     fs::write(own.join("pids.max"), SERVICE_PIDS.to_string())?;
     Ok(own)
@@ -325,7 +326,7 @@ mod tests {
     fn hierarchy_without_the_controllers_is_named_with_the_one_that_it_lacks() {
         let top = tempfile::tempdir().unwrap();
         fs::write(top.path().join("cgroup.controllers"), "cpuset cpu memory hugetlb\n").unwrap();
-        let cgroup = Cgroup(top.path().join(PARENT).join("web.7"));
+        let cgroup = Cgroup(top.path().join(Cgroup::PARENT).join("web.7"));
         let error = cgroup.make(LIMITS).unwrap_err().to_string();
         assert!(error.contains("no pids controller"), "{error}");
         assert!(!cgroup.path().parent().unwrap().exists() && cgroup.remove());

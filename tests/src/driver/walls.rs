@@ -10,13 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use confine::Cgroup;
 use schema::programs::{self, IPAMD, JANITOR, KEEPER, Starter, VMM_CORE};
 use volt_tests::volt::{Volt, finish};
 
-/// Where Volt's cgroups are.
-const CGROUPS: &str = "/sys/fs/cgroup/volt-vmm";
-/// That of services and helpers, which stays.
-const SERVICES: &str = "services";
+/// Where the lab's hosts have cgroups.
+const HIERARCHY: &str = "/sys/fs/cgroup";
 /// One of somebody who comes first, and what his processes have: half a GB, few files and a private umask.
 const FIRST: &str = "/sys/fs/cgroup/first";
 const MODEST: &str =
@@ -124,7 +123,7 @@ pub fn services(volt: &Volt, patience: Duration) -> Result<()> {
             continue;
         }
         let cgroup = read(process.join("cgroup"))?;
-        ensure!(cgroup.trim() == format!("0::/volt-vmm/{SERVICES}"), "{name} is in {cgroup:?}");
+        ensure!(cgroup.trim() == format!("0::/{}/{}", Cgroup::PARENT, Cgroup::SERVICES), "{name} is in {cgroup:?}");
         let score = read(process.join("oom_score_adj"))?;
         ensure!(score.trim() == "-500", "{name} has the OOM score {score:?}");
         let limits = read(process.join("limits"))?;
@@ -138,7 +137,7 @@ pub fn services(volt: &Volt, patience: Duration) -> Result<()> {
     }
     found.sort_unstable();
     ensure!(found.contains(&IPAMD.title.into()) && found.contains(&KEEPER.title.into()), "There are {found:?}");
-    let reserve = read(Path::new(CGROUPS).join(SERVICES).join("memory.min"))?;
+    let reserve = read(volts().join(Cgroup::SERVICES).join("memory.min"))?;
     ensure!(reserve.trim() == (64 << 20).to_string(), "Their reserve is {reserve:?}");
     Ok(())
 }
@@ -246,15 +245,20 @@ pub fn none_left(patience: Duration) -> Result<()> {
     }
 }
 
+/// The one that holds Volt's.
+fn volts() -> PathBuf {
+    Path::new(HIERARCHY).join(Cgroup::PARENT)
+}
+
 /// Those of VMs.
 fn cgroups() -> Vec<PathBuf> {
-    let entries = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.ends_with(SERVICES)).collect()
+    let entries = fs::read_dir(volts()).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.ends_with(Cgroup::SERVICES)).collect()
 }
 
 fn cgroup(name: &str) -> Result<PathBuf> {
     let of = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem == name);
-    cgroups().into_iter().find(of).with_context(|| format!("{name} has no cgroup in {CGROUPS}"))
+    cgroups().into_iter().find(of).with_context(|| format!("{name} has no cgroup in {}", volts().display()))
 }
 
 fn namespace(process: &Path, kind: &str) -> Result<PathBuf> {

@@ -89,7 +89,7 @@ fn cgroup_that_a_killed_janitor_and_supervisor_left_goes_with_the_next_run_and_t
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let unified = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
     let Some(unified) = unified else { return println!("skipped: {test}: cgroup v2 is not mounted") };
-    let all = Path::new(unified).join("volt-vmm");
+    let all = Path::new(unified).join(confine::Cgroup::PARENT);
     let vm = Running::start(&mut host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
     let core = host.processes("vmm-core")[0];
