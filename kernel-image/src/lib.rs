@@ -3,7 +3,7 @@
 //!
 //! A kernel is an ELF file for x86-64 that is linked to its place (`ET_EXEC`: nothing here relocates one), with 1 to [`MAX_HEADERS`]
 //! program headers, whose segments lie inside the file, between [`LOWEST`] and [`HIGHEST`] and apart from one another, and whose entry
-//! point is code of the file. What remains to the core is whether the guest has as much memory: with `HIGHEST` bytes it always has.
+//! point is code of the file. It lies in a memfd with the [`SEALS`] that keep it so. What remains to the core is whether the guest has as much memory: with `HIGHEST` bytes it always has.
 //!
 //! Bounded by that: reads of one header of 64 and at most `MAX_HEADERS` of 56 bytes, and comparisons of neighbours. (System V ABI,
 //! ELF-64 object file format; its structures are the `linux-loader` crate's, filled by copy from the little-endian file.)
@@ -17,6 +17,7 @@ use linux_loader::elf::{
     EI_CLASS, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_AARCH64, EM_X86_64, ET_DYN, ET_EXEC, EV_CURRENT, Elf64_Ehdr,
     Elf64_Phdr, PF_X, PT_INTERP, PT_LOAD, PT_NOTE,
 };
+use rustix::fs::SealFlags;
 use vm_memory::ByteValued;
 
 /// Most program headers; a Linux kernel has about five.
@@ -25,6 +26,9 @@ pub const MAX_HEADERS: u16 = 64;
 pub const LOWEST: u64 = 1 << 20;
 /// One past the highest: as far as the page tables reach with which a guest begins.
 pub const HIGHEST: u64 = 1 << 30;
+
+/// What a memfd that holds a kernel is sealed against: every change of what was checked. The store seals its seals as well.
+pub const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
 
 const EHDR: usize = size_of::<Elf64_Ehdr>();
 const PHDR: usize = size_of::<Elf64_Phdr>();

@@ -45,7 +45,7 @@ impl Draft {
         // F_SEAL_WRITE asks that no writable mapping is left.
         drop(self);
         rustix::fs::ftruncate(&fd, len)?;
-        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
+        rustix::fs::fcntl_add_seals(&fd, kernel_image::SEALS | SealFlags::SEAL)?;
         Ok(SealedMemfd { file: File::from(fd), len })
     }
 }

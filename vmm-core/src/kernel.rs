@@ -9,7 +9,6 @@
 use crate::error::Error;
 use crate::memory::Ram;
 use kernel_image::Headers;
-use rustix::fs::SealFlags;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -41,11 +40,10 @@ pub fn load(image: OwnedFd, ram: &Ram) -> Result<Loaded, Error> {
 }
 
 fn check_seals(image: &OwnedFd) -> Result<(), Error> {
-    let needed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let unsealed =
         |why: &str| Err(Error::Kernel { why: why.into(), remedy: "Open it through kernel-store, which seals it" });
     match rustix::fs::fcntl_get_seals(image) {
-        Ok(seals) if seals.contains(needed) => Ok(()),
+        Ok(seals) if seals.contains(kernel_image::SEALS) => Ok(()),
         Ok(_) => unsealed("its memfd is not sealed against changes"),
         Err(_) => unsealed("it is not in a memfd"),
     }

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::layout::HIGH_START;
+use kernel_image::SEALS;
 use kernel_store::image::{Facts, Loading};
 use proptest::prelude::*;
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use std::sync::Arc;
 
 const LIMIT: u64 = 64 << 20;
@@ -45,8 +46,7 @@ fn sealed_image_lands_at_its_physical_addresses() {
     let mut image = elf(0x100_0000, &[(0x100_0000, 0x1000, 0x10, 0x2000), (0x200_0000, 0x1010, 4, 4)], 0x1014);
     image[0x1000..0x1014].copy_from_slice(b"text text text!!data");
     let ram = Ram::new(LIMIT).unwrap();
-    let all = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    let loaded = load(memfd(&image, all), &ram).unwrap();
+    let loaded = load(memfd(&image, SEALS), &ram).unwrap();
     assert_eq!(loaded, Loaded { entry: 0x100_0000, end: 0x200_0004 });
     let mut back = [0; 20];
     let file = File::from(ram.share().unwrap());
@@ -69,11 +69,10 @@ fn image_that_could_still_change_is_refused() {
 
 #[test]
 fn kernel_fits_if_its_memory_does_and_says_so_if_one_byte_is_missing() {
-    let all = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let ram = Ram::new(LIMIT).unwrap();
     let to = |size: u64| {
         let address = LIMIT - 0x1000;
-        load(memfd(&elf(address, &[(address, 0, 0x40, size)], 0), all), &ram)
+        load(memfd(&elf(address, &[(address, 0, 0x40, size)], 0), SEALS), &ram)
     };
     assert_eq!(to(0x1000).unwrap().end, LIMIT);
     let text = to(0x1001).unwrap_err().to_string();
@@ -82,13 +81,12 @@ fn kernel_fits_if_its_memory_does_and_says_so_if_one_byte_is_missing() {
 
 #[test]
 fn what_is_no_kernel_is_refused_by_the_contract_that_the_store_has() {
-    let all = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let ram = Ram::new(LIMIT).unwrap();
     let mut image = elf(HIGH_START, &[(HIGH_START, 0, 0x40, 0x40)], 0);
     image[16] = 3;
-    let text = load(memfd(&image, all), &ram).unwrap_err().to_string();
+    let text = load(memfd(&image, SEALS), &ram).unwrap_err().to_string();
     assert!(text.contains("position-independent") && text.contains("bzImage"), "{text}");
-    assert!(load(memfd(&[], all), &ram).unwrap_err().to_string().contains("truncated"));
+    assert!(load(memfd(&[], SEALS), &ram).unwrap_err().to_string().contains("truncated"));
 }
 
 /// What `kernel-store` says of an image.
@@ -108,7 +106,7 @@ fn store_says(image: &[u8]) -> Result<Loaded, kernel_store::image::Error> {
 }
 
 pub(super) fn load_into(image: &[u8], ram: &Ram) -> Result<Loaded, Error> {
-    load(memfd(image, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE), ram)
+    load(memfd(image, SEALS), ram)
 }
 
 fn core_says(image: &[u8], ram: u64) -> Result<Loaded, Error> {

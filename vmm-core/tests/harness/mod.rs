@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipc::{Connection, Fault};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::MemfdFlags;
 use schema::vm_capnp::{exit, vm, vm_info};
 
 /// How long any one step may take; /dev/kvm may be slow.
@@ -37,8 +37,7 @@ pub fn sealed(image: &[u8]) -> OwnedFd {
     let fd = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
     let file = File::from(fd);
     file.write_all_at(image, 0).unwrap();
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&file, seals).unwrap();
+    rustix::fs::fcntl_add_seals(&file, kernel_image::SEALS).unwrap();
     file.into()
 }
 
