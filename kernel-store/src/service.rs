@@ -13,9 +13,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use ipc::{Code, Fault, Peer};
+use schema::limits::IMPORT_WORK;
 use service::{Owner, Stopped};
 use sha2::Digest as _;
 use tokio::sync::OnceCell;
@@ -30,8 +30,6 @@ use crate::places::{Limits, Place, Places, Who};
 use crate::reading::{Failed, Scratch, Unpack, read_some};
 use crate::store::{Identity, Keeping, Kernel, Looked, Opening, Store};
 
-/// How much of a thread's time one image, or one kernel that is opened, may take.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Imports of one process that may wait. A descriptor is all that each costs.
 const PER_PROCESS: usize = 256;
 /// Imports of one user.
@@ -147,7 +145,7 @@ impl Service {
                 read = read.saturating_add(chunk.len());
                 Ok(None)
             };
-            self.unpacker.work(LIMIT, step).await.map_err(|stopped| import_fault(stopped, bad_image))
+            self.unpacker.work(IMPORT_WORK, step).await.map_err(|stopped| import_fault(stopped, bad_image))
         };
         one.digest.get_or_try_init(hash).await.copied()
     }
@@ -168,7 +166,7 @@ impl Service {
         let home = self.disk.clone();
         let draft = self.disk.ask(move |_| Store::draft(MAX_OUTPUT).map(|draft| Homing::new(draft, home))).await?;
         let mut unpacking = Unpack::new(image, size, source, draft, self.disk.clone(), place.clone());
-        let unpacked = match self.unpacker.work(LIMIT, move |_| unpacking.step()).await {
+        let unpacked = match self.unpacker.work(IMPORT_WORK, move |_| unpacking.step()).await {
             Ok(unpacked) => unpacked,
             Err(Stopped::Failed(Failed::Bad(error))) => return Ok(Err(bad_image(error))),
             Err(stopped @ (Stopped::Late | Stopped::Panicked)) => return Ok(Err(import_fault(stopped, bad_unpack))),
@@ -179,7 +177,7 @@ impl Service {
             let _place = &place;
             keeping.get_mut().map_or(Ok(None), |keeping| keeping.step(store))
         };
-        let kept = self.disk.work(LIMIT, step).await;
+        let kept = self.disk.work(IMPORT_WORK, step).await;
         let (kernel, sealed) = kept.map_err(|stopped| import_fault(stopped, |fault| fault))?;
         self.common.cache.borrow_mut().put(kernel.entry.digest, Arc::new(sealed));
         Ok(Ok(()))
@@ -221,7 +219,7 @@ impl Service {
             let _place = &place;
             opening.step(store)
         };
-        let opened = self.disk.work(LIMIT, step).await;
+        let opened = self.disk.work(IMPORT_WORK, step).await;
         let sealed = Arc::new(opened.map_err(|stopped| fault("open a kernel", stopped, |fault| fault))?);
         self.common.cache.borrow_mut().put(digest, sealed.clone());
         Ok(sealed)
@@ -269,7 +267,7 @@ fn fault<E>(tried: &str, stopped: Stopped<E>, of: impl FnOnce(E) -> Fault) -> Fa
         Stopped::Failed(error) => of(error),
         Stopped::Refused(fault) => fault,
         Stopped::Late => {
-            let why = format!("it took more than {} s of work", LIMIT.as_secs());
+            let why = format!("it took more than {} s of work", IMPORT_WORK.as_secs());
             Fault::new(
                 Code::Exhausted,
                 tried,
@@ -311,6 +309,8 @@ impl Drop for Waits<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// The service over a store in a folder, and the thread that unpacks, which does nothing yet.

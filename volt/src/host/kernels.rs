@@ -5,16 +5,15 @@ use std::{
     io::{self, Read},
     os::fd::{BorrowedFd, OwnedFd},
     path::Path,
-    time::Duration,
 };
 
 use ipc::{Connection, Fault, retry};
-use schema::kernel_store_capnp::{MAX_IMAGE_BYTES, kernel, kernel_store};
+use schema::{
+    kernel_store_capnp::{MAX_IMAGE_BYTES, kernel, kernel_store},
+    limits,
+};
 
 use crate::host::links::of_file;
-
-/// How long importing a kernel may take: it is unpacked, checked and written to disk.
-const IMPORT_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Opens an image for the store, which reads only what it need not wait for. What lies elsewhere (on NFS, FUSE, Btrfs or overlayfs) is read here and
 /// now, into memory.
@@ -49,7 +48,7 @@ pub async fn import(
         request.get().set_alias(alias);
         kernels.call(tried, left, request.send()).await
     };
-    let answer = retry(IMPORT_DEADLINE, import).await.map_err(|fault| of_file(tried, fault))?;
+    let answer = retry(limits::IMPORT, import).await.map_err(|fault| of_file(tried, fault))?;
     Ok(answer.get()?.get_kernel()?)
 }
 
