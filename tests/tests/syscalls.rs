@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use schema::programs::{ALL, LAUNCHER, Starter};
+use schema::programs::{
+    ALL, BLK_BACKEND, CLIENT, IPAMD, JANITOR, KEEPER, KERNEL_STORE, LAUNCHER, NET_BACKEND, NETMGR, Process, SUPERVISOR,
+    Starter, VMM_CORE,
+};
 use volt_tests::{
     docs,
     syscalls::{
@@ -60,18 +63,18 @@ const LIMIT: Duration = Duration::from_secs(120);
 const TRIES: usize = 3;
 
 /// How many system calls a thread may have at most, or all threads of a process together.
-const GOALS: [(&str, Option<&str>, usize); 11] = [
-    ("vmm-core", Some("vcpu"), 8),
-    ("vmm-core", Some("main"), 25),
-    ("vhost-net-backend", Some("worker"), 12),
-    ("vhost-blk-backend", Some("worker"), 15),
-    ("ipamd", None, 40),
-    ("kernel-store", None, 35),
-    ("netmgr", None, 45),
-    ("supervisor", Some("main"), 25),
-    ("client", None, 15),
-    ("janitor", None, 10),
-    ("keeper", None, 12),
+const GOALS: [(&Process, Option<&str>, usize); 11] = [
+    (&VMM_CORE, Some("vcpu"), 8),
+    (&VMM_CORE, Some("main"), 25),
+    (&NET_BACKEND, Some("worker"), 12),
+    (&BLK_BACKEND, Some("worker"), 15),
+    (&IPAMD, None, 40),
+    (&KERNEL_STORE, None, 35),
+    (&NETMGR, None, 45),
+    (&SUPERVISOR, Some("main"), 25),
+    (&CLIENT, None, 15),
+    (&JANITOR, None, 10),
+    (&KEEPER, None, 12),
 ];
 
 #[test]
@@ -120,12 +123,18 @@ fn check() -> Result<()> {
     let left = unused(&seen, "");
     ensure!(left.is_empty(), "Allowed, and made by no run: {left:#?}");
     for (process, thread, most) in GOALS {
+        ensure!(thread.is_none_or(|thread| process.threads.contains(&thread)), "{} has no {thread:?}", process.name);
         let roles = seen
             .roles
             .iter()
-            .filter(|(role, _)| role.process.name == process && thread.is_none_or(|thread| role.thread == thread));
+            .filter(|(role, _)| role.process == process && thread.is_none_or(|thread| role.thread == thread));
         let together: BTreeSet<u32> = roles.flat_map(|(_, calls)| calls.allowed.iter().copied()).collect();
-        ensure!(together.len() <= most, "{process} {thread:?} has {} calls, and {most} are the most", together.len());
+        ensure!(
+            together.len() <= most,
+            "{} {thread:?} has {} calls, and {most} are the most",
+            process.name,
+            together.len()
+        );
     }
     if without_kvm {
         println!("What docs/SECURITY.md says was not checked: without /dev/kvm vmm-core was not seen");

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use schema::programs::VMM_CORE;
 
 use crate::bench::{Row, row};
 
@@ -16,7 +17,7 @@ const CORE: u64 = 3_000_000;
 pub fn rows(programs: &[PathBuf]) -> Result<Vec<Row>> {
     let of = |program: &PathBuf| -> Result<Row> {
         let name = name(program);
-        let goal = (name == "vmm-core").then_some((CORE as f64 / 1e3, "goal"));
+        let goal = (name == VMM_CORE.program).then_some((CORE as f64 / 1e3, "goal"));
         Ok(row(name, "kB", Some(fs::metadata(program)?.len() as f64 / 1e3), goal))
     };
     programs.iter().map(of).collect()
@@ -28,7 +29,11 @@ pub fn check(programs: &[PathBuf]) -> Result<()> {
         let (name, image) = (name(program), fs::read(program)?);
         let dynamic = needs_interpreter(&image).with_context(|| format!("{name} is no 64-bit ELF file"))?;
         ensure!(!dynamic, "{name} needs a dynamic linker");
-        ensure!(name != "vmm-core" || image.len() as u64 <= CORE, "{name} has {} bytes, more than {CORE}", image.len());
+        ensure!(
+            name != VMM_CORE.program || image.len() as u64 <= CORE,
+            "{name} has {} bytes, more than {CORE}",
+            image.len()
+        );
     }
     Ok(())
 }

@@ -36,6 +36,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
+use schema::programs::{self, Process, Starter};
 use volt_tests::micro_guest;
 
 use crate::bench::{Row, row};
@@ -91,17 +92,16 @@ fn all(programs: &Path, dir: &Path) -> Result<Vec<Row>> {
     let off = off()?;
     let kernel = kernel()?;
     let mut rows = Vec::new();
-    type Prepare<'a> = Box<dyn Fn() -> Result<Start> + 'a>;
-    let starts: [Prepare<'_>; 6] = [
-        Box::new(|| core(&kernel)),
-        Box::new(|| disk(dir)),
-        Box::new(card),
-        Box::new(|| service("netmgr", dir)),
-        Box::new(|| service("ipamd", dir)),
-        Box::new(|| service("kernel-store", dir)),
-    ];
-    for prepare in starts {
-        let name = prepare()?.program;
+    let confined =
+        programs::ALL.into_iter().filter(|process| matches!(process.started_by, Starter::Launcher | Starter::Keeper));
+    for process in confined {
+        let name = process.program;
+        let prepare = || match *process {
+            programs::VMM_CORE => core(&kernel),
+            programs::BLK_BACKEND => disk(dir),
+            programs::NET_BACKEND => card(),
+            _ => service(process, dir),
+        };
         let time = |off| -> Result<f64> {
             let time = prepare()?.time(programs, off);
             Ok(time.with_context(|| format!("Cannot time the start of {name}"))?.as_secs_f64() * 1e3)
@@ -199,7 +199,8 @@ fn off() -> Result<[BpfProgram; 2]> {
 }
 
 /// A service whose sockets listen before it runs, and a client that waits for it.
-fn service(program: &'static str, dir: &Path) -> Result<Start> {
+fn service(service: &Process, dir: &Path) -> Result<Start> {
+    let program = service.program;
     let paths: [PathBuf; 2] = ["rpc", "lane"].map(|name| dir.join(format!("{program}.{name}")));
     let [rpc, lane] = &paths;
     paths.iter().for_each(|path| drop(fs::remove_file(path)));
@@ -212,7 +213,7 @@ fn service(program: &'static str, dir: &Path) -> Result<Start> {
     peer.write_all(&BOOTSTRAP)?;
     let fds = vec![OwnedFd::from(listener), lane_listener];
     let mut arguments = flags(&["--listen-fd", "--lane-fd"], &fds);
-    if program != "netmgr" {
+    if *service != programs::NETMGR {
         arguments.extend(["--state-dir".into(), dir.join(program).display().to_string()]);
     }
     Ok(Start { program, arguments, fds, peer })
@@ -222,12 +223,12 @@ fn disk(dir: &Path) -> Result<Start> {
     let image = dir.join("disk");
     let file = fs::File::options().read(true).write(true).create(true).truncate(true).open(&image)?;
     file.set_len(1 << 20)?;
-    backend("vhost-blk-backend", vec![], "--blk-fd", file.into())
+    backend(programs::BLK_BACKEND.program, vec![], "--blk-fd", file.into())
 }
 
 fn card() -> Result<Start> {
     let arguments = vec!["--mac".to_owned(), "52:54:00:00:00:01".to_owned()];
-    backend("vhost-net-backend", arguments, "--tap-fd", tap()?)
+    backend(programs::NET_BACKEND.program, arguments, "--tap-fd", tap()?)
 }
 
 fn backend(program: &'static str, mut arguments: Vec<String>, flag: &str, resource: OwnedFd) -> Result<Start> {
@@ -246,7 +247,7 @@ fn core(kernel: &OwnedFd) -> Result<Start> {
     let fds = vec![control.into(), console.into(), kvm.into(), kernel.try_clone()?];
     let mut arguments = flags(&["--control-fd", "--console-fd", "--kvm-fd", "--kernel-fd"], &fds);
     arguments.extend(["--memory", "268435456", "--vcpus", "1", "--cmdline", ""].map(str::to_owned));
-    Ok(Start { program: "vmm-core", arguments, fds, peer })
+    Ok(Start { program: programs::VMM_CORE.program, arguments, fds, peer })
 }
 
 /// Each flag with the number of its descriptor.
