@@ -3,7 +3,7 @@
 //! May touch the socket, by sendmsg, recvmsg and ppoll. The backend is not trusted: it may be mute, slow, or send
 //! anything. Descriptors that it sends are never received: there is no room for one, so the kernel drops them.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -11,12 +11,11 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::Error;
 use super::requests::BackendRequests;
+use super::socket::{read_some, rest_a_moment};
 use super::wire::{HEADER, Header, MAX_ANSWER, MAX_REGIONS, Request};
 
 /// The frontend's end of the socket.
@@ -136,20 +135,6 @@ impl Channel {
             }
         }
     }
-}
-
-/// Reads what is there without waiting; `Some(0)` is the end, `None` says that descriptors came along.
-pub(super) fn read_some(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let mut none = RecvAncillaryBuffer::default();
-    let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut none, flags)?;
-    Ok((!got.flags.contains(ReturnFlags::CTRUNC)).then_some(got.bytes))
-}
-
-/// What the kernel lacks just now comes back.
-pub(super) fn rest_a_moment() {
-    // An interrupted rest is a shorter one.
-    let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 10_000_000 }));
 }
 
 fn failed(request: Request, errno: Errno) -> Error {

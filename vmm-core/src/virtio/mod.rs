@@ -37,6 +37,7 @@ mod kinds;
 mod regs;
 mod requests;
 mod ring;
+mod socket;
 mod thread;
 mod wire;
 

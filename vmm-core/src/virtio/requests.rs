@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::Error;
-use super::channel::{read_some, rest_a_moment};
+use super::socket::{read_some, rest_a_moment};
 use super::wire::{BACKEND_CONFIG_CHANGE, HEADER, Header, NEED_REPLY, answer};
 
 /// Longest body that a request of the backend may have.

@@ -166,7 +166,7 @@ fn descriptors_with_an_answer_are_refused_and_never_received() {
     let (mut read, write) = UnixStream::pair().unwrap();
     super::peer::send_with(&ours, &[0; 12], &write);
     drop(write);
-    let got = super::super::channel::read_some(std::os::fd::AsFd::as_fd(&theirs), &mut [0; 12]);
+    let got = super::super::socket::read_some(std::os::fd::AsFd::as_fd(&theirs), &mut [0; 12]);
     assert_eq!(got, Ok(None));
     assert_eq!(std::io::Read::read(&mut read, &mut [0]).unwrap(), 0);
 }
