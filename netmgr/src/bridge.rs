@@ -14,12 +14,14 @@ use rtnetlink::{
 };
 
 use crate::{
-    config::{Address, Config},
+    address::{Address, Assigned},
+    config::Config,
     error::Error,
+    instance::Instance,
     kernel::{Kernel, Steps, Stock, Whom, odd, patiently},
-    link::{Assigned, Link, Route},
-    mark::{self, Instance},
-    names,
+    link::Link,
+    mark, names,
+    route::Route,
 };
 
 /// A bridge as it should be.

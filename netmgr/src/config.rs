@@ -3,36 +3,14 @@
 use std::net::Ipv4Addr;
 
 use schema::{
-    net::{Subnet, is_of_hosts, is_prefix, prefix_rule},
+    net::{is_of_hosts, is_prefix, prefix_rule},
     network_capnp::{MAX_MTU, MIN_MTU},
 };
 
-use crate::{error::Error, names};
+use crate::{address::Address, error::Error, names};
 
 /// What the kernel gives an interface whose MTU nobody chose, in bytes.
 pub const DEFAULT_MTU: u32 = 1500;
-
-/// An address on an interface, with the length of its subnet's prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// The address.
-    pub ip: Ipv4Addr,
-    /// 0 to 32.
-    pub prefix: u8,
-}
-
-impl Address {
-    /// The subnet that it is in.
-    pub fn subnet(self) -> Subnet {
-        Subnet::of(self.ip, self.prefix)
-    }
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.ip, self.prefix)
-    }
-}
 
 /// A checked `NetworkConfig` (schema/network.capnp).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::{borrow::Cow, io};
 use ipc::{Code, Fault};
 use service::Unserved;
 
-use crate::{config::Address, mark::Instance};
+use crate::{address::Address, instance::Instance};
 
 /// Why a request was not met. Nothing is left behind by a request that failed.
 #[derive(Debug, thiserror::Error)]

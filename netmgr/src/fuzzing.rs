@@ -5,8 +5,10 @@ use testkit::input::Input;
 
 use crate::{
     config::Config,
-    link::{Link, Said},
+    instance::Instance,
+    link::Link,
     mark::{self, BridgeMark, PortMark},
+    message::Message,
     netlink::{answer, messages},
 };
 
@@ -17,16 +19,16 @@ pub fn netlink_answers(data: &[u8]) {
         count += 1;
         let Ok(message) = message else { continue };
         match message.payload {
-            NetlinkPayload::InnerMessage(Said::Link(link)) => {
+            NetlinkPayload::InnerMessage(Message::Link(link)) => {
                 assert!(link.index != 0 && !link.name.is_empty());
                 interface(&link);
             }
-            NetlinkPayload::InnerMessage(Said::Address(assigned)) => {
+            NetlinkPayload::InnerMessage(Message::Address(assigned)) => {
                 let (address, subnet) = (assigned.address, assigned.address.subnet());
                 assert!(address.prefix <= 32 && subnet.contains(&subnet));
                 assert!(subnet.network() <= address.ip && address.ip <= subnet.broadcast());
             }
-            NetlinkPayload::InnerMessage(Said::Route(route)) => {
+            NetlinkPayload::InnerMessage(Message::Route(route)) => {
                 assert!(route.to.prefix <= 32 && route.holds(route.to));
             }
             NetlinkPayload::Error(error) => {
@@ -84,7 +86,7 @@ pub fn network_config(data: &[u8]) {
         }
     }
     if config.mtu != 0 {
-        let marked = mark::read_bridge(&mark::bridge(&config, &mark::Instance::default()));
+        let marked = mark::read_bridge(&mark::bridge(&config, &Instance::default()));
         assert_eq!(marked.and_then(|mark| mark.config), Some(config));
     }
 }

@@ -20,11 +20,13 @@ use rtnetlink::{
 };
 
 use crate::{
-    config::Address,
+    address::{Address, Assigned},
     error::Error,
     ipv6::{self, Switch},
-    link::{Assigned, Link, Route, Said, Through},
+    link::Link,
+    message::Message,
     netlink::{self, Answer, DEADLINE, Failure, Refusal, Request, Socket},
+    route::{Route, Through},
 };
 
 /// How often a question is asked whose answer was interrupted by a change, or lost, before that is an error.
@@ -143,7 +145,7 @@ impl Kernel {
         let Steps { requests, tried } = std::mem::take(steps);
         let mut links = Vec::new();
         let each = |said| {
-            if let Said::Link(link) = said {
+            if let Message::Link(link) = said {
                 links.push(*link);
             }
         };
@@ -162,7 +164,7 @@ impl Kernel {
         &mut self,
         tried: &str,
         requests: &[Request],
-        each: impl Fn(&mut T, Said),
+        each: impl Fn(&mut T, Message),
     ) -> Result<(T, Vec<Answer>), Error> {
         const PASSING: [i32; 6] =
             [netlink::INTERRUPTED, libc::EBUSY, libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
@@ -238,7 +240,7 @@ impl Kernel {
         message.header.index = index.unwrap_or_default();
         let listed =
             self.dump("list the addresses", RouteNetlinkMessage::GetAddress(message), |found: &mut Vec<_>, said| {
-                if let Said::Address(address) = said
+                if let Message::Address(address) = said
                     && index.is_none_or(|index| address.index == index)
                 {
                     found.push(address);
@@ -255,7 +257,7 @@ impl Kernel {
         message.attributes.extend(index.map(RouteAttribute::Oif));
         let listed =
             self.dump("list the routes", RouteNetlinkMessage::GetRoute(message), |found: &mut Vec<_>, said| {
-                if let Said::Route(route) = said
+                if let Message::Route(route) = said
                     && route.connected
                     && index.is_none_or(|index| route.through == Through::Interface(index))
                 {
@@ -273,7 +275,7 @@ impl Kernel {
         message.attributes.push(RouteAttribute::Table(main));
         let listed =
             self.dump("list the routes", RouteNetlinkMessage::GetRoute(message), |found: &mut Vec<_>, said| {
-                if let Said::Route(route) = said
+                if let Message::Route(route) = said
                     && route.table == main
                     && route.holds(subnet)
                 {
@@ -289,7 +291,7 @@ impl Kernel {
         &mut self,
         tried: &str,
         message: RouteNetlinkMessage,
-        each: impl Fn(&mut T, Said),
+        each: impl Fn(&mut T, Message),
     ) -> Result<T, Error> {
         let (found, answers) = self.question(tried, &[netlink::request(message, NLM_F_DUMP)], each)?;
         match answers.into_iter().next() {
@@ -345,8 +347,8 @@ impl Kernel {
     }
 }
 
-fn keep_link(found: &mut Vec<Link>, said: Said) {
-    if let Said::Link(link) = said {
+fn keep_link(found: &mut Vec<Link>, said: Message) {
+    if let Message::Link(link) = said {
         found.push(*link);
     }
 }

@@ -6,21 +6,26 @@
 //! rather than a task: the kernel carries out rtnetlink requests while it holds its network lock, and a process waits for that lock without a
 //! way to give up. So the main thread never enters the kernel's network code, and its deadlines hold.
 
+mod address;
+mod attribute;
 mod bridge;
 mod config;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod instance;
 mod ipv6;
 mod kernel;
 mod link;
 mod manager;
 mod mark;
+mod message;
 mod monitor;
 mod names;
 mod netlink;
 mod network;
 mod port;
+mod route;
 mod rpc;
 mod sandbox;
 mod tap;
@@ -33,7 +38,7 @@ use ipc::Lane;
 use schema::programs::NETMGR;
 use service::{Options, Owner, Serving};
 
-use crate::{kernel::Kernel, manager::Manager, mark::Instance, monitor::Monitor, rpc::Host};
+use crate::{instance::Instance, kernel::Kernel, manager::Manager, monitor::Monitor, rpc::Host};
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.
 #[derive(Parser)]

@@ -25,10 +25,10 @@ use crate::{
     bridge,
     config::{self, Config},
     error::Error,
+    instance::Instance,
     kernel::{Kernel, Stock},
-    mark::{self, Instance},
-    names,
-    network::{Fate, Held, Network, Port, Quota},
+    mark, names,
+    network::{Fate, Held, Network, Port, Quota, TenantId},
     port::{self, Made, Wanted},
 };
 
@@ -52,10 +52,6 @@ pub struct PortId {
     workload: String,
     serial: u64,
 }
-
-/// A tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TenantId(u64);
 
 /// What `PortInfo` says (schema/network.capnp).
 #[derive(Clone, Debug, PartialEq, Eq)]

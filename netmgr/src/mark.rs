@@ -1,41 +1,14 @@
 //! Marks: the alias (IFLA_IFALIAS) of every interface that netmgr made says what it is for, which installation of Volt it belongs to, and what a
 //! later netmgr has to know of it. What carries no mark, or another installation's, is never changed. Pure; touches nothing.
 
-use std::{fmt, str::FromStr};
-
 use schema::net::Mac;
 
-use crate::{config::Config, names};
+use crate::{config::Config, instance::Instance, names};
 
 const BRIDGE: &str = "volt-vmm network";
 const PORT: &str = "volt-vmm port";
-/// What stands for an address, or an installation, that there is none of.
-const NONE: &str = "-";
-
-/// Which installation of Volt, of those that may share a network namespace; empty for one that was not told a name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Instance(String);
-
-impl Instance {
-    /// Whether it may have what `owner`'s mark is on: its own, and what names no owner, as that of an earlier release does.
-    pub fn may_have(&self, owner: &Instance) -> bool {
-        owner == self || owner.0.is_empty()
-    }
-}
-
-impl FromStr for Instance {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Instance, &'static str> {
-        if schema::names::is_instance(text) { Ok(Instance(text.to_owned())) } else { Err(schema::names::INSTANCE_RULE) }
-    }
-}
-
-impl fmt::Display for Instance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { NONE } else { &self.0 })
-    }
-}
+/// What stands for an address that there is none of.
+const NONE: &str = Instance::NONE;
 
 fn instance(word: &str) -> Option<Instance> {
     if word == NONE { Some(Instance::default()) } else { word.parse().ok() }

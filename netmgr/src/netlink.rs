@@ -19,7 +19,7 @@ use rtnetlink::{
 };
 use rustix::net::sockopt;
 
-use crate::link::{self, Said};
+use crate::{attribute, message::Message};
 
 /// The longest that one exchange with the kernel may take.
 pub const DEADLINE: Duration = Duration::from_secs(5);
@@ -102,7 +102,7 @@ impl Socket {
 
     /// Sends all requests at once, gives `each` what the kernel says, and then, in order, the answer to every request. A
     /// refused one does not keep the kernel from carrying out the next.
-    pub fn exchange(&mut self, requests: Vec<Request>, each: impl FnMut(Said)) -> Result<Vec<Answer>, Failure> {
+    pub fn exchange(&mut self, requests: Vec<Request>, each: impl FnMut(Message)) -> Result<Vec<Answer>, Failure> {
         if mem::replace(&mut self.unheard, true) {
             self.drain();
         }
@@ -151,7 +151,7 @@ impl Socket {
     }
 
     /// Reads until `count` requests from number `first` on are answered.
-    fn receive(&mut self, first: u32, count: usize, mut each: impl FnMut(Said)) -> Result<Vec<Answer>, Failure> {
+    fn receive(&mut self, first: u32, count: usize, mut each: impl FnMut(Message)) -> Result<Vec<Answer>, Failure> {
         let end = Instant::now() + DEADLINE;
         let mut answers = Vec::new();
         let mut interrupted = false;
@@ -200,7 +200,7 @@ impl Socket {
 }
 
 /// The messages in a datagram; ends at the first one that is none.
-pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<Said>, Failure>> {
+pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<Message>, Failure>> {
     iter::from_fn(move || {
         let message = (!rest.is_empty()).then(|| NetlinkMessage::deserialize(rest))?;
         let length = message.as_ref().map_or(rest.len(), |message| message.header.length as usize);
@@ -217,9 +217,9 @@ pub(crate) fn answer(code: i32, attributes: &[u8]) -> Result<Answer, Failure> {
         code => -code,
     };
     let mut text = String::new();
-    for said in link::attributes(attributes) {
+    for said in attribute::attributes(attributes) {
         match said {
-            Ok(said) if said.kind() == NLMSGERR_ATTR_MSG => text = link::text(said.value()),
+            Ok(said) if said.kind() == NLMSGERR_ATTR_MSG => text = attribute::text(said.value()),
             Ok(_) => {}
             // That it refused, and why, is not in doubt.
             Err(malformed) => text = format!("with {malformed} in place of an explanation"),
@@ -253,7 +253,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{bridge, config::Config, kernel::Kernel, mark::Instance};
+    use crate::{bridge, config::Config, instance::Instance, kernel::Kernel};
 
     fn serialized(mut request: Request) -> Vec<u8> {
         request.finalize();
@@ -386,7 +386,7 @@ mod tests {
             assert!(answers[0].is_ok() && answers[2].is_ok());
             assert_eq!(answers[1].as_ref().unwrap_err().errno, libc::ENODEV);
             assert_eq!(links.len(), 2);
-            assert!(links.iter().all(|said| matches!(said, Said::Link(link) if link.name == "lo")), "{links:?}");
+            assert!(links.iter().all(|said| matches!(said, Message::Link(link) if link.name == "lo")), "{links:?}");
         }
     }
 
@@ -395,7 +395,7 @@ mod tests {
         let mut names = Vec::new();
         let dump = request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP);
         let answers = Socket::open().unwrap().exchange(vec![dump], |said| match said {
-            Said::Link(link) => names.push(link.name),
+            Message::Link(link) => names.push(link.name),
             other => panic!("{other:?}"),
         });
         assert!(matches!(answers.unwrap()[..], [Ok(())]));

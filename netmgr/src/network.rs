@@ -19,13 +19,17 @@ use crate::{
     bridge,
     config::Config,
     error::Error,
+    instance::Instance,
     kernel::{Kernel, Stock},
     link::Link,
-    manager::TenantId,
-    mark::{self, Instance, PortMark},
+    mark::{self, PortMark},
     names,
     port::{self, Wanted},
 };
+
+/// A tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantId(pub u64);
 
 /// How many ports a holder may have at one time.
 pub struct Quota {

@@ -15,10 +15,10 @@ use schema::net::Mac;
 
 use crate::{
     error::Error,
+    instance::Instance,
     kernel::{Kernel, Steps, Whom, odd, patiently},
     link::Link,
-    mark::{self, Instance},
-    names, tap,
+    mark, names, tap,
 };
 
 /// A port to be made.

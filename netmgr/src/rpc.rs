@@ -15,9 +15,9 @@ use service::Owner;
 use crate::{
     config::Config,
     error::Error,
-    manager::{Account, Manager, NetworkId, NewPort, PortFacts, TenantId},
+    manager::{Account, Manager, NetworkId, NewPort, PortFacts},
     names,
-    network::{Fate, Quota},
+    network::{Fate, Quota, TenantId},
 };
 
 /// What every object of one connection has.
