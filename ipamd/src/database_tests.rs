@@ -1,12 +1,16 @@
-//! Tests of the thread: group commit, failures, and what is done although nobody waits.
+//! Tests of the group and its thread: group commit, failures, and what is done although nobody waits.
 
 use super::*;
 use crate::ledger::Limits;
-use crate::store::{Binding, Leased, Reserved, Store};
+use crate::store::{Binding, Leased, PoolId, Reserved, Store};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use ipc::Peer;
+use service::owner;
 use tokio::sync::Semaphore;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 const CONFIG: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24"}"#;
 
@@ -34,48 +38,81 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     ipc::run(future).unwrap()
 }
 
+/// A ledger with one pool and a lease of it.
+fn with_lease() -> (Group, PoolId, LeaseId, tempfile::TempDir) {
+    let NewLedger { mut ledger, dir, .. } = NewLedger::make(Limits::default());
+    ledger.store().run("BEGIN").unwrap();
+    let pool = ledger.define(CONFIG).unwrap();
+    let lease = ledger.allocate(pool, "vm-a", &quota()).unwrap();
+    ledger.store().run("COMMIT").unwrap();
+    (Group::new(ledger), pool, lease, dir)
+}
+
+/// What a group is asked for; the answer comes with its turn.
+fn ask<T: Send + 'static>(
+    group: &mut Group,
+    f: impl FnOnce(&mut Ledger) -> Result<T, Fault> + Send + 'static,
+) -> oneshot::Receiver<Result<T, Fault>> {
+    let (answer, answered) = oneshot::channel();
+    group.add(once(f), false, answer);
+    answered
+}
+
+/// As [`ask`], of what is tried again.
+fn ask_always<T: Send + 'static>(
+    group: &mut Group,
+    f: impl FnMut(&mut Ledger) -> Result<T, Fault> + Send + 'static,
+) -> oneshot::Receiver<Result<T, Fault>> {
+    let (answer, answered) = oneshot::channel();
+    group.add(f, true, answer);
+    answered
+}
+
+fn is_in_grace(group: &Group, lease: LeaseId) -> bool {
+    group.ledger.lease_info(lease).unwrap().binding.lease.unwrap().grace_until.is_some()
+}
+
 #[test]
 fn what_waits_shares_one_commit_and_is_answered_after_it() {
-    let NewLedger { mut ledger, path, dir: _dir } = NewLedger::make(Limits::default());
-    let (database, mailbox) = mailbox();
+    /// Notes that it is dropped, which an answer is at once that nobody awaits.
+    struct Answered(Arc<Mutex<String>>);
+    impl Drop for Answered {
+        fn drop(&mut self) {
+            self.0.lock().unwrap().push('a');
+        }
+    }
+    let NewLedger { ledger, path, dir: _dir } = NewLedger::make(Limits::default());
+    let (owner, inbox) = owner::<Group>();
+    let seen = Arc::new(Mutex::new(String::new()));
     block_on(async {
-        let mut asked = Vec::new();
-        for n in 0..100 {
-            let handle = database.clone();
-            asked.push(tokio::task::spawn_local(async move {
-                handle
-                    .ask(move |ledger| {
-                        let pool = ledger.define(CONFIG)?;
-                        ledger.allocate(pool, &format!("vm-{n}"), &quota())
-                    })
-                    .await
+        for n in 0..GROUP + 10 {
+            let seen = Answered(seen.clone());
+            // No client has room for so many.
+            let of = Peer { pid: (n / 100) as i32, ..Peer::this_process() };
+            let database = Database::from(owner.of(of));
+            let mut asked = Box::pin(database.ask(move |ledger| {
+                let pool = ledger.define(r#"{"network":"w","subnet":"10.0.0.0/8"}"#)?;
+                ledger.allocate(pool, &format!("vm-{n}"), &quota())?;
+                seen.0.lock().unwrap().push('r');
+                Ok(seen)
             }));
-        }
-        // Every task has asked.
-        while database.messages.asked() < 100 {
-            tokio::task::yield_now().await;
-        }
-        let mut due = Due::default();
-        let turn = turn(&mut ledger, &mailbox, None, &mut due).unwrap();
-        assert_eq!(turn.answered, 0, "a turn without a message does what is due only");
-        let first = mailbox.0.receive().unwrap();
-        let turn = super::turn(&mut ledger, &mailbox, Some(first), &mut due).unwrap();
-        assert_eq!((turn.answered, turn.committed), (100, true));
-        for answer in asked {
-            answer.await.unwrap().unwrap();
+            assert!(futures::poll!(&mut asked).is_pending());
         }
     });
-    drop(ledger);
+    drop(owner);
+    inbox.run(Group::new(ledger)).unwrap();
+    let expected = [GROUP, 10].map(|group| "r".repeat(group) + &"a".repeat(group)).concat();
+    assert!(*seen.lock().unwrap() == expected, "{}", seen.lock().unwrap());
     let ledger = Ledger::open(Store::open(&path).unwrap(), Limits::default(), Now::read()).unwrap();
-    assert_eq!(ledger.leases(1, "").unwrap().len(), 100);
+    assert_eq!(ledger.pool(1).unwrap().2, (1 << 24) - 3 - (GROUP as u64 + 10));
 }
 
 /// Runs the thread on a new ledger, for a test that asks it things.
 fn with_thread(test: impl AsyncFnOnce(Database, PathBuf)) {
     let NewLedger { ledger, path, dir: _dir } = NewLedger::make(Limits::default());
-    let (database, mailbox) = mailbox();
-    let thread = std::thread::spawn(move || run(ledger, mailbox));
-    block_on(test(database, path));
+    let (owner, inbox) = owner();
+    let thread = std::thread::spawn(move || inbox.run(Group::new(ledger)));
+    block_on(test(owner.into(), path));
     thread.join().unwrap().unwrap();
 }
 
@@ -126,19 +163,76 @@ fn a_group_whose_commit_fails_fails_as_a_whole_and_leaves_no_trace() {
 }
 
 #[test]
-fn a_panic_fails_its_group_and_the_next_request_is_served() {
+fn a_panic_leaves_no_trace_and_its_caller_is_told_and_the_next_request_is_served() {
     with_thread(async |database, _| {
         let pool = database.ask(|ledger| ledger.define(CONFIG)).await.unwrap();
+        let kept = database.ask(move |ledger| ledger.allocate(pool, "vm-k", &quota())).await.unwrap();
         let panicked = database
             .ask(move |ledger| -> Result<(), Fault> {
                 ledger.allocate(pool, "vm-a", &quota())?;
+                ledger.release(kept)?;
                 panic!("on purpose")
             })
             .await;
-        assert_eq!(panicked.unwrap_err().code, Code::Internal);
-        assert_eq!(database.ask(move |ledger| ledger.leases(pool, "")).await.unwrap(), []);
+        assert_eq!(panicked.unwrap_err().why, "its handler panicked");
+        let rows = database.ask(move |ledger| ledger.leases(pool, "")).await.unwrap();
+        assert_eq!(rows.iter().map(|info| info.binding.workload.as_str()).collect::<Vec<_>>(), ["vm-k"]);
+        assert_eq!(database.ask(move |ledger| ledger.pool(pool)).await.unwrap().2, 252);
         database.ask(move |ledger| ledger.allocate(pool, "vm-a", &quota())).await.unwrap();
     });
+}
+
+#[test]
+fn others_of_a_group_in_which_one_panics_are_told_so_or_done_once_more_and_what_is_due_stays_so() {
+    let (mut group, pool, lease, _dir) = with_lease();
+    let mut before = ask(&mut group, move |ledger| ledger.allocate(pool, "vm-b", &quota()));
+    let mut given = ask_always(&mut group, move |ledger| ledger.lease_info(lease));
+    let mut panics = ask_always(&mut group, |_| -> Result<(), Fault> { panic!("on purpose") });
+    let mut after = ask(&mut group, move |ledger| ledger.allocate(pool, "vm-c", &quota()));
+    group.due.abandoned.push_back(lease);
+    // As the thread does.
+    catch_unwind(AssertUnwindSafe(|| group.tidy())).unwrap_err();
+    group.renew().unwrap();
+    assert_eq!(panics.try_recv(), Err(TryRecvError::Closed), "who asked for what panicked hears no more of it");
+    for other in [&mut before, &mut after] {
+        let Err(fault) = other.try_recv().unwrap() else { panic!("it was done") };
+        assert_eq!((fault.code, &*fault.remedy), (Code::Internal, "Try again"));
+    }
+    assert_eq!(given.try_recv().unwrap_err(), TryRecvError::Empty);
+    assert!(!is_in_grace(&group, lease) && group.due().unwrap() <= Instant::now());
+    // Whatever the thread does next, that is done once more.
+    assert!(!group.tidy().unwrap());
+    assert!(given.try_recv().unwrap().is_ok() && is_in_grace(&group, lease) && group.due.is_empty());
+    assert_eq!(group.ledger.leases(pool, "").unwrap().len(), 1);
+}
+
+#[test]
+fn a_panic_that_is_none_of_a_request_s_is_rested_after_and_fails_what_was_done_once_more() {
+    let (mut group, _, lease, _dir) = with_lease();
+    let mut given = ask_always(&mut group, move |ledger| ledger.lease_info(lease));
+    group.renew().unwrap();
+    assert_eq!(given.try_recv().unwrap_err(), TryRecvError::Empty);
+    group.renew().unwrap();
+    assert_eq!(given.try_recv().unwrap().unwrap_err().code, Code::Internal);
+    group.due.abandoned.push_back(lease);
+    assert!(group.due().unwrap() > Instant::now());
+}
+
+#[test]
+fn a_ledger_that_cannot_be_made_anew_ends_the_thread() {
+    let NewLedger { ledger, dir: _dir, .. } = NewLedger::make(Limits::default());
+    let (owner, inbox) = owner();
+    let thread = std::thread::spawn(move || inbox.run(Group::new(ledger)));
+    let database = Database::from(owner);
+    let lost = block_on(database.ask(|ledger| -> Result<(), Fault> {
+        ledger.define(CONFIG)?;
+        ledger.store().run("COMMIT").unwrap();
+        ledger.store().run("DROP TABLE binding").unwrap();
+        panic!("on purpose")
+    }));
+    assert_eq!(lost.unwrap_err().why, "its handler panicked");
+    assert!(thread.join().unwrap().unwrap_err().to_string().contains("no such table"));
+    assert_eq!(block_on(database.ask(|_| Ok(()))).unwrap_err().code, Code::Internal);
 }
 
 #[test]
@@ -146,7 +240,7 @@ fn an_answer_that_nobody_awaits_any_more_is_dropped_and_gives_back_what_it_holds
     struct Guard(Database, LeaseId);
     impl Drop for Guard {
         fn drop(&mut self) {
-            self.0.tell(Told::Abandoned(self.1));
+            self.0.abandon(self.1);
         }
     }
     with_thread(async |database, _| {
@@ -167,134 +261,84 @@ fn an_answer_that_nobody_awaits_any_more_is_dropped_and_gives_back_what_it_holds
 
 #[test]
 fn what_nobody_waits_for_stays_due_until_a_commit_has_it() {
-    let NewLedger { mut ledger, dir: _dir, .. } = NewLedger::make(Limits::default());
-    let (_database, mailbox) = mailbox();
-    ledger.store().run("BEGIN").unwrap();
-    let pool = ledger.define(CONFIG).unwrap();
-    let lease = ledger.allocate(pool, "vm-a", &quota()).unwrap();
-    ledger.store().run("COMMIT").unwrap();
-    let mut due = Due::default();
+    let (mut group, _, lease, _dir) = with_lease();
+    group.due.abandoned.push_back(lease);
     // As on a disk that cannot be written to.
-    ledger.store().run("PRAGMA query_only = ON").unwrap();
-    let failed = turn(&mut ledger, &mailbox, Some(Message::Told(Told::Abandoned(lease))), &mut due).unwrap();
-    assert!(!failed.committed && !due.is_empty());
-    assert!(ledger.lease_info(lease).unwrap().binding.lease.unwrap().grace_until.is_none());
-    ledger.store().run("PRAGMA query_only = OFF").unwrap();
-    let done = turn(&mut ledger, &mailbox, None, &mut due).unwrap();
-    assert!(done.committed && due.is_empty());
-    assert!(ledger.lease_info(lease).unwrap().binding.lease.unwrap().grace_until.is_some());
-}
-
-/// A request that is asked for in a task, and its answer.
-fn asked<T: Send + 'static>(
-    database: &Database,
-    f: impl FnOnce(&mut Ledger) -> Result<T, Fault> + Send + 'static,
-) -> tokio::task::JoinHandle<Result<T, Fault>> {
-    let handle = database.clone();
-    tokio::task::spawn_local(async move { handle.ask(f).await })
+    group.ledger.store().run("PRAGMA query_only = ON").unwrap();
+    assert!(!group.tidy().unwrap() && !group.due.is_empty() && !is_in_grace(&group, lease));
+    assert!(group.due().unwrap() > Instant::now(), "it is tried again after a rest");
+    group.ledger.store().run("PRAGMA query_only = OFF").unwrap();
+    assert!(!group.tidy().unwrap() && group.due.is_empty() && is_in_grace(&group, lease));
 }
 
 #[test]
 fn holders_that_go_at_once_are_done_in_batches_beside_which_others_are_served_and_both_get_on() {
     let NewLedger { mut ledger, dir: _dir, .. } = NewLedger::make(Limits::default());
-    let (database, mailbox) = mailbox();
     let many = 4 * BATCH;
     ledger.store().run("BEGIN").unwrap();
     let pool = ledger.define(r#"{"network":"w","subnet":"10.0.0.0/8"}"#).unwrap();
     let quota: crate::ledger::Quota = Arc::new(Semaphore::new(2 * many));
     let leases: Vec<_> = (0..many).map(|n| ledger.allocate(pool, &format!("vm-{n}"), &quota).unwrap()).collect();
     ledger.store().run("COMMIT").unwrap();
-    let in_grace = |ledger: &Ledger| {
-        let state = |lease: &LeaseId| ledger.lease_info(*lease).unwrap().binding.lease.unwrap();
-        leases.iter().filter(|lease| state(lease).grace_until.is_some()).count()
-    };
-    for lease in &leases {
-        database.tell(Told::Abandoned(*lease));
+    let mut group = Group::new(ledger);
+    let in_grace = |group: &Group| leases.iter().filter(|lease| is_in_grace(group, **lease)).count();
+    group.due.abandoned.extend(&leases);
+    for round in 1..=3 {
+        let mut other = ask(&mut group, |_| Ok(()));
+        assert!(group.tidy().unwrap(), "there is more to be done at once");
+        other.try_recv().expect("it waits for one batch, and not for all").unwrap();
+        assert_eq!(in_grace(&group), round * (BATCH + 1));
     }
-    block_on(async {
-        let mut due = Due::default();
-        for round in 1..=3 {
-            let other = asked(&database, |_| Ok(()));
-            while database.messages.asked() < 1 {
-                tokio::task::yield_now().await;
-            }
-            let first = mailbox.0.receive().unwrap();
-            let turn = turn(&mut ledger, &mailbox, Some(first), &mut due).unwrap();
-            assert_eq!((turn.committed, turn.answered), (true, 1), "it waits for one batch, and not for all");
-            other.await.unwrap().unwrap();
-            assert_eq!(in_grace(&ledger), round * (BATCH + 1));
-        }
-        // A lease of one that has gone, and was not come to yet, is as one in its grace period to who asks for it.
-        let last = leases[many - 1];
-        let quota = quota.clone();
-        let again = asked(&database, move |ledger| ledger.allocate(pool, &format!("vm-{}", many - 1), &quota));
-        while database.messages.asked() < 1 {
-            tokio::task::yield_now().await;
-        }
-        let address = ledger.lease_info(last).unwrap().binding.address;
-        let first = mailbox.0.receive().unwrap();
-        turn(&mut ledger, &mailbox, Some(first), &mut due).unwrap();
-        let again = again.await.unwrap().unwrap();
-        assert_eq!(ledger.lease_info(again).unwrap().binding.address, address);
-        assert!(due.is_empty(), "and the batches come to an end");
-    });
+    // A lease of one that has gone, and was not come to yet, is as one in its grace period to who asks for it.
+    let address = group.ledger.lease_info(leases[many - 1]).unwrap().binding.address;
+    let mut again = ask(&mut group, move |ledger| ledger.allocate(pool, &format!("vm-{}", many - 1), &quota));
+    assert!(!group.tidy().unwrap() && group.due.is_empty(), "and the batches come to an end");
+    let again = again.try_recv().unwrap().unwrap();
+    assert_eq!(group.ledger.lease_info(again).unwrap().binding.address, address);
 }
 
 #[test]
 fn what_gives_something_back_is_done_alone_where_its_group_fails_and_its_space_is_there_again_after() {
-    let NewLedger { mut ledger, dir, .. } = NewLedger::make(Limits::default());
-    let (database, mailbox) = mailbox();
-    ledger.store().run("BEGIN").unwrap();
-    let pool = ledger.define(CONFIG).unwrap();
-    let lease = ledger.allocate(pool, "vm-a", &quota()).unwrap();
-    ledger.store().run("COMMIT").unwrap();
-    block_on(async {
-        let fails = asked(&database, move |ledger| {
-            let lease = ledger.allocate(pool, "vm-b", &quota());
-            ledger.store().run("ROLLBACK").unwrap();
-            lease
-        });
-        let handle = database.clone();
-        let given =
-            tokio::task::spawn_local(async move { handle.ask_always(move |ledger| ledger.release(lease)).await });
-        while database.messages.asked() < 2 {
-            tokio::task::yield_now().await;
-        }
-        let first = mailbox.0.receive().unwrap();
-        let turn = turn(&mut ledger, &mailbox, Some(first), &mut Due::default()).unwrap();
-        assert_eq!((turn.committed, turn.answered), (true, 2));
-        given.await.unwrap().unwrap();
-        assert!(fails.await.unwrap().is_err());
+    let (mut group, pool, lease, dir) = with_lease();
+    let mut fails = ask(&mut group, move |ledger| {
+        let lease = ledger.allocate(pool, "vm-b", &quota());
+        ledger.store().run("ROLLBACK").unwrap();
+        lease
     });
-    assert_eq!(ledger.leases(pool, "").unwrap(), []);
+    let mut given = ask_always(&mut group, move |ledger| ledger.release(lease));
+    group.tidy().unwrap();
+    assert_eq!(group.rest, None, "it was committed");
+    given.try_recv().unwrap().unwrap();
+    fails.try_recv().unwrap().unwrap_err();
+    assert_eq!(group.ledger.leases(pool, "").unwrap(), []);
     assert_eq!(std::fs::metadata(dir.path().join("reserve")).unwrap().len(), crate::reserve::BYTES);
 }
 
 #[test]
 fn a_client_has_so_many_requests_waiting_and_no_more_and_is_in_front_of_no_other() {
-    let NewLedger { mut ledger, dir: _dir, .. } = NewLedger::make(Limits::default());
-    let (database, mailbox) = mailbox();
+    let NewLedger { ledger, dir: _dir, .. } = NewLedger::make(Limits::default());
+    let (owner, inbox) = owner::<Group>();
+    let database = Database::from(owner);
+    let served = Arc::new(Mutex::new(String::new()));
+    let note = |name| {
+        let served = served.clone();
+        move |_: &mut Ledger| {
+            served.lock().unwrap().push(name);
+            Ok(())
+        }
+    };
     block_on(async {
-        let mut waiting: Vec<_> = (0..ROOM.per_client).map(|_| Box::pin(database.ask(|_| Ok(())))).collect();
+        let mut waiting: Vec<_> = (0..Group::ROOM.per_client).map(|_| Box::pin(database.ask(note('m')))).collect();
         for one in &mut waiting {
             assert!(futures::poll!(one).is_pending());
         }
-        assert_eq!(database.ask(|_| Ok(())).await.unwrap_err().code, Code::Overloaded);
-        let other = database.of(ipc::Peer::this_process());
-        let mut other = Box::pin(other.ask(|_| Ok(())));
+        assert_eq!(database.ask(note('x')).await.unwrap_err().code, Code::Overloaded);
+        let of_other = database.of(Peer::this_process());
+        let mut other = Box::pin(of_other.ask(note('o')));
         assert!(futures::poll!(&mut other).is_pending());
-        // Of two, one is the other client's.
-        let jobs: Vec<_> = std::iter::from_fn(|| mailbox.0.asked_now()).take(2).collect();
-        ledger.store().run("BEGIN").unwrap();
-        for job in jobs {
-            match job {
-                Message::Asked(mut request) => {
-                    request.run(&mut ledger);
-                    request.answer(Ok(()));
-                }
-                Message::Told(_) => unreachable!("nothing was told"),
-            }
-        }
-        assert_eq!(other.await, Ok(()));
     });
+    drop(database);
+    inbox.run(Group::new(ledger)).unwrap();
+    // Of the first two, one is the other client's.
+    assert!(served.lock().unwrap().starts_with("mo"), "{}", served.lock().unwrap());
 }

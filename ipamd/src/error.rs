@@ -5,10 +5,6 @@ use std::path::PathBuf;
 /// What stops the service. Each says what was tried, on what, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The state directory cannot be had.
-    #[error("Cannot use the state directory {}; make it a directory that this user may write to, or name another with --state-dir", .0.display())]
-    StateDir(PathBuf, #[source] std::io::Error),
-
     /// The database file cannot be read or written.
     #[error("Cannot open the database {}; see that this user may read and write it and that its file system is not full", .0.display())]
     Open(PathBuf, #[source] rusqlite::Error),
@@ -55,27 +51,11 @@ pub enum Error {
     #[error("The database {} is in use by another process; stop the other ipamd, or name another directory with --state-dir", .0.display())]
     InUse(PathBuf),
 
-    /// Memory and disk may differ. The disk is right.
-    #[error("Cannot go on ({0}); start ipamd again, which begins from what its database holds")]
-    Failed(String),
-
     /// What the file holds cannot be taken over.
     #[error("Cannot take over what the database {} holds", .0.display())]
     Load(PathBuf, #[source] ipc::Fault),
 
-    /// The sandbox could not be entered.
-    #[error("Cannot confine this process")]
-    Confine(#[from] confine::Error),
-
-    /// The sockets cannot be served.
-    #[error("Cannot serve")]
-    Serve(#[from] ipc::Error),
-
-    /// The runtime cannot be had.
-    #[error("Cannot start the event loop")]
-    Runtime(#[source] std::io::Error),
-
-    /// The arguments contradict each other.
-    #[error("{0}")]
-    Arguments(&'static str),
+    /// What ends any service.
+    #[error(transparent)]
+    Service(#[from] service::Error),
 }

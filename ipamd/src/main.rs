@@ -2,116 +2,101 @@
 //! the database is opened, and the first byte of a client read, in phase 2.
 
 use std::net::Ipv4Addr;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Parser;
-use confine::{Limit, Policy, Sandbox, User};
-use ipamd::database::{self, Mailbox};
+use ipamd::database::{Database, Group};
 use ipamd::error::Error;
 use ipamd::ledger::{Ledger, Limits, Now};
 use ipamd::store::{LeaseId, Store};
 use ipamd::{filters, lives, rpc};
-use ipc::{Fault, Lane, Listen};
+use ipc::Lane;
 use schema::programs::IPAMD;
-use tokio::sync::oneshot;
+use service::{Options, Owner, Serving, StateDir};
 
 /// Keeps address pools, leases and reservations, and serves them over Cap'n Proto
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Directory of the database; made, for this user only, if it is not there
-    #[arg(long, value_name = "DIR")]
-    state_dir: PathBuf,
     #[command(flatten)]
-    listen: Listen,
-    /// Become this user, with nothing but the state directory in sight; takes root
-    #[arg(long, value_name = "UID")]
-    user: Option<User>,
-    /// What to do where the kernel lacks a layer of confinement: strict (refuse to start) or best-effort (say so)
-    #[arg(long, value_name = "POLICY", default_value_t = Policy::BestEffort)]
-    confinement: Policy,
+    state: StateDir,
+    #[command(flatten)]
+    options: Options,
 }
 
 fn main() {
-    let served = serve(Arguments::parse());
-    if let Err(error) = &served {
-        confine::say!("ipamd: {}", ipc::chain(error));
-    }
-    confine::exit(served.is_err().into())
+    service::main(&IPAMD, run)
 }
 
-fn serve(arguments: Arguments) -> Result<(), Error> {
-    // What the database and its companions are made with.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let state_dir = ipc::private_folder_for(arguments.user.map(User::uid), &arguments.state_dir)
-        .map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
-    let (endpoint, clients) = (arguments.listen.endpoint()?, arguments.listen.clients());
-    let limits = ipc::Limits::of_service();
-    let sandbox = endpoint.as_fds().iter().fold(
-        Sandbox::new(IPAMD.title, arguments.confinement).limit(Limit::OpenFiles, ipc::OPEN_FILES),
-        |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()),
-    );
+fn run(arguments: &Arguments) -> Result<(), Error> {
+    let (serving, group) = start(arguments)?;
+    let (database, lane) = (Database::from(group), Lane::new());
+    let offered = lane.clone();
+    serving.serve(lane, move |peer| Ok(rpc::bootstrap(&database, &offered, peer)), std::future::pending())
+}
+
+fn start(Arguments { state, options }: &Arguments) -> Result<(Serving, Owner<Group>), Error> {
+    // Before there are sockets, which stay.
+    let folder = state.take(options)?;
+    let wide = options.begin(&IPAMD)?;
     // The database thread lists nothing.
-    let found = lives::found(&state_dir).map_err(|e| Error::StateDir(arguments.state_dir.clone(), e))?;
-    let (sandbox, state_dir) = sandbox.service(arguments.user, &state_dir)?;
-    let confined = sandbox.confine()?;
-    let (database, mailbox) = database::mailbox();
-    let runtime = ipc::Runtime::new().map_err(Error::Runtime)?;
-    let (ready, started) = ipc::queue();
-    let (ended, end) = oneshot::channel();
-    let thread = confined.spawn("database", &filters::database(), move || {
-        let _ = ended.send(keep(&state_dir, &found, mailbox, &ready));
-    })?;
-    let _narrow = confined.enter(&filters::main())?;
-    let strays = started.receive();
-    let strays =
-        strays.map_err(|_| Error::Arguments("The database thread did not begin; report this as a defect"))??;
+    let found = lives::found(&folder).map_err(|error| state.failed(error))?;
+    let (wide, folder) = wide.keep_folder(&folder)?;
+    let mut starting = wide.confine::<Error>()?;
+    let group = starting.thread("database", &filters::database(), move || take_over(&folder, &found))?;
+    Ok((starting.enter(&filters::main())?, group))
+}
+
+/// What the database says, and the lives that were found.
+fn take_over(folder: &Path, found: &[(LeaseId, Ipv4Addr)]) -> Result<Group, Error> {
+    let path = folder.join("ipamd.sqlite");
+    let ledger = Ledger::open(Store::open(&path)?, Limits::default(), Now::read());
+    let mut ledger = ledger.map_err(|fault| Error::Load(path, fault))?;
+    let strays = ledger.sweep(found);
     if strays > 0 {
         confine::say!(
             "ipamd: addresses used by processes whose leases the database does not know: {strays}. Was an older one put in its place? They \
              are given to nobody until those processes have ended"
         );
     }
-
-    let idle = arguments.listen.idle_exit();
-    let (served, lane) = (database.clone(), Lane::new());
-    let serve =
-        ipc::serve(endpoint, clients, lane.clone(), limits, idle, move |peer| Ok(rpc::bootstrap(&served, &lane, peer)));
-    runtime.run(async {
-        tokio::select! {
-            served = serve => Ok(served?),
-            ended = end => Err(match ended {
-                Ok(Err(fault)) => Error::Failed(fault.to_string()),
-                Ok(Ok(())) | Err(_) => Error::Failed("its database thread panicked".to_owned()),
-            }),
-        }
-    })?;
-    // With its last handle the thread ends, and closes the database in good order.
-    drop(database);
-    let _ = thread.join();
-    Ok(())
+    Ok(Group::new(ledger))
 }
 
-/// The database thread's life.
-fn keep(
-    state_dir: &Path,
-    lives: &[(LeaseId, Ipv4Addr)],
-    mailbox: Mailbox,
-    ready: &ipc::Sender<Result<usize, Error>>,
-) -> Result<(), Fault> {
-    let path = state_dir.join("ipamd.sqlite");
-    let ledger = Store::open(&path).and_then(|store| {
-        Ledger::open(store, Limits::default(), Now::read()).map_err(|fault| Error::Load(path, fault))
-    });
-    match ledger {
-        Ok(mut ledger) => {
-            let _ = ready.send(Ok(ledger.sweep(lives)));
-            database::run(ledger, mailbox)
-        }
-        Err(error) => {
-            let _ = ready.send(Err(error));
-            Ok(())
-        }
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use ipc::{Code, Fault};
+    use testkit::attempt::attempt;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_said_under_each_thread_s_filter_and_the_next_request_has_a_ledger_that_was_made_anew() {
+        attempt(|| {
+            let dir = tempfile::tempdir().unwrap().keep();
+            let (state, socket) = (dir.join("state"), dir.join("s"));
+            let [state, socket] = [&state, &socket].map(|path| path.to_str().unwrap());
+            let (serving, group) =
+                start(&Arguments::parse_from(["ipamd", "--state-dir", state, "--socket", socket])).unwrap();
+            serving.run(async {
+                let database = Database::from(group);
+                catch_unwind(|| panic!("on the main thread")).unwrap_err();
+                let kept = r#"{"network":"kept","subnet":"10.42.0.0/24"}"#;
+                database.ask(|ledger| ledger.define(kept)).await.unwrap();
+                let asked = database.ask(|ledger| -> Result<(), Fault> {
+                    ledger.define(r#"{"network":"undone","subnet":"10.43.0.0/24"}"#)?;
+                    panic!("on the database thread")
+                });
+                assert_eq!(asked.await.unwrap_err().code, Code::Internal);
+                let networks = |ledger: &mut Ledger| Ok(ledger.list()?.into_iter().map(|(pool, ..)| pool.network));
+                let networks: Vec<_> = database.ask_always(networks).await.unwrap().collect();
+                assert_eq!(networks, ["kept"]);
+            });
+        })
+        .passes()
+        .says("on the main thread")
+        .says("thread 'database' panicked")
+        .says("on the database thread");
     }
 }

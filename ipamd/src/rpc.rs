@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::config::PoolConfig;
-use crate::database::{Database, Told};
+use crate::database::Database;
 use crate::fault::fault;
 use crate::ledger::{Hold, Info, Ledger, Quota};
 use crate::store::{LeaseId, PoolId, RefHash, Reserved};
@@ -205,7 +205,7 @@ struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.hold = None;
-        self.database.tell(Told::Abandoned(self.lease));
+        self.database.abandon(self.lease);
     }
 }
 
@@ -257,7 +257,7 @@ impl Unclaimed {
 impl Drop for Unclaimed {
     fn drop(&mut self) {
         if let Some(hash) = self.hash {
-            self.database.tell(Told::Unclaimed(hash));
+            self.database.cancel_unclaimed(hash);
         }
     }
 }
