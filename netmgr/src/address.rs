@@ -38,7 +38,7 @@ impl std::fmt::Display for Address {
 
 /// An IPv4 address that an interface has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Assigned {
+pub struct InterfaceAddress {
     /// Of the interface.
     pub index: u32,
     /// What it is.
@@ -51,9 +51,9 @@ pub struct Assigned {
     pub plain: bool,
 }
 
-impl Assigned {
+impl InterfaceAddress {
     /// Reads it behind a message's header; `None` for another family's.
-    pub fn read(body: &[u8]) -> Result<Option<Assigned>, Malformed> {
+    pub fn read(body: &[u8]) -> Result<Option<InterfaceAddress>, Malformed> {
         let header = AddressHeader::parse(body).map_err(|_| Malformed("message about an address"))?;
         if header.family != AddressFamily::Inet {
             return Ok(None);
@@ -85,6 +85,6 @@ impl Assigned {
             && (peer, metric, header.scope) == (ip, 0, AddressScope::Universe)
             && broadcast == Some(address.subnet().broadcast());
         let secondary = flags & libc::IFA_F_SECONDARY != 0;
-        Ok(Some(Assigned { index: header.index, address, peer, secondary, plain }))
+        Ok(Some(InterfaceAddress { index: header.index, address, peer, secondary, plain }))
     }
 }

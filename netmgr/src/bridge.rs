@@ -14,14 +14,14 @@ use rtnetlink::{
 };
 
 use crate::{
-    address::{Address, Assigned},
+    address::{Address, InterfaceAddress},
     config::Config,
     error::Error,
     instance::Instance,
-    kernel::{Kernel, Steps, Stock, Whom, odd, patiently},
     link::Link,
     mark, names,
     route::Route,
+    rtnl::{Batch, LinkBuilder, Rtnl, Snapshot, incomplete, retried_if_passing},
 };
 
 /// A bridge as it should be.
@@ -39,20 +39,20 @@ impl Wanted<'_> {
     /// What the definition does not speak of is whoever's who runs the host: further names, the group, queues, filters (nf_call_iptables and
     /// the like), sysctls of IPv4, and options of the bridge that do not keep frames from anybody. None of these is netmgr's to change back,
     /// and some are a limit that somebody has put on guests.
-    pub fn is(&self, link: &Link, stock: &Stock) -> bool {
+    pub fn is(&self, link: &Link, snapshot: &Snapshot) -> bool {
         let Wanted { config, owner } = *self;
         link.name == config.name
             && link.alias == mark::bridge(config, owner)
             && link.mac == Some(names::mac_of_bridge(&config.name))
             && (link.up, link.no_arp, link.mtu, link.master) == (true, false, config.mtu, 0)
             && !(link.stp || link.vlans)
-            && stock.on(link.index).all(|has| self.has(has))
-            && stock.on(link.index).count() == usize::from(config.address.is_some())
-            && self.missing(link.index, &stock.routes).is_empty()
+            && snapshot.on(link.index).all(|has| self.has(has))
+            && snapshot.on(link.index).count() == usize::from(config.address.is_some())
+            && self.missing(link.index, &snapshot.routes).is_empty()
     }
 
     /// Whether that address of the bridge is the one that it should have.
-    fn has(&self, assigned: &Assigned) -> bool {
+    fn has(&self, assigned: &InterfaceAddress) -> bool {
         assigned.plain && Some(assigned.address) == self.config.address
     }
 
@@ -77,60 +77,60 @@ impl Wanted<'_> {
 
 /// Makes the bridge of a network, or brings the one that is there (under another name, if it is the one with index `known`) to what is
 /// wanted; gives its interface index. A bridge that is made here and cannot be brought to that is taken away again.
-pub fn define(kernel: &mut Kernel, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {
-    patiently(|| try_define(kernel, wanted, known))
+pub fn define(rtnl: &mut Rtnl, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {
+    retried_if_passing(|| try_define(rtnl, wanted, known))
 }
 
-fn try_define(kernel: &mut Kernel, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {
+fn try_define(rtnl: &mut Rtnl, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {
     let config = wanted.config;
-    let named = kernel.link(LinkUnspec::new_with_name(&config.name))?;
+    let named = rtnl.link(LinkUnspec::new_with_name(&config.name))?;
     let known = known.filter(|known| named.as_ref().is_none_or(|named| named.index != *known));
-    let renamed = known.map(|index| kernel.link(LinkUnspec::new_with_index(index))).transpose()?.flatten();
+    let renamed = known.map(|index| rtnl.link(LinkUnspec::new_with_index(index))).transpose()?.flatten();
     let there = match (named, renamed.filter(|link| wanted.may_be(link))) {
         (Some(link), None) if wanted.may_be(&link) => Some(link),
         (Some(link), _) => return Err(wanted.foreign(&link)),
         (None, renamed) => renamed,
     };
     let index = there.as_ref().map(|link| link.index);
-    let stock = index.map(|index| kernel.look(index)).transpose()?.unwrap_or_default();
+    let snapshot = index.map(|index| rtnl.look(index)).transpose()?.unwrap_or_default();
     if let Some(subnet) = config.address
-        && !stock.addresses.iter().any(|assigned| assigned.address == subnet)
-        && let Some((held, holder)) = kernel.holder(subnet, index)?
+        && !snapshot.addresses.iter().any(|assigned| assigned.address == subnet)
+        && let Some((held, holder)) = rtnl.holder(subnet, index)?
     {
         return Err(Error::SubnetHeld { subnet, held, holder });
     }
     match there {
-        Some(link) if wanted.is(&link, &stock) && !kernel.has_ipv6(&link) => Ok(link.index),
-        Some(link) => configure(kernel, &link, &stock, wanted),
+        Some(link) if wanted.is(&link, &snapshot) && !rtnl.has_ipv6(&link) => Ok(link.index),
+        Some(link) => configure(rtnl, &link, &snapshot, wanted),
         None => {
-            let made = make(kernel, &config.name)?;
+            let made = make(rtnl, &config.name)?;
             let link = made.filter(|link| wanted.may_be(link));
             let link = link.ok_or_else(|| Error::ForeignInterface { name: config.name.clone() })?;
-            configure(kernel, &link, &stock, wanted).inspect_err(|_| {
+            configure(rtnl, &link, &snapshot, wanted).inspect_err(|_| {
                 // The error that is reported is the first one. What this leaves, the next definition adopts.
-                let _ = kernel.delete(link.index, |link| link.mac == Some(names::mac_of_bridge(&config.name)));
+                let _ = rtnl.delete(link.index, |link| link.mac == Some(names::mac_of_bridge(&config.name)));
             })
         }
     }
 }
 
 /// The MTU of the bridge that a network would adopt.
-pub fn mtu(kernel: &mut Kernel, network: &str, owner: &Instance) -> Result<Option<u32>, Error> {
-    let link = kernel.link(LinkUnspec::new_with_name(network))?;
+pub fn mtu(rtnl: &mut Rtnl, network: &str, owner: &Instance) -> Result<Option<u32>, Error> {
+    let link = rtnl.link(LinkUnspec::new_with_name(network))?;
     Ok(link.filter(|link| link.is_bridge_of(network, owner)).map(|link| link.mtu))
 }
 
 /// Takes a network's bridge off the host, if it is still there.
-pub fn remove(kernel: &mut Kernel, wanted: Wanted<'_>, index: u32) -> Result<(), Error> {
-    kernel.delete(index, |link| wanted.may_be(link))
+pub fn remove(rtnl: &mut Rtnl, wanted: Wanted<'_>, index: u32) -> Result<(), Error> {
+    rtnl.delete(index, |link| wanted.may_be(link))
 }
 
 /// The networks whose bridges `owner`, this netmgr or an earlier one, has made: index, and the definition, if need be (an earlier release noted
 /// none) the one that the kernel's state amounts to.
-pub fn existing(stock: &Stock, owner: &Instance) -> Vec<(u32, Config)> {
-    let found = stock.links.iter().filter_map(|link| {
+pub fn existing(snapshot: &Snapshot, owner: &Instance) -> Vec<(u32, Config)> {
+    let found = snapshot.links.iter().filter_map(|link| {
         let mark = link.bridge_mark().filter(|mark| mark.owner == *owner)?;
-        let address = || stock.on(link.index).map(|assigned| assigned.address).next();
+        let address = || snapshot.on(link.index).map(|assigned| assigned.address).next();
         let now = || Config { name: link.name.clone(), address: address(), mtu: link.mtu };
         Some((link.index, mark.config.unwrap_or_else(now)))
     });
@@ -138,98 +138,98 @@ pub fn existing(stock: &Stock, owner: &Instance) -> Vec<(u32, Config)> {
 }
 
 /// Makes a bridge, down and without mark; `None` if the name is taken.
-fn make(kernel: &mut Kernel, name: &str) -> Result<Option<Link>, Error> {
-    let mut steps = Steps::default();
+fn make(rtnl: &mut Rtnl, name: &str) -> Result<Option<Link>, Error> {
+    let mut batch = Batch::default();
     // The address is fixed for the gateway's sake, and tells that the bridge is ours until the mark is set.
     let bridge = with(no_stp()).name(name).address(names::mac_of_bridge(name).bytes().to_vec());
     let message = RouteNetlinkMessage::NewLink(bridge.build());
-    steps.add(format!("make bridge {name}"), NLM_F_CREATE | NLM_F_EXCL, message);
-    let links = match kernel.run(steps.get(LinkUnspec::new_with_name(name))) {
+    batch.add(format!("make bridge {name}"), NLM_F_CREATE | NLM_F_EXCL, message);
+    let links = match rtnl.run(batch.get(LinkUnspec::new_with_name(name))) {
         Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => return Ok(None),
         links => links?,
     };
-    links.into_iter().next().ok_or(odd("make a bridge")).map(Some)
+    links.into_iter().next().ok_or(incomplete("make a bridge")).map(Some)
 }
 
 fn no_stp() -> InfoBridge {
     InfoBridge::StpState(BridgeStpState::Disabled)
 }
 
-fn with(option: InfoBridge) -> Whom {
-    Whom::new_with_info_kind(InfoKind::Bridge).set_info_data(InfoData::Bridge(vec![option]))
+fn with(option: InfoBridge) -> LinkBuilder {
+    LinkBuilder::new_with_info_kind(InfoKind::Bridge).set_info_data(InfoData::Bridge(vec![option]))
 }
 
-fn configure(kernel: &mut Kernel, link: &Link, stock: &Stock, wanted: Wanted<'_>) -> Result<u32, Error> {
+fn configure(rtnl: &mut Rtnl, link: &Link, snapshot: &Snapshot, wanted: Wanted<'_>) -> Result<u32, Error> {
     let Wanted { config, owner } = wanted;
     let name = &config.name;
     let bridge = || LinkUnspec::new_with_index(link.index);
-    let mut steps = Steps::default();
+    let mut batch = Batch::default();
     if link.name != *name {
         // Kernels before 6.2 rename no interface that is up.
-        steps.set(format!("take {} down", link.name), bridge().down());
-        steps.set(format!("give {} its name {name} again", link.name), bridge().name(name));
-        kernel.run(&mut steps)?;
+        batch.set(format!("take {} down", link.name), bridge().down());
+        batch.set(format!("give {} its name {name} again", link.name), bridge().name(name));
+        rtnl.run(&mut batch)?;
     }
     // While a new one is still down.
-    kernel.ipv6_off(name);
+    rtnl.ipv6_off(name);
     // Set apart from creation: an MTU that is given there is lost when the first port comes.
     let mut marked = bridge().alias(mark::bridge(config, owner)).mtu(config.mtu);
     if link.mac != Some(names::mac_of_bridge(name)) {
         marked = marked.address(names::mac_of_bridge(name).bytes().to_vec());
     }
-    steps.set(format!("mark bridge {name}, and set its MTU to {}", config.mtu), marked);
+    batch.set(format!("mark bridge {name}, and set its MTU to {}", config.mtu), marked);
     if link.master != 0 {
-        steps.set(format!("take bridge {name} off what it was put under"), bridge().nocontroller());
+        batch.set(format!("take bridge {name} off what it was put under"), bridge().nocontroller());
     }
     if link.stp {
         let message = RouteNetlinkMessage::NewLink(with(no_stp()).index(link.index).build());
-        steps.add(format!("switch off the spanning tree protocol of {name}"), 0, message);
+        batch.add(format!("switch off the spanning tree protocol of {name}"), 0, message);
     }
     // Some kernels have none, and refuse even to switch them off.
     if link.vlans {
         let message = RouteNetlinkMessage::NewLink(with(InfoBridge::VlanFiltering(false)).index(link.index).build());
-        steps.add(format!("switch off the VLANs of {name}"), 0, message);
+        batch.add(format!("switch off the VLANs of {name}"), 0, message);
     }
     // First those that go, and of these those first that a subnet's first address would take with it.
-    let mut gone: Vec<&Assigned> = stock.on(link.index).filter(|has| !wanted.has(has)).collect();
+    let mut gone: Vec<&InterfaceAddress> = snapshot.on(link.index).filter(|has| !wanted.has(has)).collect();
     gone.sort_by_key(|assigned| !assigned.secondary);
-    for Assigned { address, peer, .. } in gone {
+    for InterfaceAddress { address, peer, .. } in gone {
         let message = RouteNetlinkMessage::DelAddress(assignment(link.index, *address, *peer));
-        steps.add(format!("take {address} off {name}"), 0, message);
+        batch.add(format!("take {address} off {name}"), 0, message);
     }
-    if let Some(new) = config.address.filter(|_| !stock.on(link.index).any(|has| wanted.has(has))) {
+    if let Some(new) = config.address.filter(|_| !snapshot.on(link.index).any(|has| wanted.has(has))) {
         let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(new.ip, new.prefix).build();
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        steps.add(format!("give {new} to {name}"), flags, RouteNetlinkMessage::NewAddress(message));
+        batch.add(format!("give {new} to {name}"), flags, RouteNetlinkMessage::NewAddress(message));
     }
-    steps.set(format!("bring {name} up"), bridge().arp(true).up()).get(bridge());
-    let now = kernel.run(&mut steps)?.pop().ok_or(odd("configure a bridge"))?;
+    batch.set(format!("bring {name} up"), bridge().arp(true).up()).get(bridge());
+    let now = rtnl.run(&mut batch)?.pop().ok_or(incomplete("configure a bridge"))?;
     if now.name != *name || !now.is_bridge_of(name, owner) || !now.up || now.mtu != config.mtu {
         return Err(Error::Answer {
             tried: format!("bring bridge {name} to its configuration"),
             why: "it has another name, state or MTU".into(),
         });
     }
-    lead(kernel, now.index, wanted)?;
+    mend_routes(rtnl, now.index, wanted)?;
     Ok(now.index)
 }
 
 /// Sees to it that the routes are there that the kernel makes for the bridge's address: what is not now was taken away before.
-fn lead(kernel: &mut Kernel, index: u32, wanted: Wanted<'_>) -> Result<(), Error> {
+fn mend_routes(rtnl: &mut Rtnl, index: u32, wanted: Wanted<'_>) -> Result<(), Error> {
     if wanted.config.address.is_none() {
         return Ok(());
     }
-    let missing = wanted.missing(index, &kernel.routes(Some(index))?);
-    let mut steps = Steps::default();
+    let missing = wanted.missing(index, &rtnl.routes(Some(index))?);
+    let mut batch = Batch::default();
     for route in &missing {
         // It may be there, behind another one.
-        steps.add("take a route away", 0, RouteNetlinkMessage::DelRoute(message(index, route))).or_not();
+        batch.add("take a route away", 0, RouteNetlinkMessage::DelRoute(message(index, route))).optional();
         // In front of any other one with the same metric.
         let Address { ip, prefix } = route.to;
         let tried = format!("lead {ip}/{prefix} through {} again", wanted.config.name);
-        steps.add(tried, NLM_F_CREATE, RouteNetlinkMessage::NewRoute(message(index, route)));
+        batch.add(tried, NLM_F_CREATE, RouteNetlinkMessage::NewRoute(message(index, route)));
     }
-    if missing.is_empty() { Ok(()) } else { kernel.run(&mut steps).map(drop) }
+    if missing.is_empty() { Ok(()) } else { rtnl.run(&mut batch).map(drop) }
 }
 
 /// An address on an interface, be it one end of two.
@@ -268,25 +268,25 @@ mod tests {
         let test = || {
             // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
-            let mut kernel = Kernel::open().unwrap();
+            let mut rtnl = Rtnl::open().unwrap();
             let good = Config::new("volt0", "10.42.0.1", 24, 1500).unwrap();
             let bad = Config { address: Some(Address { ip: Ipv4Addr::new(10, 42, 0, 1), prefix: 33 }), ..good.clone() };
             let owner = Instance::default();
             let [good, bad] = [&good, &bad].map(|config| Wanted { config, owner: &owner });
-            let error = define(&mut kernel, bad, None).unwrap_err();
+            let error = define(&mut rtnl, bad, None).unwrap_err();
             assert!(matches!(&error, Error::Kernel { tried, .. } if tried.starts_with("give 10.42.0.1/33")), "{error}");
-            assert_eq!(kernel.links().unwrap().len(), 1, "lo");
-            let index = define(&mut kernel, good, None).unwrap();
-            define(&mut kernel, bad, Some(index)).unwrap_err();
+            assert_eq!(rtnl.links().unwrap().len(), 1, "lo");
+            let index = define(&mut rtnl, good, None).unwrap();
+            define(&mut rtnl, bad, Some(index)).unwrap_err();
             // It is there still; its mark says what could not be.
             let marked = LinkUnspec::new_with_index(index).alias("volt-vmm network");
-            kernel.run(Steps::default().set("mark it", marked)).unwrap();
-            assert_eq!(define(&mut kernel, good, Some(index)).unwrap(), index);
+            rtnl.run(Batch::default().set("mark it", marked)).unwrap();
+            assert_eq!(define(&mut rtnl, good, Some(index)).unwrap(), index);
             let address = good.config.address.unwrap();
-            let plain = Assigned { index, address, peer: address.ip, secondary: false, plain: true };
-            assert_eq!(kernel.addresses().unwrap(), [plain]);
-            remove(&mut kernel, good, index).unwrap();
-            assert_eq!(kernel.links().unwrap().len(), 1);
+            let plain = InterfaceAddress { index, address, peer: address.ip, secondary: false, plain: true };
+            assert_eq!(rtnl.addresses().unwrap(), [plain]);
+            remove(&mut rtnl, good, index).unwrap();
+            assert_eq!(rtnl.links().unwrap().len(), 1);
         };
         std::thread::spawn(test).join().unwrap();
     }

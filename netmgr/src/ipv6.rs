@@ -23,18 +23,18 @@ pub const OFF: &[u8] = b"1";
 
 /// The folder, kept open: the kernel may forget a folder of /proc that nobody has open and then make another one, which the
 /// sandbox would not know.
-pub struct Switch(Option<OwnedFd>);
+pub struct Sysctl(Option<OwnedFd>);
 
-impl Switch {
+impl Sysctl {
     /// Opens the folder, in phase 1; says so if the host has IPv6 and no folder.
-    pub fn open() -> Switch {
+    pub fn open() -> Sysctl {
         let folder = fs::openat(CWD, FOLDER, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
         if folder.is_none() && !Path::new("/proc/sys/net").exists() {
             confine::say!(
                 "netmgr: /proc/sys/net is not there: IPv6 of the host stays on on bridges. Mount /proc and start netmgr again."
             );
         }
-        Switch(folder)
+        Sysctl(folder)
     }
 
     /// The folder's descriptor, for the sandbox to keep.

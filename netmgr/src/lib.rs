@@ -2,7 +2,7 @@
 //! May touch rtnetlink, /dev/net/tun and one setting under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest memory, a frame, or
 //! any other file.
 //!
-//! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the worker owns the [`Manager`] and speaks rtnetlink with the kernel. A thread
+//! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the thread `rtnl` owns the [`Manager`] and speaks rtnetlink with the kernel. A thread
 //! rather than a task: the kernel carries out rtnetlink requests while it holds its network lock, and a process waits for that lock without a
 //! way to give up. So the main thread never enters the kernel's network code, and its deadlines hold.
 
@@ -15,7 +15,6 @@ mod error;
 pub mod fuzzing;
 mod instance;
 mod ipv6;
-mod kernel;
 mod link;
 mod manager;
 mod mark;
@@ -27,6 +26,7 @@ mod network;
 mod port;
 mod route;
 mod rpc;
+mod rtnl;
 mod sandbox;
 mod tap;
 
@@ -38,7 +38,7 @@ use ipc::Lane;
 use schema::programs::NETMGR;
 use service::{Options, Owner, Serving};
 
-use crate::{instance::Instance, kernel::Kernel, manager::Manager, monitor::Monitor, rpc::Host};
+use crate::{instance::Instance, manager::Manager, monitor::Monitor, rpc::Host, rtnl::Rtnl};
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.
 #[derive(Parser)]
@@ -58,7 +58,7 @@ enum Failure {
     #[error("Cannot manage the network: CAP_NET_ADMIN is missing. {}", error::NET_ADMIN_REMEDY)]
     NoRight,
     #[error("Cannot take stock of the network. {}", .0.remedy())]
-    Kernel(#[source] error::Error),
+    Rtnl(#[source] error::Error),
     #[error("Cannot hear of changes to interfaces")]
     Monitor(#[source] std::io::Error),
     #[error(transparent)]
@@ -71,10 +71,10 @@ pub fn main() -> ! {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let (serving, worker, monitor) = start(arguments)?;
-    let (lane, watching) = (Lane::new().without_deposits(), worker.clone());
+    let (serving, manager, monitor) = start(arguments)?;
+    let (lane, watching) = (Lane::new().without_deposits(), manager.clone());
     let offered = lane.clone();
-    let bootstrap = move |peer| Ok(Host::bootstrap(&worker, &offered, peer));
+    let bootstrap = move |peer| Ok(Host::bootstrap(&manager, &offered, peer));
     let watch = async move {
         let Err(why) = monitor.watch(&watching).await;
         Failure::Monitor(why)
@@ -88,16 +88,16 @@ fn start(arguments: &Arguments) -> Result<(Serving, Owner<Manager>, Monitor), Fa
     }
     let wide = arguments.options.begin(&NETMGR)?;
     // Before stock is taken, so that no change comes between.
-    let monitor = Monitor::open().map_err(Failure::Kernel)?;
+    let monitor = Monitor::open().map_err(Failure::Rtnl)?;
     let instance = arguments.instance.clone().unwrap_or_default();
-    let manager = Kernel::open().and_then(|kernel| Manager::recover(kernel, instance)).map_err(Failure::Kernel)?;
+    let manager = Rtnl::open().and_then(|rtnl| Manager::recover(rtnl, instance)).map_err(Failure::Rtnl)?;
     warn_of_bridge_filter();
     let fds: Vec<RawFd> = manager.fds().chain([monitor.fd()]).collect();
 
     let wide = wide.keep(|sandbox| sandbox::keep(sandbox, arguments.options.user(), &fds))?;
     let mut starting = wide.confine::<Failure>()?;
-    let worker = starting.thread("worker", &sandbox::worker(), || Ok(manager))?;
-    Ok((starting.enter(&sandbox::rpc())?, worker, monitor))
+    let manager = starting.thread("rtnl", &sandbox::rtnl(), || Ok(manager))?;
+    Ok((starting.enter(&sandbox::rpc())?, manager, monitor))
 }
 
 /// Where this is on, iptables rules of the host see what guests on one bridge send to each other. It is the whole network namespace's, and
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_said_under_each_thread_s_filter_and_one_of_the_worker_ends_netmgr() {
+    fn a_panic_is_said_under_each_thread_s_filter_and_one_of_the_rtnl_thread_ends_netmgr() {
         if !rustix::process::geteuid().is_root() {
             return println!("skipped: making a network namespace takes root");
         }
@@ -128,10 +128,10 @@ mod tests {
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
             let socket = tempfile::tempdir().unwrap().keep().join("s");
             let arguments = Arguments::parse_from(["netmgr", "--socket", socket.to_str().unwrap()]);
-            let (serving, worker, _monitor) = start(&arguments).unwrap();
+            let (serving, manager, _monitor) = start(&arguments).unwrap();
             let panics = async move {
                 std::panic::catch_unwind(|| panic!("on the main thread")).unwrap_err();
-                let asked = worker.ask(|_| -> Result<(), error::Error> { panic!("on the worker thread") }).await;
+                let asked = manager.ask(|_| -> Result<(), error::Error> { panic!("on the rtnl thread") }).await;
                 assert!(matches!(asked, Err(error::Error::Ending)));
                 std::future::pending::<Failure>().await
             };
@@ -141,8 +141,8 @@ mod tests {
         })
         .passes()
         .says("on the main thread")
-        .says("thread 'worker' panicked")
-        .says("on the worker thread")
-        .says("the worker thread has ended; start this service again, which takes over what is kept and held: it panicked in the middle");
+        .says("thread 'rtnl' panicked")
+        .says("on the rtnl thread")
+        .says("the rtnl thread has ended; start this service again, which takes over what is kept and held: it panicked in the middle");
     }
 }

@@ -1,4 +1,4 @@
-//! What there is on this host: networks, ports, tenants, and who may have how many. Owns the kernel's socket; runs on the worker thread.
+//! What there is on this host: networks, ports, tenants, and who may have how many. Owns the kernel's socket; runs on the rtnl thread.
 //!
 //! The kernel's state is derived, never trusted. At start the bridges with our mark become networks again, defined as the mark says, and the
 //! TAPs with our mark their ports: a TAP is not persistent, so one that nobody in this process holds is there because a process (a VM's
@@ -26,10 +26,10 @@ use crate::{
     config::{self, Config},
     error::Error,
     instance::Instance,
-    kernel::{Kernel, Stock},
     mark, names,
-    network::{Fate, Held, Network, Port, Quota, TenantId},
+    network::{Held, Network, Port, PortState, Quota, TenantId},
     port::{self, Made, Wanted},
+    rtnl::{Rtnl, Snapshot},
 };
 
 const MAX_NETWORKS: usize = schema::host_capnp::MAX_NETWORKS as usize;
@@ -82,7 +82,7 @@ pub struct NewPort {
     pub id: PortId,
     pub facts: PortFacts,
     pub tap: Arc<OwnedFd>,
-    pub fate: watch::Receiver<Fate>,
+    pub state: watch::Receiver<PortState>,
 }
 
 /// On whose account a port is made.
@@ -103,7 +103,7 @@ struct Leaving {
 
 /// All that netmgr knows.
 pub struct Manager {
-    kernel: Kernel,
+    rtnl: Rtnl,
     instance: Instance,
     networks: BTreeMap<String, Network>,
     tenants: BTreeMap<u64, String>,
@@ -113,45 +113,45 @@ pub struct Manager {
 
 impl Manager {
     /// Takes stock of what an earlier netmgr of this instance has left, and mends it.
-    pub fn recover(mut kernel: Kernel, instance: Instance) -> Result<Manager, Error> {
-        let stock = kernel.stock()?;
+    pub fn recover(mut rtnl: Rtnl, instance: Instance) -> Result<Manager, Error> {
+        let snapshot = rtnl.snapshot()?;
         let (networks, tenants, leaving) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let mut manager = Manager { kernel, instance, networks, tenants, leaving, serial: 0 };
-        for (index, config) in bridge::existing(&stock, &manager.instance) {
+        let mut manager = Manager { rtnl, instance, networks, tenants, leaving, serial: 0 };
+        for (index, config) in bridge::existing(&snapshot, &manager.instance) {
             let serial = manager.next();
             let network = manager.networks.entry(config.name.clone());
-            network.or_insert(Network::new(serial, index, config)).adopt(&stock.links, &manager.instance);
+            network.or_insert(Network::new(serial, index, config)).adopt(&snapshot.links, &manager.instance);
         }
-        manager.mend_with(&stock);
+        manager.mend_with(&snapshot);
         Ok(manager)
     }
 
     /// The descriptors that the sandbox has to keep.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
-        self.kernel.fds()
+        self.rtnl.fds()
     }
 
     /// Brings what the kernel has to what it should have; whether it was so.
     pub fn mend(&mut self) -> Result<bool, Error> {
-        let stock = self.kernel.stock()?;
-        Ok(self.mend_with(&stock))
+        let snapshot = self.rtnl.snapshot()?;
+        Ok(self.mend_with(&snapshot))
     }
 
-    fn mend_with(&mut self, stock: &Stock) -> bool {
-        let Manager { kernel, instance, networks, .. } = self;
+    fn mend_with(&mut self, snapshot: &Snapshot) -> bool {
+        let Manager { rtnl, instance, networks, .. } = self;
         // Each of them, whatever the others were.
-        networks.values_mut().filter_map(|network| (!network.mend(kernel, instance, stock)).then_some(())).count() == 0
+        networks.values_mut().filter_map(|network| (!network.mend(rtnl, instance, snapshot)).then_some(())).count() == 0
     }
 
     /// Defines a network, or changes one. Ports that are there keep the MTU they were made with.
     pub fn define(&mut self, mut config: Config) -> Result<NetworkId, Error> {
         let serial = self.next();
-        let Manager { kernel, instance, networks, .. } = self;
+        let Manager { rtnl, instance, networks, .. } = self;
         if let Some(network) = networks.get_mut(&config.name)
             && (config.mtu == 0 || config.mtu == network.config.mtu)
             && config.address == network.config.address
         {
-            network.settle(kernel, instance)?;
+            network.settle(rtnl, instance)?;
             return Ok(NetworkId { name: config.name, serial: network.serial });
         }
         let known = networks.get(&config.name);
@@ -161,17 +161,17 @@ impl Manager {
         if config.mtu == 0 {
             config.mtu = match known {
                 Some(network) => network.config.mtu,
-                None => bridge::mtu(kernel, &config.name, instance)?.unwrap_or(config::DEFAULT_MTU),
+                None => bridge::mtu(rtnl, &config.name, instance)?.unwrap_or(config::DEFAULT_MTU),
             };
         }
         let wanted = bridge::Wanted { config: &config, owner: instance };
-        let index = bridge::define(kernel, wanted, known.map(|network| network.index))?;
-        let links = kernel.links()?;
+        let index = bridge::define(rtnl, wanted, known.map(|network| network.index))?;
+        let links = rtnl.links()?;
         let name = config.name.clone();
         let network = networks.entry(name.clone()).or_insert_with(|| Network::new(serial, index, config.clone()));
         (network.index, network.config) = (index, config);
         network.adopt(&links, instance);
-        network.mend_ports(kernel, instance, &links)?;
+        network.mend_ports(rtnl, instance, &links)?;
         Ok(NetworkId { name, serial: network.serial })
     }
 
@@ -187,18 +187,18 @@ impl Manager {
     pub fn remove(&mut self, name: &str) -> Result<(), Error> {
         let id = self.network(name)?;
         while self.take_off(|port, _| port.network == id) {}
-        let Manager { kernel, instance, networks, .. } = self;
+        let Manager { rtnl, instance, networks, .. } = self;
         let network = find(networks, &id)?;
-        let links = kernel.links()?;
+        let links = rtnl.links()?;
         // What cannot be mended is counted below.
-        let _ = network.mend_ports(kernel, instance, &links);
+        let _ = network.mend_ports(rtnl, instance, &links);
         // Also what netmgr did not put there.
         let on_bridge = links.iter().filter(|link| link.master == network.index).count();
         let ports = on_bridge.max(network.ports.len());
         if ports > 0 {
             return Err(Error::PortsAttached { name: id.name, ports });
         }
-        bridge::remove(kernel, bridge::Wanted { config: &network.config, owner: instance }, network.index)?;
+        bridge::remove(rtnl, bridge::Wanted { config: &network.config, owner: instance }, network.index)?;
         networks.remove(name);
         Ok(())
     }
@@ -265,9 +265,9 @@ impl Manager {
             return Err(Error::Revoked("tenant"));
         }
         let serial = self.next();
-        let Manager { kernel, instance, networks, .. } = self;
+        let Manager { rtnl, instance, networks, .. } = self;
         let network = find(networks, id)?;
-        network.settle(kernel, instance)?;
+        network.settle(rtnl, instance)?;
         // One of an earlier netmgr's may have ended since.
         let in_the_way = |(known, port): &(&String, &Port)| *known == workload || port.shares(mac);
         while let Some((known, port)) = network.ports.iter().find(in_the_way) {
@@ -277,7 +277,7 @@ impl Manager {
                 (_, false) => Error::MacTaken { mac: mac.to_string(), network: id.name.clone() },
             };
             let (held, known) = (port.held.is_some(), known.clone());
-            if held || network.confirm(kernel, instance, &known)? {
+            if held || network.confirm(rtnl, instance, &known)? {
                 return Err(refusal);
             }
         }
@@ -289,25 +289,25 @@ impl Manager {
         let mtu = network.config.mtu;
         let (name, bridge) = ("", network.index);
         let wanted = Wanted { name, network: &id.name, bridge, mtu, workload, mac, owner: instance };
-        let (tap, index, interface) = make(kernel, wanted)?;
-        let (tap, (fate, seen)) = (Arc::new(tap), watch::channel(Fate::Attached));
-        let held = Held { serial, _tap: tap.clone(), fate, tenant: account.tenant, slot };
+        let (tap, index, interface) = make(rtnl, wanted)?;
+        let (tap, (state, seen)) = (Arc::new(tap), watch::channel(PortState::Attached));
+        let held = Held { serial, _tap: tap.clone(), state, tenant: account.tenant, slot };
         let port = Port { index, interface, mac, mtu, held: Some(held) };
         let facts = PortFacts::of(&port, workload, &id.name);
         network.ports.insert(workload.to_owned(), port);
         let id = PortId { network: id.clone(), workload: workload.to_owned(), serial };
-        Ok(NewPort { id, facts, tap, fate: seen })
+        Ok(NewPort { id, facts, tap, state: seen })
     }
 
     /// Sees to it that a port is there and as it should be, before its TAP is handed out.
     pub fn confirm(&mut self, id: &PortId) -> Result<(), Error> {
-        let Manager { kernel, instance, networks, .. } = self;
+        let Manager { rtnl, instance, networks, .. } = self;
         let network = find(networks, &id.network)?;
         let Some(port) = network.ports.get(&id.workload).filter(|port| port.is(id.serial) && !port.leaves()) else {
             return Err(Error::Revoked("port"));
         };
         let interface = port.interface.clone();
-        if network.confirm(kernel, instance, &id.workload)? { Ok(()) } else { Err(Error::PortLost { interface }) }
+        if network.confirm(rtnl, instance, &id.workload)? { Ok(()) } else { Err(Error::PortLost { interface }) }
     }
 
     /// Gives a port up. Once it is off the host, `answer` is told. One that has gone already is no error.
@@ -317,7 +317,7 @@ impl Manager {
         match port.and_then(|port| port.held.as_ref()) {
             Some(held) => {
                 // Whoever was first waits for it; the others need not know more than that it goes.
-                if held.fate.send_replace(Fate::Released) != Fate::Released || answer.is_some() {
+                if held.state.send_replace(PortState::Released) != PortState::Released || answer.is_some() {
                     self.leaving.push(Leaving { id, answer });
                 }
             }
@@ -341,7 +341,7 @@ impl Manager {
         batch.append(&mut later);
         self.leaving = batch.split_off(batch.len().min(BATCH));
         let serial = self.next();
-        let Manager { kernel, instance, networks, .. } = self;
+        let Manager { rtnl, instance, networks, .. } = self;
         let group = group(instance, serial);
         let mut gone = Vec::new();
         for Leaving { id, answer } in batch {
@@ -360,7 +360,7 @@ impl Manager {
                 Some((port.index, port.wanted(&id.workload, &id.network.name, *bridge, instance)))
             })
             .collect();
-        let mut outcomes = port::detach(kernel, &interfaces, group).into_iter();
+        let mut outcomes = port::detach(rtnl, &interfaces, group).into_iter();
         for (id, port, answer) in gone {
             let outcome = port.and_then(|_| outcomes.next()).unwrap_or(Ok(()));
             match (answer, outcome) {
@@ -397,17 +397,17 @@ impl State for Manager {
 }
 
 /// Makes a TAP under the workload's name, or, where a port on another network has that, under its second one.
-fn make(kernel: &mut Kernel, wanted: Wanted<'_>) -> Result<(OwnedFd, u32, String), Error> {
+fn make(rtnl: &mut Rtnl, wanted: Wanted<'_>) -> Result<(OwnedFd, u32, String), Error> {
     let first = names::tap(wanted.workload).name;
-    if let Made::Port(tap, index) = port::attach(kernel, &Wanted { name: &first, ..wanted })? {
+    if let Made::Port(tap, index) = port::attach(rtnl, &Wanted { name: &first, ..wanted })? {
         return Ok((tap, index, first));
     }
-    let mark = |kernel: &mut Kernel, name: &str| {
-        let link = kernel.link(LinkUnspec::new_with_name(name))?;
+    let mark = |rtnl: &mut Rtnl, name: &str| {
+        let link = rtnl.link(LinkUnspec::new_with_name(name))?;
         Ok::<_, Error>(link.and_then(|link| mark::read_port(&link.alias)))
     };
     let foreign = |name: String| Error::ForeignInterface { name };
-    match mark(kernel, &first)? {
+    match mark(rtnl, &first)? {
         None => return Err(foreign(first)),
         Some(mark)
             if mark.workload == wanted.workload
@@ -418,9 +418,9 @@ fn make(kernel: &mut Kernel, wanted: Wanted<'_>) -> Result<(OwnedFd, u32, String
         Some(_) => {}
     }
     let second = names::tap_on(wanted.network, wanted.workload).name;
-    match port::attach(kernel, &Wanted { name: &second, ..wanted })? {
+    match port::attach(rtnl, &Wanted { name: &second, ..wanted })? {
         Made::Port(tap, index) => Ok((tap, index, second)),
-        Made::NameTaken if mark(kernel, &second)?.is_some() => Err(Error::PortInUse { interface: second }),
+        Made::NameTaken if mark(rtnl, &second)?.is_some() => Err(Error::PortInUse { interface: second }),
         Made::NameTaken => Err(foreign(second)),
     }
 }

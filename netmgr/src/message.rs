@@ -2,7 +2,7 @@
 
 use rtnetlink::packet_core::{NetlinkDeserializable, NetlinkHeader};
 
-use crate::{address::Assigned, attribute::Malformed, link::Link, route::Route};
+use crate::{address::InterfaceAddress, attribute::Malformed, link::Link, route::Route};
 
 /// What a message of the kernel says.
 #[derive(Debug)]
@@ -10,7 +10,7 @@ pub enum Message {
     /// `RTM_NEWLINK`.
     Link(Box<Link>),
     /// `RTM_NEWADDR`, IPv4.
-    Address(Assigned),
+    Address(InterfaceAddress),
     /// `RTM_NEWROUTE`, IPv4.
     Route(Route),
     /// Nothing that netmgr asks for.
@@ -23,7 +23,7 @@ impl NetlinkDeserializable for Message {
     fn deserialize(header: &NetlinkHeader, body: &[u8]) -> Result<Message, Malformed> {
         Ok(match header.message_type {
             libc::RTM_NEWLINK => Message::Link(Box::new(Link::read(body)?)),
-            libc::RTM_NEWADDR => Assigned::read(body)?.map_or(Message::Other, Message::Address),
+            libc::RTM_NEWADDR => InterfaceAddress::read(body)?.map_or(Message::Other, Message::Address),
             libc::RTM_NEWROUTE => Route::read(body)?.map_or(Message::Other, Message::Route),
             _ => Message::Other,
         })
@@ -59,7 +59,7 @@ mod tests {
         address.extend(
             [attribute(libc::IFA_LOCAL, &[10, 42, 0, 1]), attribute(libc::IFA_ADDRESS, &[10, 42, 0, 2])].concat(),
         );
-        let read = Assigned::read(&address).unwrap().unwrap();
+        let read = InterfaceAddress::read(&address).unwrap().unwrap();
         assert_eq!((read.index, read.address, read.peer), (7, at([10, 42, 0, 1], 24), [10, 42, 0, 2].into()));
         let mut route = vec![libc::AF_INET as u8, 24, 0, 0, 254, 2, 253, 1, 0, 0, 0, 0];
         route.extend([attribute(libc::RTA_DST, &[10, 42, 0, 0]), attribute(libc::RTA_OIF, &[7, 0, 0, 0])].concat());
@@ -70,7 +70,7 @@ mod tests {
             Link::read(&link[..end]).unwrap_err();
         }
         for end in (0..address.len()).filter(|end| *end != 16) {
-            Assigned::read(&address[..end]).unwrap_err();
+            InterfaceAddress::read(&address[..end]).unwrap_err();
         }
         for end in (0..route.len()).filter(|end| ![12, 20].contains(end)) {
             Route::read(&route[..end]).unwrap_err();
@@ -78,14 +78,14 @@ mod tests {
         for lie in LIES {
             let with = |message: &[u8]| [message, &lie].concat();
             Link::read(&with(&link)).unwrap_err();
-            Assigned::read(&with(&address)).unwrap_err();
+            InterfaceAddress::read(&with(&address)).unwrap_err();
             Route::read(&with(&route)).unwrap_err();
         }
         for (what, value) in [(1, 33), (0, libc::AF_INET6 as u8)] {
             let (mut address, mut route) = (address.clone(), route.clone());
             (address[what], route[what]) = (value, value);
             // Another family's is none of ours; a prefix that is too long is nobody's.
-            assert_eq!(Assigned::read(&address).ok(), (what == 0).then_some(None));
+            assert_eq!(InterfaceAddress::read(&address).ok(), (what == 0).then_some(None));
             assert_eq!(Route::read(&route).ok(), (what == 0).then_some(None));
         }
         assert!(Link::read(&[0; 32]).is_err());
@@ -123,8 +123,8 @@ mod tests {
                 let own = attribute(libc::IFA_LOCAL, &[10, 42, 0, 1]);
                 [&[libc::AF_INET as u8, 24, 128, 0, 7, 0, 0, 0], &own[..], &attribute(kind, value)].concat()
             };
-            Assigned::read(&message(&[1; 4])).unwrap();
-            Assigned::read(&message(&header(&[1]))).unwrap_err();
+            InterfaceAddress::read(&message(&[1; 4])).unwrap();
+            InterfaceAddress::read(&message(&header(&[1]))).unwrap_err();
         }
         for kind in [libc::RTA_DST, libc::RTA_OIF, libc::RTA_TABLE, libc::RTA_PREFSRC, libc::RTA_PRIORITY] {
             let message = |value: &[u8]| {

@@ -1,5 +1,5 @@
-//! Hears of changes to interfaces, addresses and routes, and has the worker look at what there is now. Touches one socket, reads of what
-//! comes over it only whether it may concern a network, and asks the kernel for nothing: a look at the network is the worker's.
+//! Hears of changes to interfaces, addresses and routes, and has the rtnl thread look at what there is now. Touches one socket, reads of what
+//! comes over it only whether it may concern a network, and asks the kernel for nothing: a look at the network is the rtnl thread's.
 
 use std::{
     convert::Infallible,
@@ -58,7 +58,7 @@ impl Monitor {
     }
 
     /// Has all looked at after each change, and again until all is as it should be; ends when the socket fails.
-    pub async fn watch(self, worker: &Owner<Manager>) -> io::Result<Infallible> {
+    pub async fn watch(self, manager: &Owner<Manager>) -> io::Result<Infallible> {
         let socket = ipc::watch(self.0, Interest::READABLE)?;
         // What could not be mended at the start is looked at again as well.
         let (mut settled, mut pause) = (false, PAUSE);
@@ -66,7 +66,7 @@ impl Monitor {
             if settled {
                 socket.async_io(Interest::READABLE, take).await?;
             }
-            settled = match worker.ask(|manager| manager.mend()).await {
+            settled = match manager.ask(|manager| manager.mend()).await {
                 Ok(whole) => whole,
                 Err(error) => {
                     confine::say!("netmgr: {}", error.fault("see what has changed on this host"));

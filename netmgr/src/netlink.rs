@@ -253,7 +253,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{bridge, config::Config, instance::Instance, kernel::Kernel};
+    use crate::{bridge, config::Config, instance::Instance, rtnl::Rtnl};
 
     fn serialized(mut request: Request) -> Vec<u8> {
         request.finalize();
@@ -302,7 +302,7 @@ mod tests {
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
             let config = Config::new("volt0", "10.42.0.1", 24, 1500).unwrap();
             let wanted = bridge::Wanted { config: &config, owner: &Instance::default() };
-            bridge::define(&mut Kernel::open().unwrap(), wanted, None).unwrap();
+            bridge::define(&mut Rtnl::open().unwrap(), wanted, None).unwrap();
             for question in [
                 RouteNetlinkMessage::GetLink(LinkMessage::default()),
                 RouteNetlinkMessage::GetAddress(AddressMessage::default()),

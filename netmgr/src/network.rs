@@ -1,5 +1,5 @@
 //! One network: its definition and its ports, and how both are brought back to what they should be where the kernel's state differs.
-//! Runs on the worker thread.
+//! Runs on the rtnl thread.
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +20,11 @@ use crate::{
     config::Config,
     error::Error,
     instance::Instance,
-    kernel::{Kernel, Stock},
     link::Link,
     mark::{self, PortMark},
     names,
     port::{self, Wanted},
+    rtnl::{Rtnl, Snapshot},
 };
 
 /// A tenant.
@@ -71,7 +71,7 @@ impl Drop for Slot {
 
 /// What has become of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum PortState {
     /// It is there.
     Attached,
     /// It was given up, by whomever.
@@ -101,7 +101,7 @@ pub struct Held {
     /// Closed with the port, which is the second way to its interface's end.
     pub _tap: Arc<OwnedFd>,
     /// What its holder sees.
-    pub fate: watch::Sender<Fate>,
+    pub state: watch::Sender<PortState>,
     /// Whose it is, if a tenant's.
     pub tenant: Option<TenantId>,
     /// Its place in a quota.
@@ -111,7 +111,7 @@ pub struct Held {
 impl Port {
     /// Whether it is on its way off the host.
     pub fn leaves(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| *held.fate.borrow() == Fate::Released)
+        self.held.as_ref().is_some_and(|held| *held.state.borrow() == PortState::Released)
     }
 
     /// Whether it is the one of that number.
@@ -132,7 +132,7 @@ impl Port {
     /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended.
     fn lose(&self, workload: &str, network: &str) {
         if let Some(held) = &self.held {
-            held.fate.send_replace(Fate::Lost);
+            held.state.send_replace(PortState::Lost);
             let lost = Error::PortLost { interface: self.interface.clone() };
             confine::say!("netmgr: the port of {workload} on network {network} is lost: {lost}");
         }
@@ -197,33 +197,33 @@ impl Network {
     }
 
     /// Brings the bridge to its definition, and with it the ports, if it was not: one look, where it was.
-    pub fn settle(&mut self, kernel: &mut Kernel, owner: &Instance) -> Result<(), Error> {
-        let stock = kernel.look(self.index)?;
-        if !self.is_whole(kernel, &stock, owner) {
-            self.bring(kernel, owner)?;
-            let links = kernel.links()?;
-            self.mend_ports(kernel, owner, &links)?;
+    pub fn settle(&mut self, rtnl: &mut Rtnl, owner: &Instance) -> Result<(), Error> {
+        let snapshot = rtnl.look(self.index)?;
+        if !self.is_whole(rtnl, &snapshot, owner) {
+            self.define_again(rtnl, owner)?;
+            let links = rtnl.links()?;
+            self.mend_ports(rtnl, owner, &links)?;
         }
         Ok(())
     }
 
-    fn is_whole(&self, kernel: &Kernel, stock: &Stock, owner: &Instance) -> bool {
+    fn is_whole(&self, rtnl: &Rtnl, snapshot: &Snapshot, owner: &Instance) -> bool {
         let wanted = bridge::Wanted { config: &self.config, owner };
-        stock.link(self.index).is_some_and(|link| wanted.is(link, stock) && !kernel.has_ipv6(link))
+        snapshot.link(self.index).is_some_and(|link| wanted.is(link, snapshot) && !rtnl.has_ipv6(link))
     }
 
-    fn bring(&mut self, kernel: &mut Kernel, owner: &Instance) -> Result<(), Error> {
-        self.index = bridge::define(kernel, bridge::Wanted { config: &self.config, owner }, Some(self.index))?;
+    fn define_again(&mut self, rtnl: &mut Rtnl, owner: &Instance) -> Result<(), Error> {
+        self.index = bridge::define(rtnl, bridge::Wanted { config: &self.config, owner }, Some(self.index))?;
         Ok(())
     }
 
     /// Compares the bridge and the ports with what there is on the host, and brings them back to what they should be; whether they were so.
     /// What cannot be mended is said, once.
-    pub fn mend(&mut self, kernel: &mut Kernel, owner: &Instance, stock: &Stock) -> bool {
-        let whole = self.is_whole(kernel, stock, owner);
-        let brought = if whole { Ok(()) } else { self.bring(kernel, owner) };
+    pub fn mend(&mut self, rtnl: &mut Rtnl, owner: &Instance, snapshot: &Snapshot) -> bool {
+        let whole = self.is_whole(rtnl, snapshot, owner);
+        let brought = if whole { Ok(()) } else { self.define_again(rtnl, owner) };
         let outcome =
-            brought.and_then(|()| self.mend_ports(kernel, owner, &stock.links)).map(|mended| mended || !whole);
+            brought.and_then(|()| self.mend_ports(rtnl, owner, &snapshot.links)).map(|mended| mended || !whole);
         let (mended, trouble) = match outcome {
             Ok(mended) => (mended, None),
             Err(error) => (false, Some(error.fault(&format!("mend network {}", self.config.name)).to_string())),
@@ -241,7 +241,7 @@ impl Network {
     }
 
     /// Brings back the ports that are not as they should be, and forgets those whose interface is gone; whether there was one to mend.
-    pub fn mend_ports(&mut self, kernel: &mut Kernel, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
+    pub fn mend_ports(&mut self, rtnl: &mut Rtnl, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
         let Network { index: bridge, config, ports, .. } = self;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let (mut mended, mut failed) = (false, None);
@@ -250,7 +250,7 @@ impl Network {
             if port.leaves() || links.get(&port.index).is_some_and(|link| wanted.is(link)) {
                 return true;
             }
-            match port::mend(kernel, &wanted, port.index) {
+            match port::mend(rtnl, &wanted, port.index) {
                 Ok(None) => {
                     port.lose(workload, &config.name);
                     return false;
@@ -264,10 +264,10 @@ impl Network {
     }
 
     /// Sees whether a port is still there, and brings it back to what it should be; forgets it if it is not.
-    pub fn confirm(&mut self, kernel: &mut Kernel, owner: &Instance, workload: &str) -> Result<bool, Error> {
+    pub fn confirm(&mut self, rtnl: &mut Rtnl, owner: &Instance, workload: &str) -> Result<bool, Error> {
         let Some(port) = self.ports.get(workload) else { return Ok(false) };
         let wanted = port.wanted(workload, &self.config.name, self.index, owner);
-        let there = port::mend(kernel, &wanted, port.index)?.is_some();
+        let there = port::mend(rtnl, &wanted, port.index)?.is_some();
         if !there {
             port.lose(workload, &self.config.name);
             self.ports.remove(workload);

@@ -16,9 +16,10 @@ use schema::net::Mac;
 use crate::{
     error::Error,
     instance::Instance,
-    kernel::{Kernel, Steps, Whom, odd, patiently},
     link::Link,
-    mark, names, tap,
+    mark, names,
+    rtnl::{Batch, LinkBuilder, Rtnl, incomplete, retried_if_passing},
+    tap,
 };
 
 /// A port to be made.
@@ -81,11 +82,11 @@ pub enum Made {
 
 /// Makes a TAP and puts it on the bridge, ready for frames: one exchange with the kernel beside the three system calls that
 /// make the TAP. On an error the TAP, which is not persistent, goes with its only descriptor, and all that was done to it.
-pub fn attach(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<Made, Error> {
-    patiently(|| try_attach(kernel, wanted))
+pub fn attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
+    retried_if_passing(|| try_attach(rtnl, wanted))
 }
 
-fn try_attach(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<Made, Error> {
+fn try_attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
     let (Wanted { name, network, bridge, .. }, full) = (*wanted, wanted.full());
     let tap = match tap::make(name) {
         Ok(tap) => tap,
@@ -105,24 +106,24 @@ fn try_attach(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<Made, Error> {
     };
     let whom = || LinkUnspec::new_with_name(name);
     let mark = wanted.mark();
-    let mut steps = Steps::default();
+    let mut batch = Batch::default();
     // The host's IPv6 has no business on a bridge's port: no link-local address, and no solicitations that the guest would see.
     // A kernel without IPv6 refuses, and that is as good.
     let no_ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     let no_ipv6 = whom().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]));
-    steps.set("keep IPv6 off a TAP", no_ipv6).or_not();
+    batch.set("keep IPv6 off a TAP", no_ipv6).optional();
     // Before the bridge, whose own MTU the kernel may fit to that of a port that comes.
-    steps.set(
+    batch.set(
         format!("mark TAP {name}, and set its MAC address and its MTU of {}", wanted.mtu),
         whom().alias(&mark).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu),
     );
     if let Some(full) = &full {
-        call(&mut steps, whom(), name, full);
+        call(&mut batch, whom(), name, full);
     }
-    steps.set(format!("put TAP {name} on bridge {network} and bring it up"), whom().controller(bridge).up());
-    steps.get(whom()).get(LinkUnspec::new_with_index(bridge));
-    let mut links = kernel.run(&mut steps).map_err(|error| refine(kernel, error, wanted, full.as_deref()))?.into_iter();
-    let (Some(port), Some(master)) = (links.next(), links.next()) else { return Err(odd("make a port")) };
+    batch.set(format!("put TAP {name} on bridge {network} and bring it up"), whom().controller(bridge).up());
+    batch.get(whom()).get(LinkUnspec::new_with_index(bridge));
+    let mut links = rtnl.run(&mut batch).map_err(|error| refine(rtnl, error, wanted, full.as_deref()))?.into_iter();
+    let (Some(port), Some(master)) = (links.next(), links.next()) else { return Err(incomplete("make a port")) };
     if !master.is_bridge_of(network, wanted.owner) {
         return Err(Error::BridgeGone(network.to_owned()));
     }
@@ -136,9 +137,9 @@ fn try_attach(kernel: &mut Kernel, wanted: &Wanted<'_>) -> Result<Made, Error> {
 }
 
 /// Gives a TAP its full name.
-fn call(steps: &mut Steps, whom: Whom, name: &str, full: &str) {
+fn call(batch: &mut Batch, whom: LinkBuilder, name: &str, full: &str) {
     let names = LinkAttribute::PropList(vec![Prop::AltIfName(full.to_owned())]);
-    steps.add(
+    batch.add(
         format!("give TAP {name} the alternative name {full}"),
         NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND,
         RouteNetlinkMessage::NewLinkProp(whom.append_extra_attribute(names).build()),
@@ -146,32 +147,32 @@ fn call(steps: &mut Steps, whom: Whom, name: &str, full: &str) {
 }
 
 /// Brings a port that was made back to what it should be; `None` if it is there no more, else whether it was not as it should be.
-pub fn mend(kernel: &mut Kernel, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
-    patiently(|| try_mend(kernel, wanted, index))
+pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
+    retried_if_passing(|| try_mend(rtnl, wanted, index))
 }
 
-fn try_mend(kernel: &mut Kernel, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
+fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
     let whom = || LinkUnspec::new_with_index(index);
-    let Some(link) = kernel.link(whom())?.filter(|link| wanted.may_be(link)) else { return Ok(None) };
+    let Some(link) = rtnl.link(whom())?.filter(|link| wanted.may_be(link)) else { return Ok(None) };
     let changed = !wanted.is(&link);
     if changed {
-        let mut steps = Steps::default();
+        let mut batch = Batch::default();
         let Wanted { name, network, bridge, .. } = *wanted;
         if link.name != name {
             // Kernels before 6.2 rename no interface that is up.
-            steps.set(format!("take {} down", link.name), whom().down());
-            steps.set(format!("give {} its name {name} again", link.name), whom().name(name));
+            batch.set(format!("take {} down", link.name), whom().down());
+            batch.set(format!("give {} its name {name} again", link.name), whom().name(name));
         }
         let marked = whom().alias(wanted.mark()).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu);
-        steps.set(format!("mark TAP {name} again, and set its MAC address and its MTU"), marked);
+        batch.set(format!("mark TAP {name} again, and set its MAC address and its MTU"), marked);
         if let Some(full) = wanted.full().filter(|full| !link.alternatives.contains(full)) {
-            call(&mut steps, whom(), name, &full);
+            call(&mut batch, whom(), name, &full);
         }
         if link.no_carrier {
-            steps.set(format!("give TAP {name} its carrier again"), whom().carrier(true));
+            batch.set(format!("give TAP {name} its carrier again"), whom().carrier(true));
         }
-        steps.set(format!("put TAP {name} on bridge {network} again and bring it up"), whom().controller(bridge).up());
-        kernel.run(&mut steps)?;
+        batch.set(format!("put TAP {name} on bridge {network} again and bring it up"), whom().controller(bridge).up());
+        rtnl.run(&mut batch)?;
     }
     Ok(Some(changed))
 }
@@ -181,34 +182,34 @@ fn try_mend(kernel: &mut Kernel, wanted: &Wanted<'_>, index: u32) -> Result<Opti
 ///
 /// Deleting one interface takes the kernel some 20 ms (it waits until no CPU looks at it any more), and deleting all of a group hardly
 /// longer. So several are put in one first.
-pub fn detach(kernel: &mut Kernel, ports: &[(u32, Wanted<'_>)], group: u32) -> Vec<Result<(), Error>> {
+pub fn detach(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)], group: u32) -> Vec<Result<(), Error>> {
     if ports.len() > 1 {
         // Where that fails, they go one by one.
-        let _ = detach_group(kernel, ports, group);
+        let _ = detach_group(rtnl, ports, group);
     }
-    ports.iter().map(|(index, wanted)| kernel.delete(*index, |link| wanted.may_be(link))).collect()
+    ports.iter().map(|(index, wanted)| rtnl.delete(*index, |link| wanted.may_be(link))).collect()
 }
 
-fn detach_group(kernel: &mut Kernel, ports: &[(u32, Wanted<'_>)], group: u32) -> Result<(), Error> {
-    let links: BTreeMap<u32, Link> = kernel.links()?.into_iter().map(|link| (link.index, link)).collect();
+fn detach_group(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)], group: u32) -> Result<(), Error> {
+    let links: BTreeMap<u32, Link> = rtnl.links()?.into_iter().map(|link| (link.index, link)).collect();
     if links.values().any(|link| link.group == group) {
         return Err(Error::Answer { tried: "choose a group of interfaces".into(), why: "somebody uses it".into() });
     }
-    let mut steps = Steps::default();
+    let mut batch = Batch::default();
     for (index, _) in ports.iter().filter(|(index, wanted)| links.get(index).is_some_and(|link| wanted.may_be(link))) {
-        steps.set("put an interface in a group", LinkUnspec::new_with_index(*index).link_group(group)).or_not();
+        batch.set("put an interface in a group", LinkUnspec::new_with_index(*index).link_group(group)).optional();
     }
     let all = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(0).link_group(group).build());
-    kernel.run(steps.add("delete the interfaces of a group", 0, all)).map(drop)
+    rtnl.run(batch.add("delete the interfaces of a group", 0, all)).map(drop)
 }
 
 /// Says what a refusal means, where that can be told.
-fn refine(kernel: &mut Kernel, error: Error, wanted: &Wanted<'_>, full: Option<&str>) -> Error {
+fn refine(rtnl: &mut Rtnl, error: Error, wanted: &Wanted<'_>, full: Option<&str>) -> Error {
     let Error::Kernel { source, tried, .. } = &error else { return error };
     match (source.raw_os_error(), full) {
         (Some(libc::EXFULL), _) => Error::Full { what: "ports on the bridge", limit: 1023 },
         (Some(libc::EEXIST), Some(full)) if tried.ends_with(full) => Error::ForeignInterface { name: full.to_owned() },
-        _ => match kernel.link(LinkUnspec::new_with_index(wanted.bridge)) {
+        _ => match rtnl.link(LinkUnspec::new_with_index(wanted.bridge)) {
             Ok(bridge) if !bridge.as_ref().is_some_and(|bridge| bridge.is_bridge_of(wanted.network, wanted.owner)) => {
                 Error::BridgeGone(wanted.network.to_owned())
             }

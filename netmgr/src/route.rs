@@ -27,7 +27,7 @@ pub struct Route {
     /// What it leads to.
     pub to: Address,
     /// Where it leads through.
-    pub through: Through,
+    pub nexthop: Nexthop,
     /// Whether the kernel made it, for an address whose subnet is on the link.
     pub connected: bool,
     /// What becomes of what goes there.
@@ -46,7 +46,7 @@ pub struct Route {
 
 /// Where a route leads through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Through {
+pub enum Nexthop {
     /// The interface with that index.
     Interface(u32),
     /// More than one interface.
@@ -69,7 +69,7 @@ impl Route {
         let mut route = Route {
             table: header.table.into(),
             to: Address { ip: Ipv4Addr::UNSPECIFIED, prefix },
-            through: Through::Nothing,
+            nexthop: Nexthop::Nothing,
             connected: header.protocol == RouteProtocol::Kernel,
             kind: header.kind,
             scope: header.scope,
@@ -83,8 +83,8 @@ impl Route {
             let value = one.value();
             match one.kind() {
                 libc::RTA_DST => route.to.ip = ip(value, "destination of a route")?,
-                libc::RTA_OIF => route.through = Through::Interface(number(value, "interface of a route")?),
-                libc::RTA_MULTIPATH => route.through = Through::Several,
+                libc::RTA_OIF => route.nexthop = Nexthop::Interface(number(value, "interface of a route")?),
+                libc::RTA_MULTIPATH => route.nexthop = Nexthop::Several,
                 libc::RTA_TABLE => route.table = number(value, "table of a route")?,
                 libc::RTA_PREFSRC => route.source = Some(ip(value, "source of a route")?),
                 libc::RTA_PRIORITY => route.metric = number(value, "metric of a route")?,
@@ -102,7 +102,7 @@ impl Route {
         let own = Route {
             table: LOCAL.into(),
             to: Address { ip: address.ip, prefix: 32 },
-            through: Through::Interface(index),
+            nexthop: Nexthop::Interface(index),
             connected: true,
             kind: RouteType::Local,
             scope: RouteScope::Host,
@@ -121,7 +121,7 @@ impl Route {
     /// Whether it is among `routes`, and none of the same interface that says something else of the same addresses is in front of it.
     pub fn is_in(&self, routes: &[Route]) -> bool {
         let same = |route: &&Route| {
-            (route.table, route.to, route.tos, route.through) == (self.table, self.to, self.tos, self.through)
+            (route.table, route.to, route.tos, route.nexthop) == (self.table, self.to, self.tos, self.nexthop)
         };
         routes.iter().find(same) == Some(self)
     }

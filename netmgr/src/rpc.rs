@@ -1,4 +1,4 @@
-//! The capabilities of schema/host.capnp and schema/network.capnp: what a call says is checked here, what it wants is done by the worker.
+//! The capabilities of schema/host.capnp and schema/network.capnp: what a call says is checked here, what it wants is done by the rtnl thread.
 //! Touches the fd lane. Must never make a system call about the network.
 
 use std::{os::fd::OwnedFd, sync::Arc};
@@ -17,13 +17,13 @@ use crate::{
     error::Error,
     manager::{Account, Manager, NetworkId, NewPort, PortFacts},
     names,
-    network::{Fate, Quota, TenantId},
+    network::{PortState, Quota, TenantId},
 };
 
 /// What every object of one connection has.
 #[derive(Clone)]
 pub struct Context {
-    worker: Owner<Manager>,
+    manager: Owner<Manager>,
     lane: Lane,
     peer: Peer,
 }
@@ -33,8 +33,8 @@ pub struct Host(Context);
 
 impl Host {
     /// What a client gets on connecting.
-    pub fn bootstrap(worker: &Owner<Manager>, lane: &Lane, peer: Peer) -> capnp::capability::Client {
-        let host: host::Client = new_client(Host(Context { worker: worker.of(peer), lane: lane.clone(), peer }));
+    pub fn bootstrap(manager: &Owner<Manager>, lane: &Lane, peer: Peer) -> capnp::capability::Client {
+        let host: host::Client = new_client(Host(Context { manager: manager.of(peer), lane: lane.clone(), peer }));
         host.client
     }
 }
@@ -60,7 +60,7 @@ impl host::Server for Host {
         let failed = while_trying(format!("define network {}", quote(&name)));
         let (name, gateway) = (name.map_err(&failed)?, gateway.map_err(&failed)?);
         let config = Config::new(name, gateway, config.get_prefix_length(), config.get_mtu()).map_err(&failed)?;
-        let id = self.0.worker.ask(move |manager| manager.define(config)).await.map_err(failed)?;
+        let id = self.0.manager.ask(move |manager| manager.define(config)).await.map_err(failed)?;
         results.get().set_network(new_client(Network { context: self.0.clone(), id }));
         Ok(())
     }
@@ -85,12 +85,12 @@ impl host::Server for Host {
         let name =
             name.and_then(|name| names::check_label("tenant name", name).map(|()| name.to_owned())).map_err(&failed)?;
         let quota = Quota::new(params.get()?.get_quota()?.get_ports());
-        let worker = self.0.worker.clone();
-        // Made on the worker, so that a caller who goes meanwhile leaves no tenant.
+        let owner = self.0.manager.clone();
+        // Made on the rtnl thread, so that a caller who goes meanwhile leaves no tenant.
         let held = self
             .0
-            .worker
-            .ask(move |manager| manager.tenant(&name).map(|id| HeldTenant { id, worker }))
+            .manager
+            .ask(move |manager| manager.tenant(&name).map(|id| HeldTenant { id, manager: owner }))
             .await
             .map_err(failed)?;
         results.get().set_tenant(new_client(Tenant { context: self.0.clone(), quota, held }));
@@ -105,7 +105,7 @@ impl host::Server for Host {
         let name = text("network name", params.get()?.get_network());
         let failed = while_trying(format!("remove network {}", quote(&name)));
         let name = name.map_err(&failed)?.to_owned();
-        self.0.worker.ask(move |manager| manager.remove(&name)).await.map_err(failed)
+        self.0.manager.ask(move |manager| manager.remove(&name)).await.map_err(failed)
     }
 }
 
@@ -116,19 +116,19 @@ fn quote(name: &Result<&str, Error>) -> String {
 async fn network_id(context: &Context, name: Result<&str, Error>) -> Result<NetworkId, capnp::Error> {
     let failed = while_trying(format!("find network {}", quote(&name)));
     let name = name.map_err(&failed)?.to_owned();
-    context.worker.ask(move |manager| manager.network(&name)).await.map_err(failed)
+    context.manager.ask(move |manager| manager.network(&name)).await.map_err(failed)
 }
 
 /// Ends its tenant when it is dropped.
 struct HeldTenant {
     id: TenantId,
-    worker: Owner<Manager>,
+    manager: Owner<Manager>,
 }
 
 impl Drop for HeldTenant {
     fn drop(&mut self) {
         let id = self.id;
-        self.worker.tell(move |manager| manager.end_tenant(id));
+        self.manager.tell(move |manager| manager.end_tenant(id));
     }
 }
 
@@ -164,7 +164,8 @@ impl network::Server for Network {
     ) -> Result<(), capnp::Error> {
         let id = self.id.clone();
         let failed = while_trying(format!("look at network {}", id.name));
-        let (config, index, ports) = self.context.worker.ask(move |manager| manager.info(&id)).await.map_err(failed)?;
+        let (config, index, ports) =
+            self.context.manager.ask(move |manager| manager.info(&id)).await.map_err(failed)?;
         let mut info: network_info::Builder<'_> = results.get().init_info();
         write_config(info.reborrow().init_config(), &config);
         info.set_index(index);
@@ -232,10 +233,10 @@ impl port_factory::Server for Factory {
             .and_then(|name| names::check_label("workload name", name).map(|()| name.to_owned()))
             .map_err(&failed)?;
         let mac = names::mac_asked(params.get_mac()?, &self.network.name, &workload).map_err(&failed)?;
-        let (network, account, worker) = (self.network.clone(), self.account.clone(), self.context.worker.clone());
-        // Made on the worker, so that a caller who goes meanwhile leaves no port.
-        let held = self.context.worker.ask(move |manager| {
-            manager.attach(&network, &workload, mac, &account).map(|port| HeldPort { port, worker })
+        let (network, account, owner) = (self.network.clone(), self.account.clone(), self.context.manager.clone());
+        // Made on the rtnl thread, so that a caller who goes meanwhile leaves no port.
+        let held = self.context.manager.ask(move |manager| {
+            manager.attach(&network, &workload, mac, &account).map(|port| HeldPort { port, manager: owner })
         });
         let held = held.await.map_err(failed)?;
         results.get().set_port(new_client(Port { context: self.context.clone(), held }));
@@ -246,14 +247,14 @@ impl port_factory::Server for Factory {
 /// Releases its port when it is dropped.
 struct HeldPort {
     port: NewPort,
-    worker: Owner<Manager>,
+    manager: Owner<Manager>,
 }
 
 impl Drop for HeldPort {
     fn drop(&mut self) {
-        if *self.port.fate.borrow() == Fate::Attached {
+        if *self.port.state.borrow() == PortState::Attached {
             let id = self.port.id.clone();
-            self.worker.tell(move |manager| manager.release(id, None));
+            self.manager.tell(move |manager| manager.release(id, None));
         }
     }
 }
@@ -267,10 +268,10 @@ impl Port {
     /// The error of a call on a port that has been released, or lost.
     fn check(&self) -> Result<(), capnp::Error> {
         let interface = || self.held.port.facts.interface.clone();
-        match *self.held.port.fate.borrow() {
-            Fate::Attached => Ok(()),
-            Fate::Released => Err(self.failed("use")(Error::Revoked("port"))),
-            Fate::Lost => Err(self.failed("use")(Error::PortLost { interface: interface() })),
+        match *self.held.port.state.borrow() {
+            PortState::Attached => Ok(()),
+            PortState::Released => Err(self.failed("use")(Error::Revoked("port"))),
+            PortState::Lost => Err(self.failed("use")(Error::PortLost { interface: interface() })),
         }
     }
 
@@ -291,7 +292,7 @@ impl port::Server for Port {
         self.check()?;
         // What is handed out is there: an interface that somebody has just deleted leaves a TAP that leads nowhere.
         let id = self.held.port.id.clone();
-        self.context.worker.ask(move |manager| manager.confirm(&id)).await.map_err(self.failed("hand out"))?;
+        self.context.manager.ask(move |manager| manager.confirm(&id)).await.map_err(self.failed("hand out"))?;
         let copy = |source| Error::Kernel { tried: "copy a descriptor".into(), source, detail: String::new() };
         let tap: OwnedFd = self.held.port.tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
         self.context.lane.offer(tap, self.context.peer)?.write(results.get().init_tap());
@@ -301,17 +302,17 @@ impl port::Server for Port {
     async fn release(self: Rc<Self>, _: port::ReleaseParams, _: port::ReleaseResults) -> Result<(), capnp::Error> {
         self.check()?;
         let id = self.held.port.id.clone();
-        let release = self.context.worker.ask_later(move |manager, answer| manager.release(id, Some(answer)));
+        let release = self.context.manager.ask_later(move |manager, answer| manager.release(id, Some(answer)));
         release.await.map_err(self.failed("release"))
     }
 
     async fn lost(self: Rc<Self>, _: port::LostParams, mut results: port::LostResults) -> Result<(), capnp::Error> {
-        let (mut fate, interface) = (self.held.port.fate.clone(), self.held.port.facts.interface.clone());
+        let (mut state, interface) = (self.held.port.state.clone(), self.held.port.facts.interface.clone());
         let revoked = self.failed("watch")(Error::Revoked("port"));
         // A call that waits does not keep a port whose holder has dropped it.
         drop(self);
-        match fate.wait_for(|fate| *fate != Fate::Attached).await.as_deref() {
-            Ok(Fate::Lost) => {
+        match state.wait_for(|state| *state != PortState::Attached).await.as_deref() {
+            Ok(PortState::Lost) => {
                 results.get().set_why(Error::PortLost { interface }.to_string());
                 Ok(())
             }

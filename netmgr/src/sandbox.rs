@@ -46,8 +46,8 @@ pub fn rpc() -> Filter {
 
 /// The thread that talks to the kernel: its netlink socket, /dev/net/tun with two requests to it, and IPv6 settings
 /// (by Landlock, no other file opens).
-pub fn worker() -> Filter {
-    Filter::new("worker")
+pub fn rtnl() -> Filter {
+    Filter::new("rtnl")
         .with(&base::thread())
         .with(&base::heap())
         .with(&base::clock())
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn both_filters_together_have_at_most_45_syscalls() {
-        let all = rpc().with(&worker()).syscalls().count();
+        let all = rpc().with(&rtnl()).syscalls().count();
         assert!(all <= 45, "{all}");
     }
 
@@ -83,7 +83,7 @@ mod tests {
             libc::SYS_clone3,
             libc::SYS_ptrace,
         ] {
-            assert!(!rpc().with(&worker()).syscalls().any(|syscall| syscall == forbidden), "{forbidden}");
+            assert!(!rpc().with(&rtnl()).syscalls().any(|syscall| syscall == forbidden), "{forbidden}");
         }
         assert!(!rpc().syscalls().any(|syscall| syscall == libc::SYS_openat));
     }

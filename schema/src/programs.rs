@@ -229,7 +229,7 @@ pub const NETMGR: Process = Process {
     never: "root's user, guest memory, other files",
     loss: "the host's interfaces, addresses and routes",
     capabilities: &["CAP_NET_ADMIN"],
-    threads: &["main", "worker"],
+    threads: &["main", "rtnl"],
 };
 
 /// The service of addresses.

@@ -35,7 +35,7 @@ const GRANTS: &[Grant] = &[
     ("vmm-core/vcpu", &["KVM_RUN"], "it runs the guest"),
     ("vmm-core/virtio", &["KVM_IRQFD", "KVM_IOEVENTFD"], "it wires queues to backends when the driver is ready"),
     ("vhost-net-backend/main", &["TUNSETOFFLOAD"], "the driver chooses the offloads"),
-    ("netmgr/worker", &["TUNSETIFF", "TUNSETVNETHDRSZ"], "it makes TAPs"),
+    ("netmgr/rtnl", &["TUNSETIFF", "TUNSETVNETHDRSZ"], "it makes TAPs"),
     (
         "ipamd/database",
         &["make a file in a folder of its own"],

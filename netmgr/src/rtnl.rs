@@ -20,13 +20,13 @@ use rtnetlink::{
 };
 
 use crate::{
-    address::{Address, Assigned},
+    address::{Address, InterfaceAddress},
     error::Error,
-    ipv6::{self, Switch},
+    ipv6::{self, Sysctl},
     link::Link,
     message::Message,
     netlink::{self, Answer, DEADLINE, Failure, Refusal, Request, Socket},
-    route::{Route, Through},
+    route::{Nexthop, Route},
 };
 
 /// How often a question is asked whose answer was interrupted by a change, or lost, before that is an error.
@@ -37,35 +37,35 @@ const CHANGES: usize = 3;
 const MOMENT: Duration = Duration::from_millis(5);
 
 /// An interface, and what is asked of it or to be changed.
-pub type Whom = LinkMessageBuilder<LinkUnspec>;
+pub type LinkBuilder = LinkMessageBuilder<LinkUnspec>;
 
 /// What there is that networks are made of.
 #[derive(Clone, Debug, Default)]
-pub struct Stock {
+pub struct Snapshot {
     /// Interfaces.
     pub links: Vec<Link>,
     /// IPv4 addresses.
-    pub addresses: Vec<Assigned>,
+    pub addresses: Vec<InterfaceAddress>,
     /// IPv4 routes that the kernel makes for them.
     pub routes: Vec<Route>,
 }
 
-impl Stock {
+impl Snapshot {
     /// The interface with that index.
     pub fn link(&self, index: u32) -> Option<&Link> {
         self.links.iter().find(|link| link.index == index)
     }
 
     /// The addresses on it.
-    pub fn on(&self, index: u32) -> impl Iterator<Item = &Assigned> {
+    pub fn on(&self, index: u32) -> impl Iterator<Item = &InterfaceAddress> {
         self.addresses.iter().filter(move |address| address.index == index)
     }
 }
 
 /// The kernel, by way of one socket, and one setting that has none.
-pub struct Kernel {
+pub struct Rtnl {
     socket: Socket,
-    ipv6: Switch,
+    ipv6: Sysctl,
     /// Whether that setting cannot be made here.
     ipv6_stays: bool,
 }
@@ -73,31 +73,31 @@ pub struct Kernel {
 /// Steps that go to the kernel as one datagram: it takes them one after the other before it returns, even if the process is
 /// killed meanwhile. It goes on after a step that failed, so each has to be harmless where an earlier one failed.
 #[derive(Default)]
-pub struct Steps {
+pub struct Batch {
     requests: Vec<Request>,
     tried: Vec<(String, bool)>,
 }
 
-impl Steps {
+impl Batch {
     /// Adds a request with `NLM_F_*` flags. `tried` completes "the kernel refused to ...".
-    pub fn add(&mut self, tried: impl Into<String>, flags: u16, message: RouteNetlinkMessage) -> &mut Steps {
+    pub fn add(&mut self, tried: impl Into<String>, flags: u16, message: RouteNetlinkMessage) -> &mut Batch {
         self.requests.push(netlink::request(message, flags));
         self.tried.push((tried.into(), true));
         self
     }
 
     /// Adds a change to an interface.
-    pub fn set(&mut self, tried: impl Into<String>, whom: Whom) -> &mut Steps {
+    pub fn set(&mut self, tried: impl Into<String>, whom: LinkBuilder) -> &mut Batch {
         self.add(tried, 0, RouteNetlinkMessage::SetLink(whom.build()))
     }
 
     /// Adds a question for an interface.
-    pub fn get(&mut self, whom: Whom) -> &mut Steps {
+    pub fn get(&mut self, whom: LinkBuilder) -> &mut Batch {
         self.add("look at an interface", 0, RouteNetlinkMessage::GetLink(brief(whom).build()))
     }
 
     /// Lets the step that was added last fail without consequence.
-    pub fn or_not(&mut self) -> &mut Steps {
+    pub fn optional(&mut self) -> &mut Batch {
         if let Some((_, needed)) = self.tried.last_mut() {
             *needed = false;
         }
@@ -106,17 +106,17 @@ impl Steps {
 }
 
 /// Asks for no statistics.
-fn brief(whom: Whom) -> Whom {
+fn brief(whom: LinkBuilder) -> LinkBuilder {
     whom.append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]))
 }
 
-impl Kernel {
+impl Rtnl {
     /// Opens what there is to open, in phase 1.
-    pub fn open() -> Result<Kernel, Error> {
+    pub fn open() -> Result<Rtnl, Error> {
         let refused =
             |source| Error::Kernel { tried: "open an rtnetlink socket".into(), source, detail: String::new() };
-        let (socket, ipv6) = (Socket::open().map_err(refused)?, Switch::open());
-        Ok(Kernel { socket, ipv6_stays: ipv6.fd().is_none(), ipv6 })
+        let (socket, ipv6) = (Socket::open().map_err(refused)?, Sysctl::open());
+        Ok(Rtnl { socket, ipv6_stays: ipv6.fd().is_none(), ipv6 })
     }
 
     /// The descriptors that the sandbox has to keep.
@@ -141,8 +141,8 @@ impl Kernel {
     }
 
     /// Takes all steps, and gives the interfaces that the kernel describes; the first failure of a needed one is the error.
-    pub fn run(&mut self, steps: &mut Steps) -> Result<Vec<Link>, Error> {
-        let Steps { requests, tried } = std::mem::take(steps);
+    pub fn run(&mut self, batch: &mut Batch) -> Result<Vec<Link>, Error> {
+        let Batch { requests, tried } = std::mem::take(batch);
         let mut links = Vec::new();
         let each = |said| {
             if let Message::Link(link) = said {
@@ -193,25 +193,25 @@ impl Kernel {
                 break;
             }
         }
-        Err(error.unwrap_or_else(|| odd(tried)))
+        Err(error.unwrap_or_else(|| incomplete(tried)))
     }
 
     /// The interface, if there is one. A name finds alternative names as well.
-    pub fn link(&mut self, whom: Whom) -> Result<Option<Link>, Error> {
+    pub fn link(&mut self, whom: LinkBuilder) -> Result<Option<Link>, Error> {
         const TRIED: &str = "look at an interface";
         let request = netlink::request(RouteNetlinkMessage::GetLink(brief(whom).build()), 0);
         let (found, answers) = self.question(TRIED, &[request], keep_link)?;
         match answers.into_iter().next() {
             Some(Err(refusal)) if refusal.errno == libc::ENODEV => Ok(None),
             Some(Err(refusal)) => Err(refused(refusal, TRIED)),
-            _ => found.into_iter().next().ok_or(odd(TRIED)).map(Some),
+            _ => found.into_iter().next().ok_or(incomplete(TRIED)).map(Some),
         }
     }
 
     /// The interface with that index, its addresses and the routes through it, one after the other: who finds them as they should be knows
     /// that each was, at some moment since the question.
-    pub fn look(&mut self, index: u32) -> Result<Stock, Error> {
-        Ok(Stock {
+    pub fn look(&mut self, index: u32) -> Result<Snapshot, Error> {
+        Ok(Snapshot {
             links: self.link(LinkUnspec::new_with_index(index))?.into_iter().collect(),
             addresses: self.addresses_of(Some(index))?,
             routes: self.routes(Some(index))?,
@@ -219,22 +219,22 @@ impl Kernel {
     }
 
     /// All that networks are made of.
-    pub fn stock(&mut self) -> Result<Stock, Error> {
-        Ok(Stock { links: self.links()?, addresses: self.addresses()?, routes: self.routes(None)? })
+    pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        Ok(Snapshot { links: self.links()?, addresses: self.addresses()?, routes: self.routes(None)? })
     }
 
     /// All interfaces.
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
-        let all = RouteNetlinkMessage::GetLink(brief(Whom::new()).build());
+        let all = RouteNetlinkMessage::GetLink(brief(LinkBuilder::new()).build());
         self.dump("list the interfaces", all, keep_link)
     }
 
     /// All IPv4 addresses.
-    pub fn addresses(&mut self) -> Result<Vec<Assigned>, Error> {
+    pub fn addresses(&mut self) -> Result<Vec<InterfaceAddress>, Error> {
         self.addresses_of(None)
     }
 
-    fn addresses_of(&mut self, index: Option<u32>) -> Result<Vec<Assigned>, Error> {
+    fn addresses_of(&mut self, index: Option<u32>) -> Result<Vec<InterfaceAddress>, Error> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
         message.header.index = index.unwrap_or_default();
@@ -259,7 +259,7 @@ impl Kernel {
             self.dump("list the routes", RouteNetlinkMessage::GetRoute(message), |found: &mut Vec<_>, said| {
                 if let Message::Route(route) = said
                     && route.connected
-                    && index.is_none_or(|index| route.through == Through::Interface(index))
+                    && index.is_none_or(|index| route.nexthop == Nexthop::Interface(index))
                 {
                     found.push(route);
                 }
@@ -297,35 +297,35 @@ impl Kernel {
         match answers.into_iter().next() {
             Some(Ok(())) => Ok(found),
             Some(Err(refusal)) => Err(refused(refusal, tried)),
-            None => Err(odd(tried)),
+            None => Err(incomplete(tried)),
         }
     }
 
     /// What, other than the interface with index `except`, uses addresses of a subnet: an address whose subnet overlaps it, or
     /// a route in the main table ([`Route::holds`]).
     pub fn holder(&mut self, subnet: Address, except: Option<u32>) -> Result<Option<(Address, String)>, Error> {
-        let address = self.addresses()?.into_iter().find(|Assigned { index, address, .. }| {
+        let address = self.addresses()?.into_iter().find(|InterfaceAddress { index, address, .. }| {
             Some(*index) != except && address.prefix != 0 && address.subnet().overlaps(&subnet.subnet())
         });
-        let (held, what, through) = match address {
-            Some(held) => (held.address, "an address", Through::Interface(held.index)),
+        let (held, what, nexthop) = match address {
+            Some(held) => (held.address, "an address", Nexthop::Interface(held.index)),
             None => {
-                let except = except.map(Through::Interface);
-                let route = self.routes_that_hold(subnet)?.into_iter().find(|route| Some(route.through) != except);
+                let except = except.map(Nexthop::Interface);
+                let route = self.routes_that_hold(subnet)?.into_iter().find(|route| Some(route.nexthop) != except);
                 let Some(route) = route else { return Ok(None) };
-                (route.to, "a route", route.through)
+                (route.to, "a route", route.nexthop)
             }
         };
         Ok(Some((
             held,
-            match through {
-                Through::Interface(index) => {
+            match nexthop {
+                Nexthop::Interface(index) => {
                     let link = self.link(LinkUnspec::new_with_index(index))?;
                     let name = link.map_or_else(|| format!("with index {index}"), |link| link.name);
                     format!("{what} of interface {name}")
                 }
-                Through::Several => format!("{what} through several interfaces"),
-                Through::Nothing => format!("{what} to nowhere (blackhole, unreachable or prohibit)"),
+                Nexthop::Several => format!("{what} through several interfaces"),
+                Nexthop::Nothing => format!("{what} to nowhere (blackhole, unreachable or prohibit)"),
             },
         )))
     }
@@ -336,7 +336,7 @@ impl Kernel {
             return Ok(());
         }
         let delete = || RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build());
-        match patiently(|| self.run(Steps::default().add("delete an interface", 0, delete()))) {
+        match retried_if_passing(|| self.run(Batch::default().add("delete an interface", 0, delete()))) {
             Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {}
             other => _ = other?,
         }
@@ -363,7 +363,7 @@ fn or_none<T>(listed: Result<Vec<T>, Error>, errno: i32) -> Result<Vec<T>, Error
 
 /// Changes something, and tries again where the kernel was short of memory. What is tried leaves nothing behind where it fails, or nothing
 /// that is in its own way.
-pub fn patiently<T>(mut change: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+pub fn retried_if_passing<T>(mut change: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
     let mut tries = 1;
     loop {
         match change() {
@@ -377,7 +377,7 @@ pub fn patiently<T>(mut change: impl FnMut() -> Result<T, Error>) -> Result<T, E
 }
 
 /// An answer that lacks what it must have.
-pub fn odd(tried: &str) -> Error {
+pub fn incomplete(tried: &str) -> Error {
     Error::Answer { tried: tried.to_owned(), why: "it lacks a field".into() }
 }
 
@@ -423,19 +423,19 @@ mod tests {
         let test = || {
             // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
-            let mut kernel = Kernel::open().unwrap();
+            let mut rtnl = Rtnl::open().unwrap();
             let bridge =
                 |n| RouteNetlinkMessage::NewLink(LinkMessageBuilder::<LinkBridge>::new(&format!("d{n}")).build());
             for n in 0..200 {
-                kernel.run(Steps::default().add("make", NLM_F_CREATE | NLM_F_EXCL, bridge(n))).unwrap();
+                rtnl.run(Batch::default().add("make", NLM_F_CREATE | NLM_F_EXCL, bridge(n))).unwrap();
             }
             for _ in 0..3 {
                 let dump = RouteNetlinkMessage::GetLink(LinkMessage::default());
-                kernel.socket.leave(netlink::request(dump.clone(), NLM_F_DUMP));
+                rtnl.socket.leave(netlink::request(dump.clone(), NLM_F_DUMP));
                 // What is asked once is refused.
-                let answers = kernel.socket.exchange(vec![netlink::request(dump, NLM_F_DUMP)], |_| ()).unwrap();
+                let answers = rtnl.socket.exchange(vec![netlink::request(dump, NLM_F_DUMP)], |_| ()).unwrap();
                 assert_eq!(answers[0].as_ref().unwrap_err().errno, libc::EBUSY);
-                assert_eq!(kernel.links().unwrap().len(), 201, "and lo");
+                assert_eq!(rtnl.links().unwrap().len(), 201, "and lo");
             }
         };
         thread::spawn(test).join().unwrap();
@@ -452,14 +452,14 @@ mod tests {
             [(libc::ENOMEM, CHANGES), (libc::ENOBUFS, CHANGES), (libc::EBUSY, 1), (libc::EINVAL, 1)]
         {
             let mut tries = 0;
-            let refused = patiently(|| {
+            let refused = retried_if_passing(|| {
                 tries += 1;
                 Err::<(), _>(error(errno))
             });
             assert_eq!((refused.is_err(), tries), (true, expected), "{errno}");
         }
         let mut tries = 0;
-        patiently(|| {
+        retried_if_passing(|| {
             tries += 1;
             if tries == CHANGES { Ok(()) } else { Err(error(libc::EAGAIN)) }
         })
