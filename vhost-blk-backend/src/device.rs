@@ -12,7 +12,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use crate::args::Config;
-use crate::request::Image;
+use crate::request::BackingFile;
 
 /// Pieces of data in one request: what fits beside header and status into a ring of 128 without indirect descriptors.
 const SEG_MAX: u32 = 126;
@@ -22,7 +22,7 @@ const BUDGET: usize = 64;
 
 /// A virtio-blk device.
 pub struct Block {
-    image: Arc<Image>,
+    backing: Arc<BackingFile>,
     /// What keeps others from the disk.
     guards: Vec<File>,
     config: [u8; 60],
@@ -33,8 +33,8 @@ impl Block {
     /// The device that `config` stands for.
     pub fn new(config: Config) -> Block {
         let Config { disk, serial, queues } = config;
-        let image = Image { file: disk.file, sectors: disk.sectors, read_only: disk.read_only, serial };
-        Block { config: config_space(image.sectors, queues), image: Arc::new(image), guards: disk.guards, queues }
+        let backing = BackingFile { file: disk.file, sectors: disk.sectors, read_only: disk.read_only, serial };
+        Block { config: config_space(backing.sectors, queues), backing: Arc::new(backing), guards: disk.guards, queues }
     }
 }
 
@@ -60,7 +60,7 @@ impl Device for Block {
 
     fn features(&self) -> u64 {
         let mut features = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
-        if self.image.read_only {
+        if self.backing.read_only {
             features |= 1 << VIRTIO_BLK_F_RO;
         }
         if self.queues > 1 {
@@ -78,31 +78,31 @@ impl Device for Block {
     }
 
     fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.guards.iter().chain([&self.image.file]).map(AsFd::as_fd).collect()
+        self.guards.iter().chain([&self.backing.file]).map(AsFd::as_fd).collect()
     }
 
     fn sandbox(&self, sandbox: Sandbox) -> Sandbox {
         // Writing stops there with a signal: the image's end, or what the last line on stderr may need.
-        sandbox.limit(Limit::FileSize, (self.image.sectors * SECTOR).max(1 << 30))
+        sandbox.limit(Limit::FileSize, (self.backing.sectors * SECTOR).max(1 << 30))
     }
 
     fn worker_filter(&self) -> Filter {
-        let on_disk = || vec![Rule::eq(0, self.image.file.as_raw_fd().unsigned_abs())];
+        let on_disk = || vec![Rule::eq(0, self.backing.file.as_raw_fd().unsigned_abs())];
         let filter = Filter::new("disk").allow_if(libc::SYS_preadv, on_disk());
-        if self.image.read_only {
+        if self.backing.read_only {
             return filter;
         }
         filter.allow_if(libc::SYS_pwritev, on_disk()).allow_if(libc::SYS_fdatasync, on_disk())
     }
 
     fn workers(&mut self) -> Vec<Queue> {
-        (0..self.queues).map(|_| Queue { image: Arc::clone(&self.image) }).collect()
+        (0..self.queues).map(|_| Queue { backing: Arc::clone(&self.backing) }).collect()
     }
 }
 
 /// The worker of one queue.
 pub struct Queue {
-    image: Arc<Image>,
+    backing: Arc<BackingFile>,
 }
 
 impl Worker for Queue {
@@ -120,7 +120,7 @@ impl Worker for Queue {
         for _ in 0..BUDGET {
             match ring.pop(&mut chain) {
                 Popped::Chain => {
-                    let outcome = self.image.execute(&chain, write_through);
+                    let outcome = self.backing.execute(&chain, write_through);
                     ring.complete(chain.head(), outcome.written, outcome.payload, outcome.ok);
                 }
                 Popped::Malformed => ring.reject(chain.head()),

@@ -22,7 +22,7 @@ const HEADER: usize = 16;
 
 /// Facts of the disk that every queue's worker has.
 #[derive(Debug)]
-pub struct Image {
+pub struct BackingFile {
     pub file: File,
     pub sectors: u64,
     pub read_only: bool,
@@ -47,9 +47,9 @@ enum Refusal {
     Unsupported,
 }
 
-impl Image {
+impl BackingFile {
     /// Does what the chain asks for, and writes its status. `write_through`: the driver knows of no flush.
-    pub fn execute(self: &Arc<Image>, chain: &Chain<'_>, write_through: bool) -> Outcome {
+    pub fn execute(self: &Arc<BackingFile>, chain: &Chain<'_>, write_through: bool) -> Outcome {
         // The last writable byte is the status; all before it is for data.
         let Some(room) = chain.writable.len().checked_sub(1) else {
             return Outcome { written: 0, payload: 0, ok: false };
