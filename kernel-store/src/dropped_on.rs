@@ -3,15 +3,15 @@
 use service::Owner;
 
 /// What may only be dropped on one thread: dropped elsewhere, it is sent there.
-pub struct Homing<T: Send + 'static, S: 'static> {
+pub struct DroppedOn<T: Send + 'static, S: 'static> {
     value: Option<T>,
     home: Owner<S>,
 }
 
-impl<T: Send, S> Homing<T, S> {
+impl<T: Send, S> DroppedOn<T, S> {
     /// A value that belongs to the thread of `home`.
-    pub fn new(value: T, home: Owner<S>) -> Homing<T, S> {
-        Homing { value: Some(value), home }
+    pub fn new(value: T, home: Owner<S>) -> DroppedOn<T, S> {
+        DroppedOn { value: Some(value), home }
     }
 
     /// The value.
@@ -20,8 +20,8 @@ impl<T: Send, S> Homing<T, S> {
     }
 
     /// Another value made of it, with the same home.
-    pub fn map<U: Send>(mut self, f: impl FnOnce(T) -> U) -> Homing<U, S> {
-        Homing { value: self.value.take().map(f), home: self.home.clone() }
+    pub fn map<U: Send>(mut self, f: impl FnOnce(T) -> U) -> DroppedOn<U, S> {
+        DroppedOn { value: self.value.take().map(f), home: self.home.clone() }
     }
 
     /// The value, for good.
@@ -30,7 +30,7 @@ impl<T: Send, S> Homing<T, S> {
     }
 }
 
-impl<T: Send, S> Drop for Homing<T, S> {
+impl<T: Send, S> Drop for DroppedOn<T, S> {
     fn drop(&mut self) {
         if let Some(value) = self.value.take() {
             self.home.tell(move |_| drop(value));
@@ -54,7 +54,7 @@ mod tests {
         let (owner, inbox) = service::owner::<Scratch>();
         let thread = std::thread::spawn(move || inbox.run(Scratch::new()));
         let (sender, dropped) = std::sync::mpsc::channel();
-        drop(Homing::new(Where(sender), owner.clone()));
+        drop(DroppedOn::new(Where(sender), owner.clone()));
         assert_eq!(dropped.recv().unwrap(), thread.thread().id());
         drop(owner);
         thread.join().unwrap().unwrap();

@@ -19,11 +19,11 @@
 
 pub mod cache;
 pub mod digest;
+pub mod dropped_on;
 pub mod error;
 pub mod filters;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
-pub mod homing;
 pub mod image;
 pub mod index;
 pub mod memfd;

@@ -25,21 +25,21 @@ pub struct Limits {
 
 /// Whose turns are fair with whose. Processes of other pid namespaces cannot be told apart, and count as one of their user's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Who {
+pub struct Requester {
     /// The user.
     pub user: u32,
     /// Its process.
     pub process: i32,
 }
 
-impl Who {
+impl Requester {
     /// Not a peer, but this process.
-    pub const OWN: Who = Who { user: 0, process: -1 };
+    pub const OWN: Requester = Requester { user: 0, process: -1 };
 }
 
-impl From<Peer> for Who {
-    fn from(peer: Peer) -> Who {
-        Who { user: peer.uid, process: peer.pid }
+impl From<Peer> for Requester {
+    fn from(peer: Peer) -> Requester {
+        Requester { user: peer.uid, process: peer.pid }
     }
 }
 
@@ -54,7 +54,7 @@ impl<T> Clone for Places<T> {
 
 struct State<T> {
     limits: Limits,
-    taken: Vec<Who>,
+    taken: Vec<Requester>,
     /// What is being done, by somebody who waits for it.
     doing: Vec<Digest>,
     waiting: Vec<Waiting<T>>,
@@ -66,7 +66,7 @@ struct Waiting<T> {
     serial: u64,
     /// The first of a process has the next turn, its second the one after that, and so on.
     turn: u64,
-    who: Who,
+    who: Requester,
     what: Digest,
     wake: oneshot::Sender<Woken<T>>,
 }
@@ -81,7 +81,7 @@ enum Woken<T> {
 /// A place, until this is dropped, which may be on any thread.
 pub struct Place<T> {
     places: Places<T>,
-    who: Who,
+    who: Requester,
 }
 
 /// What is being done, until this is dropped.
@@ -101,7 +101,7 @@ impl<T> State<T> {
         self.taken.iter().filter(|taken| taken.user == user).count()
     }
 
-    fn has_room_for(&self, who: Who) -> bool {
+    fn has_room_for(&self, who: Requester) -> bool {
         let Limits { places, per_user, per_process } = self.limits;
         let free = places.saturating_sub(self.taken.len());
         let enough = match self.of_user(who.user) {
@@ -127,7 +127,7 @@ impl<T: Clone> Places<T> {
     /// Those of `work`.
     pub async fn once(
         &self,
-        who: Who,
+        who: Requester,
         what: Digest,
         work: impl AsyncFnOnce(Arc<Place<T>>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
@@ -161,7 +161,7 @@ impl<T> Places<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait(&self, who: Who, what: Digest, wake: oneshot::Sender<Woken<T>>) -> Waits<T> {
+    fn wait(&self, who: Requester, what: Digest, wake: oneshot::Sender<Woken<T>>) -> Waits<T> {
         let mut state = self.lock();
         state.serial = state.serial.saturating_add(1);
         let own = state.waiting.iter().filter(|waiting| waiting.who == who).map(|waiting| waiting.turn).max();
@@ -236,8 +236,8 @@ mod tests {
 
     use super::*;
 
-    fn who(user: u32, process: i32) -> Who {
-        Who { user, process }
+    fn who(user: u32, process: i32) -> Requester {
+        Requester { user, process }
     }
 
     fn what(n: u8) -> Digest {
@@ -259,7 +259,7 @@ mod tests {
             Scene { places: Places::new(LIMITS), given: Rc::default() }
         }
 
-        fn ask(&self, who: Who, n: u8) -> tokio::task::JoinHandle<Result<u8, Fault>> {
+        fn ask(&self, who: Requester, n: u8) -> tokio::task::JoinHandle<Result<u8, Fault>> {
             let (places, given) = (self.places.clone(), self.given.clone());
             let work = async move |_place: Arc<Place<u8>>| {
                 let (end, ended) = oneshot::channel();

@@ -9,7 +9,7 @@ use service::{Lost, Owner, State};
 use sha2::Digest as _;
 
 use crate::digest::Digest;
-use crate::homing::Homing;
+use crate::dropped_on::DroppedOn;
 use crate::image::{self, CHUNK, COPY_AGAIN, Loading};
 use crate::memfd::Draft;
 use crate::store::{Store, Unpacked};
@@ -49,7 +49,7 @@ pub struct Unpack<P> {
     hasher: sha2::Sha256,
     bytes: Vec<u8>,
     loading: Option<Loading>,
-    draft: Option<Homing<Draft, Store>>,
+    draft: Option<DroppedOn<Draft, Store>>,
     home: Owner<Store>,
     _place: P,
 }
@@ -74,7 +74,7 @@ impl<P> Unpack<P> {
         image: Arc<File>,
         size: usize,
         source: Digest,
-        draft: Homing<Draft, Store>,
+        draft: DroppedOn<Draft, Store>,
         home: Owner<Store>,
         place: P,
     ) -> Unpack<P> {
@@ -86,7 +86,7 @@ impl<P> Unpack<P> {
     ///
     /// # Errors
     /// Why it is not unpacked.
-    pub fn step(&mut self) -> Result<Option<Homing<Unpacked, Store>>, Failed> {
+    pub fn step(&mut self) -> Result<Option<DroppedOn<Unpacked, Store>>, Failed> {
         if self.bytes.is_empty() && self.loading.is_none() {
             // The kernel gives zeroed pages as they are touched.
             self.bytes = Vec::with_capacity(self.size);
@@ -108,13 +108,13 @@ impl<P> Unpack<P> {
             self.loading = Some(Loading::new(Arc::new(std::mem::take(&mut self.bytes)))?);
             return Ok(None);
         };
-        let Some(loaded) = self.draft.as_mut().and_then(Homing::get_mut).map(|draft| loading.step(draft)) else {
+        let Some(loaded) = self.draft.as_mut().and_then(DroppedOn::get_mut).map(|draft| loading.step(draft)) else {
             return Ok(None);
         };
         let Some(image::Loaded { len, digest, facts }) = loaded? else { return Ok(None) };
-        let draft = self.draft.take().and_then(Homing::take);
+        let draft = self.draft.take().and_then(DroppedOn::take);
         let unpacked = draft.map(|draft| Unpacked { draft, len, digest, facts, source: self.source });
-        Ok(unpacked.map(|unpacked| Homing::new(unpacked, self.home.clone())))
+        Ok(unpacked.map(|unpacked| DroppedOn::new(unpacked, self.home.clone())))
     }
 }
 

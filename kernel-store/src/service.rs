@@ -22,13 +22,13 @@ use tokio::sync::OnceCell;
 
 use crate::cache::Cache;
 use crate::digest::Digest;
-use crate::homing::Homing;
+use crate::dropped_on::DroppedOn;
 use crate::image::{self, COPY_AGAIN, MAX_OUTPUT};
 use crate::index::{NAME_RULE, is_name};
 use crate::memfd::SealedMemfd;
-use crate::places::{Limits, Place, Places, Who};
+use crate::places::{Limits, Place, Places, Requester};
 use crate::reading::{Failed, Scratch, Unpack, read_some};
-use crate::store::{Identity, Keeping, Kernel, Looked, Opening, Store};
+use crate::store::{FileFacts, Identity, Keeping, Kernel, Opening, Store};
 
 /// Imports of one process that may wait. A descriptor is all that each costs.
 const PER_PROCESS: usize = 256;
@@ -45,13 +45,13 @@ const TRIED: &str = "import a kernel";
 pub struct Service {
     disk: Owner<Store>,
     unpacker: Owner<Scratch>,
-    who: Who,
+    who: Requester,
     common: Rc<Common>,
 }
 
 /// What all share.
 struct Common {
-    waiting: RefCell<Vec<Who>>,
+    waiting: RefCell<Vec<Requester>>,
     /// By user and file.
     recognising: RefCell<HashMap<(u32, Identity), Weak<Recognising>>>,
     /// That an image is bad is an answer for all who wait for it.
@@ -78,7 +78,7 @@ impl Service {
             opening: Places::new(OPENING),
             cache: RefCell::default(),
         });
-        Service { disk, unpacker, who: Who::OWN, common }
+        Service { disk, unpacker, who: Requester::OWN, common }
     }
 
     /// As a new connection of `peer` has it: with turns of its own on the threads.
@@ -103,12 +103,12 @@ impl Service {
         let _waits = Waits::new(&self.common.waiting, self.who)?;
         let image = Arc::new(File::from(image));
         let seen = image.clone();
-        let looked = self.disk.ask(move |_| Store::look_at(seen.as_fd())).await?;
-        let source = self.recognise(&image, looked).await?;
+        let facts = self.disk.ask(move |_| Store::look_at(seen.as_fd())).await?;
+        let source = self.recognise(&image, facts).await?;
         if let Some(kernel) = self.known(source, &name).await? {
             return Ok(kernel);
         }
-        let unpack = async |place| self.unpack(image, looked.size, source, &name, place).await;
+        let unpack = async |place| self.unpack(image, facts.size, source, &name, place).await;
         self.common.unpacking.once(self.who, source, unpack).await??;
         let gone = || Fault::new(Code::NotFound, TRIED, "it was removed as soon as it was there", "Import it again");
         self.known(source, &name).await?.ok_or_else(gone)
@@ -120,15 +120,15 @@ impl Service {
     }
 
     /// The digest of an image, as it is once this is asked for. A file that waits to be read is read once for all of its user who wait for it.
-    async fn recognise(&self, image: &Arc<File>, looked: Looked) -> Result<Digest, Fault> {
+    async fn recognise(&self, image: &Arc<File>, facts: FileFacts) -> Result<Digest, Fault> {
         let one = {
             let mut all = self.common.recognising.borrow_mut();
             all.retain(|_, one| one.strong_count() > 0);
             let waits = |one: &Rc<Recognising>| !one.begun.load(Ordering::Acquire);
-            let found = all.get(&(self.who.user, looked.file)).and_then(Weak::upgrade).filter(waits);
+            let found = all.get(&(self.who.user, facts.file)).and_then(Weak::upgrade).filter(waits);
             found.unwrap_or_else(|| {
                 let one = Rc::default();
-                all.insert((self.who.user, looked.file), Rc::downgrade(&one));
+                all.insert((self.who.user, facts.file), Rc::downgrade(&one));
                 one
             })
         };
@@ -137,10 +137,10 @@ impl Service {
             let (mut hasher, mut read) = (sha2::Sha256::new(), 0);
             let step = move |Scratch(scratch): &mut Scratch| {
                 begun.store(true, Ordering::Release);
-                if read == looked.size {
+                if read == facts.size {
                     return Ok(Some(Digest::from(std::mem::take(&mut hasher))));
                 }
-                let chunk = read_some(&image, scratch, read, looked.size)?;
+                let chunk = read_some(&image, scratch, read, facts.size)?;
                 hasher.update(&*chunk);
                 read = read.saturating_add(chunk.len());
                 Ok(None)
@@ -164,7 +164,7 @@ impl Service {
             return Ok(Ok(()));
         }
         let home = self.disk.clone();
-        let draft = self.disk.ask(move |_| Store::draft(MAX_OUTPUT).map(|draft| Homing::new(draft, home))).await?;
+        let draft = self.disk.ask(move |_| Store::draft(MAX_OUTPUT).map(|draft| DroppedOn::new(draft, home))).await?;
         let mut unpacking = Unpack::new(image, size, source, draft, self.disk.clone(), place.clone());
         let unpacked = match self.unpacker.work(IMPORT_WORK, move |_| unpacking.step()).await {
             Ok(unpacked) => unpacked,
@@ -284,11 +284,11 @@ fn busy(why: impl Into<String>) -> Fault {
 }
 
 /// One more of those who wait, while it lives.
-struct Waits<'a>(&'a RefCell<Vec<Who>>, Who);
+struct Waits<'a>(&'a RefCell<Vec<Requester>>, Requester);
 
 impl<'a> Waits<'a> {
-    fn new(waiting: &'a RefCell<Vec<Who>>, who: Who) -> Result<Waits<'a>, Fault> {
-        let count = |same: &dyn Fn(&Who) -> bool| waiting.borrow().iter().filter(|waiting| same(waiting)).count();
+    fn new(waiting: &'a RefCell<Vec<Requester>>, who: Requester) -> Result<Waits<'a>, Fault> {
+        let count = |same: &dyn Fn(&Requester) -> bool| waiting.borrow().iter().filter(|waiting| same(waiting)).count();
         let (of_process, of_user) = (count(&|of| *of == who), count(&|of| of.user == who.user));
         if of_process >= PER_PROCESS || of_user >= PER_USER {
             return Err(busy(format!("{of_process} imports of this process wait already, and {of_user} of its user")));

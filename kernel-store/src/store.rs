@@ -71,7 +71,7 @@ pub struct Kernel {
 
 /// What an image is, as far as it can be seen from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Looked {
+pub struct FileFacts {
     /// Bytes.
     pub size: usize,
     /// Which file.
@@ -157,7 +157,7 @@ impl Store {
     ///
     /// # Errors
     /// `invalidArgument` if it is no regular file, or lies where a read might never return; `badImage` if it is empty or too large.
-    pub fn look_at(image: BorrowedFd) -> Answer<Looked> {
+    pub fn look_at(image: BorrowedFd) -> Answer<FileFacts> {
         const TRIED: &str = "import a kernel";
         let failed = |e: io::Error| io_fault(TRIED, "look at the image", &e);
         let refused = |why, remedy| Err(Fault::new(Code::InvalidArgument, TRIED, why, remedy));
@@ -179,7 +179,7 @@ impl Store {
             Ok(0) => {
                 Err(Fault::new(Code::BadImage, TRIED, "the image is empty", "Copy it again from where it came from"))
             }
-            Ok(size) if size as u64 <= MAX_INPUT => Ok(Looked { size, file: Identity::of(&stat) }),
+            Ok(size) if size as u64 <= MAX_INPUT => Ok(FileFacts { size, file: Identity::of(&stat) }),
             _ => {
                 let why = format!("the image has {} bytes, and {MAX_INPUT} are the most", stat.stx_size);
                 Err(Fault::new(
