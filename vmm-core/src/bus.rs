@@ -12,7 +12,7 @@ use crate::serial::Com1;
 const SERIAL_LAST: u16 = SERIAL_PORT + SERIAL_PORTS - 1;
 
 /// One page of registers, such as a virtio transport's. Both calls are total.
-pub trait Registers: Send + Sync {
+pub trait BusDevice: Send + Sync {
     /// The guest reads `data.len()` bytes at `offset`.
     fn read(&self, offset: u64, data: &mut [u8]);
     /// The guest writes `data` at `offset`.
@@ -23,12 +23,12 @@ pub trait Registers: Send + Sync {
 pub struct Bus {
     com1: Arc<Com1>,
     power: Power,
-    devices: Vec<Arc<dyn Registers>>,
+    devices: Vec<Arc<dyn BusDevice>>,
 }
 
 impl Bus {
     /// `devices` have one page each from `VIRTIO_MMIO` on.
-    pub fn new(com1: Arc<Com1>, power: Power, devices: Vec<Arc<dyn Registers>>) -> Bus {
+    pub fn new(com1: Arc<Com1>, power: Power, devices: Vec<Arc<dyn BusDevice>>) -> Bus {
         Bus { com1, power, devices }
     }
 
@@ -58,7 +58,7 @@ impl Bus {
         }
     }
 
-    fn device(&self, address: u64) -> Option<(&dyn Registers, u64)> {
+    fn device(&self, address: u64) -> Option<(&dyn BusDevice, u64)> {
         let from_base = address.checked_sub(VIRTIO_MMIO)?;
         let index = usize::try_from(from_base / VIRTIO_MMIO_SIZE).ok()?;
         Some((&**self.devices.get(index)?, from_base % VIRTIO_MMIO_SIZE))

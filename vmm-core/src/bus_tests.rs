@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 #[derive(Default)]
 struct Recorder(Mutex<Vec<(u64, usize)>>);
 
-impl Registers for Recorder {
+impl BusDevice for Recorder {
     fn read(&self, offset: u64, data: &mut [u8]) {
         self.0.lock().unwrap().push((offset, data.len()));
         data.fill(0x5a);
@@ -38,7 +38,7 @@ fn machine() -> Machine {
     let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let com1 = Arc::new(Com1::new(irq.try_clone().unwrap(), console.clone()));
     let device = Arc::new(Recorder::default());
-    let devices: Vec<Arc<dyn Registers>> = vec![Arc::new(Recorder::default()), device.clone()];
+    let devices: Vec<Arc<dyn BusDevice>> = vec![Arc::new(Recorder::default()), device.clone()];
     let bus = Bus::new(com1.clone(), Power::new(lifecycle.clone()), devices);
     Machine { bus, lifecycle, console, com1, irq, device }
 }

@@ -33,8 +33,8 @@ const TOLD: Duration = Duration::from_millis(100);
 /// Between two looks at something that has no wake-up.
 const TICK: Duration = Duration::from_millis(1);
 
-/// What the control thread needs.
-pub struct Control {
+/// What the control thread has.
+pub struct ControlThread {
     /// Where `Vm` is served.
     pub link: ipc::LinkSocket,
     /// The VM's life.
@@ -55,23 +55,26 @@ pub struct Control {
     pub memory: u64,
 }
 
-/// What the thread may ask of the kernel.
-pub fn filter() -> Filter {
-    Filter::new("control")
-        .with(&confine::base::tokio())
-        // pthread_kill: getpid is its own, and so are the signals that it blocks meanwhile.
-        .allow(&[libc::SYS_getpid, libc::SYS_rt_sigprocmask])
-        .allow_if(libc::SYS_tgkill, vec![Rule::eq(2, exit_signal() as u32)])
+impl ControlThread {
+    /// What the thread may ask of the kernel.
+    pub fn filter() -> Filter {
+        Filter::new("control")
+            .with(&confine::base::tokio())
+            // pthread_kill: getpid is its own, and so are the signals that it blocks meanwhile.
+            .allow(&[libc::SYS_getpid, libc::SYS_rt_sigprocmask])
+            .allow_if(libc::SYS_tgkill, vec![Rule::eq(2, exit_signal() as u32)])
+    }
+
+    /// Serves the link until the VM has ended and its end was told, or until the link ends. Says why the VM ended.
+    pub fn run(self, _: Narrow, runtime: ipc::Runtime) -> Result<Exit, Error> {
+        runtime.run(serve(self))
+    }
 }
 
-/// Serves the link until the VM has ended and its end was told, or until the link ends. Says why the VM ended.
-pub fn run(_: Narrow, runtime: ipc::Runtime, control: Control) -> Result<Exit, Error> {
-    runtime.run(serve(control))
-}
-
-async fn serve(control: Control) -> Result<Exit, Error> {
-    let Control { link, lifecycle, ended, power_button, console, console_thread, vcpus, devices, memory } = control;
-    let server = Rc::new(Server {
+async fn serve(thread: ControlThread) -> Result<Exit, Error> {
+    let ControlThread { link, lifecycle, ended, power_button, console, console_thread, vcpus, devices, memory } =
+        thread;
+    let server = Rc::new(VmServer {
         lifecycle: lifecycle.clone(),
         power_button,
         console: console.clone(),
@@ -141,7 +144,7 @@ async fn wind_up(
 }
 
 /// The bootstrap capability.
-struct Server {
+struct VmServer {
     lifecycle: Arc<Lifecycle>,
     power_button: EventFd,
     console: Arc<Console>,
@@ -161,7 +164,7 @@ fn fault(code: Code, tried: &str, why: impl Into<String>, remedy: &str) -> capnp
     Fault::new(code, tried, why, remedy).into()
 }
 
-impl Server {
+impl VmServer {
     /// Returns once the grace time of a `stop` is over; a shorter one replaces a longer one.
     async fn deadline_passed(&self) {
         loop {
@@ -205,7 +208,7 @@ fn unavailable(why: impl Into<String>) -> capnp::Error {
     fault(Code::Unavailable, "start the VM", why, "Look at the log of that device's backend")
 }
 
-impl vm::Server for Server {
+impl vm::Server for VmServer {
     async fn start(self: Rc<Self>, _: vm::StartParams, _: vm::StartResults) -> Result<(), capnp::Error> {
         let begun = || fault(Code::WrongState, "start the VM", "it was started before", "Run a new one");
         match self.lifecycle.state() {

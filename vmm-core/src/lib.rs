@@ -57,7 +57,7 @@ pub use error::Error;
 pub use virtio::fuzzing;
 
 use crate::args::Config;
-use crate::control::Control;
+use crate::control::ControlThread;
 use crate::lifecycle::{Exit, Lifecycle, Reason};
 use crate::machine::Machine;
 use crate::virtio::DeviceThread;
@@ -111,8 +111,8 @@ pub fn run(config: Config) -> Result<(), Error> {
     let link = ipc::LinkSocket::new(machine.control).map_err(wrong)?;
     // vCPU threads never end, so what they stand on lasts as long as the process.
     std::mem::forget((machine._vm, machine._ram));
-    let narrow = confined.enter(&control::filter())?;
-    let control = Control {
+    let narrow = confined.enter(&ControlThread::filter())?;
+    let control = ControlThread {
         link,
         lifecycle: lifecycle.clone(),
         ended: machine.ended,
@@ -123,7 +123,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         devices,
         memory: machine.memory,
     };
-    let exit = control::run(narrow, runtime, control)?;
+    let exit = control.run(narrow, runtime)?;
     match exit.reason {
         Reason::Poweroff | Reason::Reset | Reason::Stopped => Ok(()),
         Reason::DeviceFailed | Reason::InternalError => Err(Error::Failed(exit.text())),

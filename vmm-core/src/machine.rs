@@ -10,7 +10,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::args::{self, Config};
-use crate::bus::{Bus, Registers};
+use crate::bus::{Bus, BusDevice};
 use crate::console::Console;
 use crate::cpuid::Template;
 use crate::error::Error;
@@ -55,7 +55,7 @@ pub struct Machine {
     pub _ram: Ram,
 }
 
-impl Registers for MmioDevice {
+impl BusDevice for MmioDevice {
     fn read(&self, offset: u64, data: &mut [u8]) {
         MmioDevice::read(self, offset, data);
     }
@@ -94,7 +94,7 @@ impl Machine {
         let com1 = Arc::new(Com1::new(interrupt(&vm, layout::SERIAL_GSI)?, console.clone()));
         rustix::io::ioctl_fionbio(&config.console, true).map_err(Error::host("make the console non-blocking"))?;
         let devices = create_devices(&vm, &ram, config.devices)?;
-        let registers = devices.iter().map(|(device, _)| device.clone() as Arc<dyn Registers>).collect();
+        let registers = devices.iter().map(|(device, _)| device.clone() as Arc<dyn BusDevice>).collect();
         Ok(Machine {
             vcpus,
             immediate_exits,

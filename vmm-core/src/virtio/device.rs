@@ -97,7 +97,7 @@ impl MmioDevice {
                 shared.fail_locked(&mut state, Cow::Borrowed("The device's thread did not run in time"));
             }
         } else {
-            shared.break_locked(&mut state);
+            shared.needs_reset_locked(&mut state);
         }
         if reset {
             state.regs.reset();
@@ -197,11 +197,11 @@ impl Shared {
             state.phase = Phase::Failed(why);
             self.wake();
         }
-        self.break_locked(state);
+        self.needs_reset_locked(state);
     }
 
-    fn break_locked(&self, state: &mut State) {
-        if state.regs.break_down() {
+    fn needs_reset_locked(&self, state: &mut State) {
+        if state.regs.set_needs_reset() {
             self.interrupt();
         }
     }

@@ -134,7 +134,7 @@ pub(super) fn keep_promises(accesses: impl IntoIterator<Item = Access>) {
             }
             Access::Break => {
                 broken = true;
-                regs.break_down();
+                regs.set_needs_reset();
                 None
             }
             Access::Config(config) => {

@@ -128,7 +128,7 @@ pub(super) struct Registers {
     config: Vec<u8>,
     generation: u32,
     /// The backend is gone for good: NEEDS_RESET stays, also over a reset.
-    broken: bool,
+    needs_reset: bool,
     // All that a reset clears:
     status: u32,
     driver_features: u64,
@@ -149,7 +149,7 @@ impl Registers {
             offered: 0,
             config: Vec::new(),
             generation: 0,
-            broken: false,
+            needs_reset: false,
             status: 0,
             driver_features: 0,
             device_features_sel: 0,
@@ -187,8 +187,8 @@ impl Registers {
     }
 
     /// The backend is gone. True: the driver has to be told by an interrupt (Virtio 1.2, 2.1.2).
-    pub(super) fn break_down(&mut self) -> bool {
-        self.broken = true;
+    pub(super) fn set_needs_reset(&mut self) -> bool {
+        self.needs_reset = true;
         self.config_pending |= self.is_live();
         self.is_live()
     }
@@ -238,7 +238,7 @@ impl Registers {
                 let vring = if self.is_live() { INTERRUPT_VRING } else { 0 };
                 vring | if self.config_pending { INTERRUPT_CONFIG } else { 0 }
             }
-            reg::STATUS => self.status | if self.broken { status::NEEDS_RESET } else { 0 },
+            reg::STATUS => self.status | if self.needs_reset { status::NEEDS_RESET } else { 0 },
             // No shared memory region (Virtio 1.2, 4.2.2: length and base are all ones).
             reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
             reg::CONFIG_GENERATION => self.generation,
@@ -273,7 +273,7 @@ impl Registers {
     /// Before FEATURES_OK the driver may read only (Virtio 1.2, 3.1.1).
     fn write_config(&self, start: u64, data: &[u8]) -> Option<Action> {
         let end = usize::try_from(start).ok()?.checked_add(data.len())?;
-        let allowed = self.status & status::FEATURES_OK != 0 && !self.broken;
+        let allowed = self.status & status::FEATURES_OK != 0 && !self.needs_reset;
         if end > self.config.len() || !allowed || !matches!(data.len(), 1 | 2 | 4 | 8) {
             return None;
         }
@@ -304,7 +304,7 @@ impl Registers {
         let hopeless = status::FAILED | status::NEEDS_RESET;
         if value & status::DRIVER_OK == 0
             || was_live
-            || self.broken
+            || self.needs_reset
             || self.status & status::FEATURES_OK == 0
             || self.status & hopeless != 0
         {

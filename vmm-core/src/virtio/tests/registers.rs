@@ -150,7 +150,7 @@ fn queue_beyond_the_last_is_not_there() {
 #[test]
 fn broken_device_needs_a_reset_for_ever() {
     let mut regs = machine();
-    assert!(!regs.break_down(), "no interrupt before DRIVER_OK");
+    assert!(!regs.set_needs_reset(), "no interrupt before DRIVER_OK");
     assert_eq!(read(&regs, reg::STATUS), status::NEEDS_RESET);
     write(&mut regs, reg::STATUS, 0);
     negotiate(&mut regs, VERSION_1);
