@@ -39,6 +39,7 @@ mod reset;
 mod runtime;
 mod sandbox;
 mod say;
+mod socket;
 mod spawn;
 
 pub mod base;
@@ -61,6 +62,7 @@ pub use reset::reset_inherited;
 pub use runtime::Heap;
 pub use sandbox::Sandbox;
 pub use say::say;
+pub use socket::UnixSocket;
 pub use spawn::{EXEC_DEADLINE, Spawn};
 
 /// The crate whose [`Capability`] names what [`Sandbox::keep_capability`] keeps.

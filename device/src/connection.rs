@@ -9,8 +9,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use confine::UnixSocket;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, SocketType};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use crate::error::Error;
 
@@ -33,23 +34,13 @@ pub(crate) enum FrontendSocket {
 impl FrontendSocket {
     /// Takes an inherited, connected socket.
     pub fn inherited(fd: i32) -> Result<FrontendSocket, Error> {
-        let socket = inherited("--fd", fd, "a connected AF_UNIX stream socket")?;
-        let wrong = |why: &str| Error::Inherited {
-            flag: "--fd",
-            fd,
-            wanted: "a connected AF_UNIX stream socket",
-            source: io::Error::other(why.to_owned()),
-        };
-        let kind = rustix::net::sockopt::socket_type(&socket);
-        let family = rustix::net::sockopt::socket_domain(&socket);
-        if kind != Ok(SocketType::STREAM) || family != Ok(AddressFamily::UNIX) {
-            return Err(wrong("it is something else"));
-        }
-        if rustix::net::sockopt::socket_acceptconn(&socket) != Ok(false) {
-            return Err(wrong("it is listening"));
-        }
+        let wanted = UnixSocket::Stream;
+        let wrong = |source| Error::Inherited { flag: "--fd", fd, wanted: wanted.name(), source };
+        let socket = confine::inherited(fd).map_err(wrong)?;
+        wanted.check(&socket).map_err(wrong)?;
         let stream = UnixStream::from(socket);
-        stream.set_nonblocking(false).map_err(|_| wrong("it cannot be made blocking"))?;
+        let set = |source| Error::System { what: "make the frontend's socket wait", source };
+        stream.set_nonblocking(false).map_err(set)?;
         Ok(FrontendSocket::Connected(stream))
     }
 

@@ -13,6 +13,7 @@ use capnp::{
     traits::{Owned, Pipelined},
 };
 use capnp_rpc::rpc_twoparty_capnp::Side;
+use confine::UnixSocket;
 use futures::{FutureExt, channel::oneshot};
 use rustix::{
     io::Errno,
@@ -59,14 +60,14 @@ impl Connection {
 
     /// Takes an inherited, connected SOCK_STREAM socket; a link without a lane.
     pub fn from_fd(rpc: OwnedFd) -> Result<Connection, Fault> {
-        endpoint::check(rpc.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
+        endpoint::take(rpc.as_fd(), UnixSocket::Stream)?;
         Connection::open(rpc, None)
     }
 
     /// Takes an inherited, connected SOCK_STREAM socket and its lane, a connected SOCK_SEQPACKET socket.
     pub fn from_fds(rpc: OwnedFd, lane: OwnedFd) -> Result<Connection, Fault> {
-        endpoint::check(rpc.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
-        endpoint::check(lane.as_fd(), SocketType::SEQPACKET, false, "a connected Unix socket of type SOCK_SEQPACKET")?;
+        endpoint::take(rpc.as_fd(), UnixSocket::Stream)?;
+        endpoint::take(lane.as_fd(), UnixSocket::SeqPacket)?;
         Connection::open(rpc, Some(lane))
     }
 

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use confine::UnixSocket;
 use rustix::{
     fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Uid},
     io::Errno,
@@ -66,8 +67,8 @@ impl Endpoint {
 
     /// Takes listening sockets that were inherited: `rpc` of type SOCK_STREAM, `lane` of type SOCK_SEQPACKET.
     pub fn from_fds(rpc: OwnedFd, lane: OwnedFd) -> Result<Endpoint, Error> {
-        check(rpc.as_fd(), SocketType::STREAM, true, "a listening Unix socket of type SOCK_STREAM")?;
-        check(lane.as_fd(), SocketType::SEQPACKET, true, "a listening Unix socket of type SOCK_SEQPACKET")?;
+        take(rpc.as_fd(), UnixSocket::StreamListener)?;
+        take(lane.as_fd(), UnixSocket::SeqPacketListener)?;
         Ok(Endpoint { rpc, lane, files: Vec::new() })
     }
 
@@ -95,7 +96,7 @@ pub struct LinkSocket(OwnedFd);
 impl LinkSocket {
     /// Checks it. Fails where it is something else.
     pub fn new(socket: OwnedFd) -> Result<LinkSocket, Error> {
-        check(socket.as_fd(), SocketType::STREAM, false, "a connected Unix socket of type SOCK_STREAM")?;
+        take(socket.as_fd(), UnixSocket::Stream)?;
         Ok(LinkSocket(socket))
     }
 
@@ -105,15 +106,10 @@ impl LinkSocket {
 }
 
 /// Checks what an inherited socket is, and makes it close-on-exec and non-blocking.
-pub(crate) fn check(fd: BorrowedFd<'_>, kind: SocketType, listening: bool, wanted: &'static str) -> Result<(), Error> {
-    let wrong = || Error::Inherited { fd: fd.as_raw_fd(), wanted };
+pub(crate) fn take(fd: BorrowedFd<'_>, wanted: UnixSocket) -> Result<(), Error> {
+    let wrong = |source| Error::Inherited { fd: fd.as_raw_fd(), wanted: wanted.name(), source };
+    wanted.check(fd).map_err(wrong)?;
     let refused = |e: Errno| Error::Socket { tried: "set up an inherited socket", source: e.into() };
-    let is = rustix::net::sockopt::socket_domain(fd).map_err(|_| wrong())? == AddressFamily::UNIX
-        && rustix::net::sockopt::socket_type(fd).map_err(|_| wrong())? == kind
-        && rustix::net::sockopt::socket_acceptconn(fd).map_err(|_| wrong())? == listening;
-    if !is {
-        return Err(wrong());
-    }
     rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC).map_err(refused)?;
     let flags = rustix::fs::fcntl_getfl(fd).map_err(refused)?;
     rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK).map_err(refused)

@@ -46,6 +46,8 @@ pub enum Error {
         fd: i32,
         /// What it should be.
         wanted: &'static str,
+        /// What it is.
+        source: io::Error,
     },
     /// The kernel refused an operation on a socket.
     #[error("Failed to {tried}. See whether this process may have more open files (ulimit -n)")]

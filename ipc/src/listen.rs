@@ -35,7 +35,7 @@ impl Listen {
             (None, Some(rpc), Some(lane)) if rpc != lane => {
                 let inherited = |fd| {
                     let wanted = "open, and numbered above 2";
-                    confine::inherited(fd).map_err(|_| Error::Inherited { fd, wanted })
+                    confine::inherited(fd).map_err(|source| Error::Inherited { fd, wanted, source })
                 };
                 Endpoint::from_fds(inherited(rpc)?, inherited(lane)?)
             }

@@ -12,10 +12,8 @@ use std::{
 
 use capnp::capability::Client;
 use capnp_rpc::{rpc_capnp, rpc_twoparty_capnp::Side};
-use rustix::{
-    io::Errno,
-    net::{SocketFlags, SocketType},
-};
+use confine::UnixSocket;
+use rustix::{io::Errno, net::SocketFlags};
 use schema::fd_lane_capnp as wire;
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -111,7 +109,7 @@ pub async fn serve_link(rpc: LinkSocket, limits: Limits, bootstrap: Client) -> R
 
 /// Serves the fd lane of one inherited link (a connected SOCK_SEQPACKET socket); returns when the peer is gone.
 pub async fn serve_lane_link(socket: OwnedFd, lane: Lane) -> Result<(), Error> {
-    endpoint::check(socket.as_fd(), SocketType::SEQPACKET, false, "a connected Unix socket of type SOCK_SEQPACKET")?;
+    endpoint::take(socket.as_fd(), UnixSocket::SeqPacket)?;
     let peer = Peer::of(&socket)?;
     let socket = LaneSocket::new(socket).map_err(|source| Error::Socket { tried: "watch a socket", source })?;
     tokio::select! {

@@ -61,7 +61,7 @@ fn descriptors_that_are_not_there_are_named() {
     refused(&["--fd", "1", "--blk-file", path], vec![], &["--fd=1", "standard streams"]);
     refused(&["--fd={}", "--blk-fd", "78"], vec![socket()], &["--blk-fd=78"]);
     let file = OwnedFd::from(image.reopen().unwrap());
-    refused(&["--fd={}", "--blk-file", path], vec![file], &["AF_UNIX"]);
+    refused(&["--fd={}", "--blk-file", path], vec![file], &["connected Unix socket", "on non-socket"]);
     refused(&["--fd={}", "--control-fd", "79", "--blk-file", path], vec![socket()], &["--control-fd=79"]);
 }
 

@@ -7,6 +7,7 @@
 use crate::error::Error;
 use crate::layout;
 use crate::virtio::{MAX_CONFIG, default_queue_size};
+use confine::UnixSocket;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -328,13 +329,7 @@ fn check_open(fd: RawFd, argument: &str) -> Result<BorrowedFd<'static>, Error> {
 
 fn check_stream_socket(fd: RawFd, argument: &str) -> Result<(), Error> {
     let socket = check_open(fd, argument)?;
-    let unix = rustix::net::sockopt::socket_domain(socket) == Ok(rustix::net::AddressFamily::UNIX);
-    let stream = rustix::net::sockopt::socket_type(socket) == Ok(rustix::net::SocketType::STREAM);
-    if !(unix && stream && rustix::net::getpeername(socket).is_ok()) {
-        let why = "is not a connected Unix stream socket";
-        return Err(Error::Descriptor { argument: argument.into(), fd, why });
-    }
-    Ok(())
+    UnixSocket::Stream.check(socket).map_err(|source| Error::Socket { argument: argument.into(), fd, source })
 }
 
 /// Takes a descriptor that `check_open` found open.

@@ -23,6 +23,16 @@ pub enum Error {
         /// What it is not.
         why: &'static str,
     },
+    /// An inherited descriptor is not a socket of the kind that it has to be.
+    #[error("Descriptor {fd} given as {argument} is not {}", confine::UnixSocket::Stream.name())]
+    Socket {
+        /// The flag.
+        argument: String,
+        /// Its number.
+        fd: i32,
+        /// What it is.
+        source: io::Error,
+    },
     /// KVM refused a step.
     #[error("KVM could not {step}; check that the host's KVM works and is recent enough (Linux 5.15)")]
     Kvm {

@@ -105,10 +105,8 @@ pub fn run(config: Config) -> Result<(), Error> {
     };
 
     let runtime = ipc::Runtime::new().map_err(Error::host("make the control thread's runtime"))?;
-    let fd = machine.control.as_raw_fd();
-    let why = "is not a connected Unix socket of type SOCK_STREAM";
-    let wrong = |_| Error::Descriptor { argument: "--control-fd".into(), fd, why };
-    let link = ipc::LinkSocket::new(machine.control).map_err(wrong)?;
+    let link = ipc::LinkSocket::new(machine.control).map_err(std::io::Error::other);
+    let link = link.map_err(Error::host("set up the control link"))?;
     // vCPU threads never end, so what they stand on lasts as long as the process.
     std::mem::forget((machine._vm, machine._ram));
     let narrow = confined.enter(&ControlThread::filter())?;
