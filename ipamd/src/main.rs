@@ -44,7 +44,7 @@ fn start(Arguments { state, options }: &Arguments) -> Result<(Serving, Owner<Gro
     let (wide, folder) = wide.keep_folder(&folder)?;
     let mut starting = wide.confine::<Error>()?;
     let group = starting.thread("database", &filters::database(), move || take_over(&folder, &found))?;
-    Ok((starting.enter(&filters::main())?, group))
+    Ok((starting.enter()?, group))
 }
 
 /// What the database says, and the lives that were found.

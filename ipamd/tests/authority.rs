@@ -239,6 +239,7 @@ fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
     open_to_all(&state, 0o777);
     let said = refusal(command(dir.path()));
     assert!(said.contains("others may write") && said.contains("--state-dir"), "{said}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was made, above all no socket");
     open_to_all(&state, 0o755);
     if rustix::process::geteuid().is_root() {
         chown(&state, Some(OWNER), None).unwrap();

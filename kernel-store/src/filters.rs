@@ -1,16 +1,6 @@
-//! The syscalls of the three threads.
+//! The syscalls of the two threads that own a state. (The control thread has [those of any service's](service::filter).)
 
 use confine::{Filter, Rule, base};
-
-/// The control thread: clients on sockets; of descriptors that are files it only knows how to pass them on.
-pub fn control() -> Filter {
-    Filter::new("kernel-store-control")
-        .with(&base::tokio())
-        .with(&base::listener())
-        .with(&base::heap())
-        // Tokens of descriptors.
-        .allow_if(libc::SYS_getrandom, vec![Rule::eq(2, 0)])
-}
 
 /// The thread that unpacks: memory, and reading at an offset.
 pub fn unpack() -> Filter {
@@ -63,7 +53,7 @@ pub fn disk() -> Filter {
 mod tests {
     #[test]
     fn no_thread_has_more_than_forty_syscalls() {
-        for filter in [super::control(), super::unpack(), super::disk()] {
+        for filter in [super::unpack(), super::disk()] {
             assert!(filter.syscalls().count() <= 40, "{}: {}", filter.role(), filter.syscalls().count());
         }
     }

@@ -42,8 +42,9 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
 }
 
 fn start(arguments: &Arguments) -> Result<(Serving, Owner<Store>, Owner<Scratch>), Error> {
-    let wide = arguments.options.begin(&KERNEL_STORE)?;
+    // Before there are sockets, which stay.
     let path = arguments.state.take(&arguments.options)?;
+    let wide = arguments.options.begin(&KERNEL_STORE)?;
     // Before anything there is handed over.
     let mut dir = claim(&path, arguments)?;
     let (wide, seen) = wide.keep_folder(&path)?;
@@ -58,7 +59,7 @@ fn start(arguments: &Arguments) -> Result<(Serving, Owner<Store>, Owner<Scratch>
     let limits = Limits { bytes: arguments.max_bytes, ..Limits::default() };
     let disk = starting.thread("disk", &filters::disk(), move || Store::open(dir, limits))?;
     let unpacker = starting.thread("unpack", &filters::unpack(), || Ok(Scratch::new()))?;
-    Ok((starting.enter(&filters::control())?, disk, unpacker))
+    Ok((starting.enter()?, disk, unpacker))
 }
 
 /// The state directory, locked. `seen` is where this process sees it.

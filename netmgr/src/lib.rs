@@ -97,7 +97,7 @@ fn start(arguments: &Arguments) -> Result<(Serving, Owner<Manager>, Monitor), Fa
     let wide = wide.keep(|sandbox| sandbox::keep(sandbox, arguments.options.user(), &fds))?;
     let mut starting = wide.confine::<Failure>()?;
     let manager = starting.thread("rtnl", &sandbox::rtnl(), || Ok(manager))?;
-    Ok((starting.enter(&sandbox::rpc())?, manager, monitor))
+    Ok((starting.enter()?, manager, monitor))
 }
 
 /// Where this is on, iptables rules of the host see what guests on one bridge send to each other. It is the whole network namespace's, and

@@ -1,4 +1,4 @@
-//! What netmgr may still do once it is narrow. Found with strace, then cut to what the tests show is needed.
+//! What netmgr may still do once it is narrow, beside what the main thread of any service may. Found with strace, then cut to what the tests show is needed.
 
 use std::{os::fd::RawFd, path::Path};
 
@@ -34,16 +34,6 @@ pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandb
     Ok(sandbox)
 }
 
-/// The thread that peers talk to: sockets that are there, and those that it accepts. It cannot open a file or make a socket.
-pub fn rpc() -> Filter {
-    Filter::new("rpc")
-        .with(&base::tokio())
-        .with(&base::listener())
-        .with(&base::heap())
-        // Tokens of descriptors.
-        .allow_if(libc::SYS_getrandom, vec![Rule::eq(2, 0)])
-}
-
 /// The thread that talks to the kernel: its netlink socket, /dev/net/tun with two requests to it, and IPv6 settings
 /// (by Landlock, no other file opens).
 pub fn rtnl() -> Filter {
@@ -68,12 +58,12 @@ mod tests {
 
     #[test]
     fn both_filters_together_have_at_most_45_syscalls() {
-        let all = rpc().with(&rtnl()).syscalls().count();
+        let all = service::filter().with(&rtnl()).syscalls().count();
         assert!(all <= 45, "{all}");
     }
 
     #[test]
-    fn neither_thread_can_make_a_socket_or_start_a_program() {
+    fn the_rtnl_thread_cannot_make_a_socket_or_start_a_program() {
         for forbidden in [
             libc::SYS_socket,
             libc::SYS_connect,
@@ -83,8 +73,7 @@ mod tests {
             libc::SYS_clone3,
             libc::SYS_ptrace,
         ] {
-            assert!(!rpc().with(&rtnl()).syscalls().any(|syscall| syscall == forbidden), "{forbidden}");
+            assert!(!rtnl().syscalls().any(|syscall| syscall == forbidden), "{forbidden}");
         }
-        assert!(!rpc().syscalls().any(|syscall| syscall == libc::SYS_openat));
     }
 }

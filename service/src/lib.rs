@@ -33,8 +33,7 @@
 //!     let mut starting = arguments.options.begin(&schema::programs::NETMGR)?.confine::<Error>()?;
 //!     let filter = Filter::new("names").with(&base::thread()).with(&base::heap()).with(&base::signal());
 //!     let names = starting.thread("names", &filter, || Ok(Names(Vec::new())))?;
-//!     let main = Filter::new("main").with(&base::tokio()).with(&base::listener()).with(&base::heap());
-//!     let serving = starting.enter(&main)?;
+//!     let serving = starting.enter()?;
 //!     serving.serve(Lane::new(), move |peer| Ok(bootstrap(names.of(peer))), std::future::pending())
 //! }
 //!
@@ -55,7 +54,7 @@ use std::{io, path::PathBuf};
 
 pub use options::{Options, StateDir};
 pub use owner::{Answer, Inbox, Owner, State, Stopped, Unserved, owner};
-pub use start::{Serving, Starting, Wide};
+pub use start::{Serving, Starting, Wide, filter};
 
 /// Why a state is not to be had any more.
 pub type Lost = Box<dyn std::error::Error + Send + Sync>;

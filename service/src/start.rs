@@ -7,7 +7,7 @@ use std::{
 };
 
 use capnp::capability::Client;
-use confine::{Confined, Filter, Limit, Sandbox, User};
+use confine::{Confined, Filter, Limit, Rule, Sandbox, User, base};
 use futures::future::select_all;
 use ipc::{Clients, Endpoint, Fault, Lane, Limits, Peer, Runtime};
 use rustix::fs::Mode;
@@ -15,6 +15,17 @@ use schema::programs::Process;
 use tokio::sync::oneshot;
 
 use crate::{Error, Lost, Options, Owner, State, owner};
+
+/// What the main thread of a service may: serve clients on sockets that are there, and those that it accepts. It opens no file and makes no
+/// socket; of a descriptor that is a file it only knows how to pass it on.
+pub fn filter() -> Filter {
+    Filter::new("main")
+        .with(&base::tokio())
+        .with(&base::listener())
+        .with(&base::heap())
+        // Tokens of descriptors, references that are secret.
+        .allow_if(libc::SYS_getrandom, vec![Rule::eq(2, 0)])
+}
 
 /// What is served, and to whom.
 struct Served {
@@ -128,12 +139,12 @@ impl<E: From<Error> + Send + 'static> Starting<E> {
         Ok(owner)
     }
 
-    /// Narrows the main thread, and lets the others begin. Waits until each has its state.
+    /// Narrows the main thread, to its [`filter`], and lets the others begin. Waits until each has its state.
     ///
     /// # Errors
     /// [`Error::Confine`], [`Error::NotBegun`], and why a thread has no state.
-    pub fn enter(self, main: &Filter) -> Result<Serving, E> {
-        self.confined.enter(main).map_err(Error::Confine)?;
+    pub fn enter(self) -> Result<Serving, E> {
+        self.confined.enter(&filter()).map_err(Error::Confine)?;
         for (thread, begun) in self.threads.iter().zip(self.begun) {
             begun.receive().map_err(|ipc::Gone| Error::NotBegun(thread.name))??;
         }
@@ -194,4 +205,28 @@ fn ended(why: Result<Result<(), Lost>, oneshot::error::RecvError>, thread: Optio
         Ok(Ok(())) | Err(_) => "it panicked; report the line above as a defect".into(),
     };
     Error::Ended { thread: thread.copied().unwrap_or_default(), why }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_main_thread_has_few_syscalls_and_none_to_open_to_connect_or_to_start_anything() {
+        let all: Vec<_> = filter().syscalls().collect();
+        assert!(all.len() <= 25, "{}", all.len());
+        for forbidden in [
+            libc::SYS_openat,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_execve,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_ptrace,
+            libc::SYS_mmap,
+        ] {
+            assert!(!all.contains(&forbidden), "{forbidden}");
+        }
+    }
 }
