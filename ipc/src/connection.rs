@@ -19,9 +19,10 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
-    Actor, Code, Error, Fault, Limits, Peer, Token, endpoint,
+    Code, Error, Fault, Limits, Peer, Token, endpoint,
     lack::passes,
     lane_socket::{Ended, LaneSocket, lane_lost},
     meter::Meter,
@@ -45,7 +46,7 @@ struct Inner {
     bootstrap: RefCell<Option<Client>>,
     meter: Rc<Meter>,
     peer: Peer,
-    lane: RefCell<Option<Actor<LaneState>>>,
+    lane: RefCell<Option<mpsc::Sender<Exchange>>>,
     /// Dropping it ends the connection.
     _stop: oneshot::Sender<()>,
 }
@@ -77,7 +78,9 @@ impl Connection {
             Some(lane) => {
                 let socket =
                     LaneSocket::new(lane).map_err(|source| Error::Socket { tried: "watch a socket", source })?;
-                Some(Actor::spawn(LaneState::Open(socket), LANE_MAILBOX))
+                let (exchanges, asked) = mpsc::channel(LANE_MAILBOX);
+                tokio::task::spawn_local(LaneState::Open(socket).serve(asked));
+                Some(exchanges)
             }
             None => None,
         };
@@ -166,17 +169,30 @@ impl Connection {
     /// Leaves a duplicate of `fd` with the service; the token goes into the call that asks for one. Fails with `exhausted`, `unavailable`.
     pub async fn deposit(&self, fd: BorrowedFd<'_>) -> Result<Token, Fault> {
         let fd = fd.try_clone_to_owned().map_err(|source| Error::Socket { tried: "duplicate a descriptor", source })?;
-        self.lane()?.ask(async move |lane: &mut LaneState| lane.deposit(fd).await).await?
+        self.exchange(|answer| Exchange::Deposit(fd, answer)).await
     }
 
     /// Takes the descriptor that the service keeps under `token`. Fails with `badToken`, `unavailable`.
     pub async fn claim(&self, token: &[u8]) -> Result<OwnedFd, Fault> {
         let token = Token::from_bytes(token)?;
-        self.lane()?.ask(async move |lane: &mut LaneState| lane.claim(token).await).await?
+        self.exchange(|answer| Exchange::Claim(token, answer)).await
     }
 
-    fn lane(&self) -> Result<Actor<LaneState>, Fault> {
-        self.0.lane.borrow().clone().ok_or_else(|| lane_lost("this link has none, or has closed it"))
+    async fn exchange<T>(&self, of: impl FnOnce(Answer<T>) -> Exchange) -> Result<T, Fault> {
+        const ENDED: &str = "this connection's exchanges have ended";
+        let (answer, answered) = oneshot::channel();
+        let sent = match &*self.0.lane.borrow() {
+            Some(lane) => lane.try_send(of(answer)),
+            None => return Err(lane_lost("this link has none, or has closed it")),
+        };
+        sent.map_err(|refused| match refused {
+            TrySendError::Full(_) => {
+                let why = format!("{LANE_MAILBOX} of this connection wait already");
+                Fault::new(Code::Overloaded, "pass a descriptor", why, "Ask again later")
+            }
+            TrySendError::Closed(_) => lane_lost(ENDED),
+        })?;
+        answered.await.map_err(|_| lane_lost(ENDED))?
     }
 }
 
@@ -206,13 +222,33 @@ fn gone(tried: &str, reason: Option<capnp::Error>) -> Fault {
     }
 }
 
-/// The lane's client side; an actor owns it, so that an exchange never stops between request and reply.
+/// What is asked of the lane, and where the answer goes.
+enum Exchange {
+    Deposit(OwnedFd, Answer<Token>),
+    Claim(Token, Answer<OwnedFd>),
+}
+
+type Answer<T> = oneshot::Sender<Result<T, Fault>>;
+
+/// The lane's client side. A task owns it, so that an exchange never stops between request and reply, even if nobody waits for it any more. It
+/// ends where that panics, and all that waits, or is asked later, fails.
 enum LaneState {
     Open(LaneSocket),
     Lost(&'static str),
 }
 
 impl LaneState {
+    /// Does what is asked until the connection has closed its lane.
+    async fn serve(mut self, mut asked: mpsc::Receiver<Exchange>) {
+        while let Some(exchange) = asked.recv().await {
+            // Whoever asked may have gone: a descriptor that was claimed is closed then.
+            match exchange {
+                Exchange::Deposit(fd, answer) => drop(answer.send(self.deposit(fd).await)),
+                Exchange::Claim(token, answer) => drop(answer.send(self.claim(token).await)),
+            }
+        }
+    }
+
     async fn deposit(&mut self, fd: OwnedFd) -> Result<Token, Fault> {
         let result = match self {
             LaneState::Open(socket) => socket.deposit(fd.as_fd()).await,

@@ -4,8 +4,9 @@
 //! * *A capability is the authority.* A peer gets the bootstrap capability it is given, once, and nothing by name; it can let go of it for
 //!   good ([`Connection::narrow`]). Who may connect at all is said in one place ([`Clients`]); [`Peer`] (SO_PEERCRED) comes to the bootstrap
 //!   function, and goes into the objects that need it.
-//! * *Releasing is `Drop`.* When a peer releases a capability, or goes, the server object behind it is dropped. Its `Drop` gives back what it stood for ([`Actor::tell`]).
-//! * *A change never stops half-way.* A call that is cancelled is cut off at its next await; what must not be cut off runs in an [`Actor`].
+//! * *Releasing is `Drop`.* When a peer releases a capability, or goes, the server object behind it is dropped. Its `Drop` gives back what it stood for.
+//! * *A change never stops half-way.* A call that is cancelled is cut off at its next await; what must not be cut off runs on a thread that owns what is
+//!   changed (crate `service`, with the [`mailbox`] of here).
 //! * *Nobody waits for ever.* [`Connection::call`] ends by its deadline and at the connection's end. Everything within this crate has a deadline.
 //! * *One connection cannot hurt another.* Each has its own RPC system, its own task and its own [`Limits`]; a panic in one ends that one.
 //! * *File descriptors travel beside the RPC*, on the [`Lane`], by tokens (`schema/fd_lane.capnp`).
@@ -16,7 +17,6 @@
 //! never answers a call that was cancelled, and both sides keep a small entry for it until the connection ends: poll with
 //! calls that return rather than with calls that are cut off.
 
-mod actor;
 mod clients;
 mod connection;
 mod endpoint;
@@ -41,7 +41,6 @@ mod serve;
 mod stream;
 mod turns;
 
-pub use actor::Actor;
 pub use clients::Clients;
 pub use connection::{Connection, call};
 pub use endpoint::{Endpoint, LinkSocket, is_served};

@@ -358,6 +358,36 @@ fn a_claim_that_is_cancelled_does_not_mix_up_the_next() {
 }
 
 #[test]
+fn so_many_exchanges_of_a_connection_wait_and_no_more_until_one_is_done() {
+    run(async {
+        let service = Service::new();
+        let (rpc, _task) = serve_pair(&service, Limits::default());
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let connection = Connection::from_fds(rpc.into(), ours).unwrap();
+        let claim = || Box::pin(connection.claim(&[0; 16]));
+        let mut waiting = vec![claim()];
+        assert!(futures::poll!(&mut waiting[0]).is_pending());
+        // The first is on its way; nobody answers yet.
+        let request = Raw(theirs);
+        request.receive().await.unwrap();
+        for _ in 0..64 {
+            let mut next = claim();
+            assert!(futures::poll!(&mut next).is_pending());
+            waiting.push(next);
+        }
+        assert_eq!(claim().await.unwrap_err().code, Code::Overloaded);
+        // The status of a token that is not known.
+        request.send(&[wire::STATUS_BAD_TOKEN], &[]);
+        let _lane = tokio::task::spawn_local(ipc::serve_lane_link(request.0, service.lane.clone()));
+        for one in waiting {
+            assert_eq!(one.await.unwrap_err().code, Code::BadToken);
+        }
+        assert_eq!(claim().await.unwrap_err().code, Code::BadToken);
+    });
+}
+
+#[test]
 fn a_lane_that_is_gone_fails_with_unavailable_and_the_rpc_goes_on() {
     run(async {
         let service = Service::new();

@@ -14,7 +14,7 @@ use std::{
 };
 
 use capnp_rpc::new_client;
-use ipc::{Actor, Clients, Code, Connection, Endpoint, Fault, Lane, Limits, Peer, Token};
+use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, Peer, Token};
 use schema::kernel_store_capnp::{kernel, kernel_store};
 
 /// Long enough for anything that should happen, on a busy machine.
@@ -38,8 +38,8 @@ pub struct Probe {
     pub called: RefCell<BTreeSet<String>>,
     /// Lets one hanging call return.
     pub release: tokio::sync::Notify,
-    /// Names that `remove` was asked for, and that were removed when that was done.
-    pub removed: RefCell<Vec<String>>,
+    /// Names of the kernels that were dropped.
+    pub dropped: RefCell<Vec<String>>,
 }
 
 pub fn count(cell: &Cell<usize>, by: isize) {
@@ -66,12 +66,11 @@ impl<F: Fn(&Probe) -> &Cell<usize>> Drop for Counted<F> {
 pub struct Service {
     pub probe: Rc<Probe>,
     pub lane: Lane,
-    pub actor: Actor<Vec<String>>,
 }
 
 impl Service {
     pub fn new() -> Service {
-        Service { probe: Rc::default(), lane: Lane::new(), actor: Actor::spawn(Vec::new(), 1024) }
+        Service { probe: Rc::default(), lane: Lane::new() }
     }
 
     pub fn store(&self, peer: Peer) -> capnp::capability::Client {
@@ -155,25 +154,6 @@ impl kernel_store::Server for Store {
         theirs.info_request().send().promise.await?;
         Ok(())
     }
-
-    async fn remove(
-        self: Rc<Self>,
-        params: kernel_store::RemoveParams,
-        _: kernel_store::RemoveResults,
-    ) -> capnp::Result<()> {
-        count(&self.service.probe.store_calls, 1);
-        let name = params.get()?.get_ref()?.to_string()?;
-        let probe = self.service.probe.clone();
-        self.service
-            .actor
-            .ask(async move |names: &mut Vec<String>| {
-                names.push(name.clone());
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                probe.removed.borrow_mut().push(name);
-            })
-            .await?;
-        Ok(())
-    }
 }
 
 struct Kernel {
@@ -186,8 +166,7 @@ struct Kernel {
 impl Drop for Kernel {
     fn drop(&mut self) {
         count(&self.service.probe.kernels, -1);
-        let alias = self.alias.clone();
-        self.service.actor.tell(async move |names: &mut Vec<String>| names.push(format!("dropped {alias}")));
+        self.service.probe.dropped.borrow_mut().push(self.alias.clone());
         if self.alias == "panic-in-drop" {
             panic!("a test asked for this panic");
         }
