@@ -45,6 +45,7 @@
 //! cannot be made anew the thread ends, and with it the process, which is started again and takes over what is held. A panic on the main
 //! thread ends the connection that it is about, and no other (`ipc`).
 
+mod listen;
 mod options;
 mod owner;
 mod start;

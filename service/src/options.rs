@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use confine::{Policy, User};
-use ipc::Listen;
 
-use crate::Error;
+use crate::{Error, listen::Listen};
 
 /// What every service is told; to be flattened into its own arguments.
 #[derive(Debug, clap::Args)]

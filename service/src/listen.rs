@@ -2,7 +2,7 @@
 
 use std::{os::fd::RawFd, path::PathBuf, time::Duration};
 
-use crate::{Clients, Endpoint, Error};
+use ipc::{Clients, Endpoint, Error};
 
 /// Where a service listens and whom it serves; to be flattened into a program's own arguments.
 #[derive(Debug, clap::Args)]
