@@ -11,6 +11,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("interface_marks", netmgr::fuzzing::interface_marks),
     ("kernel_headers", kernel_image::fuzzing::kernel_headers),
     ("kernel_unpacking", kernel_store::fuzzing::kernel_unpacking),
+    ("kvm_facts", schema::fuzzing::kvm_facts),
     ("lane_client", ipc::fuzzing::lane_client),
     ("lane_service", ipc::fuzzing::lane_service),
     ("launcher_packets", volt::fuzzing::launcher_packets),

@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use schema::programs::{
-    ALL, BLK_BACKEND, CLIENT, IPAMD, JANITOR, KEEPER, KERNEL_STORE, LAUNCHER, NET_BACKEND, NETMGR, Process, SUPERVISOR,
-    Starter, VMM_CORE,
+    ALL, BLK_BACKEND, CLIENT, IPAMD, JANITOR, KEEPER, KERNEL_STORE, KVM_PROBE, LAUNCHER, NET_BACKEND, NETMGR, Process,
+    SUPERVISOR, Starter, VMM_CORE,
 };
 use volt_tests::{
     docs,
@@ -24,9 +24,10 @@ use volt_tests::{
 
 /// What runs: test programs by package and name, and which tests of them, or what is left out as it takes long and shows
 /// nothing more.
-const RUNS: [(&str, &[&str]); 17] = [
+const RUNS: [(&str, &[&str]); 18] = [
     ("volt host", &VOLT),
     ("vmm-core micro_guest", &["--skip=mute_backend", "--skip=every_size"]),
+    ("vmm-core about_kvm", &[]),
     ("vhost-blk-backend requests", &[]),
     ("vhost-blk-backend hostile", &[]),
     ("vhost-blk-backend start", &[]),
@@ -63,7 +64,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const TRIES: usize = 3;
 
 /// How many system calls a thread may have at most, or all threads of a process together.
-const GOALS: [(&Process, Option<&str>, usize); 11] = [
+const GOALS: [(&Process, Option<&str>, usize); 12] = [
     (&VMM_CORE, Some("vcpu"), 8),
     (&VMM_CORE, Some("main"), 25),
     (&NET_BACKEND, Some("worker"), 12),
@@ -75,6 +76,7 @@ const GOALS: [(&Process, Option<&str>, usize); 11] = [
     (&CLIENT, None, 15),
     (&JANITOR, None, 10),
     (&KEEPER, None, 12),
+    (&KVM_PROBE, None, 4),
 ];
 
 #[test]

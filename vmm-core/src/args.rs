@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::layout;
 use crate::virtio::{MAX_CONFIG, default_queue_size};
 use confine::UnixSocket;
+use schema::about_kvm::ARGUMENT as ABOUT_KVM;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -42,6 +43,16 @@ pub fn asks_to_print(args: &[OsString]) -> Option<String> {
     }
 }
 
+/// /dev/kvm, if what it gives is all that the arguments ask for.
+pub fn asks_about_kvm(args: &[OsString]) -> Option<Result<OwnedFd, Error>> {
+    let [flag, number] = args else { return None };
+    (flag == ABOUT_KVM).then(|| {
+        let fd = fd_number(ABOUT_KVM, &number.to_string_lossy())?;
+        check_open(fd, ABOUT_KVM)?;
+        Ok(take(fd))
+    })
+}
+
 fn help() -> String {
     let mut text = String::from(
         "Runs one virtual machine on KVM, out of descriptors that it inherits. `volt run` starts it\n\nUsage: vmm-core [OPTIONS]\n\nOptions:\n",
@@ -51,8 +62,9 @@ fn help() -> String {
         "K=V,...",
         "A virtio device: virtio-id=, fd= (its vhost-user socket), and if wanted queue-size=, queues=, config=",
     );
+    let about = (ABOUT_KVM, "N", "Say what that /dev/kvm gives, and end: all that is given then");
     for (name, value, what) in
-        FLAGS.into_iter().chain([device, ("--help", "", "Print help"), ("--version", "", "Print version")])
+        FLAGS.into_iter().chain([device, about, ("--help", "", "Print help"), ("--version", "", "Print version")])
     {
         let option = if value.is_empty() { name.to_owned() } else { format!("{name} <{value}>") };
         text.push_str(&format!("  {option:<22} {what}\n"));

@@ -18,7 +18,7 @@
 //! | `serial`, `console`, `power`, `virtio` | what answers them |
 //! | `lifecycle`, `control` | start, stop, end; the `Vm` capability |
 //!
-//! Beside them, [`host`] says what this host's KVM gives; the program itself has no use for its micro-guest.
+//! Beside them, [`host`] says what this host's KVM gives, in a process that has nothing to do with a VM.
 //!
 //! Threads, each with a seccomp filter of its own: `control` (the main thread), `console`, `vcpuN`, `virtioN`.
 

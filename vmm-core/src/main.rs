@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 
-use vmm_core::args::{Config, asks_to_print};
+use vmm_core::args::{Config, asks_about_kvm, asks_to_print};
 
 fn main() {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -11,7 +11,10 @@ fn main() {
         let written = std::io::stdout().write_all(text.as_bytes());
         confine::exit(i32::from(written.is_err()));
     }
-    let result = Config::parse(args).and_then(vmm_core::run);
+    let result = match asks_about_kvm(&args) {
+        Some(kvm) => kvm.and_then(vmm_core::host::about),
+        None => Config::parse(args).and_then(vmm_core::run),
+    };
     let code = match result {
         Ok(()) => 0,
         Err(error) => {

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::lifecycle::{Exit, Lifecycle, Reason};
 
 /// `_IO(KVMIO, 0x80)`.
-const KVM_RUN: u32 = 0xae80;
+pub const KVM_RUN: u32 = 0xae80;
 
 /// What the thread may ask of the kernel: six syscalls. Anything else, a panic's clean-up included, ends the process.
 pub fn filter(vcpu: RawFd) -> Filter {

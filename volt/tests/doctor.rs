@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use schema::programs::beside_volt;
+use schema::programs::{beside_volt, programs};
 use serde_json::Value;
 
 const VOLT: &str = env!("CARGO_BIN_EXE_volt");
@@ -199,7 +199,9 @@ fn plain_user_learns_what_is_lacking_and_what_cannot_be_found_out() {
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let volt = dir.path().join("volt");
-    fs::copy(VOLT, &volt).unwrap();
+    for program in programs() {
+        fs::copy(Path::new(VOLT).with_file_name(program), dir.path().join(program)).unwrap();
+    }
     let plain = |policy: &str| Report::of(doctor(&volt).args(["--confinement", policy]).uid(NOBODY).gid(NOBODY));
     let root = Report::of(&mut doctor(&volt));
 

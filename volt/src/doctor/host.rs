@@ -1,6 +1,6 @@
 //! The kernel's version, and Volt's own programs.
 
-use std::env;
+use std::{env, path::PathBuf};
 
 use rustix::fs::{Access, access};
 use schema::programs::beside_volt;
@@ -34,9 +34,14 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// Where this program is, and the others should be.
+pub fn folder() -> Option<PathBuf> {
+    Some(env::current_exe().ok()?.parent()?.to_path_buf())
+}
+
 /// Whether the programs that `volt run` starts are beside `volt`.
 pub fn programs() -> Check {
-    let Some(dir) = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf())) else {
+    let Some(dir) = folder() else {
         return Check::missing("programs", "/proc/self/exe cannot be read", "mount /proc").vital();
     };
     let absent: Vec<&str> =

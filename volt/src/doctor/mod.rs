@@ -134,7 +134,7 @@ pub fn main(policy: Policy, args: &DoctorArgs) -> Result<i32, Fault> {
     Ok(if report.verdict == State::Missing { 1 } else { 0 })
 }
 
-/// All rows. KVM's speed comes last, as measuring it takes a thread, and children are made while there is none.
+/// All rows. There is one thread, as children are made.
 fn examine(policy: Policy) -> Vec<Check> {
     let users = namespaces::users();
     let owned = users.state == State::Ok;
@@ -142,8 +142,8 @@ fn examine(policy: Policy) -> Vec<Check> {
     let network = [network::nftables(owned), network::tun(), network::bridge(owned)];
     let groups = cgroups::check();
     let policy = confinement::policy(policy, [&users, &others], &groups);
-    let mut checks =
-        vec![host::kernel(), kvm::device(), kvm::speed(), host::programs(), user::rights(), user::limits()];
+    let [kvm, speed] = kvm::checks();
+    let mut checks = vec![host::kernel(), kvm, speed, host::programs(), user::rights(), user::limits()];
     checks.extend([policy, confinement::landlock(), confinement::seccomp(), users, others, groups]);
     checks.extend(network);
     checks.extend([memory::available(), memory::huge_pages(), memory::swap(), memory::same_page_merging()]);

@@ -3,13 +3,22 @@
 use std::{
     fs::File,
     io::{self, Read},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
+use confine::Spawn;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    pipe::{PipeFlags, pipe_with},
+};
+
+use crate::output::printable;
 
 /// More than any file that is read here has.
 const MAX: u64 = 256 << 10;
+/// More than any program prints that is asked here, in bytes.
+const MOST_PRINTED: usize = 4 << 10;
 /// How long a child may take for the one thing that it tries.
 const CHILD: Duration = Duration::from_secs(5);
 
@@ -46,6 +55,48 @@ pub fn in_child(namespaces: libc::c_int, probe: fn() -> Result<(), Errno>) -> Re
         // A seccomp filter of an outer sandbox, say.
         None => Err(Errno::PERM),
     }
+}
+
+/// What a program printed, on standard output or standard error.
+#[derive(Debug)]
+pub struct Printed {
+    /// As a terminal may see it.
+    pub lines: Vec<String>,
+    /// Whether it came to its end, or printed all that is read, in time.
+    pub ended: bool,
+}
+
+/// Runs a program, and ends it where it takes longer than `limit` or prints more than 4 KiB, of which no more is read.
+///
+/// # Errors
+///
+/// Where it cannot be started, or heard.
+pub fn printed(mut spawn: Spawn, limit: Duration) -> Result<Printed, String> {
+    let unheard = |errno: Errno| format!("cannot hear a program: {errno}");
+    let (from, to) = pipe_with(PipeFlags::CLOEXEC).map_err(unheard)?;
+    spawn.stderr(rustix::io::fcntl_dupfd_cloexec(&to, 3).map_err(unheard)?).stdout(to).die_with_parent();
+    let _child = spawn.spawn().map_err(|e| ipc::chain(&e))?;
+    let start = Instant::now();
+    let (mut bytes, mut ended) = (Vec::new(), false);
+    while !ended {
+        let left = Timespec::try_from(limit.saturating_sub(start.elapsed())).map_err(|_| unheard(Errno::INVAL))?;
+        let mut buffer = [0_u8; 512];
+        let read = match poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&left)) {
+            Ok(0) => break,
+            Ok(_) => rustix::io::read(&from, &mut buffer),
+            Err(errno) => Err(errno),
+        };
+        match read {
+            Ok(size) => {
+                bytes.extend(buffer.iter().take(size));
+                ended = size == 0 || bytes.len() >= MOST_PRINTED;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(unheard(errno)),
+        }
+    }
+    bytes.truncate(MOST_PRINTED);
+    Ok(Printed { lines: String::from_utf8_lossy(&bytes).lines().map(printable).collect(), ended })
 }
 
 /// Why the last system call failed.
