@@ -52,7 +52,7 @@ pub use limits::{Limits, OPEN_FILES, Peer};
 pub use nearby::look_at;
 pub use queue::{Gone, Receiver, Refused, Sender, mailbox, queue};
 pub use retry::retry;
-pub use serve::{serve, serve_lane_link, serve_link};
+pub use serve::{serve, serve_lane_link, serve_link, serve_until};
 pub use stream::watch;
 pub use turns::{ClientId, Room};
 

@@ -108,6 +108,7 @@ pub(crate) struct Meter {
     book: RefCell<Book>,
     read: Cell<usize>,
     changed: Notify,
+    settling: Notify,
     reason: RefCell<Option<Error>>,
     unwritable: Notify,
     failed: Notify,
@@ -136,6 +137,7 @@ impl Meter {
             book: RefCell::default(),
             read: Cell::default(),
             changed: Notify::new(),
+            settling: Notify::new(),
             reason: RefCell::default(),
             unwritable: Notify::new(),
             failed: Notify::new(),
@@ -146,6 +148,27 @@ impl Meter {
             closed: Cell::new(false),
             closing: Notify::new(),
         })
+    }
+
+    /// The book is another: for who takes the next message, and for who waits for the last.
+    fn tell(&self) {
+        self.changed.notify_one();
+        self.settling.notify_waiters();
+    }
+
+    /// Returns once no call waits for its answer, and every answer has reached the socket.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let settling = self.settling.notified();
+            let settled = {
+                let book = self.book.borrow();
+                book.in_flight == 0 && book.unread.is_empty()
+            };
+            if settled {
+                return;
+            }
+            settling.await;
+        }
     }
 
     pub(crate) fn bytes_read(&self, bytes: usize) {
@@ -164,7 +187,7 @@ impl Meter {
             book.unread_words = book.unread_words.saturating_sub(words);
         }
         drop(book);
-        self.changed.notify_one();
+        self.tell();
     }
 
     /// Waits until a message of `words` may be taken. Fails when the peer leaves its answers unread for too long.
@@ -317,7 +340,7 @@ impl Meter {
             Received::Return | Received::Other => {}
         }
         drop(book);
-        self.changed.notify_one();
+        self.tell();
         0
     }
 
@@ -328,7 +351,7 @@ impl Meter {
             book.update(id, |call| call.loaded = false);
         }
         drop(book);
-        self.changed.notify_one();
+        self.tell();
     }
 
     /// Books a message that is about to be queued. Ends the connection where that is too much and is no answer, which [`Meter::may_hold`]
@@ -353,7 +376,7 @@ impl Meter {
         if !answers && capabilities > self.limits.capabilities {
             self.fail(broken(format!("it holds {capabilities} capabilities")));
         }
-        self.changed.notify_one();
+        self.tell();
     }
 
     /// Nothing more can be written. What the peer said last may still be there to read, and may say why.

@@ -35,6 +35,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGERING: usize = 64;
 /// How long accepting rests when this process or the host is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(100);
+/// How long calls may take to be answered, and their answers to be written, once a vat was asked to stop.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Serves `bootstrap(peer)` to each of `clients` that connects to `endpoint`, and `lane` beside it. Whoever else connects is refused on both.
 ///
@@ -49,14 +51,29 @@ pub async fn serve(
     idle: Option<Duration>,
     bootstrap: impl Fn(Peer) -> Result<Client, Fault> + 'static,
 ) -> Result<(), Error> {
+    serve_until(endpoint, clients, lane, limits, idle, std::future::pending(), bootstrap).await
+}
+
+/// As [`serve`], and until `stop` is done: then a connection ends once each of its calls is answered and the answers are written,
+/// and this returns once none is left; within a second, whatever peers do.
+pub async fn serve_until(
+    endpoint: Endpoint,
+    clients: Clients,
+    lane: Lane,
+    limits: Limits,
+    idle: Option<Duration>,
+    stop: impl Future<Output = ()>,
+    bootstrap: impl Fn(Peer) -> Result<Client, Fault> + 'static,
+) -> Result<(), Error> {
     let (rpc, lane_listener, files) = endpoint.into_parts();
     let rpc = Listener::new(rpc, &clients, &limits)?;
     let lanes = Listener::new(lane_listener, &clients, &limits)?;
     // Declared last, dropped first: the files go while the sockets still answer.
     let files = files;
     let log = Rc::new(Log::default());
+    let (stopping, _) = tokio::sync::watch::channel(false);
     let serve_rpc = rpc.accept(refuse, |socket, peer, place| {
-        let (limits, log) = (limits.clone(), log.clone());
+        let (limits, log, stopped) = (limits.clone(), log.clone(), stopping.subscribe());
         let offers = Offers { lane: lane.clone(), peer };
         let offered = catch_unwind(AssertUnwindSafe(|| bootstrap(peer))).unwrap_or_else(|_| {
             Err(Fault::new(Code::Internal, "connect", "the service's entry point panicked", "Report this as a defect"))
@@ -64,7 +81,7 @@ pub async fn serve(
         async move {
             let _held = (place, offers);
             let ended = match offered {
-                Ok(client) => serve_socket(socket, limits, client).await,
+                Ok(client) => serve_until_settled(socket, limits, client, stopped).await,
                 Err(fault) => {
                     refuse(&socket, &fault);
                     Ok(())
@@ -92,11 +109,17 @@ pub async fn serve(
             }
         },
     );
+    let stop = async {
+        stop.await;
+        stopping.send_replace(true);
+        let _late = tokio::time::timeout(LAST_ANSWERS, rpc.empty()).await;
+    };
     let result = tokio::select! {
         result = serve_rpc => result,
         result = serve_lanes => result,
         never = lane.keep_clean() => match never {},
         () = rpc.idle(idle) => Ok(()),
+        () = stop => Ok(()),
     };
     drop(files);
     result
@@ -120,6 +143,29 @@ pub async fn serve_lane_link(socket: OwnedFd, lane: Lane) -> Result<(), Error> {
 
 pub(crate) async fn serve_socket(socket: OwnedFd, limits: Limits, bootstrap: Client) -> Result<(), Error> {
     RpcConnection::new(socket, Side::Server, limits, Some(bootstrap))?.drive(std::future::pending()).await
+}
+
+/// Serves a connection to its end; or, once `stopped` says so, until it is settled.
+async fn serve_until_settled(
+    socket: OwnedFd,
+    limits: Limits,
+    bootstrap: Client,
+    mut stopped: tokio::sync::watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let connection = RpcConnection::new(socket, Side::Server, limits, Some(bootstrap))?;
+    let meter = connection.meter().clone();
+    let settled = async {
+        if stopped.wait_for(|stopped| *stopped).await.is_err() {
+            // Nobody will say so any more.
+            std::future::pending::<()>().await;
+        }
+        meter.settled().await;
+    };
+    tokio::select! {
+        biased;
+        ended = connection.drive(std::future::pending()) => ended,
+        () = settled => Ok(()),
+    }
 }
 
 /// Lines on stderr that peers can cause: one a second, so that none fills a disk.
@@ -240,6 +286,17 @@ impl Listener {
                 Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => tokio::time::sleep(REST).await,
                 Err(e) => return Err(failed(e.into())),
             }
+        }
+    }
+
+    /// Returns once no connection is open.
+    async fn empty(&self) {
+        loop {
+            let changed = self.places.changed();
+            if self.places.taken() == 0 {
+                return;
+            }
+            changed.await;
         }
     }
 

@@ -12,6 +12,7 @@ use std::{
 use common::*;
 use ipc::{Code, Connection, Error, Limits, Peer};
 use schema::kernel_store_capnp::{kernel, kernel_store};
+use tokio::{sync::oneshot, task::JoinHandle};
 
 #[test]
 fn dropping_the_last_reference_drops_the_server_object() {
@@ -280,6 +281,60 @@ fn dropping_the_serving_future_ends_every_connection() {
         assert!(tokio::time::timeout(SOON, waiting).await.unwrap().unwrap().is_err());
         let probe = &served.service.probe;
         eventually(|| probe.kernels.get() == 0 && probe.stores.get() == 0 && probe.hanging.get() == 0).await;
+    });
+}
+
+/// A store that is served until the sender is dropped.
+async fn stoppable(service: &Service) -> (oneshot::Sender<()>, JoinHandle<Result<(), Error>>, Connection) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("v.sock");
+    let endpoint = ipc::Endpoint::bind(&path, 0o600).unwrap();
+    let (served, (stop, stopped)) = (service.clone(), oneshot::channel());
+    let task = tokio::task::spawn_local(ipc::serve_until(
+        endpoint,
+        clients(),
+        service.lane.clone(),
+        Limits::default(),
+        None,
+        async { drop(stopped.await) },
+        move |peer| Ok(served.store(peer)),
+    ));
+    (stop, task, Connection::connect(&path).await.unwrap())
+}
+
+#[test]
+fn whoever_waits_as_a_vat_stops_is_answered_before_its_connection_ends() {
+    run(async {
+        let service = Service::new();
+        let (stop, task, connection) = stoppable(&service).await;
+        let store = connection.bootstrap();
+        let waiting: Vec<_> = (0..3).map(|_| tokio::task::spawn_local(get(&store, "hang").promise)).collect();
+        eventually(|| service.probe.hanging.get() == 3).await;
+        // In one go: none of them has run since.
+        service.probe.release.notify_waiters();
+        drop(stop);
+        for answer in waiting {
+            answer.await.unwrap().unwrap();
+        }
+        connection.closed().await;
+        task.await.unwrap().unwrap();
+        assert_eq!(service.probe.stores.get(), 0);
+    });
+}
+
+#[test]
+fn vat_that_stops_does_not_wait_for_ever_for_a_call_that_is_not_answered() {
+    run(async {
+        let service = Service::new();
+        let (stop, task, connection) = stoppable(&service).await;
+        let store = connection.bootstrap();
+        let waiting = tokio::task::spawn_local(get(&store, "hang").promise);
+        eventually(|| service.probe.hanging.get() == 1).await;
+        drop(stop);
+        task.await.unwrap().unwrap();
+        assert!(waiting.await.unwrap().is_err());
+        connection.closed().await;
+        assert_eq!((service.probe.hanging.get(), service.probe.stores.get()), (0, 0));
     });
 }
 
