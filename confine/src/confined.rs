@@ -45,10 +45,15 @@ impl<T> Slot<T> {
         self.filled.notify_all();
     }
 
+    /// With what came in time, if anything did.
+    fn filled_within(&self, limit: Duration) -> MutexGuard<'_, Option<T>> {
+        let waited = self.filled.wait_timeout_while(self.lock(), limit, |value| value.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
     /// `None` if nothing came in time.
     fn wait_for(&self, limit: Duration) -> Option<T> {
-        let waited = self.filled.wait_timeout_while(self.lock(), limit, |value| value.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.take()
+        self.filled_within(limit).take()
     }
 
     fn wait(&self) -> Option<T> {
@@ -77,6 +82,11 @@ impl<T> JoinHandle<T> {
     /// Whether its work is done.
     pub fn is_finished(&self) -> bool {
         self.outcome.lock().is_some()
+    }
+
+    /// Whether its work is done within `limit`, which it waits for.
+    pub fn finishes_within(&self, limit: Duration) -> bool {
+        self.outcome.filled_within(limit).is_some()
     }
 
     /// For `pthread_kill`. The thread lives as long as the process, so this stays good.

@@ -11,7 +11,7 @@ use std::{
         unix::net::UnixStream,
     },
     rc::Rc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::{filters, output::say, vm::terminal::Terminal};
@@ -141,10 +141,7 @@ impl Console {
         let _ = self.core_end.shutdown(Shutdown::Both);
         let until = Instant::now().checked_add(DRAIN);
         if let Some(output) = self.output.take() {
-            // Looked at again and again: joining a thread has no limit of time, and it may never end.
-            while !output.is_finished() && until.is_some_and(|t| Instant::now() < t) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            let _written = output.finishes_within(DRAIN);
         }
     }
 }

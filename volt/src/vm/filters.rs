@@ -21,7 +21,6 @@ pub fn supervisor() -> Filter {
         .allow_if(libc::SYS_socketpair, vec![Rule::eq(0, libc::AF_UNIX as u32)]) // the links of a VM
         .allow_if(libc::SYS_pidfd_send_signal, vec![Rule::eq(1, libc::SIGKILL as u32)])
         .allow_if(libc::SYS_ioctl, Rule::any(1, &[libc::TIOCGPGRP as u32, libc::TCSETS2 as u32])) // a terminal: whose, and its modes
-        .allow(&[libc::SYS_clock_nanosleep])
 }
 
 /// The launcher of a VM's programs. A filter is inherited by every program started under it, so this one has to allow whatever

@@ -13,6 +13,7 @@ use std::{
 use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
 use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, chain};
 use schema::{names::workload_of_vm, programs::SUPERVISOR, vm_capnp::exit::Reason};
+use tokio::sync::oneshot;
 
 use crate::{
     cmdline,
@@ -185,9 +186,11 @@ async fn supervise(
     let bootstrap = control.clone();
     // Nothing that a VM is asked for takes a descriptor.
     let lane = Lane::with_limits(Duration::ZERO, 0);
-    tokio::task::spawn_local(ipc::serve(endpoint, clients, lane, Limits::default().within(1024), None, move |_| {
-        Ok(bootstrap.client().client)
-    }));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async { drop(stopped.await) };
+    let bootstrap = move |_| Ok(bootstrap.client().client);
+    let limits = Limits::default().within(1024);
+    let serving = tokio::task::spawn_local(ipc::serve_until(endpoint, clients, lane, limits, None, stopped, bootstrap));
 
     let (mut cards, mut left) = (Vec::new(), false);
     let prepared = prepare(policy, config, opened, kernels, network.as_ref(), &mut cards);
@@ -228,7 +231,8 @@ async fn supervise(
     watch.clear();
     control.set_ended(result.as_ref().map_or_else(|fault| internal(fault.to_string()), Exit::clone));
     // They hear of it before the connections go.
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    drop(stop);
+    let _served = serving.await;
     let exit = result?;
     if !is_orderly(&exit) {
         let tried = format!("run the VM {}", config.name);
