@@ -12,7 +12,10 @@ use schema::{
     vm_capnp::MAX_GRACE_MILLISECONDS,
 };
 
-use crate::host::{identity::DEFAULT_RANGE, keeper::KeepArgs};
+use crate::{
+    config::{DEFAULT_CMDLINE, DEFAULT_MEMORY, DEFAULT_VCPUS},
+    host::{identity::DEFAULT_RANGE, keeper::KeepArgs},
+};
 
 /// What the flags do not say.
 fn after_help() -> String {
@@ -81,8 +84,8 @@ pub struct RunArgs {
     /// Initial RAM disk.
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Kernel command line [default: console=ttyS0].
-    #[arg(long, value_name = "TEXT")]
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", help = format!("Kernel command line [default: {DEFAULT_CMDLINE}]"))]
     pub cmdline: Option<String>,
     /// A disk.
     #[arg(long = "disk", value_name = "FILE[,ro]", help = format!(
@@ -95,11 +98,12 @@ pub struct RunArgs {
     ))]
     pub nets: Vec<String>,
     /// Number of virtual CPUs.
-    #[arg(long, value_name = "N", help = format!("Number of virtual CPUs, 1 to {MAX_VCPUS} [default: 1]"))]
+    #[arg(long, value_name = "N", help = format!("Number of virtual CPUs, 1 to {MAX_VCPUS} [default: {DEFAULT_VCPUS}]"))]
     pub cpus: Option<u16>,
     /// Guest memory.
     #[arg(long, value_name = "SIZE", help = format!(
-        "Guest memory in whole MiB, {}M to {}G [default: 256M]", MIN_MEMORY >> 20, MAX_MEMORY >> 30
+        "Guest memory in whole MiB, {}M to {}G [default: {}M]",
+        MIN_MEMORY >> 20, MAX_MEMORY >> 30, DEFAULT_MEMORY >> 20
     ))]
     pub memory: Option<String>,
     /// End when the guest resets, instead of booting it again.

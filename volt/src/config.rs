@@ -17,9 +17,11 @@ use serde::Deserialize;
 use crate::{cli::RunArgs, cmdline, output::shell};
 
 /// The kernel command line where none is given.
-const DEFAULT_CMDLINE: &str = "console=ttyS0";
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 /// Bytes of guest memory where no size is given.
-const DEFAULT_MEMORY: u64 = 256 << 20;
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
+/// vCPUs where no number is given.
+pub const DEFAULT_VCPUS: u16 = 1;
 /// Room for the `ip=` word of one card: three addresses, a VM's name, a device, and what stands between them, in bytes.
 pub const IP_WORD: usize = 128;
 /// The largest configuration file, in bytes.
@@ -136,7 +138,7 @@ impl VmConfig {
             cmdline: args.cmdline.clone().or(file.cmdline).unwrap_or_else(|| DEFAULT_CMDLINE.into()),
             disks,
             nets,
-            vcpus: args.cpus.or(file.cpus).unwrap_or(1),
+            vcpus: args.cpus.or(file.cpus).unwrap_or(DEFAULT_VCPUS),
             memory,
             no_reboot: args.no_reboot || file.no_reboot,
         };
@@ -162,7 +164,7 @@ impl VmConfig {
                     MIN_MEMORY >> 20,
                     MAX_MEMORY >> 30
                 ),
-                "Choose a size in that range, such as 256M",
+                &format!("Choose a size in that range, such as {}M", DEFAULT_MEMORY >> 20),
             ));
         }
         for (flag, count) in [("--disk", self.disks.len()), ("--net", self.nets.len())] {
@@ -326,7 +328,7 @@ mod tests {
     fn run_with_name_and_kernel_takes_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let config = VmConfig::new(&args(dir.path())).unwrap();
-        assert_eq!((config.vcpus, config.memory, config.cmdline.as_str()), (1, 256 << 20, DEFAULT_CMDLINE));
+        assert_eq!((config.vcpus, config.memory, config.cmdline.as_str()), (1, 256 << 20, "console=ttyS0"));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Memory: how much there is, huge pages, and what would carry one VM's memory to where others can learn of it.
 
 use super::{Check, probe};
+use crate::config::DEFAULT_MEMORY;
 
 /// What a VM of the default size takes, with its processes, in KiB.
-const ONE_VM: u64 = (256 + 16) << 10;
+const ONE_VM: u64 = (DEFAULT_MEMORY + (16 << 20)) >> 10;
 
 /// Memory that is available.
 pub fn available() -> Check {
@@ -13,7 +14,8 @@ pub fn available() -> Check {
     };
     let detail = format!("{} of {} MiB available", free >> 10, all >> 10);
     if free < ONE_VM {
-        return Check::limited("memory", detail, "free some: a VM of the default size takes 256 MiB");
+        let remedy = format!("free some: a VM of the default size takes {} MiB", DEFAULT_MEMORY >> 20);
+        return Check::limited("memory", detail, remedy);
     }
     Check::ok("memory", detail)
 }
