@@ -249,7 +249,7 @@ fn parse_disk(text: &str) -> Disk {
     }
 }
 
-/// Parses `256M`: a whole number and one of the binary units K, M, G, T.
+/// Parses `256M`: a whole number and one of the binary units K, M, G, T, of which neither clap nor TOML knows.
 fn parse_size(text: &str) -> Result<u64, Fault> {
     let shift = match text.bytes().last() {
         Some(b'K') => 10,

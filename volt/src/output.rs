@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use comfy_table::{Table, presets};
 use ipc::{Code, Fault, chain};
 
 /// A line for people.
@@ -20,16 +21,12 @@ pub fn printable(text: &str) -> String {
 
 /// Prints a table whose columns are as wide as they need to be.
 pub fn print_rows<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> Result<(), Fault> {
-    let width = |n: usize| {
-        rows.iter().filter_map(|r| r.get(n)).map(String::len).chain(header.get(n).map(|h| h.len())).max().unwrap_or(0)
-    };
-    let line = |cells: Vec<&str>| {
-        let cells: Vec<String> =
-            cells.iter().enumerate().map(|(n, cell)| format!("{cell:<w$}", w = width(n))).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    let rows = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
-    print(&std::iter::once(line(header.to_vec())).chain(rows).collect::<String>())
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header).add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    print(&format!("{}\n", table.trim_fmt()))
 }
 
 /// Writes to standard output. That its reader has had enough (`| head`) is no error.

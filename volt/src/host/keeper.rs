@@ -205,6 +205,7 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
     Ok(())
 }
 
+/// Not by clap, which copies values: these descriptors are taken over.
 fn parse(text: &str) -> Result<Start, Fault> {
     let fault = || {
         Fault::new(

@@ -1,5 +1,6 @@
 //! What a supervisor and its launcher say to each other: a packet a question, a packet an answer, with a number that tells which
-//! answer is to which question. Pure; descriptors go beside them.
+//! answer is to which question. Pure; descriptors go beside them. Not a Cap'n Proto message: a few
+//! numbers and a list of texts, for a process that is to have as little in it as can be.
 
 /// Bytes of the longest packet: a kernel's command line and as much again.
 pub const LONGEST: usize = 16 << 10;
