@@ -24,7 +24,7 @@ use crate::{
     filters,
     host::{
         keeper, kernels,
-        links::{CALL_DEADLINE, Found, has_ended, of_file, runtime},
+        links::{self, CALL_DEADLINE, Dialled, has_ended, of_file, runtime},
         networks,
         paths::Paths,
         services::{self, Service},
@@ -70,7 +70,7 @@ fn list(paths: &Paths, policy: Policy) -> Result<i32, Fault> {
     let failed = |e| {
         Fault::new(Code::Unavailable, format!("list {}", dir.display()), chain(&e), "Make it readable for this user")
     };
-    let (mut asked, mut rows, mut found) = (Vec::new(), Vec::new(), Found::default());
+    let (mut asked, mut rows, mut dialled) = (Vec::new(), Vec::new(), Vec::new());
     let end = Instant::now() + LIST_DEADLINE;
     for entry in fs::read_dir(&dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
@@ -78,13 +78,16 @@ fn list(paths: &Paths, policy: Policy) -> Result<i32, Fault> {
         if check_name(name).is_err() {
             continue;
         }
-        match found.probe_until(&paths.vm(name), end) {
-            Ok(()) => asked.push(name.to_owned()),
+        match Dialled::dial_until(&paths.vm(name), end) {
+            Ok(vm) => {
+                dialled.push(vm);
+                asked.push(name.to_owned());
+            }
             Err(e) if has_ended(&e) => {}
             Err(e) => rows.push(unreachable(name, &chain(&e))),
         }
     }
-    confined(policy, found, &[], async |links| {
+    confined(policy, dialled, &[], async |links| {
         let answers = links.iter().zip(&asked).map(async |(link, name)| {
             let request = link.bootstrap::<vm::Client>().info_request();
             let answer = link.call("ask a VM about itself", LIST_DEADLINE, request.send()).await;
@@ -119,9 +122,8 @@ fn vm_row(info: vm_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
 
 fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
     check_name(&args.name)?;
-    let mut found = Found::default();
     let path = paths.vm(&args.name);
-    found.probe(&path).map_err(|e| {
+    let vm = Dialled::dial_until(&path, Instant::now() + CALL_DEADLINE).map_err(|e| {
         let tried = format!("stop the VM {}", args.name);
         if has_ended(&e) {
             let why = format!("no VM of that name runs here ({} does not answer)", path.display());
@@ -131,7 +133,7 @@ fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
         Fault::new(Code::Unavailable, tried, format!("{}: {}", path.display(), chain(&e)), remedy)
     })?;
     let grace = Duration::from_secs(args.grace.into());
-    confined(policy, found, &[], async |links| {
+    confined(policy, vec![vm], &[], async |links| {
         let link = first(&links)?;
         let mut request = link.bootstrap::<vm::Client>().stop_request();
         request.get().set_grace_milliseconds(u32::try_from(grace.as_millis()).unwrap_or(u32::MAX));
@@ -210,13 +212,13 @@ fn ask(
     keep: &[&OwnedFd],
     work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
 ) -> Result<i32, Fault> {
-    let found = services::ensure(paths, wanted, |missing| keeper::start(paths, policy, missing))?;
-    confined(policy, found, keep, work).map(|()| 0).map_err(|fault| services::with_log(paths, fault))
+    let dialled = services::ensure(paths, wanted, |missing| keeper::start(paths, policy, missing))?;
+    confined(policy, dialled, keep, work).map(|()| 0).map_err(|fault| services::with_log(paths, fault))
 }
 
 fn confined<T>(
     policy: Policy,
-    found: Found,
+    dialled: Vec<Dialled>,
     keep: &[&OwnedFd],
     work: impl AsyncFnOnce(Vec<Connection>) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
@@ -229,13 +231,13 @@ fn confined<T>(
         )
     };
     let mut sandbox = Sandbox::new(CLIENT.title, policy);
-    for fd in found.as_raw_fds().into_iter().chain(keep.iter().map(|fd| fd.as_raw_fd())) {
+    for fd in links::fds_of(&dialled).chain(keep.iter().map(|fd| fd.as_raw_fd())) {
         sandbox = sandbox.keep_fd(fd);
     }
     let confined = sandbox.confine().map_err(|e| fault(chain(&e)))?;
     let runtime = runtime()?;
     let _narrow = confined.enter(&filters::client()).map_err(|e| fault(chain(&e)))?;
-    runtime.run(async { work(found.connect()?).await })
+    runtime.run(async { work(links::talk(dialled)?).await })
 }
 
 fn first(links: &[Connection]) -> Result<&Connection, Fault> {

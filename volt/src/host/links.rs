@@ -18,39 +18,34 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long until the kernel may have what it lacks.
 const MOMENT: Duration = Duration::from_millis(10);
 
-/// A vat's socket and its lane, connected.
-pub type Link = (OwnedFd, OwnedFd);
+/// The two sockets of a vat, connected, on which nothing has been said or read yet.
+#[derive(Debug)]
+pub struct Dialled {
+    rpc: OwnedFd,
+    lane: OwnedFd,
+}
 
-/// Links that are connected and that nothing has been read from yet.
-#[derive(Debug, Default)]
-pub struct Found(pub Vec<Link>);
-
-impl Found {
-    /// Connects to a vat's socket and its fd lane. Where their queues are full it waits for a place, so never under a lock.
-    pub fn probe(&mut self, path: &Path) -> io::Result<()> {
-        self.probe_until(path, Instant::now() + CALL_DEADLINE)
+impl Dialled {
+    /// Connects to the vat at `path`, to each socket as `connect` does.
+    pub fn dial(path: &Path, connect: impl Fn(&Path, SocketType) -> io::Result<OwnedFd>) -> io::Result<Dialled> {
+        let (rpc, lane) = (connect(path, SocketType::STREAM)?, schema::paths::lane(path));
+        Ok(Dialled { rpc, lane: connect(&lane, SocketType::SEQPACKET)? })
     }
 
-    /// The same, waiting until then at most.
-    pub fn probe_until(&mut self, path: &Path, end: Instant) -> io::Result<()> {
-        self.0.push(link(path, |path, kind| connect_until(path, kind, end))?);
-        Ok(())
-    }
-
-    /// The descriptors, to be kept through phase 2.
-    pub fn as_raw_fds(&self) -> Vec<RawFd> {
-        self.0.iter().flat_map(|(rpc, lane)| [rpc.as_raw_fd(), lane.as_raw_fd()]).collect()
-    }
-
-    /// Begins to talk. Needs the runtime.
-    pub fn connect(self) -> Result<Vec<Connection>, Fault> {
-        self.0.into_iter().map(|(rpc, lane)| Connection::from_fds(rpc, lane)).collect()
+    /// The same until `end`. Where their queues are full it waits for a place, so never under a lock.
+    pub fn dial_until(path: &Path, end: Instant) -> io::Result<Dialled> {
+        Dialled::dial(path, |path, kind| connect_until(path, kind, end))
     }
 }
 
-/// Connects to a vat's socket and its lane, each as `connect` does.
-pub fn link(path: &Path, connect: impl Fn(&Path, SocketType) -> io::Result<OwnedFd>) -> io::Result<Link> {
-    Ok((connect(path, SocketType::STREAM)?, connect(&schema::paths::lane(path), SocketType::SEQPACKET)?))
+/// The descriptors, to be kept through phase 2.
+pub fn fds_of(dialled: &[Dialled]) -> impl Iterator<Item = RawFd> {
+    dialled.iter().flat_map(|vat| [vat.rpc.as_raw_fd(), vat.lane.as_raw_fd()])
+}
+
+/// Begins to talk to each. Needs the runtime.
+pub fn talk(dialled: Vec<Dialled>) -> Result<Vec<Connection>, Fault> {
+    dialled.into_iter().map(|vat| Connection::from_fds(vat.rpc, vat.lane)).collect()
 }
 
 /// Connects at once, or not: `WouldBlock` says that somebody is there, whose queue is full.

@@ -22,7 +22,7 @@ use schema::programs::{self, Process};
 
 use crate::{
     host::{
-        links::{CALL_DEADLINE, Found, Link, connect, connect_in_time, has_ended, link},
+        links::{CALL_DEADLINE, Dialled, connect, connect_in_time, has_ended},
         lock::take_lock,
         paths::Paths,
     },
@@ -80,16 +80,16 @@ impl Service {
     }
 }
 
-/// A question that a service answers: whether it still takes connections, or only lies in the queue of one that ends.
-struct Knock(OwnedFd);
+/// A liveness probe, a question that a service answers: whether it still takes connections, or they only lie in the queue of one that ends.
+struct Probe(OwnedFd);
 
-impl Knock {
-    fn send(path: &Path) -> io::Result<Knock> {
+impl Probe {
+    fn send(path: &Path) -> io::Result<Probe> {
         let socket = UnixStream::from(connect_in_time(path, SocketType::STREAM)?);
         let mut message = capnp::message::Builder::new_default();
         message.init_root::<rpc_capnp::message::Builder<'_>>().init_bootstrap().set_question_id(0);
         (&socket).write_all(&capnp::serialize::write_message_to_words(&message))?;
-        Ok(Knock(socket.into()))
+        Ok(Probe(socket.into()))
     }
 
     /// Waits for the answer to lie there, and leaves it unread. A service takes connections in their order, so one that
@@ -105,10 +105,10 @@ impl Knock {
     }
 }
 
-/// A service that is wanted, and the link to it once there is one.
+/// A service that is wanted, and its sockets once they are connected.
 struct Wanted {
     service: Service,
-    link: Option<Link>,
+    dialled: Option<Dialled>,
 }
 
 /// Connects to `wanted`, in that order, and has `start` start those that nobody serves. The lock is held for as long as that
@@ -117,19 +117,19 @@ pub fn ensure(
     paths: &Paths,
     wanted: &[Service],
     start: impl Fn(Vec<(Service, Endpoint)>) -> Result<(), Fault>,
-) -> Result<Found, Fault> {
-    let mut wanted: Vec<_> = wanted.iter().map(|service| Wanted { service: *service, link: None }).collect();
+) -> Result<Vec<Dialled>, Fault> {
+    let mut wanted: Vec<_> = wanted.iter().map(|service| Wanted { service: *service, dialled: None }).collect();
     for _ in 0..CLOSING {
         ask(paths, &mut wanted)?;
-        if wanted.iter().any(|one| one.link.is_none()) && !start_missing(paths, &mut wanted, &start)? {
+        if wanted.iter().any(|one| one.dialled.is_none()) && !start_missing(paths, &mut wanted, &start)? {
             // One that ends closes its two sockets one after the other; of the second nothing tells.
             std::thread::sleep(MOMENT);
         }
-        if wanted.iter().all(|one| one.link.is_some()) {
-            return Ok(Found(wanted.into_iter().filter_map(|one| one.link).collect()));
+        if wanted.iter().all(|one| one.dialled.is_some()) {
+            return Ok(wanted.into_iter().filter_map(|one| one.dialled).collect());
         }
     }
-    let without: Vec<_> = wanted.iter().filter(|one| one.link.is_none()).map(|one| one.service.name()).collect();
+    let without: Vec<_> = wanted.iter().filter(|one| one.dialled.is_none()).map(|one| one.service.name()).collect();
     Err(with_log(paths, unreachable(&without.join(", "), "what listens there takes no connection, and does not end")))
 }
 
@@ -145,10 +145,10 @@ fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Fault> {
         fault
     };
     let mut asked = Vec::new();
-    for one in wanted.iter_mut().filter(|one| one.link.is_none()) {
+    for one in wanted.iter_mut().filter(|one| one.dialled.is_none()) {
         let path = paths.service(one.service.name());
-        match link(&path, connect_in_time).and_then(|link| Ok((link, Knock::send(&path)?))) {
-            Ok((link, knock)) => asked.push((one, link, knock)),
+        match Dialled::dial(&path, connect_in_time).and_then(|dialled| Ok((dialled, Probe::send(&path)?))) {
+            Ok((dialled, probe)) => asked.push((one, dialled, probe)),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(late(one.service, e)),
             Err(e) if has_ended(&e) => {}
             Err(e) => {
@@ -158,9 +158,9 @@ fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Fault> {
             }
         }
     }
-    for (one, link, knock) in asked {
-        if knock.answered().map_err(|e| late(one.service, e))? {
-            one.link = Some(link);
+    for (one, dialled, probe) in asked {
+        if probe.answered().map_err(|e| late(one.service, e))? {
+            one.dialled = Some(dialled);
         }
     }
     Ok(())
@@ -174,7 +174,7 @@ fn start_missing(
 ) -> Result<bool, Fault> {
     let _lock = take_lock(&paths.runtime)?;
     let (mut missing, mut started) = (Vec::new(), Vec::new());
-    for one in wanted.iter_mut().filter(|one| one.link.is_none()) {
+    for one in wanted.iter_mut().filter(|one| one.dialled.is_none()) {
         let path = paths.service(one.service.name());
         if matches!(ipc::is_served(&path), Ok(true)) {
             continue;
@@ -196,8 +196,8 @@ fn start_missing(
     }
     start(missing)?;
     for (one, path) in started {
-        match link(&path, connect) {
-            Ok(link) => one.link = Some(link),
+        match Dialled::dial(&path, connect) {
+            Ok(dialled) => one.dialled = Some(dialled),
             // Others wait for it already.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(with_log(paths, unreachable(one.service.name(), e))),

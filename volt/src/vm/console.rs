@@ -35,18 +35,19 @@ const BACKGROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 /// Ctrl-], as telnet and virsh have it.
 const ESCAPE: u8 = 0x1d;
 
-/// What a person asks for, by the key behind the escape key.
+/// A command to the supervisor, by the key behind the escape key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub enum KeyCommand {
     /// To press the power button.
     Stop = b's' as isize,
     /// To end the VM at once.
     Kill = b'k' as isize,
 }
 
-impl Wish {
-    fn of(key: u8) -> Option<Wish> {
-        [Wish::Stop, Wish::Kill].into_iter().find(|wish| *wish as u8 == key.to_ascii_lowercase())
+impl KeyCommand {
+    /// The command of that key, typed or written down.
+    pub fn of(key: u8) -> Option<KeyCommand> {
+        [KeyCommand::Stop, KeyCommand::Kill].into_iter().find(|command| *command as u8 == key.to_ascii_lowercase())
     }
 }
 
@@ -77,8 +78,8 @@ pub struct Console {
     output: Option<JoinHandle<()>>,
     /// The terminal that is the guest's now.
     pub terminal: Option<Rc<Terminal>>,
-    /// Where wishes come from, a byte each.
-    wishes: Option<OwnedFd>,
+    /// Where [`KeyCommand`]s come from, a byte each.
+    commands: Option<OwnedFd>,
 }
 
 impl Console {
@@ -100,9 +101,9 @@ impl Console {
             .spawn("console-out", &filter, move || copy_out(ours.as_fd(), rustix::stdio::stdout(), &of))
             .map_err(|e| fault(chain(&e)))?;
         let terminal = Terminal::take();
-        let (keys, wishes) = if terminal.is_some() { Some(pair()?).unzip() } else { (None, None) };
-        if let Some(wishes) = &wishes {
-            wishes.set_nonblocking(true).map_err(|e| fault(chain(&e)))?;
+        let (keys, commands) = if terminal.is_some() { Some(pair()?).unzip() } else { (None, None) };
+        if let Some(commands) = &commands {
+            commands.set_nonblocking(true).map_err(|e| fault(chain(&e)))?;
             say(format_args!("this terminal is the console of {name}; Ctrl-] is the way out: press it for help"));
         }
         let of = name.to_owned();
@@ -115,18 +116,13 @@ impl Console {
             core_end,
             output: Some(output),
             terminal: terminal.map(Rc::new),
-            wishes: wishes.map(OwnedFd::from),
+            commands: commands.map(OwnedFd::from),
         })
     }
 
-    /// Where what a person asks for comes from.
-    pub fn wishes(&mut self) -> Option<OwnedFd> {
-        self.wishes.take()
-    }
-
-    /// The wish in a byte that came from there.
-    pub fn wish(key: u8) -> Option<Wish> {
-        Wish::of(key)
+    /// Where [`KeyCommand`]s come from, a byte each.
+    pub fn commands(&mut self) -> Option<OwnedFd> {
+        self.commands.take()
     }
 
     /// The end that a core gets.
@@ -139,7 +135,6 @@ impl Console {
     /// Waits until what the guest wrote has been written out, but not for ever: the reader may have stopped reading.
     pub fn finish(mut self) {
         let _ = self.core_end.shutdown(Shutdown::Both);
-        let until = Instant::now().checked_add(DRAIN);
         if let Some(output) = self.output.take() {
             let _written = output.finishes_within(DRAIN);
         }
@@ -258,8 +253,8 @@ fn copy_in_whole(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     }
 }
 
-/// Passes on what is typed, and tells wishes. Keys that a guest has no room for are lost, as on a real line.
-fn type_in(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wishes: BorrowedFd<'_>, name: &str) {
+/// Passes on what is typed, and tells commands. Keys that a guest has no room for are lost, as on a real line.
+fn type_in(from: BorrowedFd<'_>, to: BorrowedFd<'_>, commands: BorrowedFd<'_>, name: &str) {
     let mut buffer = [0u8; 1024];
     let mut escaped = false;
     loop {
@@ -279,9 +274,9 @@ fn type_in(from: BorrowedFd<'_>, to: BorrowedFd<'_>, wishes: BorrowedFd<'_>, nam
                 }
                 (false, key) | (true, key @ ESCAPE) => places.next().into_iter().for_each(|place| *place = key),
                 (true, key) => {
-                    if let Some(wish) = Wish::of(key) {
+                    if let Some(command) = KeyCommand::of(key) {
                         // Full where many lie there unread already.
-                        let _told = rustix::io::write(wishes, &[wish as u8]);
+                        let _told = rustix::io::write(commands, &[command as u8]);
                     }
                 }
             }

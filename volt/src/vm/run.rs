@@ -21,7 +21,7 @@ use crate::{
     host::{
         absence::Names,
         keeper,
-        links::{Found, runtime},
+        links::{self, Dialled, runtime},
         lock::take_lock,
         paths::Paths,
         services::{self, Service},
@@ -48,11 +48,11 @@ use crate::{
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
 /// Whom the supervisor listens to.
-struct Links {
+struct Inputs {
     endpoint: Endpoint,
     /// Who may use it.
     clients: Clients,
-    found: Found,
+    services: Vec<Dialled>,
     names: Names,
     signals: OwnedFd,
     console: Console,
@@ -78,7 +78,7 @@ pub fn run(policy: Policy, config: &VmConfig) -> Result<i32, Fault> {
     let (endpoint, watch) = claim(&paths, &config.name, &mut cell, policy)?;
     let memory = cell.cgroup.as_ref().and_then(|cgroup| cgroup.watch_memory().ok());
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
-    let found = services::ensure(&paths, wanted, |missing| keeper::start(&paths, policy, missing))?;
+    let services = services::ensure(&paths, wanted, |missing| keeper::start(&paths, policy, missing))?;
     // The VM's processes are to be killed, and nobody else: the services and the janitor are there already.
     let enclosure = confine::enclose().map_err(|e| not_confined(&e))?;
     let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
@@ -93,12 +93,12 @@ pub fn run(policy: Policy, config: &VmConfig) -> Result<i32, Fault> {
     others.extend(memory.as_ref().map(AsFd::as_fd));
     // Whoever starts the VM may stop it, and not who its processes run as.
     let clients = Clients::root_and([rustix::process::geteuid().as_raw()]);
-    let confined = confine(policy, &enclosure, &opened, &found, &cell, &others)?;
+    let confined = confine(policy, &enclosure, &opened, &services, &cell, &others)?;
     let console = Console::start(&confined, &config.name)?;
     let runtime = runtime()?;
     let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
-    let links = Links { endpoint, clients, found, names, signals, console, launcher, watch, memory };
-    runtime.run(supervise(&paths, policy, config, opened, links))
+    let inputs = Inputs { endpoint, clients, services, names, signals, console, launcher, watch, memory };
+    runtime.run(supervise(&paths, policy, config, opened, inputs))
 }
 
 /// Claims the VM's name: its control socket exists as long as this process.
@@ -132,7 +132,7 @@ fn confine(
     policy: Policy,
     enclosure: &Enclosure,
     opened: &Opened,
-    found: &Found,
+    services: &[Dialled],
     cell: &Cell,
     others: &[BorrowedFd<'_>],
 ) -> Result<Confined, Fault> {
@@ -156,7 +156,7 @@ fn confine(
     if let KernelSource::File(_, fd) = &opened.kernel {
         sandbox = sandbox.keep_fd(fd.as_raw_fd());
     }
-    for fd in others.iter().map(AsRawFd::as_raw_fd).chain(found.as_raw_fds()) {
+    for fd in others.iter().map(AsRawFd::as_raw_fd).chain(links::fds_of(services)) {
         sandbox = sandbox.keep_fd(fd);
     }
     sandbox.confine().map_err(|e| not_confined(&e))
@@ -176,13 +176,13 @@ async fn supervise(
     policy: Policy,
     config: &VmConfig,
     opened: Opened,
-    links: Links,
+    inputs: Inputs,
 ) -> Result<i32, Fault> {
-    let Links { endpoint, clients, found, names, signals, mut console, launcher, watch, memory } = links;
+    let Inputs { endpoint, clients, services, names, signals, mut console, launcher, watch, memory } = inputs;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     let launcher = launcher.connect()?;
-    obey(signals, console.wishes(), console.terminal.clone(), &control)?;
-    let Services { kernels, network } = Services::new(found.connect()?)?;
+    obey(signals, console.commands(), console.terminal.clone(), &control)?;
+    let Services { kernels, network } = Services::new(links::talk(services)?)?;
     let bootstrap = control.clone();
     // Nothing that a VM is asked for takes a descriptor.
     let lane = Lane::with_limits(Duration::ZERO, 0);

@@ -9,11 +9,7 @@ use std::{
 use ipc::{Code, Fault, chain};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::vm::{
-    console::{Console, Wish},
-    control::Control,
-    terminal::Terminal,
-};
+use crate::vm::{console::KeyCommand, control::Control, terminal::Terminal};
 
 /// How long the guest may take to power off after the first Ctrl-C or SIGTERM.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -56,7 +52,7 @@ pub fn block_signals() -> Result<OwnedFd, Fault> {
 /// terminal Ctrl-C is the guest's, and keys behind the escape key ask for the same.
 pub fn obey(
     signals: OwnedFd,
-    wishes: Option<OwnedFd>,
+    commands: Option<OwnedFd>,
     terminal: Option<Rc<Terminal>>,
     control: &Rc<Control>,
 ) -> Result<(), Fault> {
@@ -78,12 +74,12 @@ pub fn obey(
             }
         }
     });
-    if let Some(wishes) = wishes {
-        let (wishes, control) = (watch(wishes)?, control.clone());
+    if let Some(commands) = commands {
+        let (commands, control) = (watch(commands)?, control.clone());
         tokio::task::spawn_local(async move {
-            while let Some(keys) = read(&wishes).await {
-                for wish in keys.into_iter().filter_map(Console::wish) {
-                    control.request_stop(if wish == Wish::Kill { Duration::ZERO } else { STOP_GRACE });
+            while let Some(keys) = read(&commands).await {
+                for command in keys.into_iter().filter_map(KeyCommand::of) {
+                    control.request_stop(if command == KeyCommand::Kill { Duration::ZERO } else { STOP_GRACE });
                 }
             }
         });
