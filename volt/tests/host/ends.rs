@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use crate::{
-    host::{Host, Running, kill, of_vm, outliving, uid, until},
+    host::{Host, Running, kill, of_vm, outliving, uid},
     kernel::{POWEROFF, SPIN, print},
 };
 
@@ -16,10 +16,7 @@ fn killed_supervisor_leaves_no_process_interface_socket_or_lease() {
     vm.signal(libc::SIGKILL);
     vm.end();
     host.clean();
-    until("the lease is back", || match host.free("volt0") {
-        253 => Ok(()),
-        free => Err(free.to_string()),
-    });
+    host.held(0);
 }
 
 #[test]
@@ -38,10 +35,7 @@ fn supervisor_that_is_ended_at_any_moment_of_its_start_leaves_nothing() {
         vm.end();
         host.clean();
     }
-    until("the leases are back", || match host.free("volt0") {
-        253 => Ok(()),
-        free => Err(free.to_string()),
-    });
+    host.held(0);
     host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
 }
 
@@ -118,10 +112,7 @@ fn services_that_die_take_no_vm_with_them_and_are_started_again() {
     let Some(host) = Host::new("services_that_die_take_no_vm_with_them_and_are_started_again") else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
-    for program in outliving() {
-        kill(host.processes(program)[0], libc::SIGKILL);
-    }
-    std::thread::sleep(Duration::from_millis(100));
+    host.end(outliving(), libc::SIGKILL);
     host.run(&mut host.full("other", &host.kernel("off", &[POWEROFF, SPIN]))).refused(&["in use by another process"]);
     host.run(host.plain("other", &host.kernel("off", &[POWEROFF, SPIN])).args(["--net", "volt0"])).ok();
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();

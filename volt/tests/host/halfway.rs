@@ -22,7 +22,7 @@ use ipc::Connection;
 use schema::addresses_capnp::ipam;
 
 use crate::{
-    host::{Host, PATIENCE, Running, kill, until},
+    host::{Host, PATIENCE, Running, until},
     networks::{LAB, addresses, define, exists, is_listed, remove},
 };
 
@@ -141,15 +141,6 @@ fn defines(host: &Host, json: &str) -> Running {
     Running::start(&mut host.volt(&["network", "define", &host.file("network.json", json.as_bytes())]))
 }
 
-/// Kills a service, and waits until it is gone.
-fn end(host: &Host, service: &str) {
-    host.processes(service).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
-    until(&format!("{service} has ended"), || match host.processes(service)[..] {
-        [] => Ok(()),
-        _ => Err("it has not".into()),
-    });
-}
-
 /// Has `ipamd` define a pool, past the relay: what another `volt` may do at the same time.
 fn take_subnet(relay: &Relay, json: &str) {
     let define = async {
@@ -217,7 +208,7 @@ fn pool_that_is_refused_after_the_bridge_was_made_leaves_the_bridge_as_it_was() 
     let volt = defines(&host, LAB);
     relay.holds();
     take_subnet(&relay, &other);
-    end(&host, "netmgr");
+    host.end(["netmgr"], libc::SIGKILL);
     relay.go();
     volt.end().refused(&["network.json", "lab9", "is not undone", "remove the network lab0"]);
     drop(relay);
@@ -244,7 +235,7 @@ fn kill_between_the_steps_of_a_definition_is_mended_by_the_next_one_or_by_a_remo
                 volt.exits();
                 relay.lose();
             } else {
-                end(&host, victim);
+                host.end([victim], libc::SIGKILL);
                 relay.go();
             }
             let ended = volt.end();
@@ -280,7 +271,7 @@ fn kill_between_the_steps_of_a_definition_is_mended_by_the_next_one_or_by_a_remo
     let relay = Relay::new(&host, |message| says(message, "10.9.0.0/24"));
     let volt = defines(&host, LAB);
     relay.holds();
-    end(&host, "netmgr");
+    host.end(["netmgr"], libc::SIGKILL);
     relay.go();
     volt.end().refused(&["network.json"]);
     drop(relay);
@@ -306,7 +297,7 @@ fn kill_between_the_steps_of_a_removal_is_mended_by_the_next_one_or_by_a_definit
                 volt.exits();
                 relay.lose();
             } else {
-                end(&host, victim);
+                host.end([victim], libc::SIGKILL);
                 relay.go();
             }
             let ended = volt.end();

@@ -28,6 +28,9 @@ pub struct Host {
     pub user: u32,
 }
 
+/// Addresses that `volt0` hands out.
+const POOL: u32 = 253;
+
 /// Users that each test has, sixteen of them for services.
 const USERS: u32 = 96;
 
@@ -133,6 +136,30 @@ impl Host {
     /// The processes of this test that run `program`.
     pub fn processes(&self, program: &str) -> Vec<i32> {
         self.all().into_iter().filter(|(_, name)| name == program).map(|(pid, _)| pid).collect()
+    }
+
+    /// Signals all processes of this test that run any of `programs`, of which each is there, and waits until they are gone: what a process
+    /// that was signalled has is its own until then.
+    pub fn end<'a>(&self, programs: impl IntoIterator<Item = &'a str>, signal: i32) {
+        let of = |program: &str| {
+            let pids = self.processes(program);
+            assert!(!pids.is_empty(), "no {program} runs");
+            pids
+        };
+        let pids: Vec<_> = programs.into_iter().flat_map(of).collect();
+        pids.iter().for_each(|pid| kill(*pid, signal));
+        until("they have ended", || match self.all().into_iter().find(|(pid, _)| pids.contains(pid)) {
+            None => Ok(()),
+            Some(there) => Err(format!("{there:?}")),
+        });
+    }
+
+    /// Waits until all addresses of `volt0` but so many are free.
+    pub fn held(&self, addresses: u32) {
+        until("the addresses are free", || match self.free("volt0") {
+            free if free == POOL - addresses => Ok(()),
+            free => Err(free.to_string()),
+        });
     }
 
     /// The launcher of the only VM of this test.
@@ -320,14 +347,6 @@ impl Running {
     /// Waits for its end, whoever else has its output.
     pub fn exits(&mut self) {
         until("it has ended", || self.child.try_wait().unwrap().map(drop).ok_or(String::new()));
-    }
-
-    /// Waits until it has written `text` to standard error.
-    pub fn warns(&self, text: &str) {
-        until(text, || {
-            let said = String::from_utf8_lossy(&self.err.0.lock().unwrap()).into_owned();
-            if said.contains(text) { Ok(()) } else { Err(said) }
-        });
     }
 
     /// Waits for its end.

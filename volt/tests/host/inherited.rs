@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    host::{Host, Running, kill, outliving, uid, until},
+    host::{Host, Running, outliving, uid, until},
     kernel::{POWEROFF, SPIN, print},
 };
 
@@ -32,9 +32,7 @@ fn a_vm_with_a_card_and_a_disk_starts_under_any_umask_with_services_that_start_u
             let ended = host.run(&mut command);
             assert!(ended.status.success() && ended.out == "Volt", "umask {umask:o}, services {services}: {ended:?}");
             if services == "there" {
-                for program in outliving() {
-                    host.processes(program).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
-                }
+                host.end(outliving(), libc::SIGKILL);
             }
         }
         host.clean();

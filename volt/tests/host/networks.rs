@@ -201,11 +201,7 @@ fn volt0_that_others_have_changed_is_as_it_should_be_for_the_next_vm_and_for_the
         for harm in ["link delete volt0", "link set volt0 down", "addr flush dev volt0", "link set tap-web nomaster"] {
             if end_netmgr {
                 // The VM's card stays: its backend has the TAP.
-                host.processes("netmgr").into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
-                until("netmgr has ended", || match host.processes("netmgr")[..] {
-                    [] => Ok(()),
-                    _ => Err("it has not".into()),
-                });
+                host.end(["netmgr"], libc::SIGKILL);
             }
             ip(harm);
             host.run(&mut plain("next")).ok();
@@ -220,7 +216,7 @@ fn volt0_that_others_have_changed_is_as_it_should_be_for_the_next_vm_and_for_the
     host.run(&mut plain("web")).refused(&["web"]);
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
-    assert!(!exists("tap-web"));
+    until("its card is gone", || if exists("tap-web") { Err("it is there".into()) } else { Ok(()) });
 }
 
 #[test]
@@ -229,7 +225,7 @@ fn deleted_tap_of_a_running_vm_is_said_in_one_line() {
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
     ip("link delete tap-web");
-    vm.warns("web has lost its card on volt0: something else on this host has taken its interface, tap-web, away");
+    vm.complains("web has lost its card on volt0: something else on this host has taken its interface, tap-web, away");
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     let ended = vm.end().ok();
     assert_eq!(ended.err.matches("lost").count(), 1, "{}", ended.err);
@@ -261,11 +257,7 @@ fn two_installations_on_one_network_namespace_do_not_share_volt0() {
     other(carded("lab0")).ok();
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
-    let end_services = || {
-        for service in outliving() {
-            host.processes(service).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
-        }
-    };
+    let end_services = || host.end(outliving(), libc::SIGKILL);
     // The same installation, started anew, knows its own.
     end_services();
     host.run(&mut host.full("web", &off)).ok();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use crate::{
-    host::{Host, Running, kill, until},
+    host::{Host, Running, until},
     kernel::{POWEROFF, SPIN, print},
 };
 
@@ -27,28 +27,10 @@ fn taps() -> BTreeMap<String, String> {
     .collect()
 }
 
-/// Ends a service, and waits until it is gone.
-fn end(host: &Host, service: &str, signal: i32) {
-    let [pid] = host.processes(service)[..] else { panic!("{service}: {:?}", host.processes(service)) };
-    kill(pid, signal);
-    until("it has ended", || match host.processes(service).contains(&pid) {
-        false => Ok(()),
-        true => Err(pid.to_string()),
-    });
-}
-
 /// The address that a VM was said to have.
 fn address(said: &str, vm: &str) -> String {
     let line = said.lines().find_map(|line| line.split_once(&format!("{vm} has "))).expect(said).1;
     line.split(' ').next().unwrap().to_owned()
-}
-
-/// Waits until all addresses of `volt0` but so many are free.
-fn all_but(host: &Host, held: u32) {
-    until("the addresses are free", || match host.free("volt0") {
-        free if free == 253 - held => Ok(()),
-        free => Err(free.to_string()),
-    });
 }
 
 /// What was tried first: the address of a VM that lives was another's half a minute after ipamd had been restarted.
@@ -57,12 +39,13 @@ fn another_s(test: &str, signal: i32) {
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     let vm = Running::start(&mut host.full("a", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
-    end(&host, "ipamd", signal);
-    all_but(&host, 1);
+    host.end(["ipamd"], signal);
+    host.held(1);
+    vm.complains("ipamd is served again");
     std::thread::sleep(Duration::from_secs(36));
     let other = host.run(host.plain("c", &off).args(["--net", "volt0"])).ok();
     assert_eq!(address(&other.err, "c"), "10.42.0.3");
-    all_but(&host, 1);
+    host.held(1);
     host.run(&mut host.volt(&["stop", "a", "--grace", "0"])).ok();
     let ended = vm.end().ok();
     let said: Vec<&str> = ended.err.lines().filter(|line| !line.contains("runs without")).collect();
@@ -71,7 +54,7 @@ fn another_s(test: &str, signal: i32) {
         ["volt: a has 10.42.0.2 on volt0", "volt: ipamd has ended; a keeps 10.42.0.2", "volt: ipamd is served again"]
     );
     // After a moment of its own, and the grace that a workload has.
-    all_but(&host, 0);
+    host.held(0);
     host.clean();
 }
 
@@ -105,7 +88,7 @@ fn address_is_held_as_long_as_a_process_of_a_killed_vm_has_its_port() {
     vm.signal(libc::SIGKILL);
     // What is still there holds the pipes that are read to their end.
     vm.exits();
-    end(&host, "ipamd", libc::SIGKILL);
+    host.end(["ipamd"], libc::SIGKILL);
     std::thread::sleep(Duration::from_secs(36));
     let other = host.run(host.plain("c", &off).args(["--net", "volt0"]));
     let free = host.free("volt0");
@@ -114,7 +97,7 @@ fn address_is_held_as_long_as_a_process_of_a_killed_vm_has_its_port() {
     assert_eq!((address(&other.ok().err, "c").as_str(), free), ("10.42.0.3", 252));
     host.clean();
     until("the cgroup is empty", || fs::remove_dir(&frozen).map_err(|e| e.to_string()));
-    all_but(&host, 0);
+    host.held(0);
 }
 
 #[test]
@@ -146,7 +129,7 @@ fn vms_keep_addresses_and_ports_over_restarts_of_every_service_in_any_order_and_
         order.swap(last, next(last + 1));
     }
     for (n, (service, command)) in order.into_iter().enumerate() {
-        end(&host, service, [libc::SIGTERM, libc::SIGKILL][next(2)]);
+        host.end([*service], [libc::SIGTERM, libc::SIGKILL][next(2)]);
         if command.is_empty() {
             let other = host.run(host.plain(&format!("other-{n}"), &off).args(["--net", "volt0"])).ok();
             let address = address(&other.err, &format!("other-{n}"));
@@ -156,9 +139,13 @@ fn vms_keep_addresses_and_ports_over_restarts_of_every_service_in_any_order_and_
             host.run(&mut host.volt(command)).ok();
         }
         assert_eq!(taps(), ports);
-        all_but(&host, u32::try_from(count).unwrap());
+        host.held(u32::try_from(count).unwrap());
     }
     assert_eq!(host.processes("vmm-core").len(), count);
+    // Each VM hears of it when it does, and not when this test has.
+    for (vm, service) in running.iter().flat_map(|vm| ["ipamd", "netmgr"].map(|service| (vm, service))) {
+        vm.complains(&format!("{service} is served again"));
+    }
     for (name, vm) in vms.iter().zip(running) {
         host.run(&mut host.volt(&["stop", name, "--grace", "0"])).ok();
         let ended = vm.end().ok();
@@ -168,7 +155,7 @@ fn vms_keep_addresses_and_ports_over_restarts_of_every_service_in_any_order_and_
         }
         assert!(!ended.err.contains("release"), "{ended:?}");
     }
-    all_but(&host, 0);
+    host.held(0);
     host.clean();
     println!("{count} VMs, {restarts} restarts of each of {} services", SERVICES.len());
 }

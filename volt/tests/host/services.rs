@@ -44,9 +44,13 @@ fn many_runs_at_once_start_each_service_once() {
 fn of_many_runs_with_one_name_one_runs() {
     let Some(host) = Host::new("of_many_runs_with_one_name_one_runs") else { return };
     let kernel = host.kernel("spin", &[SPIN]);
-    let vms: Vec<_> = (0..6).map(|_| Running::start(&mut host.plain("web", &kernel))).collect();
+    let mut vms: Vec<_> = (0..6).map(|_| Running::start(&mut host.plain("web", &kernel))).collect();
     host.runs("web");
-    std::thread::sleep(Duration::from_millis(500));
+    // Each of the others asks while it runs, however long they take to come to that.
+    until("the others have ended", || match vms.iter_mut().filter_map(|vm| vm.child.try_wait().unwrap()).count() {
+        5 => Ok(()),
+        ended => Err(ended.to_string()),
+    });
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     let ended: Vec<_> = vms.into_iter().map(Running::end).collect();
     assert_eq!(ended.iter().filter(|ended| ended.status.success()).count(), 1, "{ended:?}");
@@ -135,7 +139,6 @@ fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cann
         }
         kill(host.processes("ipamd")[0], libc::SIGKILL);
         vm.signal(libc::SIGKILL);
-        vm.end();
         let left = || {
             let sockets = ["run", "run/vms"].map(|folder| host.sockets(folder)).concat();
             sockets.into_iter().filter(|name| ["ipamd.", "web."].iter().any(|of| name.starts_with(of))).count()
@@ -144,6 +147,7 @@ fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cann
             std::thread::sleep(Duration::from_millis(500));
             assert_eq!(left(), 4);
             drop(locks);
+            vm.end();
             until("the sockets are gone", || if left() == 0 { Ok(()) } else { Err(left().to_string()) });
         } else {
             until("the keeper and the janitor have given up", || {
@@ -153,6 +157,7 @@ fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cann
             });
             assert_eq!(left(), 4);
             drop(locks);
+            vm.end();
             host.run(&mut host.full("other", &off)).ok();
         }
         host.clean();
@@ -220,7 +225,7 @@ fn keeper_that_is_stopped_keeps_no_service_from_being_started_again() {
     host.run(&mut host.volt(&["kernel", "list"])).ok();
     let keeper = host.processes("volt keep")[0];
     kill(keeper, libc::SIGSTOP);
-    kill(host.processes("kernel-store")[0], libc::SIGKILL);
+    host.end(["kernel-store"], libc::SIGKILL);
     host.run(&mut host.volt(&["kernel", "list"])).ok();
     // It has only its own to clear away, which the second one's have replaced.
     kill(keeper, libc::SIGCONT);
@@ -333,8 +338,6 @@ fn services_that_root_starts_are_users_of_their_own_and_netmgr_alone_has_a_capab
     users.dedup();
     assert_eq!(users.len(), 3);
     // What they keep is theirs from now on, also where they are started again.
-    for service in outliving() {
-        kill(host.processes(service)[0], libc::SIGKILL);
-    }
+    host.end(outliving(), libc::SIGKILL);
     host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
 }

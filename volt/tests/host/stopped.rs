@@ -13,20 +13,13 @@ use crate::{
     kernel::{SPIN, print},
 };
 
-/// Its address is given back, once nobody has it any more.
-fn all_free(host: &Host) {
-    until("the lease is back", || match host.free("volt0") {
-        253 => Ok(()),
-        free => Err(free.to_string()),
-    });
-}
-
 /// Stops the VM as people do. It has to be answered, and nothing may be left.
 fn stop(host: &Host, vm: Running) {
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
     host.clean();
-    all_free(host);
+    // Its address is given back, once nobody has it any more.
+    host.held(0);
 }
 
 #[test]
@@ -91,7 +84,7 @@ fn launcher_that_is_stopped_at_any_moment_of_a_start_does_not_keep_the_vm_from_b
         below.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
         host.clean();
     }
-    all_free(&host);
+    host.held(0);
 }
 
 /// A cgroup of this test's in a hierarchy of that type whose mount has `option`; `None` if there is none.
@@ -126,10 +119,7 @@ fn freeze(host: &Host, cgroup: &Path, (file, frozen, thawed): (&str, &str, &str)
     host.clean();
     until("the cgroup is empty", || fs::remove_dir(cgroup).map_err(|e| e.to_string()));
     // Where a process was still there at the VM's end, the address has its grace after that.
-    until("the address is free", || match host.free("volt0") {
-        253 => Ok(()),
-        free => Err(free.to_string()),
-    });
+    host.held(0);
 }
 
 #[test]
