@@ -177,21 +177,21 @@ fn a_link_takes_a_connected_socket_only() {
 #[test]
 fn serving_ends_after_the_idle_time_without_a_connection_and_not_before() {
     run(async {
-        let idle = Duration::from_millis(300);
+        let idle = Duration::from_secs(2);
         let served = Served::new(Limits::default(), Some(idle));
         let (connection, store) = served.connect().await;
         get_kernel(&connection, &store, "k").await.unwrap();
-        tokio::time::sleep(2 * idle).await;
+        tokio::time::sleep(idle + idle / 4).await;
         // A connection is open, however quiet.
         assert!(!served.task.is_finished());
         get_kernel(&connection, &store, "k").await.unwrap();
         drop((connection, store));
         let left = Instant::now();
-        // Another one in between starts the time again.
-        tokio::time::sleep(idle / 2).await;
+        // Another one in between starts the time again; well before its end, as a busy machine is late.
+        tokio::time::sleep(idle / 4).await;
         drop(served.connect().await);
         served.task.await.unwrap().unwrap();
-        assert!(left.elapsed() >= idle + idle / 2);
+        assert!(left.elapsed() >= idle + idle / 4);
         assert!(!served.path.exists(), "the socket is left behind");
     });
 }

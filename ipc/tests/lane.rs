@@ -323,13 +323,12 @@ fn a_packet_of_another_length_or_operation_ends_the_lane_and_its_descriptor_is_c
 #[test]
 fn a_descriptor_whose_token_expires_is_closed_without_anybody_asking() {
     run(async {
-        let served = served(Lane::with_limits(Duration::from_millis(300), 64));
+        let served = served(Lane::with_limits(Duration::from_secs(2), 64));
         let raw = Raw::connect(&served);
         let (early, late) = (Watched::new(), Watched::new());
-        let early_token = raw.deposit(&early.writer).await;
-        let late_token = raw.deposit(&late.writer).await;
         let redeem = |token: &[u8]| served.service.lane.redeem(&token[1..], Peer::this_process());
-        let _redeemed = redeem(&early_token).unwrap();
+        let _redeemed = redeem(&raw.deposit(&early.writer).await).unwrap();
+        let late_token = raw.deposit(&late.writer).await;
         late.all_closed().await;
         // What was redeemed in time stays with its new owner.
         assert!(early.outlives_its_owner());

@@ -186,9 +186,13 @@ fn a_program_that_cannot_be_executed_is_an_error_and_leaves_no_child() {
 
 #[test]
 fn its_status_comes_through_and_its_pidfd_tells_its_end() {
-    let mut child = shell("sleep 0.3; exit 7").spawn().unwrap();
+    let (until, end) = io::pipe().unwrap();
+    let mut shell = shell("read line <&3; exit 7");
+    assert_eq!(shell.fd(until.into()), 3);
+    let mut child = shell.spawn().unwrap();
     assert!(child.try_wait().unwrap().is_none());
     assert!(child.wait_for(Duration::from_millis(20)).unwrap().is_none());
+    drop(end);
     let mut poll = libc::pollfd { fd: child.pidfd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: `poll` outlives the call.
     assert_eq!(unsafe { libc::poll(&mut poll, 1, 20_000) }, 1);

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 const WANTED: &str = "VOLT_TEST_ATTEMPT";
 /// What an attempt that hangs is ended by.
-const SECONDS: u32 = 30;
+const SECONDS: u32 = 120;
 
 thread_local! {
     static ATTEMPTS: Cell<u32> = const { Cell::new(0) };
