@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use disk::{Disk, DiskError};
+use testkit::wait::eventually;
 
 const SIZE: u64 = 4 << 20;
 
@@ -30,15 +31,17 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(out.stdout).unwrap().trim().to_owned()
 }
 
-/// A loop device for the time of a test.
-struct Loop(PathBuf);
+/// A loop device for the time of a test, and its file.
+struct Loop(PathBuf, PathBuf);
 
 impl Loop {
     /// None, and the reason said, where this machine gives none.
     fn new(image: &Path, more: &[&str]) -> Option<Loop> {
         let made = Command::new("losetup").args(["--find", "--show"]).args(more).arg(image).output();
         match made {
-            Ok(out) if out.status.success() => Some(Loop(String::from_utf8(out.stdout).unwrap().trim().into())),
+            Ok(out) if out.status.success() => {
+                Some(Loop(String::from_utf8(out.stdout).unwrap().trim().into(), image.into()))
+            }
             other => {
                 println!("skipped: loop devices: {other:?}");
                 None
@@ -50,6 +53,10 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        // Whoever else has the device open for a moment, as who looks for file systems does, has the file with it until then.
+        let file = Path::new("/sys/block").join(self.0.file_name().unwrap()).join("loop/backing_file");
+        let ours = |image: String| Path::new(image.trim_end()) == self.1;
+        eventually("the device has let go of its file", || !fs::read_to_string(&file).is_ok_and(ours));
     }
 }
 

@@ -1,7 +1,5 @@
 //! The twin examples, behind one frontend: what it sees of the two is the same. What the kernel sees is not.
 
-use std::os::unix::net::UnixStream;
-use std::time::Instant;
 use testrig::frontend::*;
 use vhost::VhostBackend;
 
@@ -14,14 +12,7 @@ fn connect(program: &str) -> Machine {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rng.sock");
     let mut backend = start(program, &["--socket-path", path.to_str().unwrap()], vec![]);
-    let begun = Instant::now();
-    let socket = loop {
-        match UnixStream::connect(&path) {
-            Ok(socket) => break socket,
-            Err(error) => assert!(begun.elapsed() < PATIENCE, "{program}: {error}; {}", backend.said()),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    };
+    let socket = backend.takes(&path);
     Machine::connect(backend, socket, 1)
 }
 

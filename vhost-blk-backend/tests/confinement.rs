@@ -7,7 +7,6 @@ use disk::*;
 use schema::device_capnp::device_backend;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 use testrig::frontend::*;
 
 /// A backend with a control link, and the link's other end.
@@ -32,7 +31,7 @@ fn the_control_link_tells_what_the_device_is_and_does() {
         let connection = ipc::Connection::from_fd(link).unwrap();
         let backend: device_backend::Client = connection.bootstrap();
         let promise = backend.info_request().send();
-        let response = connection.call("look at the device", Duration::from_secs(5), promise).await.unwrap();
+        let response = connection.call("look at the device", PATIENCE, promise).await.unwrap();
         let info = response.get().unwrap().get_info().unwrap();
         assert_eq!(info.get_virtio_type(), 2);
         assert_eq!(info.get_features(), machine.offered);

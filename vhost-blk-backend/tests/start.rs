@@ -102,14 +102,7 @@ fn a_listening_backend_serves_one_frontend_and_ends() {
     for _ in 0..2 {
         // The second time over the socket that the first left behind.
         let mut backend = start(PROGRAM, &args, vec![]);
-        let begun = std::time::Instant::now();
-        let ours = loop {
-            match std::os::unix::net::UnixStream::connect(&path) {
-                Ok(stream) => break stream,
-                Err(_) if begun.elapsed() < PATIENCE => std::thread::sleep(std::time::Duration::from_millis(5)),
-                Err(error) => panic!("{error}: {}", backend.said()),
-            }
-        };
+        let ours = backend.takes(&path);
         let mut machine = Machine::connect(backend, ours, 1);
         let mut queues = machine.begin(FLUSH, 1, 16);
         assert_eq!(request(&machine.ram, &mut queues[0], T_OUT, 0, &[out(DATA, 512)]), OK);

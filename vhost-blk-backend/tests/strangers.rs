@@ -9,7 +9,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Instant;
 use testrig::frontend::*;
 use virtio_driver::{VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags};
 
@@ -42,11 +41,7 @@ fn listening(folder: &Path, image: &Path) -> Backend {
     let _left = std::fs::remove_file(&socket);
     let args = ["--socket-path", socket.to_str().unwrap(), "--blk-file", image.to_str().unwrap()];
     let mut backend = start(PROGRAM, &args, vec![]);
-    let begun = Instant::now();
-    while !socket.exists() {
-        assert!(begun.elapsed() < PATIENCE, "{}", backend.said());
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    backend.listens(&socket);
     backend
 }
 
@@ -137,14 +132,7 @@ fn the_crate_virtio_driver_reads_and_writes_the_disk() {
     let mut queue = VirtioBlkQueue::setup_queues(&mut *transport, 1, 64).unwrap().remove(0);
     let complete = |queue: &mut VirtioBlkQueue<'_, u8>| {
         transport.get_submission_notifier(0).notify().unwrap();
-        let begun = Instant::now();
-        loop {
-            if let Some(done) = queue.completions().next() {
-                return (done.context, done.ret);
-            }
-            assert!(begun.elapsed() < PATIENCE);
-            std::thread::sleep(std::time::Duration::from_micros(200));
-        }
+        until("it is done", || queue.completions().next().map(|done| (done.context, done.ret)).ok_or(String::new()))
     };
     let (from, to) = buffers.split_at_mut(SIZE);
     from.fill(0xa5);

@@ -177,7 +177,7 @@ fn table_has_every_row_with_its_state() {
 fn programs_that_are_absent_stop_vms() {
     let dir = tempfile::tempdir().unwrap();
     let alone = dir.path().join("volt");
-    fs::copy(VOLT, &alone).unwrap();
+    testkit::program::copy(VOLT, &alone);
     let report = Report::of(&mut doctor(&alone));
     assert_eq!((report.verdict.as_str(), report.row("programs").state.as_str()), ("missing", "missing"));
     for program in beside_volt() {
@@ -200,7 +200,7 @@ fn plain_user_learns_what_is_lacking_and_what_cannot_be_found_out() {
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let volt = dir.path().join("volt");
     for program in programs() {
-        fs::copy(Path::new(VOLT).with_file_name(program), dir.path().join(program)).unwrap();
+        testkit::program::copy(Path::new(VOLT).with_file_name(program), &dir.path().join(program));
     }
     let plain = |policy: &str| Report::of(doctor(&volt).args(["--confinement", policy]).uid(NOBODY).gid(NOBODY));
     let root = Report::of(&mut doctor(&volt));

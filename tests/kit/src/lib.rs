@@ -13,3 +13,5 @@ pub mod corpus;
 #[cfg(feature = "images")]
 pub mod images;
 pub mod input;
+pub mod program;
+pub mod wait;

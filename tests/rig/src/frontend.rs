@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use confine::{Child, Spawn};
 use rustix::fs::{MemfdFlags, SealFlags};
+pub use testkit::wait::{PATIENCE, until};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -25,7 +26,6 @@ pub const USER: u64 = 0x1000_0000_0000;
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
-pub const PATIENCE: Duration = Duration::from_secs(10);
 pub const VERSION_1: u64 = 1 << 32;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const INDIRECT_DESC: u64 = 1 << 28;
@@ -55,6 +55,16 @@ pub fn start(program: &str, args: &[&str], fds: Vec<OwnedFd>) -> Backend {
 }
 
 impl Backend {
+    /// Waits until its socket is there.
+    pub fn listens(&mut self, socket: &Path) {
+        until("the socket is there", || if socket.exists() { Ok(()) } else { Err(self.said()) });
+    }
+
+    /// Waits until it takes a connection.
+    pub fn takes(&mut self, socket: &Path) -> UnixStream {
+        until("it takes a connection", || UnixStream::connect(socket).map_err(|e| format!("{e}: {}", self.said())))
+    }
+
     /// Waits for its end.
     pub fn end(&mut self) -> (ExitStatus, String) {
         let status = self.child.wait_for(PATIENCE).unwrap().expect("the backend ends");
@@ -151,7 +161,7 @@ pub fn pair() -> (UnixStream, OwnedFd) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let watchdog = ours.try_clone().unwrap();
     std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_secs(300));
         let _ = watchdog.shutdown(std::net::Shutdown::Both);
     });
     (ours, theirs.into())

@@ -10,15 +10,13 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
 };
+
+pub use testkit::wait::{PATIENCE, until};
 
 use schema::programs::{self, LAUNCHER, Starter, beside_volt};
 
 use crate::kernel;
-
-/// How long anything may take: a debug build on a machine with other work.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Host {
     dir: tempfile::TempDir,
@@ -253,15 +251,6 @@ pub fn outliving() -> impl Iterator<Item = &'static str> {
     ["volt keep"].into_iter().chain(services())
 }
 
-/// Waits until `check` holds.
-pub fn until(what: &str, mut check: impl FnMut() -> Result<(), String>) {
-    let limit = Instant::now() + PATIENCE;
-    while let Err(why) = check() {
-        assert!(Instant::now() < limit, "Waited in vain until {what}: {why}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// The real user of a process. (Its folder in /proc is root's where it is not dumpable.)
 pub fn uid(process: &Path) -> u32 {
     let status = fs::read_to_string(process.join("status")).unwrap_or_default();
@@ -351,17 +340,11 @@ impl Running {
 
     /// Waits for its end.
     pub fn end(mut self) -> Ended {
-        let limit = Instant::now() + PATIENCE;
-        let status = loop {
-            match self.child.try_wait().unwrap() {
-                Some(status) => break status,
-                None if Instant::now() > limit => {
-                    let _ = self.child.kill();
-                    panic!("It still runs. {:?}", String::from_utf8_lossy(&self.err.0.lock().unwrap()));
-                }
-                None => std::thread::sleep(Duration::from_millis(5)),
-            }
-        };
+        let said = self.err.0.clone();
+        let status = until("it has ended", || {
+            let said = || String::from_utf8_lossy(&said.lock().unwrap()).into_owned();
+            self.child.try_wait().unwrap().ok_or_else(said)
+        });
         let text = |(shared, thread): (Shared, Option<std::thread::JoinHandle<()>>)| {
             thread.into_iter().for_each(|thread| thread.join().unwrap());
             String::from_utf8_lossy(&shared.lock().unwrap()).into_owned()

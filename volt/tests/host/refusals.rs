@@ -2,10 +2,12 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::process::CommandExt,
     path::Path,
     process::Command,
 };
+
+use testkit::program;
 
 use crate::{
     host::{Host, Running},
@@ -183,8 +185,8 @@ fn program_whose_interpreter_is_missing_is_named_with_that() {
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     let (built, copies) = (Path::new(env!("CARGO_BIN_EXE_volt")).parent().unwrap(), host.path("bin"));
     fs::create_dir(&copies).unwrap();
-    for program in schema::programs::programs() {
-        fs::copy(built.join(program), copies.join(program)).unwrap();
+    for name in schema::programs::programs() {
+        program::copy(built.join(name), &copies.join(name));
     }
     let run = || {
         let of = host.plain("web", &off);
@@ -195,9 +197,8 @@ fn program_whose_interpreter_is_missing_is_named_with_that() {
     };
     // The core is started by the launcher, the store by the keeper, which says it in the log.
     let log = || fs::read_to_string(host.path("state/services.log")).unwrap_or_default();
-    for (program, said_by) in [("kernel-store", "services.log"), ("vmm-core", "")] {
-        fs::write(copies.join(program), "#!/nowhere/at-all\n").unwrap();
-        fs::set_permissions(copies.join(program), fs::Permissions::from_mode(0o755)).unwrap();
+    for (name, said_by) in [("kernel-store", "services.log"), ("vmm-core", "")] {
+        program::write("#!/nowhere/at-all\n", &copies.join(name));
         let ended = host.run(&mut run());
         assert!(!ended.status.success());
         let said = if said_by.is_empty() {
@@ -206,10 +207,10 @@ fn program_whose_interpreter_is_missing_is_named_with_that() {
             ended.refused(&[said_by]);
             log()
         };
-        assert!(said.contains(program) && said.contains("interpreter") && said.contains("No such file"), "{said}");
+        assert!(said.contains(name) && said.contains("interpreter") && said.contains("No such file"), "{said}");
         // What it says to do.
-        fs::remove_file(copies.join(program)).unwrap();
-        fs::copy(built.join(program), copies.join(program)).unwrap();
+        fs::remove_file(copies.join(name)).unwrap();
+        program::copy(built.join(name), &copies.join(name));
         host.run(&mut run()).ok();
     }
     host.clean();
