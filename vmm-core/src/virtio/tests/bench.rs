@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use testkit::wait::PATIENCE;
+
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -21,10 +23,6 @@ use super::super::{DeviceSpec, Error, MmioDevice};
 pub const VERSION_1: u64 = 1 << 32;
 /// What attackers have here for the handshake and for each operation.
 pub const SHORT: Duration = Duration::from_secs(1);
-/// Within this each attack has to be over, on a machine that does much else.
-pub const OVER: Duration = Duration::from_secs(10);
-/// Longer than a vCPU waits for a device's thread here.
-pub const STALL: Duration = Duration::from_secs(4);
 
 /// Registered eventfds, as a test sees them.
 #[derive(Default)]
@@ -32,8 +30,8 @@ pub struct Registered {
     pub kicks: Vec<(u16, EventFd)>,
     pub calls: Vec<EventFd>,
     pub unregistered: usize,
-    /// How long the kernel takes to register an ioeventfd.
-    pub stall: Duration,
+    /// The kernel takes until its other end is dropped to register an ioeventfd.
+    pub stall: Option<Receiver<()>>,
     /// It panics instead.
     pub panics: bool,
 }
@@ -49,11 +47,11 @@ impl Wiring {
 
 impl Events for Wiring {
     fn register_ioeventfd(&self, queue: u16, kick: &EventFd) -> io::Result<()> {
-        let registered = self.registered();
-        let (stall, panics) = (registered.stall, registered.panics);
+        let mut registered = self.registered();
+        let (stall, panics) = (registered.stall.take(), registered.panics);
         drop(registered);
         assert!(!panics, "as the test wants it");
-        std::thread::sleep(stall);
+        stall.into_iter().for_each(|until| _ = until.recv());
         self.registered().kicks.push((queue, kick.try_clone()?));
         Ok(())
     }
@@ -112,12 +110,12 @@ impl Bench {
     }
 
     pub fn ready(self) -> Bench {
-        self.device.wait_ready(OVER).unwrap();
+        self.device.wait_ready(PATIENCE).unwrap();
         self
     }
 
     pub fn handshake_error(&self) -> String {
-        match self.device.wait_ready(OVER) {
+        match self.device.wait_ready(PATIENCE) {
             Err(Error::Failed(why)) => why,
             other => panic!("{other:?}"),
         }
@@ -189,7 +187,7 @@ impl Bench {
     }
 
     pub fn failure(&mut self) -> String {
-        let why = self.failed.recv_timeout(OVER).expect("the device reports its failure");
+        let why = self.failed.recv_timeout(PATIENCE).expect("the device reports its failure");
         self.thread.take().unwrap().join().unwrap();
         why
     }

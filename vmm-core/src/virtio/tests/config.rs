@@ -3,11 +3,12 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::super::regs::reg;
-use super::bench::{Bench, OVER, VERSION_1, spec};
+use super::bench::{Bench, VERSION_1, spec};
 use super::peer::{Backend, Reaction, Seen};
+use testkit::wait::{PATIENCE, eventually};
 
 /// A backend whose BACKEND_REQ channel the test gets.
 fn with_channel(config: Vec<u8>) -> (Bench, UnixStream) {
@@ -28,15 +29,7 @@ fn with_channel(config: Vec<u8>) -> (Bench, UnixStream) {
     };
     let (socket, _peer) = backend.serve(script);
     let bench = Bench::hurried(spec(19, socket)).ready();
-    (bench, receiver.recv_timeout(OVER).unwrap())
-}
-
-fn wait_until(what: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !what() {
-        assert!(start.elapsed() < OVER);
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    (bench, receiver.recv_timeout(PATIENCE).unwrap())
 }
 
 #[test]
@@ -120,7 +113,7 @@ fn driver_writes_reach_the_backend_and_the_answer_is_read_back() {
     bench.drive(VERSION_1, 2);
     bench.device.write(reg::CONFIG + 32, &[1]);
     let expected = [&[32, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..], &[1]].concat();
-    assert_eq!(receiver.recv_timeout(OVER).unwrap(), expected);
+    assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), expected);
     assert_eq!(bench.config(60), [7; 60]);
     bench.device.write(reg::CONFIG + 57, &[1; 4]);
     bench.device.write(reg::CONFIG + 57, &[1; 3]);
@@ -139,12 +132,12 @@ fn change_told_by_the_backend_raises_generation_and_interrupts() {
     let mut ack = [0; 20];
     requests.read_exact(&mut ack).unwrap();
     assert_eq!(ack, [&[2, 5, 8].map(u32::to_le_bytes).concat()[..], &[0; 8]].concat()[..]);
-    wait_until(|| bench.config(8) != before);
+    eventually("its content is another", || bench.config(8) != before);
     assert_ne!(bench.read(reg::CONFIG_GENERATION), generation);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 3);
     bench.write(reg::INTERRUPT_ACK, 2);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 1);
-    wait_until(|| bench.wiring.registered().calls[0].read().is_ok());
+    eventually("it interrupts", || bench.wiring.registered().calls[0].read().is_ok());
 }
 
 #[test]
@@ -185,7 +178,7 @@ fn backend_that_floods_its_channel_and_reads_no_answer_is_ended() {
     let message = [3, 1 | 8, 0].map(u32::to_le_bytes).concat();
     requests.set_nonblocking(true).unwrap();
     let start = Instant::now();
-    while start.elapsed() < OVER
+    while start.elapsed() < PATIENCE
         && !matches!(requests.write(&message), Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe)
     {}
     assert!(bench.failure().contains("does not read the answers"));
@@ -200,7 +193,7 @@ fn backend_that_asks_while_it_should_answer_is_served_meanwhile() {
             requests = Some(UnixStream::from(seen.fds[0].try_clone().unwrap()));
         }
         if let (5, Some(requests)) = (seen.request, &mut requests) {
-            requests.set_read_timeout(Some(OVER)).unwrap();
+            requests.set_read_timeout(Some(PATIENCE)).unwrap();
             requests.write_all(&[2, 1 | 8, 0].map(u32::to_le_bytes).concat()).unwrap();
             requests.read_exact(&mut [0; 20]).unwrap();
         }

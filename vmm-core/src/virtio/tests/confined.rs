@@ -15,8 +15,9 @@ use super::super::events::{Events, KvmEvents};
 use super::super::regs::{reg, status};
 use super::super::thread::{Deadlines, build};
 use super::super::{DeviceThread, MmioDevice};
-use super::bench::{OVER, VERSION_1, Wiring, memfd, regions, ring_at, spec};
+use super::bench::{VERSION_1, Wiring, memfd, regions, ring_at, spec};
 use super::peer::{Backend, Reaction};
+use testkit::wait::PATIENCE;
 
 const SOCKET: &str = "VOLT_TEST_CONFINED_SOCKET";
 const CHILD: &str = "virtio::tests::confined::child_process";
@@ -92,11 +93,11 @@ fn live(number: &str) -> ! {
     let _vcpu: JoinHandle<()> = confined.spawn("vcpu0", &crate::vcpu::filter(0), vcpu).unwrap();
     let own = base::exit().allow(&[libc::SYS_clock_gettime]);
     let _narrow = confined.enter(&own).unwrap();
-    let (flag, waited) = done.1.wait_timeout_while(done.0.lock().unwrap(), OVER, |done| !*done).unwrap();
+    let (flag, waited) = done.1.wait_timeout_while(done.0.lock().unwrap(), PATIENCE, |done| !*done).unwrap();
     assert!(!waited.timed_out());
     drop(flag);
     // The backend went away: the thread reports it, from within its filter, and ends.
-    let why = failed.receive_until(Instant::now() + OVER).ok().flatten();
+    let why = failed.receive_until(Instant::now() + PATIENCE).ok().flatten();
     let mut bits = [0; 4];
     device.read(reg::STATUS, &mut bits);
     let right = why.is_some_and(|why| why.contains("closed its socket"))
@@ -107,7 +108,7 @@ fn live(number: &str) -> ! {
 
 /// What a vCPU does for a driver that starts and resets the device, twice.
 fn drive_twice(device: &MmioDevice) {
-    device.wait_ready(OVER).unwrap();
+    device.wait_ready(PATIENCE).unwrap();
     let write = |offset: u64, value: u32| device.write(offset, &value.to_le_bytes());
     for _ in 0..2 {
         write(reg::STATUS, 3);

@@ -19,7 +19,8 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use super::super::DeviceSpec;
 use super::super::regs::{reg, status};
-use super::bench::{Bench, OVER, STALL, VERSION_1, ring_at, spec};
+use super::bench::{Bench, SHORT, VERSION_1, ring_at, spec};
+use testkit::wait::PATIENCE;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
@@ -80,7 +81,7 @@ impl VhostUserBackendMut for Foreign {
     }
     fn update_memory(&mut self, memory: Memory) -> io::Result<()> {
         if self.end == End::Memory {
-            std::thread::sleep(STALL);
+            std::thread::sleep(4 * SHORT);
         }
         self.memory = Some(memory);
         Ok(())
@@ -169,7 +170,7 @@ fn exchange(bench: &Bench, queue: u32, count: u16, bytes: &[u8; 8]) -> [u8; 8] {
         u16::from_le_bytes(index) == count + 1
     };
     while !is_used() || !registered.calls.iter().any(|call| call.read().is_ok()) {
-        assert!(begun.elapsed() < OVER, "the chain was not served");
+        assert!(begun.elapsed() < PATIENCE, "the chain was not served");
         std::thread::sleep(Duration::from_millis(1));
     }
     bench.ram.read_exact_at(&mut back, answer).unwrap();

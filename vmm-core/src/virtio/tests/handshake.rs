@@ -224,7 +224,7 @@ fn more_queues_than_the_backend_has_is_an_error_that_says_so() {
     let asked = |virtio_id, queues| {
         let (socket, _peer) = Backend { queues: 4, ..Backend::default() }.serve(|_| Reaction::Behave);
         let bench = Bench::new(super::super::DeviceSpec { queues: Some(queues), ..spec(virtio_id, socket) });
-        bench.device.wait_ready(super::bench::OVER).map_err(|error| error.to_string())
+        bench.device.wait_ready(testkit::wait::PATIENCE).map_err(|error| error.to_string())
     };
     assert_eq!(asked(2, 4), Ok(()));
     assert!(asked(2, 5).unwrap_err().contains("has 4 queues where 5 are asked for"));
