@@ -2,27 +2,26 @@
 
 mod common;
 
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use capnp::traits::HasTypeId;
 use common::*;
-use ipc::{Code, Connection};
+use ipc::Code;
 use schema::addresses_capnp::lease_info::State;
 use schema::addresses_capnp::{allocator, ipam, lease, pool, reservation};
+use testkit::{
+    skip,
+    user::{as_user, is_root},
+};
 use testrig::{
     handed::{hand_over, know_only},
+    service::{dies_with_this_thread, inherits},
     storm,
 };
 
 const OTHER: &str = r#"{"network":"volt1","subnet":"10.43.0.0/24"}"#;
-
-/// One end of a link that leads to what was handed over.
-fn client(connection: Connection) -> Client {
-    Client { ipam: connection.bootstrap(), connection }
-}
 
 #[test]
 fn what_is_narrow_leads_to_nothing_wider() {
@@ -42,9 +41,9 @@ fn what_is_narrow_leads_to_nothing_wider() {
         ];
         know_only(ipam::Client::TYPE_ID, &narrow).await;
         // Each is what it was, and does what it says, also for who got it handed.
-        let holder = client(hand_over(&lease.client));
+        let holder = Client::from(hand_over(&lease.client));
         assert_eq!(holder.info(&holder.connection.bootstrap()).await.unwrap().workload, "vm-a");
-        let holder = client(hand_over(&allocator.client));
+        let holder = Client::from(hand_over(&allocator.client));
         assert_eq!(code(holder.allocate(&holder.connection.bootstrap(), "vm-c").await), Some(Code::Exhausted));
         assert_eq!(owner.reservation_info(&reservation).await.unwrap().workload, "vm-b");
         assert_eq!(owner.networks().await, ["volt0"]);
@@ -59,7 +58,7 @@ fn a_quota_is_the_same_for_all_who_hold_the_allocator_however_often_they_ask() {
         let owner = service.connect().await;
         let pool = owner.define(CONFIG).await.unwrap();
         let allocator = owner.allocator(&pool, 2).await.unwrap();
-        let holders = [(); 3].map(|()| client(hand_over(&allocator.client)));
+        let holders = [(); 3].map(|()| Client::from(hand_over(&allocator.client)));
         let ask = async |holder: &Client, workload: &str| {
             // Each asks its link for the capability anew.
             holder.allocate(&holder.connection.bootstrap::<allocator::Client>(), workload).await
@@ -70,7 +69,7 @@ fn a_quota_is_the_same_for_all_who_hold_the_allocator_however_often_they_ask() {
             assert_eq!(code(ask(holder, "vm-2").await), Some(Code::Exhausted));
         }
         // To reconnect gives nothing, and neither does dropping a lease, whose address is kept for its workload.
-        let again = client(hand_over(&allocator.client));
+        let again = Client::from(hand_over(&allocator.client));
         assert_eq!(code(ask(&again, "vm-2").await), Some(Code::Exhausted));
         drop(first);
         eventually(async || owner.leases(&pool).await.iter().any(|info| info.state == State::Grace)).await;
@@ -91,7 +90,7 @@ fn a_lease_that_was_released_is_nobodys_and_does_no_harm_to_the_next_on_that_add
         let pool = owner.define(r#"{"network":"volt2","subnet":"10.44.0.0/30"}"#).await.unwrap();
         let allocator = owner.allocator(&pool, 10).await.unwrap();
         let old = owner.allocate(&allocator, "vm-old").await.unwrap();
-        let holder = client(hand_over(&old.client));
+        let holder = Client::from(hand_over(&old.client));
         let handed: lease::Client = holder.connection.bootstrap();
         let address = holder.info(&handed).await.unwrap().address;
         owner.release(&old).await.unwrap();
@@ -135,19 +134,11 @@ fn a_reservations_reference_is_good_at_its_own_pool_and_cannot_be_guessed() {
 const OWN: u32 = 4720;
 const OWNER: u32 = 4721;
 
-/// Asks as another user, in a thread of its own, for the networks.
+/// Asks as another user for the networks.
 fn ask_as(user: u32, socket: &Path) -> Result<Vec<String>, Code> {
     let socket = socket.to_owned();
-    let asked = std::thread::spawn(move || {
-        // Of this thread alone: the kernel's credentials are a thread's.
-        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
-        let mut answer = Ok(Vec::new());
-        run(async {
-            answer = async { Client::connect(&socket).await?.try_networks().await }.await.map_err(|fault| fault.code);
-        });
-        answer
-    });
-    asked.join().unwrap()
+    let asked = as_user(user, move || run(async { Client::connect(&socket).await?.try_networks().await }));
+    asked.join().unwrap().map_err(|fault| fault.code)
 }
 
 /// What a fresh one lists: the network that is built in.
@@ -165,9 +156,8 @@ fn both(socket: &Path) -> [PathBuf; 2] {
 
 #[test]
 fn a_socket_that_it_makes_for_an_owner_is_that_owners_and_lets_in_nobody_else_whatever_its_mode() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: a_socket_that_it_makes_for_an_owner_...: becoming another user takes root");
-        return;
+    if !is_root() {
+        return skip!("becoming another user takes root");
     }
     let dir = tempfile::tempdir().unwrap();
     open_to_all(dir.path(), 0o755);
@@ -190,9 +180,8 @@ fn a_socket_that_it_makes_for_an_owner_is_that_owners_and_lets_in_nobody_else_wh
 
 #[test]
 fn one_that_runs_as_a_user_of_its_own_serves_root_itself_and_its_owner_only() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: one_that_runs_as_a_user_of_its_own_...: becoming another user takes root");
-        return;
+    if !is_root() {
+        return skip!("becoming another user takes root");
     }
     let dir = tempfile::tempdir().unwrap();
     open_to_all(dir.path(), 0o755);
@@ -200,27 +189,17 @@ fn one_that_runs_as_a_user_of_its_own_serves_root_itself_and_its_owner_only() {
     std::fs::create_dir(&state).unwrap();
     open_to_all(&state, 0o700);
     chown(&state, Some(OWN), Some(OWN)).unwrap();
-    let socket = dir.path().join("ipamd.sock");
-    let (rpc, lane) = ipc::Endpoint::bind_for(Some(OWNER), &socket, 0o600).unwrap().into_fds();
+    let socket = Service::socket(dir.path());
+    let endpoint = ipc::Endpoint::bind_for(Some(OWNER), &socket, 0o600).unwrap();
     both(&socket).iter().for_each(|path| open_to_all(path, 0o666));
     // Where that user can get at it.
     let program = dir.path().join("ipamd");
-    std::fs::copy(env!("CARGO_BIN_EXE_ipamd"), &program).unwrap();
+    testkit::program::copy(env!("CARGO_BIN_EXE_ipamd"), &program);
     let mut command = std::process::Command::new(program);
     command.arg("--state-dir").arg(&state).args(["--owner", &OWNER.to_string()]);
-    command.args(["--listen-fd", &rpc.as_raw_fd().to_string(), "--lane-fd", &lane.as_raw_fd().to_string()]);
     command.uid(OWN).gid(OWN).stdin(std::process::Stdio::null());
-    let fds = [rpc.as_raw_fd(), lane.as_raw_fd()];
-    // SAFETY: fcntl and prctl are async-signal-safe, and the closure does nothing else.
-    unsafe {
-        command.pre_exec(move || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            match fds.iter().all(|fd| libc::fcntl(*fd, libc::F_SETFD, 0) >= 0) {
-                true => Ok(()),
-                false => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
+    inherits(&mut command, endpoint);
+    dies_with_this_thread(&mut command);
     let service = Service::of(command.spawn().unwrap(), socket);
     for user in [0, OWN, OWNER] {
         assert_eq!(ask_as(user, &service.socket), answered(), "{user}");
@@ -237,13 +216,13 @@ fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
     let state = dir.path().join("state");
     std::fs::create_dir(&state).unwrap();
     open_to_all(&state, 0o777);
-    let said = refusal(command(dir.path()));
+    let said = refusal(Service::command(dir.path()));
     assert!(said.contains("others may write") && said.contains("--state-dir"), "{said}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was made, above all no socket");
     open_to_all(&state, 0o755);
-    if rustix::process::geteuid().is_root() {
+    if is_root() {
         chown(&state, Some(OWNER), None).unwrap();
-        let said = refusal(command(dir.path()));
+        let said = refusal(Service::command(dir.path()));
         assert!(said.contains("belongs to user 4721"), "{said}");
         chown(&state, Some(0), None).unwrap();
     }
@@ -254,9 +233,9 @@ fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
 fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold() {
     let dir = tempfile::tempdir().unwrap();
     let said = dir.path().join("said");
-    let mut command = command(dir.path());
+    let mut command = Service::command(dir.path());
     command.stderr(std::fs::File::create(&said).unwrap());
-    let mut service = Service::of(command.spawn().unwrap(), dir.path().join("ipamd.sock"));
+    let mut service = Service::of(command.spawn().unwrap(), Service::socket(dir.path()));
     run(async {
         let owner = service.connect().await;
         let pool = owner.define(OTHER).await.unwrap();

@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use common::*;
@@ -12,11 +14,15 @@ use schema::addresses_capnp::lease_info::State;
 /// What was acknowledged of a workload: its address, and the life of its lease if that was asked for.
 type Acknowledged = (String, Option<OwnedFd>);
 
-/// Allocates with many clients at once until the service dies; what was acknowledged, by workload.
-async fn allocate_until_it_dies(socket: &std::path::Path, round: usize) -> BTreeMap<String, Acknowledged> {
+/// Allocates with many clients at once until the service dies; what was acknowledged, by workload, each counted when it is.
+async fn allocate_until_it_dies(
+    socket: &std::path::Path,
+    round: usize,
+    count: &Rc<Cell<usize>>,
+) -> BTreeMap<String, Acknowledged> {
     let mut tasks = Vec::new();
     for client in 0..8 {
-        let socket = socket.to_owned();
+        let (socket, count) = (socket.to_owned(), count.clone());
         tasks.push(tokio::task::spawn_local(async move {
             let mut acknowledged = BTreeMap::new();
             let Ok(client_) = Client::connect(&socket).await else { return acknowledged };
@@ -24,6 +30,7 @@ async fn allocate_until_it_dies(socket: &std::path::Path, round: usize) -> BTree
             let Ok(allocator) = client_.allocator(&pool, 65_536).await else { return acknowledged };
             let mut held = Vec::new();
             for n in 0.. {
+                count.set(count.get() + 1);
                 let workload = format!("vm-{round}-{client}-{n}");
                 let Ok(lease) = client_.allocate(&allocator, &workload).await else { break };
                 let Ok(info) = client_.info(&lease).await else { break };
@@ -67,10 +74,13 @@ fn what_was_acknowledged_survives_being_killed_and_nothing_is_doubled() {
         let mut acknowledged = BTreeMap::new();
         run(async {
             let socket = service.socket.clone();
-            let work = tokio::task::spawn_local(async move { allocate_until_it_dies(&socket, round).await });
-            tokio::time::sleep(Duration::from_millis(150 + 70 * round as u64)).await;
-            service.process.kill().unwrap();
-            service.process.wait().unwrap();
+            let begun = Rc::new(Cell::new(0));
+            let counted = begun.clone();
+            let work = tokio::task::spawn_local(async move { allocate_until_it_dies(&socket, round, &counted).await });
+            // In the midst of it, wherever that is: so many were begun, of which the one before is acknowledged.
+            eventually(async || begun.get() > 60 + 17 * round).await;
+            tokio::time::sleep(Duration::from_millis(7 * round as u64)).await;
+            service.kill();
             acknowledged = work.await.unwrap();
         });
         total += acknowledged.len();

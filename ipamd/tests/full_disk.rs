@@ -24,7 +24,7 @@ struct Disk {
 
 impl Disk {
     /// `None`, and a line that says so, where it cannot be had.
-    fn make(test: &str, kind: &str, dir: &Path) -> Option<Disk> {
+    fn make(kind: &str, dir: &Path) -> Option<Disk> {
         let script = match kind {
             "tmpfs" => r#"mount -t tmpfs -o size=16m,mode=700 none "$1/disk""#,
             _ => r#"truncate -s 24m "$1/image" && mkfs.ext4 -q -m 0 "$1/image" && mount -o loop "$1/image" "$1/disk""#,
@@ -38,14 +38,14 @@ impl Disk {
         let _ = BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut said);
         let disk = Disk { keeper, dir: dir.into() };
         if said != "mounted\n" {
-            println!("skipped: {test}: {kind} cannot be mounted in a namespace of its own here (it takes root)");
+            testkit::skip!("{kind} cannot be mounted in a namespace of its own here (it takes root)");
             return None;
         }
         Some(disk)
     }
 
     fn start(&self) -> Service {
-        let socket = self.dir.join("ipamd.sock");
+        let socket = Service::socket(&self.dir);
         let mut command = Command::new("nsenter");
         command.args(["-m", "-t", &self.keeper.id().to_string(), "--", env!("CARGO_BIN_EXE_ipamd")]);
         command.arg("--state-dir").arg(self.dir.join("disk/state")).arg("--socket").arg(&socket);
@@ -78,9 +78,9 @@ impl Drop for Disk {
     }
 }
 
-fn gives_back_on(kind: &str, test: &str) {
+fn gives_back_on(kind: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = Disk::make(test, kind, dir.path()) else { return };
+    let Some(disk) = Disk::make(kind, dir.path()) else { return };
     let service = disk.start();
     let mut life = None;
     run(async {
@@ -147,19 +147,18 @@ fn gives_back_on(kind: &str, test: &str) {
 
 #[test]
 fn what_gives_something_back_succeeds_on_a_full_tmpfs() {
-    gives_back_on("tmpfs", "what_gives_something_back_succeeds_on_a_full_tmpfs");
+    gives_back_on("tmpfs");
 }
 
 #[test]
 fn what_gives_something_back_succeeds_on_a_full_ext4() {
-    gives_back_on("ext4", "what_gives_something_back_succeeds_on_a_full_ext4");
+    gives_back_on("ext4");
 }
 
 #[test]
 fn where_there_is_no_space_for_the_reserve_nothing_new_is_taken() {
-    const TEST: &str = "where_there_is_no_space_for_the_reserve_nothing_new_is_taken";
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = Disk::make(TEST, "tmpfs", dir.path()) else { return };
+    let Some(disk) = Disk::make("tmpfs", dir.path()) else { return };
     let service = disk.start();
     let keep = |bytes: u64| File::create(disk.path("other")).unwrap().set_len(bytes).unwrap();
     run(async {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use ipc::Code;
@@ -17,13 +17,12 @@ const SMALL: &str =
     r#"{"network":"volt0","subnet":"10.42.0.0/24","pool":{"start":"10.42.0.2","end":"10.42.0.4"},"reservations":{}}"#;
 /// Descriptors that may wait for one process.
 const MOST: usize = schema::fd_lane_capnp::MAX_TOKENS_PER_PROCESS as usize;
-/// A grace period, and a look.
+/// A grace period; and with a look.
+const FULL: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(32);
 
 fn end(mut service: Service, signal: rustix::process::Signal) {
-    let pid = rustix::process::Pid::from_child(&service.process);
-    rustix::process::kill_process(pid, signal).unwrap();
-    service.process.wait().unwrap();
+    service.end(signal);
 }
 
 fn states(leases: &[Info]) -> Vec<String> {
@@ -63,7 +62,7 @@ fn an_address_whose_life_somebody_has_is_given_to_nobody_however_often_the_servi
         let pool = client.pool("volt0").await.unwrap();
         assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Held", "10.42.0.3 vm-b Grace"]);
         tokio::time::sleep(GRACE).await;
-        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Held"]);
+        eventually(async || states(&client.leases(&pool).await) == ["10.42.0.2 vm-a Held"]).await;
         let allocator = client.allocator(&pool, 3).await.unwrap();
         for workload in ["vm-c", "vm-d"] {
             let lease = client.allocate(&allocator, workload).await.unwrap();
@@ -101,20 +100,21 @@ fn a_life_that_is_closed_begins_a_full_grace_period_also_where_the_service_was_d
     let first = files(dir.path()).into_iter().find(|name| name.ends_with("-10.42.0.2")).unwrap();
     drop(lives);
     closed(dir.path(), &first);
+    let begun = Instant::now();
     let service = Service::start(dir.path());
     run(async {
         let client = service.connect().await;
         let pool = client.pool("volt0").await.unwrap();
         assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Grace", "10.42.0.3 vm-b Held"]);
         assert_eq!(client.free(&pool).await, 1);
-        tokio::time::sleep(Duration::from_secs(27)).await;
-        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.2 vm-a Grace", "10.42.0.3 vm-b Held"]);
+        tokio::time::sleep(FULL / 2).await;
+        let closed = Instant::now();
         drop(last);
-        eventually(async || states(&client.leases(&pool).await).last().unwrap() == "10.42.0.3 vm-b Grace").await;
-        tokio::time::sleep(Duration::from_secs(4)).await;
-        assert_eq!(states(&client.leases(&pool).await), ["10.42.0.3 vm-b Grace"]);
-        tokio::time::sleep(Duration::from_secs(28)).await;
-        assert_eq!(client.free(&pool).await, 3);
+        // The first one's ends, the second one's does not yet: no sooner than each may.
+        eventually(async || states(&client.leases(&pool).await) == ["10.42.0.3 vm-b Grace"]).await;
+        assert!(begun.elapsed() >= FULL);
+        eventually(async || client.free(&pool).await == 3).await;
+        assert!(closed.elapsed() >= FULL);
         assert!(files(dir.path()).is_empty(), "their files have gone as well");
     });
 }
@@ -139,6 +139,8 @@ fn a_duplicate_in_another_process_keeps_the_lease_when_the_first_holder_has_gone
         assert_eq!(code(client.allocate(&allocator, "vm-a").await), Some(Code::AlreadyExists));
         backend.kill().unwrap();
         backend.wait().unwrap();
+        let [file] = files(dir.path()).into_iter().collect::<Vec<_>>().try_into().unwrap();
+        closed(dir.path(), &file);
         // At once, and its address again.
         let again = client.allocate(&allocator, "vm-a").await.unwrap();
         assert_eq!(client.info(&again).await.unwrap().address, "10.42.0.2");
@@ -267,8 +269,8 @@ fn a_database_put_in_the_place_of_a_newer_one_gives_nobodys_address_to_another_a
     });
     end(service, rustix::process::Signal::KILL);
     files.iter().zip(backup).for_each(|(file, bytes)| std::fs::write(file, bytes).unwrap());
-    let process = command(dir.path()).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    let mut service = Service::of(process, dir.path().join("ipamd.sock"));
+    let process = Service::command(dir.path()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut service = Service::of(process, Service::socket(dir.path()));
     run(async {
         let client = service.connect().await;
         let pool = client.pool("volt0").await.unwrap();

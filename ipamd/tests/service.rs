@@ -2,15 +2,18 @@
 
 mod common;
 
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::*;
 use ipc::Code;
 use schema::addresses_capnp::lease_info::State;
+use testkit::{
+    skip,
+    user::{as_user, is_root},
+};
+use testrig::service::{IDLE, inherited_sockets_are_served_until_nobody_is_connected};
 
 #[test]
 fn a_lease_is_allocated_looked_at_released_and_revoked() {
@@ -112,18 +115,15 @@ fn a_grace_period_ends_after_thirty_seconds_without_anybody_asking() {
         let lease = client.allocate(&allocator, "vm-a").await.unwrap();
         let begun = Instant::now();
         drop(lease);
-        let rows = || {
-            let db = std::fs::read(dir.path().join("state/ipamd.sqlite-wal")).unwrap();
-            db.len()
-        };
-        tokio::time::sleep(Duration::from_secs(28)).await;
+        eventually(async || client.leases(&pool).await.iter().any(|info| info.state == State::Grace)).await;
         assert_eq!(client.free(&pool).await, 250);
+        let rows = || std::fs::metadata(dir.path().join("state/ipamd.sqlite-wal")).unwrap().len();
         let before = rows();
-        tokio::time::sleep(Duration::from_secs(4)).await;
-        assert!(rows() > before, "the end of the grace period was not written");
+        // Its end is written, though nobody asks; and no sooner.
+        eventually(async || rows() > before).await;
+        assert!(begun.elapsed() >= Duration::from_secs(30));
         assert_eq!(client.free(&pool).await, 251);
         client.allocate(&allocator, "vm-b").await.unwrap();
-        assert!(begun.elapsed() > Duration::from_secs(30));
     });
 }
 
@@ -182,39 +182,11 @@ fn an_allocation_that_is_cancelled_leaves_no_lease_held() {
 #[test]
 fn it_serves_inherited_sockets_and_ends_when_idle() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("s");
-    let (rpc, lane) = ipc::Endpoint::bind(&socket, 0o600).unwrap().into_fds();
-    let (rpc_fd, lane_fd) = (rpc.as_raw_fd(), lane.as_raw_fd());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ipamd"));
-    command.arg("--state-dir").arg(dir.path().join("state"));
-    command.args(["--listen-fd", &rpc_fd.to_string(), "--lane-fd", &lane_fd.to_string(), "--idle-exit", "1"]);
-    // SAFETY: fcntl is async-signal-safe, and the closure does nothing else.
-    unsafe {
-        command.pre_exec(move || {
-            for fd in [rpc_fd, lane_fd] {
-                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        });
-    }
-    let mut process = command.spawn().unwrap();
-    run(async {
-        let client = Client::connect(&socket).await.unwrap();
+    inherited_sockets_are_served_until_nobody_is_connected(dir.path(), async |client: &Client| {
         client.define(CONFIG).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::time::sleep(2 * IDLE).await;
         assert_eq!(client.networks().await, ["volt0"], "it is not idle while somebody is connected");
     });
-    let begun = Instant::now();
-    let status = loop {
-        if let Some(status) = process.try_wait().unwrap() {
-            break status;
-        }
-        assert!(begun.elapsed() < DEADLINE);
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    assert!(status.success(), "{status}");
     assert!(!dir.path().join("state/ipamd.sqlite-wal").exists(), "the database was closed in good order");
 }
 
@@ -222,25 +194,23 @@ fn it_serves_inherited_sockets_and_ends_when_idle() {
 fn what_stands_in_the_way_of_starting_is_named_with_its_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path());
-    let mut second = command(dir.path());
-    second.arg("--socket").arg(dir.path().join("other.sock"));
-    let mut second = Command::new(second.get_program());
+    let mut second = Command::new(env!("CARGO_BIN_EXE_ipamd"));
     second.arg("--state-dir").arg(dir.path().join("state")).arg("--socket").arg(dir.path().join("other.sock"));
     let said = refusal(second);
     assert!(said.contains("in use by another process") && said.contains("--state-dir"), "{said}");
-    let said = refusal(command(dir.path()));
-    assert!(said.contains("ipamd.sock"), "{said}");
+    let said = refusal(Service::command(dir.path()));
+    assert!(said.contains("service.sock"), "{said}");
     drop(service);
 
     let database = dir.path().join("state/ipamd.sqlite");
     std::fs::write(&database, "my thesis").unwrap();
-    let said = refusal(command(dir.path()));
+    let said = refusal(Service::command(dir.path()));
     assert!(said.contains("not an ipamd database") && said.contains("move it away"), "{said}");
     assert_eq!(std::fs::read_to_string(&database).unwrap(), "my thesis");
 
     std::fs::remove_dir_all(dir.path().join("state")).unwrap();
     std::fs::write(dir.path().join("state"), "").unwrap();
-    let said = refusal(command(dir.path()));
+    let said = refusal(Service::command(dir.path()));
     assert!(said.contains("state directory") && said.contains("--state-dir"), "{said}");
 
     let mut bare = Command::new(env!("CARGO_BIN_EXE_ipamd"));
@@ -251,27 +221,13 @@ fn what_stands_in_the_way_of_starting_is_named_with_its_remedy() {
 #[test]
 fn every_thread_is_confined() {
     let dir = tempfile::tempdir().unwrap();
-    let service = Service::start(dir.path());
-    run(async {
-        service.connect().await;
-    });
-    let tasks: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", service.process.id())).unwrap().collect();
-    assert_eq!(tasks.len(), 2);
-    for task in tasks {
-        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap();
-        assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1", "2"));
-        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-            assert_eq!(field(set), "0000000000000000", "{set}");
-        }
-    }
+    Service::start(dir.path()).is_confined(2, 0);
 }
 
 #[test]
 fn a_stranger_is_refused_and_the_service_lives_on() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: a_stranger_is_refused_and_the_service_lives_on: needs root, to become somebody else");
-        return;
+    if !is_root() {
+        return skip!("it takes root to become somebody else");
     }
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path());
@@ -279,9 +235,7 @@ fn a_stranger_is_refused_and_the_service_lives_on() {
         std::fs::set_permissions(open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     }
     let socket = service.socket.clone();
-    std::thread::spawn(move || {
-        // Of this thread alone: the kernel's credentials are a thread's.
-        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+    let stranger = as_user(65_534, move || {
         for _ in 0..3 {
             run(async {
                 if let Ok(client) = Client::connect(&socket).await {
@@ -289,9 +243,8 @@ fn a_stranger_is_refused_and_the_service_lives_on() {
                 }
             });
         }
-    })
-    .join()
-    .unwrap();
+    });
+    stranger.join().unwrap();
     run(async { drop(service.connect().await.try_networks().await.unwrap()) });
 }
 
@@ -315,6 +268,6 @@ fn a_database_that_is_a_link_is_refused() {
     let (state, moved) = (dir.path().join("state"), dir.path().join("moved.sqlite"));
     std::fs::rename(state.join("ipamd.sqlite"), &moved).unwrap();
     std::os::unix::fs::symlink(&moved, state.join("ipamd.sqlite")).unwrap();
-    let said = refusal(command(dir.path()));
+    let said = refusal(Service::command(dir.path()));
     assert!(said.contains("Cannot read the database"), "{said}");
 }

@@ -7,18 +7,17 @@ use std::path::Path;
 
 use capnp::traits::HasTypeId;
 use common::*;
-use ipc::{Code, Connection};
+use ipc::Code;
 use schema::kernel_store_capnp::{kernel, kernel_store};
-use testkit::images::*;
+use testkit::{
+    images::*,
+    skip,
+    user::{as_user, is_root},
+};
 use testrig::{
     handed::{hand_over, know_only},
     storm,
 };
-
-/// One end of a link that leads to what was handed over.
-fn client(connection: Connection) -> Client {
-    Client { store: connection.bootstrap(), connection }
-}
 
 #[test]
 fn a_kernel_leads_to_no_other_kernel_and_not_to_the_store() {
@@ -29,7 +28,7 @@ fn a_kernel_leads_to_no_other_kernel_and_not_to_the_store() {
         let mine = owner.import(&kernel(1), "mine").await.unwrap();
         owner.import(&kernel(2), "theirs").await.unwrap();
         know_only(kernel_store::Client::TYPE_ID, &[(&mine.client, kernel::Client::TYPE_ID)]).await;
-        let holder = client(hand_over(&mine.client));
+        let holder = Client::from(hand_over(&mine.client));
         assert_eq!(holder.info(&holder.connection.bootstrap()).await.unwrap().alias, "mine");
         assert_eq!(owner.list().await.len(), 2);
         // What is removed from the store stays with who holds it, and is not to be had again.
@@ -76,11 +75,8 @@ fn a_kernels_token_is_good_once_only_to_read_it_and_its_neighbours_are_not() {
 #[test]
 fn an_owner_is_served_beside_root_and_its_neighbours_are_not() {
     const OWNER: u32 = 4721;
-    if !rustix::process::geteuid().is_root() {
-        println!(
-            "skipped: an_owner_is_served_beside_root_and_its_neighbours_are_not: becoming another user takes root"
-        );
-        return;
+    if !is_root() {
+        return skip!("becoming another user takes root");
     }
     let dir = tempfile::tempdir().unwrap();
     let set = |path: &Path, mode: u32| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
@@ -88,15 +84,7 @@ fn an_owner_is_served_beside_root_and_its_neighbours_are_not() {
     let service = Service::start_with(dir.path(), &["--owner", &OWNER.to_string()]);
     let ask = |user: u32| {
         let socket = service.socket.clone();
-        let asked = std::thread::spawn(move || {
-            rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
-            let mut refused = None;
-            run(async {
-                refused = code(async { Client::connect(&socket).await?.try_list().await }.await);
-            });
-            refused
-        });
-        asked.join().unwrap()
+        code(as_user(user, move || run(async { Client::connect(&socket).await?.try_list().await })).join().unwrap())
     };
     assert_eq!((ask(OWNER), ask(OWNER + 1)), (None, Some(Code::PermissionDenied)));
     for path in [service.socket.clone(), schema::paths::lane(&service.socket)] {
@@ -117,13 +105,13 @@ fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
     std::fs::create_dir(&state).unwrap();
     let set = |mode: u32| std::fs::set_permissions(&state, PermissionsExt::from_mode(mode)).unwrap();
     set(0o777);
-    let said = refusal(command(dir.path()));
+    let said = refusal(Service::command(dir.path()));
     assert!(said.contains("others may write") && said.contains("--state-dir"), "{said}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was made, above all no socket");
     set(0o755);
-    if rustix::process::geteuid().is_root() {
+    if is_root() {
         chown(&state, Some(4721), None).unwrap();
-        let said = refusal(command(dir.path()));
+        let said = refusal(Service::command(dir.path()));
         assert!(said.contains("belongs to user 4721"), "{said}");
         chown(&state, Some(0), None).unwrap();
     }
@@ -134,9 +122,9 @@ fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
 fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold() {
     let dir = tempfile::tempdir().unwrap();
     let said = dir.path().join("said");
-    let mut command = command(dir.path());
+    let mut command = Service::command(dir.path());
     command.stderr(std::fs::File::create(&said).unwrap());
-    let mut service = Service::of(command.spawn().unwrap(), dir.path().join("ks.sock"));
+    let mut service = Service::of(command.spawn().unwrap(), Service::socket(dir.path()));
     run(async {
         let owner = service.connect().await;
         let mine = owner.import(&kernel(1), "mine").await.unwrap();

@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 use common::*;
@@ -17,6 +19,8 @@ fn what_was_acknowledged_survives_being_killed_in_the_middle_of_imports() {
         let mut acknowledged = BTreeMap::new();
         run(async {
             let socket = service.socket.clone();
+            let count = Rc::new(Cell::new(0));
+            let counted = count.clone();
             let work = tokio::task::spawn_local(async move {
                 let mut done = BTreeMap::new();
                 let Ok(client) = Client::connect(&socket).await else { return done };
@@ -28,12 +32,14 @@ fn what_was_acknowledged_survives_being_killed_in_the_middle_of_imports() {
                     let Ok(kernel) = client.import(&image, &name).await else { break };
                     let Ok(info) = client.info(&kernel).await else { break };
                     done.insert(seed, info.digest);
+                    counted.set(done.len());
                 }
                 done
             });
-            tokio::time::sleep(Duration::from_millis(60 + 90 * u64::from(round))).await;
-            service.process.kill().unwrap();
-            service.process.wait().unwrap();
+            // In the midst of it, wherever that is.
+            eventually(async || count.get() > usize::from(2 + 3 * round)).await;
+            tokio::time::sleep(Duration::from_millis(11 * u64::from(round))).await;
+            service.kill();
             acknowledged = work.await.unwrap();
         });
         total += acknowledged.len();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use ipc::Code;
-use testkit::images::*;
+use testkit::{images::*, namespace, skip};
 
 // linux/fuse.h
 const LOOKUP: u32 = 1;
@@ -56,12 +56,8 @@ fn silent_file() -> Option<(OwnedFd, Arc<Mutex<Vec<u32>>>)> {
     let of_server = asked.clone();
     let opened = std::thread::spawn(move || {
         let device = File::options().read(true).write(true).open("/dev/fuse").ok()?;
-        // SAFETY: this thread alone gets a mount namespace, and ends right after.
-        if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-            return None;
-        }
-        let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", private).ok()?;
+        // This thread ends right after.
+        namespace::mounts().ok()?;
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0\0", device.as_raw_fd());
         let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).unwrap();
         rustix::mount::mount("silent", "/mnt", "fuse", rustix::mount::MountFlags::empty(), options).ok()?;
@@ -73,7 +69,7 @@ fn silent_file() -> Option<(OwnedFd, Arc<Mutex<Vec<u32>>>)> {
 
 #[test]
 fn a_file_whose_file_system_does_not_answer_is_refused_and_nothing_waits_for_it() {
-    let Some((image, asked)) = silent_file() else { return eprintln!("skipped: this host mounts no FUSE file system") };
+    let Some((image, asked)) = silent_file() else { return skip!("this host mounts no FUSE file system") };
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path());
     run(async {

@@ -7,7 +7,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use capnp::traits::HasTypeId;
 use common::*;
-use ipc::{Code, Connection, Fault};
+use ipc::{Code, Connection};
 use schema::{
     host_capnp::{host, tenant},
     network_capnp::{network, port, port_factory},
@@ -17,21 +17,12 @@ use testrig::{
     storm,
 };
 
-/// One end of a link that leads to what was handed over.
-fn client(connection: Connection) -> Client {
-    Client { host: connection.bootstrap(), connection }
-}
-
-fn code<T>(result: Result<T, Fault>) -> Option<Code> {
-    result.err().map(|fault| fault.code)
-}
-
 #[test]
 fn what_is_narrow_leads_to_nothing_wider() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let owner = Client::new(&netmgr).await;
+        run(async {
+            let owner = netmgr.connect().await;
             let network = owner.define_default().await;
             let tenant = owner.tenant("acme", 4).await.unwrap();
             let factory = owner.factory(&network, 1).await.unwrap();
@@ -44,9 +35,9 @@ fn what_is_narrow_leads_to_nothing_wider() {
             ];
             know_only(host::Client::TYPE_ID, &narrow).await;
             assert_eq!(interfaces(), ["volt0", "tap-web"]);
-            let holder = client(hand_over(&port.client));
+            let holder = Client::from(hand_over(&port.client));
             assert_eq!(holder.port(&holder.connection.bootstrap()).await.unwrap().workload, "vm-web");
-            let holder = client(hand_over(&factory.client));
+            let holder = Client::from(hand_over(&factory.client));
             assert_eq!(code(holder.tap(&holder.connection.bootstrap(), "vm-b").await), Some(Code::Exhausted));
             owner.fd(&port).await.unwrap();
         });
@@ -57,11 +48,11 @@ fn what_is_narrow_leads_to_nothing_wider() {
 fn a_quota_is_the_same_for_all_who_hold_the_factory_however_often_they_ask() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let owner = Client::new(&netmgr).await;
+        run(async {
+            let owner = netmgr.connect().await;
             let network = owner.define_default().await;
             let factory = owner.factory(&network, 2).await.unwrap();
-            let holders = [(); 3].map(|()| client(hand_over(&factory.client)));
+            let holders = [(); 3].map(|()| Client::from(hand_over(&factory.client)));
             let ask = async |holder: &Client, workload: &str| {
                 // Each asks its link for the capability anew.
                 holder.tap(&holder.connection.bootstrap(), workload).await
@@ -71,7 +62,7 @@ fn a_quota_is_the_same_for_all_who_hold_the_factory_however_often_they_ask() {
             for holder in &holders {
                 assert_eq!(code(ask(holder, "vm-c").await), Some(Code::Exhausted));
             }
-            let again = client(hand_over(&factory.client));
+            let again = Client::from(hand_over(&factory.client));
             assert_eq!(code(ask(&again, "vm-c").await), Some(Code::Exhausted));
             // The factory's end gives nothing back that is held.
             drop(factory);
@@ -88,12 +79,12 @@ fn a_quota_is_the_same_for_all_who_hold_the_factory_however_often_they_ask() {
 fn a_tenants_quota_is_one_over_all_its_factories_and_networks() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let owner = Client::new(&netmgr).await;
+        run(async {
+            let owner = netmgr.connect().await;
             owner.define_default().await;
             owner.define("volt1", "10.43.0.1", 24, 0).await.unwrap();
             let tenant = owner.tenant("acme", 2).await.unwrap();
-            let holder = client(hand_over(&tenant.client));
+            let holder = Client::from(hand_over(&tenant.client));
             let factory =
                 async |network: &str| holder.tenant_factory(&holder.connection.bootstrap(), network).await.unwrap();
             let _first = holder.tap(&factory("volt0").await, "vm-a").await.unwrap();
@@ -117,8 +108,8 @@ fn a_tenants_quota_is_one_over_all_its_factories_and_networks() {
 fn a_factory_ends_with_its_tenant_and_with_its_network_and_does_not_pass_to_the_next_of_that_name() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let owner = Client::new(&netmgr).await;
+        run(async {
+            let owner = netmgr.connect().await;
             let old = owner.define_default().await;
             let tenant = owner.tenant("acme", 4).await.unwrap();
             let of_tenant = owner.tenant_factory(&tenant, "volt0").await.unwrap();
@@ -151,12 +142,12 @@ fn a_factory_ends_with_its_tenant_and_with_its_network_and_does_not_pass_to_the_
 fn a_port_that_was_released_is_nobodys_and_does_no_harm_to_the_next_of_that_workload() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let owner = Client::new(&netmgr).await;
+        run(async {
+            let owner = netmgr.connect().await;
             let network = owner.define_default().await;
             let factory = owner.factory(&network, 4).await.unwrap();
             let old = owner.tap(&factory, "vm-web").await.unwrap();
-            let holder = client(hand_over(&old.client));
+            let holder = Client::from(hand_over(&old.client));
             let handed: port::Client = holder.connection.bootstrap();
             holder.port(&handed).await.unwrap();
             owner.release(&old).await.unwrap();
@@ -177,14 +168,14 @@ fn a_port_that_was_released_is_nobodys_and_does_no_harm_to_the_next_of_that_work
 fn a_taps_token_is_good_once_and_its_neighbours_are_not() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let owner = Client::new(&netmgr).await;
+        run(async {
+            let owner = netmgr.connect().await;
             let network = owner.define_default().await;
             let factory = owner.factory(&network, 1).await.unwrap();
             let port = owner.tap(&factory, "vm-web").await.unwrap();
             let answer = owner.connection.call("get the TAP", DEADLINE, port.tap_request().send()).await.unwrap();
             let token = answer.get().unwrap().get_tap().unwrap().get_bytes().unwrap().to_vec();
-            let other = Client::new(&netmgr).await;
+            let other = netmgr.connect().await;
             for bit in 0..128 {
                 let mut guess = token.clone();
                 guess[bit / 8] ^= 1 << (bit % 8);
@@ -206,10 +197,9 @@ fn an_owner_is_served_beside_root_and_its_neighbours_are_not() {
         fs::set_permissions(netmgr.socket.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
         let define = |user: u32| {
             let socket = netmgr.socket.clone();
-            let asked = std::thread::spawn(move || {
-                rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
-                block_on(async {
-                    let client = client(Connection::connect(&socket).await?);
+            let asked = testkit::user::as_user(user, move || {
+                run(async {
+                    let client = Client::from(Connection::connect(&socket).await?);
                     client.define("volt0", "10.42.0.1", 24, 0).await.map(drop)
                 })
             });
@@ -234,8 +224,8 @@ fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold()
         let dir = tempfile::tempdir().unwrap();
         let said = dir.path().join("said");
         let mut netmgr = Netmgr::start_with(|command| _ = command.stderr(fs::File::create(&said).unwrap()));
-        block_on(async {
-            let owner = Client::new(&netmgr).await;
+        run(async {
+            let owner = netmgr.connect().await;
             let network = owner.define("volt7", "10.47.0.1", 24, 0).await.unwrap();
             let port = owner.tap(&owner.factory(&network, 1).await.unwrap(), "vm-mine").await.unwrap();
             storm::storm(&netmgr.socket, host::Client::TYPE_ID, 300, &[]);
@@ -246,7 +236,7 @@ fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold()
             assert_eq!(owner.port(&port).await.unwrap().workload, "vm-mine");
             owner.fd(&port).await.unwrap();
         });
-        assert_eq!(netmgr.child.try_wait().unwrap(), None);
+        assert_eq!(netmgr.process.try_wait().unwrap(), None);
         let said = fs::read_to_string(said).unwrap();
         assert!(!said.contains("panicked"), "{said}");
     });

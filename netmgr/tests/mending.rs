@@ -14,6 +14,7 @@ use std::{
 
 use common::*;
 use ipc::Code;
+use testkit::skip;
 
 const WEB: &str = "tap-web";
 /// Of `volt0`, for ever: it follows from the name.
@@ -115,13 +116,13 @@ fn harm(commands: &[&str]) {
     }
 }
 
-/// Whether the kernel takes that command; says so in the name of the test that needs it if not.
-fn is_known(test: &str, command: &str) -> bool {
+/// Whether the kernel takes that command; says so if not.
+fn is_known(command: &str) -> bool {
     let output = std::process::Command::new("ip").args(command.split(' ')).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let unknown = ["Unknown device type", "Operation not supported"].iter().find(|why| said.contains(**why));
     if let Some(why) = unknown {
-        println!("skipped: {test}: ip {command}: {why}");
+        skip!("ip {command}: {why}");
     } else {
         assert!(output.status.success(), "{command}: {said}");
     }
@@ -131,8 +132,8 @@ fn is_known(test: &str, command: &str) -> bool {
 /// While netmgr runs, and nobody asks for anything.
 fn is_changed_back_at_once(commands: &[&str]) {
     let netmgr = Netmgr::start();
-    block_on(async {
-        let client = Client::new(&netmgr).await;
+    run(async {
+        let client = netmgr.connect().await;
         let network = client.define_default().await;
         let factory = client.factory(&network, 2).await.unwrap();
         let port = client.tap(&factory, "vm-web").await.unwrap();
@@ -156,8 +157,8 @@ fn is_changed_back_at_once(commands: &[&str]) {
 /// While no netmgr runs, and a process has the TAP of the one before.
 fn is_changed_back_by_the_start_or_the_next_definition(commands: &[&str]) {
     let mut earlier = Netmgr::start();
-    let (tap, before) = block_on(async {
-        let client = Client::new(&earlier).await;
+    let (tap, before) = run(async {
+        let client = earlier.connect().await;
         let factory = client.factory(&client.define_default().await, 2).await.unwrap();
         let port = client.tap(&factory, "vm-web").await.unwrap();
         let had = (client.fd(&port).await.unwrap(), client.port(&port).await.unwrap());
@@ -169,8 +170,8 @@ fn is_changed_back_by_the_start_or_the_next_definition(commands: &[&str]) {
     // Of a bridge that is gone only who defines the network knows.
     let by_definition = commands == ["link delete volt0"];
     let netmgr = Netmgr::start();
-    block_on(async {
-        let client = Client::new(&netmgr).await;
+    run(async {
+        let client = netmgr.connect().await;
         assert_eq!(client.network("volt0").await.is_ok(), !by_definition, "{commands:?}");
         if !by_definition {
             assert_eq!(whole(), Ok(()), "{commands:?}");
@@ -206,8 +207,8 @@ fn what_was_changed_a_moment_ago_is_changed_back_by_an_attach() {
     for commands in HARM {
         in_own_network(move || {
             let netmgr = Netmgr::start();
-            block_on(async {
-                let client = Client::new(&netmgr).await;
+            run(async {
+                let client = netmgr.connect().await;
                 let factory = client.factory(&client.define_default().await, 2).await.unwrap();
                 let _web = client.tap(&factory, "vm-web").await.unwrap();
                 harm(commands);
@@ -223,9 +224,8 @@ fn what_was_changed_a_moment_ago_is_changed_back_by_an_attach() {
 
 #[test]
 fn bridge_that_was_put_in_a_vrf_is_taken_out_of_it() {
-    const TEST: &str = "bridge_that_was_put_in_a_vrf_is_taken_out_of_it";
     in_own_network(|| {
-        if is_known(TEST, "link add vrf0 type vrf table 10") {
+        if is_known("link add vrf0 type vrf table 10") {
             is_changed_back_at_once(&["link set volt0 master vrf0"]);
             is_changed_back_by_the_start_or_the_next_definition(&["link set volt0 master vrf0"]);
         }
@@ -234,22 +234,14 @@ fn bridge_that_was_put_in_a_vrf_is_taken_out_of_it() {
 
 #[test]
 fn bridge_that_was_made_to_keep_vlans_apart_does_not_any_more() {
-    const TEST: &str = "bridge_that_was_made_to_keep_vlans_apart_does_not_any_more";
     in_own_network(|| {
-        if is_known(TEST, "link add known type bridge vlan_filtering 1") {
+        if is_known("link add known type bridge vlan_filtering 1") {
             ip("link delete known");
             let harm = ["link set volt0 type bridge vlan_filtering 1 vlan_default_pvid 0"];
             is_changed_back_at_once(&harm);
             is_changed_back_by_the_start_or_the_next_definition(&harm);
         }
     });
-}
-
-/// Starts it, and waits for an answer: it takes connections before it has taken stock.
-fn start_and_ask() -> Netmgr {
-    let netmgr = Netmgr::start();
-    block_on(async { Client::new(&netmgr).await.network("volt0").await.unwrap() });
-    netmgr
 }
 
 /// The name that people look for is another one than the kernel's 15 bytes hold.
@@ -264,8 +256,8 @@ fn full_name_and_carrier_of_a_port_come_back() {
                 && has_flag(&tap, "LOWER_UP")
                 && text(&tap, "master") == network
         };
-        let (tap, before) = block_on(async {
-            let client = Client::new(&netmgr).await;
+        let (tap, before) = run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             let port = client.tap(&factory, "vm-a-longer-name").await.unwrap();
             let before = client.port(&port).await.unwrap();
@@ -280,7 +272,7 @@ fn full_name_and_carrier_of_a_port_come_back() {
         });
         ip(&format!("link property del dev {} altname {full}", before.interface));
         ip(&format!("link set {} carrier off", before.interface));
-        let _netmgr = start_and_ask();
+        let _netmgr = Netmgr::start();
         assert!(whole(&before.interface));
         drop(tap);
     });
@@ -301,8 +293,8 @@ fn tap_whose_mark_was_cleared_before_the_start_is_a_port_if_its_address_and_brid
     ] {
         in_own_network(move || {
             let mut earlier = Netmgr::start();
-            let tap = block_on(async {
-                let client = Client::new(&earlier).await;
+            let tap = run(async {
+                let client = earlier.connect().await;
                 let factory = client.factory(&client.define_default().await, 2).await.unwrap();
                 let port = client.tap_with(&factory, "vm-web", mac).await.unwrap();
                 let tap = client.fd(&port).await.unwrap();
@@ -317,8 +309,8 @@ fn tap_whose_mark_was_cleared_before_the_start_is_a_port_if_its_address_and_brid
             };
             let before = facts();
             let netmgr = Netmgr::start();
-            block_on(async {
-                let client = Client::new(&netmgr).await;
+            run(async {
+                let client = netmgr.connect().await;
                 let network = client.define_default().await;
                 assert!(client.info(&network).await.unwrap().ports.is_empty(), "{commands:?}");
                 let factory = client.factory(&network, 2).await.unwrap();
@@ -345,8 +337,8 @@ fn tap_whose_mark_was_cleared_before_the_start_is_a_port_if_its_address_and_brid
     // With its long name, and under its second one.
     in_own_network(|| {
         let mut earlier = Netmgr::start();
-        let taps = block_on(async {
-            let client = Client::new(&earlier).await;
+        let taps = run(async {
+            let client = earlier.connect().await;
             let network = client.define_default().await;
             let factory = client.factory(&network, 3).await.unwrap();
             let (mut taps, mut ports) = (Vec::new(), Vec::new());
@@ -364,7 +356,7 @@ fn tap_whose_mark_was_cleared_before_the_start_is_a_port_if_its_address_and_brid
         let known = |interface: &String| (interface.clone(), text(&common::interface(interface).unwrap(), "ifalias"));
         let marks: Vec<_> = names.iter().map(known).collect();
         names.iter().for_each(|name| harm(&[&format!("link set {name} alias ALIAS")]));
-        let _netmgr = start_and_ask();
+        let _netmgr = Netmgr::start();
         assert_eq!(names.iter().map(known).collect::<Vec<_>>(), marks);
         drop(taps);
     });
@@ -374,8 +366,8 @@ fn tap_whose_mark_was_cleared_before_the_start_is_a_port_if_its_address_and_brid
 fn deleted_tap_is_lost_to_its_holder_and_the_workload_may_have_another() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             for _ in 0..3 {
                 let port = client.tap(&factory, "vm-web").await.unwrap();
@@ -414,8 +406,8 @@ async fn futures_join<A, B>(a: impl Future<Output = A>, b: impl Future<Output = 
 fn who_waits_for_a_loss_does_not_keep_a_port_that_was_dropped_and_is_told_of_its_release() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             let port = client.tap(&factory, "vm-web").await.unwrap();
             let waiting = port.lost_request().send();
@@ -434,8 +426,8 @@ fn who_waits_for_a_loss_does_not_keep_a_port_that_was_dropped_and_is_told_of_its
 fn what_somebody_else_has_made_of_a_bridge_is_left_alone_and_named() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             let factory = client.factory(&network, 1).await.unwrap();
             ip("link set volt0 alias uplink");
@@ -457,8 +449,8 @@ fn what_somebody_else_has_made_of_a_bridge_is_left_alone_and_named() {
 fn fight_with_another_tool_costs_neither_side_much_and_ends_as_the_network_is_defined() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             let factory = client.factory(&network, 4).await.unwrap();
             let (end, turns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
@@ -490,12 +482,12 @@ fn fight_with_another_tool_costs_neither_side_much_and_ends_as_the_network_is_de
 fn more_changes_than_the_socket_holds_are_answered_by_a_look_at_everything() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             client.define_default().await;
             ip("link add up0 type veth peer up1");
             // It hears of nothing while it stands still.
-            let pid = rustix::process::Pid::from_child(&netmgr.child);
+            let pid = rustix::process::Pid::from_child(&netmgr.process);
             rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
             ip("link set volt0 down");
             let commands: String = (0..4000).map(|n| format!("link set up0 mtu {}\n", 1300 + n % 2)).collect();
@@ -520,8 +512,8 @@ fn more_changes_than_the_socket_holds_are_answered_by_a_look_at_everything() {
 fn port_of_a_live_workload_is_the_same_over_twenty_restarts_and_leaves_nothing() {
     in_own_network(|| {
         let mut netmgr = Netmgr::start();
-        let (tap, before) = block_on(async {
-            let client = Client::new(&netmgr).await;
+        let (tap, before) = run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 2).await.unwrap();
             let port = client.tap(&factory, "vm-a-longer-name").await.unwrap();
             let had = (client.fd(&port).await.unwrap(), client.port(&port).await.unwrap());
@@ -533,8 +525,8 @@ fn port_of_a_live_workload_is_the_same_over_twenty_restarts_and_leaves_nothing()
                 ip("link delete volt0");
             }
             netmgr = Netmgr::start();
-            block_on(async {
-                let client = Client::new(&netmgr).await;
+            run(async {
+                let client = netmgr.connect().await;
                 let network = client.define_default().await;
                 let factory = client.factory(&network, 2).await.unwrap();
                 let fault = client.tap(&factory, "vm-a-longer-name").await.err().unwrap();
@@ -551,8 +543,8 @@ fn port_of_a_live_workload_is_the_same_over_twenty_restarts_and_leaves_nothing()
         }
         drop(tap);
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             settle("nothing is left but the bridge", || interfaces() == ["volt0"]).await;
             client.remove("volt0").await.unwrap();
         });

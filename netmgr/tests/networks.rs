@@ -10,8 +10,8 @@ use ipc::Code;
 fn default_network_becomes_a_bridge_with_address_mark_mtu_and_no_stp() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             let bridge = interface("volt0").unwrap();
             assert_eq!(ipv4(&bridge), ["10.42.0.1/24"]);
@@ -44,8 +44,8 @@ fn ipv6_disabled(name: &str) -> String {
 fn defining_a_network_twice_changes_nothing_and_another_configuration_is_taken_on() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             client.define_default().await;
             let state = || {
                 let mut bridge = interface("volt0").unwrap();
@@ -72,7 +72,7 @@ fn defining_a_network_twice_changes_nothing_and_another_configuration_is_taken_o
 fn bridge_of_an_earlier_netmgr_is_recognised_and_mended() {
     in_own_network(|| {
         let mut earlier = Netmgr::start();
-        block_on(async { Client::new(&earlier).await.define_default().await });
+        run(async { earlier.connect().await.define_default().await });
         earlier.kill();
         let index = interface("volt0").unwrap()["ifindex"].clone();
         ip("link set volt0 down mtu 1400 type bridge stp_state 1");
@@ -81,8 +81,8 @@ fn bridge_of_an_earlier_netmgr_is_recognised_and_mended() {
         ip("link set volt0 address 02:11:22:33:44:55");
 
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.network("volt0").await.unwrap();
             assert_eq!(client.info(&network).await.unwrap().gateway, "10.42.0.1");
             client.define_default().await;
@@ -100,7 +100,7 @@ fn bridge_of_an_earlier_netmgr_is_recognised_and_mended() {
 fn bridge_whose_maker_was_killed_before_it_was_marked_is_adopted() {
     in_own_network(|| {
         let mut earlier = Netmgr::start();
-        block_on(async { Client::new(&earlier).await.define_default().await });
+        run(async { earlier.connect().await.define_default().await });
         earlier.kill();
         // What there is between the kernel's two steps.
         ip("addr flush dev volt0");
@@ -114,7 +114,7 @@ fn bridge_whose_maker_was_killed_before_it_was_marked_is_adopted() {
         assert_eq!(text(&interface("volt0").unwrap(), "ifalias"), "");
 
         let netmgr = Netmgr::start();
-        block_on(async { Client::new(&netmgr).await.define_default().await });
+        run(async { netmgr.connect().await.define_default().await });
         let bridge = interface("volt0").unwrap();
         assert_eq!(text(&bridge, "ifalias"), "volt-vmm network volt0 10.42.0.1/24 1500 -");
         assert_eq!(ipv4(&bridge), ["10.42.0.1/24"]);
@@ -130,8 +130,8 @@ fn foreign_interface_of_the_name_is_a_conflict_and_stays_as_it_is() {
             let state = || (ip("link show volt0"), ip("-4 -o addr"), interfaces());
             let before = state();
             let netmgr = Netmgr::start();
-            block_on(async {
-                let client = Client::new(&netmgr).await;
+            run(async {
+                let client = netmgr.connect().await;
                 let fault = client.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap();
                 assert_eq!(fault.code, Code::Conflict);
                 assert!(fault.to_string().contains("ip link delete volt0"), "{fault}");
@@ -149,8 +149,7 @@ fn foreign_interface_with_the_name_as_alternative_name_is_a_conflict() {
         ip("link add br0 type bridge");
         ip("link property add dev br0 altname volt0");
         let netmgr = Netmgr::start();
-        let fault =
-            block_on(async { Client::new(&netmgr).await.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap() });
+        let fault = run(async { netmgr.connect().await.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap() });
         assert_eq!(fault.code, Code::Conflict);
         assert_eq!(interfaces(), ["br0"]);
     });
@@ -180,8 +179,7 @@ fn subnet_that_a_foreign_interface_or_route_holds_is_a_conflict_and_leaves_nothi
             holder.iter().for_each(|command| _ = ip(command));
             let before = (interfaces(), ip("-4 -o addr"), ip("route"));
             let netmgr = Netmgr::start();
-            let fault =
-                block_on(async { Client::new(&netmgr).await.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap() });
+            let fault = run(async { netmgr.connect().await.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap() });
             assert_eq!(fault.code, Code::Conflict, "{holder:?}: {fault}");
             assert!(fault.why.contains("10.42.0.1/24") && fault.why.contains(found), "{fault}");
             assert_eq!((interfaces(), ip("-4 -o addr"), ip("route")), before, "{holder:?}");
@@ -209,7 +207,7 @@ fn routes_that_are_wider_than_the_subnet_are_no_conflict() {
             ip(&format!("route add {route}"));
         }
         let netmgr = Netmgr::start();
-        block_on(async { Client::new(&netmgr).await.define_default().await });
+        run(async { netmgr.connect().await.define_default().await });
         assert!(ip("route").contains("10.42.0.0/24 dev volt0"));
     });
 }
@@ -218,8 +216,8 @@ fn routes_that_are_wider_than_the_subnet_are_no_conflict() {
 fn subnets_of_two_networks_of_ours_must_not_overlap() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             client.define_default().await;
             let fault = client.define("volt1", "10.42.0.129", 25, 0).await.err().unwrap();
             assert_eq!(fault.code, Code::Conflict);
@@ -234,8 +232,8 @@ fn subnets_of_two_networks_of_ours_must_not_overlap() {
 fn removed_network_is_off_the_host_and_its_capabilities_are_revoked() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             let factory = client.factory(&network, 1).await.unwrap();
             let port = client.tap(&factory, "vm-web").await.unwrap();
@@ -257,8 +255,8 @@ fn removed_network_is_off_the_host_and_its_capabilities_are_revoked() {
 fn network_with_a_foreign_port_is_not_removed() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             client.define_default().await;
             ip("link add up0 type veth peer up1");
             ip("link set up0 master volt0");
@@ -276,8 +274,8 @@ fn of_instance(id: &'static str) -> Netmgr {
 fn network_of_another_installation_is_refused_by_name_and_left_alone_and_the_remedies_work() {
     in_own_network(|| {
         let (one, other) = (of_instance("one1"), of_instance("other2"));
-        block_on(async {
-            let (one, other) = (Client::new(&one).await, Client::new(&other).await);
+        run(async {
+            let (one, other) = (one.connect().await, other.connect().await);
             let factory = one.factory(&one.define_default().await, 1).await.unwrap();
             let _port = one.tap(&factory, "vm-web").await.unwrap();
             let mark = text(&interface("volt0").unwrap(), "ifalias");
@@ -301,8 +299,8 @@ fn network_of_another_installation_is_refused_by_name_and_left_alone_and_the_rem
             other.release(&port).await.unwrap();
         });
         drop(one);
-        block_on(async {
-            let other = Client::new(&other).await;
+        run(async {
+            let other = other.connect().await;
             assert_eq!(other.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap().code, Code::Conflict);
             std::process::Command::new("ip").args(["link", "delete", "volt0"]).status().unwrap();
             other.define_default().await;
@@ -314,8 +312,8 @@ fn network_of_another_installation_is_refused_by_name_and_left_alone_and_the_rem
 fn network_of_a_release_that_noted_no_owner_is_adopted_with_its_ports_by_who_defines_it() {
     in_own_network(|| {
         let mut earlier = Netmgr::start();
-        let (tap, before) = block_on(async {
-            let client = Client::new(&earlier).await;
+        let (tap, before) = run(async {
+            let client = earlier.connect().await;
             let factory =
                 client.factory(&client.define("volt0", "10.42.0.1", 24, 1400).await.unwrap(), 1).await.unwrap();
             let port = client.tap(&factory, "vm-web").await.unwrap();
@@ -332,8 +330,8 @@ fn network_of_a_release_that_noted_no_owner_is_adopted_with_its_ports_by_who_def
         set("volt0", "volt-vmm network");
         set("tap-web", mark.strip_suffix(" volt0 1400 -").unwrap());
         let (one, other) = (of_instance("one1"), of_instance("other2"));
-        block_on(async {
-            let (one, other) = (Client::new(&one).await, Client::new(&other).await);
+        run(async {
+            let (one, other) = (one.connect().await, other.connect().await);
             // Not by who only looks.
             assert_eq!(one.network("volt0").await.err().unwrap().code, Code::NotFound);
             assert_eq!(alias("volt0"), "volt-vmm network");
@@ -356,8 +354,8 @@ fn network_of_a_release_that_noted_no_owner_is_adopted_with_its_ports_by_who_def
 fn unusable_configuration_is_refused_by_name_and_changes_nothing() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             for (name, gateway, prefix, mtu, word) in [
                 ("", "10.42.0.1", 24, 0, "network name"),
                 ("sixteen-bytes-xx", "10.42.0.1", 24, 0, "network name"),

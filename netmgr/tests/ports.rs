@@ -3,10 +3,14 @@
 
 mod common;
 
-use std::{os::fd::AsRawFd, time::Duration};
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
 
 use common::*;
 use ipc::Code;
+use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink};
 
 /// ioctl requests that tell what a TAP is.
 fn tap_flags(fd: &impl AsRawFd) -> (i16, i32) {
@@ -25,8 +29,8 @@ fn tap_flags(fd: &impl AsRawFd) -> (i16, i32) {
 fn port_is_a_marked_tap_on_the_bridge_that_is_up_and_has_no_address() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define("volt0", "10.42.0.1", 24, 1400).await.unwrap();
             let factory = client.factory(&network, 1).await.unwrap();
             let port = client.tap_with(&factory, "vm-web", &[0x52, 0x54, 0, 1, 2, 3]).await.unwrap();
@@ -62,8 +66,8 @@ fn port_is_a_marked_tap_on_the_bridge_that_is_up_and_has_no_address() {
 fn derived_mac_is_the_same_each_time() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             let mut macs = Vec::new();
             for _ in 0..2 {
@@ -81,8 +85,8 @@ fn derived_mac_is_the_same_each_time() {
 fn tap_carries_frames_behind_a_12_byte_header_to_the_gateway() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             let guest = [0x02, 0, 0, 0, 0, 9];
             let port = client.tap_with(&factory, "vm-web", &guest).await.unwrap();
@@ -124,8 +128,8 @@ fn tap_carries_frames_behind_a_12_byte_header_to_the_gateway() {
 fn long_workload_name_gets_a_shortened_interface_with_the_full_alternative_name() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 2).await.unwrap();
             let longest = format!("vm-{}", "x".repeat(60));
             for workload in ["vm-twelve-bytes", &longest] {
@@ -146,8 +150,8 @@ fn long_workload_name_gets_a_shortened_interface_with_the_full_alternative_name(
 fn port_that_fails_half_way_leaves_no_interface_and_takes_no_quota() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             let factory = client.factory(&network, 1).await.unwrap();
             ip("link add up0 type veth peer up1");
@@ -170,8 +174,8 @@ fn port_that_fails_half_way_leaves_no_interface_and_takes_no_quota() {
 fn foreign_interface_of_the_taps_name_is_a_conflict_even_if_it_is_a_tap() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             // A persistent TAP is one that TUNSETIFF would attach to.
             for make in ["tuntap add tap-web mode tap vnet_hdr", "link add tap-web type veth peer up1"] {
@@ -191,8 +195,8 @@ fn foreign_interface_of_the_taps_name_is_a_conflict_even_if_it_is_a_tap() {
 fn released_port_is_gone_though_its_tap_is_open_elsewhere_and_later_calls_are_revoked() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             let port = client.tap(&factory, "vm-web").await.unwrap();
             let tap = client.fd(&port).await.unwrap();
@@ -219,8 +223,8 @@ fn released_port_is_gone_though_its_tap_is_open_elsewhere_and_later_calls_are_re
 fn dropped_port_and_ended_connection_take_the_interface_off_the_host() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 2).await.unwrap();
             let dropped = client.tap(&factory, "vm-a").await.unwrap();
             let _kept = client.tap(&factory, "vm-b").await.unwrap();
@@ -237,14 +241,35 @@ fn dropped_port_and_ended_connection_take_the_interface_off_the_host() {
     });
 }
 
+/// A socket that hears of all that the kernel does to interfaces in this network.
+fn listen() -> OwnedFd {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None).unwrap();
+    net::sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20).unwrap();
+    net::bind(&socket, &SocketAddrNetlink::new(0, libc::RTMGRP_LINK as u32)).unwrap();
+    socket
+}
+
+/// What such a socket has heard, in the kernel's order: kinds of messages, and the messages. (Not what a bridge says of its ports.)
+fn heard(socket: &OwnedFd) -> Vec<(u16, Vec<u8>)> {
+    let mut heard = Vec::new();
+    let mut message = vec![0; 1 << 16];
+    while let Ok((length, _)) = net::recv(socket, &mut message[..], RecvFlags::empty()) {
+        if i32::from(message[16]) == libc::AF_UNSPEC {
+            heard.push((u16::from_ne_bytes([message[4], message[5]]), message[..length].to_vec()));
+        }
+    }
+    heard
+}
+
 /// One by one the kernel takes 20 ms for each.
 #[test]
 fn port_of_another_is_made_before_those_of_who_has_gone_are_taken_away_and_nobody_elses_goes_with_them() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
         ip("link add up0 type veth peer up1");
-        block_on(async {
-            let (gone, other) = (Client::new(&netmgr).await, Client::new(&netmgr).await);
+        run(async {
+            let (gone, other) = (netmgr.connect().await, netmgr.connect().await);
             let network = other.define_default().await;
             let factory = other.factory(&network, 2).await.unwrap();
             let _kept = other.tap(&factory, "vm-kept").await.unwrap();
@@ -254,15 +279,27 @@ fn port_of_another_is_made_before_those_of_who_has_gone_are_taken_away_and_nobod
             for n in 0..500 {
                 ports.push(gone.tap(&many, &format!("vm-{n}")).await.unwrap());
             }
+            let socket = listen();
+            // It learns of both at once, however late it, or this test, is run.
+            let pid = rustix::process::Pid::from_child(&netmgr.process);
+            rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
             drop((ports, many, network, gone));
-            let all = interfaces().len();
-            settle("the first go", || interfaces().len() < all).await;
-            let _other = other.tap(&factory, "vm-other").await.unwrap();
-            assert!(interfaces().len() > 5, "{:?}", interfaces());
+            let making = other.tap(&factory, "vm-other");
+            let go = async {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+            };
+            let (made, ()) = tokio::join!(making, go);
+            let _other = made.unwrap();
             settle("all go", || interfaces().len() == 5).await;
             let mut left = interfaces();
             left.sort();
             assert_eq!(left, ["tap-kept", "tap-other", "up0", "up1", "volt0"]);
+            let heard = heard(&socket);
+            let names = |message: &[u8]| message.windows(10).any(|name| name == b"tap-other\0");
+            let made = heard.iter().position(|(_, message)| names(message)).unwrap();
+            let after = heard[made..].iter().filter(|(kind, _)| *kind == libc::RTM_DELLINK).count();
+            assert!((250..=500).contains(&after), "{after} of 500 were taken away after it was made");
         });
     });
 }
@@ -271,8 +308,8 @@ fn port_of_another_is_made_before_those_of_who_has_gone_are_taken_away_and_nobod
 fn ports_that_are_released_at_once_are_gone_when_each_is_answered_and_their_workloads_may_have_others() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 60).await.unwrap();
             let names: Vec<String> = (0..60).map(|n| format!("vm-{n}")).collect();
             for _ in 0..3 {
@@ -297,7 +334,7 @@ fn ports_that_are_released_at_once_are_gone_when_each_is_answered_and_their_work
 fn holder_that_is_killed_leaves_no_interface() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async { Client::new(&netmgr).await.define_default().await });
+        run(async { netmgr.connect().await.define_default().await });
         // A process of its own holds the port: this test, run once more.
         let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "hold_a_port_until_killed", "--nocapture"])
@@ -315,9 +352,8 @@ fn holder_that_is_killed_leaves_no_interface() {
 #[test]
 fn hold_a_port_until_killed() {
     let Some(socket) = std::env::var_os("NETMGR_TEST_HOLD") else { return };
-    block_on(async {
-        let connection = ipc::Connection::connect(socket.as_ref()).await.unwrap();
-        let client = Client { host: connection.bootstrap(), connection };
+    run(async {
+        let client = Client::from(ipc::Connection::connect(socket.as_ref()).await.unwrap());
         let network = client.network("volt0").await.unwrap();
         let factory = client.factory(&network, 1).await.unwrap();
         let port = client.tap(&factory, "vm-held").await.unwrap();
@@ -330,8 +366,8 @@ fn hold_a_port_until_killed() {
 fn cancelled_creation_leaves_no_interface_and_takes_no_quota() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             for pause in 0..30 {
                 let mut request = factory.create_tap_request();
@@ -359,8 +395,8 @@ fn cancelled_creation_leaves_no_interface_and_takes_no_quota() {
 fn factory_makes_as_many_ports_as_it_was_given_and_no_more() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             for max in [0, 1025] {
                 assert_eq!(client.factory(&network, max).await.err().unwrap().code, Code::InvalidArgument);
@@ -384,8 +420,8 @@ fn factory_makes_as_many_ports_as_it_was_given_and_no_more() {
 fn tenants_quota_holds_over_all_its_networks_and_factories() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             client.define_default().await;
             client.define("volt1", "10.43.0.1", 24, 0).await.unwrap();
             let tenant = client.tenant("acme", 2).await.unwrap();
@@ -410,8 +446,8 @@ fn tenants_quota_holds_over_all_its_networks_and_factories() {
 fn tenant_that_is_dropped_loses_its_ports_and_its_name() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             let others = client.factory(&network, 1).await.unwrap();
             let _other = client.tap(&others, "vm-other").await.unwrap();
@@ -433,8 +469,8 @@ fn tenant_that_is_dropped_loses_its_ports_and_its_name() {
 fn workload_has_one_port_on_a_network_and_may_have_one_on_each() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let zero = client.factory(&client.define_default().await, 9).await.unwrap();
             let one = client.define("volt1", "10.43.0.1", 24, 0).await.unwrap();
             let one = client.factory(&one, 9).await.unwrap();
@@ -460,8 +496,8 @@ fn workload_has_one_port_on_a_network_and_may_have_one_on_each() {
 fn mac_address_is_taken_once_on_a_network_and_must_be_unicast() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             let factory = client.factory(&network, 9).await.unwrap();
             let mac = [2, 0, 0, 0, 0, 1];
@@ -490,8 +526,8 @@ fn mac_address_is_taken_once_on_a_network_and_must_be_unicast() {
 fn port_of_an_earlier_netmgr_lives_while_its_tap_is_open_and_blocks_its_workload_alone() {
     in_own_network(|| {
         let mut earlier = Netmgr::start();
-        let (tap, info) = block_on(async {
-            let client = Client::new(&earlier).await;
+        let (tap, info) = run(async {
+            let client = earlier.connect().await;
             let factory = client.factory(&client.define_default().await, 2).await.unwrap();
             let port = client.tap(&factory, "vm-web").await.unwrap();
             let _closed = client.tap(&factory, "vm-closed").await.unwrap();
@@ -502,8 +538,8 @@ fn port_of_an_earlier_netmgr_lives_while_its_tap_is_open_and_blocks_its_workload
         assert_eq!(interfaces(), ["volt0", "tap-web"], "a TAP that nobody has open goes with netmgr");
 
         let netmgr = Netmgr::start();
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let network = client.define_default().await;
             assert_eq!(client.info(&network).await.unwrap().ports, std::slice::from_ref(&info));
             let factory = client.factory(&network, 2).await.unwrap();

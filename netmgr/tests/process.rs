@@ -5,25 +5,16 @@ mod common;
 
 use std::{
     fs,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::{fs::PermissionsExt, process::CommandExt},
-    },
-    process::{Command, Output, Stdio},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use common::*;
 use ipc::Code;
+use testrig::service::{Client as _, IDLE, inherited_sockets_are_served_until_nobody_is_connected};
 
 const NOBODY: u32 = 65_534;
-
-/// Runs a program to its end, with what it said.
-fn output(mut command: Command) -> (Output, String) {
-    let output = command.stderr(Stdio::piped()).output().unwrap();
-    let said = String::from_utf8(output.stderr.clone()).unwrap();
-    (output, said)
-}
 
 #[test]
 fn only_root_and_its_own_user_are_given_the_host() {
@@ -37,15 +28,13 @@ fn only_root_and_its_own_user_are_given_the_host() {
             fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
         }
         let socket = netmgr.socket.clone();
-        let stranger = std::thread::spawn(move || {
-            // SAFETY: changes the user of this thread alone (the C library's wrapper would change all), and nothing in memory.
-            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) }, 0);
+        let stranger = testkit::user::as_user(NOBODY, move || {
             // Never a host; mostly told why: a refusal that crosses with a call is seen as the connection's end.
-            block_on(async {
+            run(async {
                 let mut told = 0;
                 for _ in 0..20 {
                     let connection = ipc::Connection::connect(&socket).await.unwrap();
-                    let client = Client { host: connection.bootstrap(), connection };
+                    let client = Client::from(connection);
                     let fault = client.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap();
                     told += u32::from(fault.code == Code::PermissionDenied && fault.why.contains("user 65534"));
                 }
@@ -54,7 +43,7 @@ fn only_root_and_its_own_user_are_given_the_host() {
         });
         assert!(stranger.join().unwrap() > 0);
         assert!(interfaces().is_empty());
-        block_on(async { Client::new(&netmgr).await.define_default().await });
+        run(async { netmgr.connect().await.define_default().await });
     });
 }
 
@@ -63,23 +52,12 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
     in_own_network(|| {
         let netmgr = Netmgr::start_with(|command| _ = command.args(["--confinement", "strict"]));
         // Its sockets are there before it is narrow, but it answers only after.
-        block_on(async { Client::new(&netmgr).await.define_default().await });
-        let pid = netmgr.child.id();
-        let mut threads = 0;
-        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
-            // CAP_NET_ADMIN is 12.
-            assert_eq!(
-                ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"].map(field),
-                ["0000000000000000", "0000000000001000", "0000000000001000", "0000000000001000", "0000000000000000"]
-                    .map(str::to_owned),
-                "{status}"
-            );
-            assert_eq!([field("NoNewPrivs:"), field("Seccomp:")], ["1", "2"]);
-            threads += 1;
-        }
-        assert_eq!(threads, 2);
+        run(async { netmgr.connect().await.define_default().await });
+        let pid = netmgr.process.id();
+        // CAP_NET_ADMIN is 12.
+        netmgr.is_confined(2, 1 << 12);
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("CapBnd:\t0000000000001000"), "{status}");
         // Nothing is open but sockets, the runtime's own descriptors, a folder as a place only, and the three standard ones.
         for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
             let fd = fd.unwrap();
@@ -102,51 +80,16 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
 fn inherited_sockets_are_served_and_idle_netmgr_ends_with_0_and_leaves_its_network() {
     in_own_network(|| {
         let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("s");
-        let (rpc, lane) = ipc::Endpoint::bind(&socket, 0o600).unwrap().into_fds();
-        let mut command = program();
-        inherit(&mut command, [(3, &rpc), (4, &lane)]);
-        command.args(["--listen-fd", "3", "--lane-fd", "4", "--idle-exit", "1"]);
-        let mut child = command.spawn().unwrap();
-        block_on(async {
-            let connection = ipc::Connection::connect(&socket).await.unwrap();
-            let client = Client { host: connection.bootstrap(), connection };
+        inherited_sockets_are_served_until_nobody_is_connected(dir.path(), async |client: &Client| {
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             let port = client.tap(&factory, "vm-web").await.unwrap();
             client.fd(&port).await.unwrap();
-            // Longer than the idle time: somebody is connected.
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-            assert_eq!(child.try_wait().unwrap(), None);
+            tokio::time::sleep(2 * IDLE).await;
             assert_eq!(interfaces(), ["volt0", "tap-web"]);
+            drop(port);
         });
-        eventually("idle netmgr ends", || child.try_wait().unwrap().is_some());
-        let status = child.wait().unwrap();
-        assert!(status.success(), "{status}");
         assert_eq!(interfaces(), ["volt0"]);
     });
-}
-
-/// Gives a child these descriptors under these numbers.
-fn inherit(command: &mut Command, fds: [(i32, &OwnedFd); 2]) {
-    // Above the numbers they are to have, so that none is overwritten before it is copied.
-    let fds = fds.map(|(number, fd)| (number, rustix::io::fcntl_dupfd_cloexec(fd, 10).unwrap()));
-    // SAFETY: dup2 is a system call that touches nothing but the child's own table of descriptors.
-    unsafe {
-        command.pre_exec(move || {
-            for (number, fd) in &fds {
-                if libc::dup2(fd.as_raw_fd(), *number) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-            }
-            Ok(())
-        });
-    }
-}
-
-/// Copies the program by another process: a descriptor of this one that is open for writing could be in a child of another test, and the
-/// kernel would not run the copy.
-fn copy_program(to: &std::path::Path) {
-    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_netmgr")).arg(to).status().unwrap().success());
 }
 
 #[test]
@@ -154,12 +97,11 @@ fn without_the_right_it_does_not_start_and_names_it() {
     in_own_network(|| {
         let dir = tempfile::tempdir().unwrap();
         let copy = dir.path().join("netmgr");
-        copy_program(&copy);
+        testkit::program::copy(env!("CARGO_BIN_EXE_netmgr"), &copy);
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let mut command = Command::new(&copy);
         command.arg("--socket").arg(dir.path().join("s")).uid(NOBODY).gid(NOBODY);
-        let (output, said) = output(command);
-        assert_eq!(output.status.code(), Some(1));
+        let said = refusal(command);
         assert!(said.contains("CAP_NET_ADMIN is missing") && said.contains("start it as root"), "{said}");
     });
 }
@@ -176,8 +118,8 @@ fn right_over_another_user_namespace_is_not_enough_and_the_call_names_the_remedy
                 .args(command.get_args());
             *command = inner;
         });
-        block_on(async {
-            let client = Client::new(&netmgr).await;
+        run(async {
+            let client = netmgr.connect().await;
             let fault = client.define("volt0", "10.42.0.1", 24, 0).await.err().unwrap();
             assert_eq!(fault.code, Code::PermissionDenied);
             assert!(fault.to_string().contains("CAP_NET_ADMIN in the user namespace that owns"), "{fault}");
@@ -191,7 +133,7 @@ fn without_the_tun_device_networks_work_and_a_port_names_the_remedy() {
     in_own_network(|| {
         // An empty root: the program is static.
         let root = tempfile::tempdir().unwrap();
-        copy_program(&root.path().join("netmgr"));
+        testkit::program::copy(env!("CARGO_BIN_EXE_netmgr"), &root.path().join("netmgr"));
         let mut command = Command::new("/netmgr");
         command.args(["--socket", "/s"]).stdin(Stdio::null()).stderr(Stdio::piped());
         let into = std::ffi::CString::new(root.path().to_str().unwrap()).unwrap();
@@ -204,20 +146,17 @@ fn without_the_tun_device_networks_work_and_a_port_names_the_remedy() {
                 if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
             });
         }
-        let mut child = command.spawn().unwrap();
-        let socket = root.path().join("s");
-        eventually("netmgr serves", || serves(&socket));
-        block_on(async {
-            let connection = ipc::Connection::connect(&socket).await.unwrap();
-            let client = Client { host: connection.bootstrap(), connection };
+        let mut service = Service::of(command.spawn().unwrap(), root.path().join("s"));
+        run(async {
+            let client = service.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             let fault = client.tap(&factory, "vm-web").await.err().unwrap();
             assert_eq!(fault.code, Code::Unavailable);
             assert!(fault.to_string().contains("modprobe tun"), "{fault}");
             assert_eq!(interfaces(), ["volt0"]);
         });
-        child.kill().unwrap();
-        let said = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+        service.kill();
+        let said = std::io::read_to_string(service.process.stderr.take().unwrap()).unwrap();
         assert!(said.contains("/dev/net/tun is not there"), "{said}");
     });
 }
@@ -235,9 +174,8 @@ fn unusable_arguments_end_it_with_an_error_that_names_them() {
     ];
     for (arguments, named) in cases {
         in_own_network(move || {
-            let mut command = program();
-            command.args(arguments);
-            let (output, said) = output(command);
+            let output = Command::new(Client::PROGRAM).args(arguments).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
             assert!(!output.status.success() && output.status.code().is_some(), "{arguments:?}");
             assert!(said.contains(named), "{arguments:?}: {said}");
         });
@@ -248,12 +186,11 @@ fn unusable_arguments_end_it_with_an_error_that_names_them() {
 fn second_netmgr_on_the_same_socket_is_refused() {
     in_own_network(|| {
         let netmgr = Netmgr::start();
-        let mut command = program();
+        let mut command = Command::new(Client::PROGRAM);
         command.arg("--socket").arg(&netmgr.socket);
-        let (output, said) = output(command);
-        assert_eq!(output.status.code(), Some(1));
+        let said = refusal(command);
         assert!(said.contains("another program does"), "{said}");
-        block_on(async { Client::new(&netmgr).await.define_default().await });
+        run(async { netmgr.connect().await.define_default().await });
     });
 }
 
@@ -262,8 +199,8 @@ fn netmgr_that_is_killed_at_any_moment_leaves_no_tap_and_a_bridge_that_the_next_
     in_own_network(|| {
         for moment in 0..20 {
             let mut netmgr = Netmgr::start();
-            block_on(async {
-                let client = Client::new(&netmgr).await;
+            run(async {
+                let client = netmgr.connect().await;
                 let work = async {
                     let network = client.define("volt0", "10.42.0.1", 24, 0).await?;
                     let factory = client.factory(&network, 9).await?;
@@ -277,8 +214,8 @@ fn netmgr_that_is_killed_at_any_moment_leaves_no_tap_and_a_bridge_that_the_next_
             let left = interfaces();
             assert!(left.is_empty() || left == ["volt0"], "{left:?}");
             let netmgr = Netmgr::start();
-            block_on(async {
-                let client = Client::new(&netmgr).await;
+            run(async {
+                let client = netmgr.connect().await;
                 client.define_default().await;
                 client.remove("volt0").await.unwrap();
             });

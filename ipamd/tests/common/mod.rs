@@ -1,85 +1,32 @@
-//! A real `ipamd` in a temporary directory, and the calls of a client.
-#![allow(dead_code, reason = "each test file uses its own part")]
+//! The calls of a client of a real `ipamd`.
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use ipc::{Code, Connection, Fault};
+use ipc::{Connection, Fault};
 use schema::addresses_capnp::{allocator, ipam, lease, lease_info, pool, reservation};
+pub use testrig::service::{DEADLINE, code, eventually, refusal, run};
 
 pub const CONFIG: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"},
   "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}"#;
-pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A service that is killed, as a crash would, when this is dropped.
-pub struct Service {
-    pub process: Child,
-    pub socket: PathBuf,
-}
-
-impl Service {
-    pub fn start(dir: &Path) -> Service {
-        Service::start_with(dir, &[])
-    }
-
-    pub fn start_with(dir: &Path, more: &[&str]) -> Service {
-        let socket = dir.join("ipamd.sock");
-        Service::of(command(dir).args(more).spawn().unwrap(), socket)
-    }
-
-    /// Waits until a process that was started answers: its sockets are there before its database is open.
-    pub fn of(process: Child, socket: PathBuf) -> Service {
-        let begun = Instant::now();
-        run(async {
-            loop {
-                let answer = async { Client::connect(&socket).await?.try_networks().await };
-                if answer.await.is_ok() {
-                    break;
-                }
-                assert!(begun.elapsed() < DEADLINE, "ipamd does not answer");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        Service { process, socket }
-    }
-
-    pub async fn connect(&self) -> Client {
-        Client::connect(&self.socket).await.unwrap()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        if let Ok(Some(status)) = self.process.try_wait()
-            && status.signal() != Some(libc::SIGKILL)
-        {
-            eprintln!("ipamd had ended by itself: {status}");
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-pub fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ipamd"));
-    command.arg("--state-dir").arg(dir.join("state")).arg("--socket").arg(dir.join("ipamd.sock"));
-    command.stdin(Stdio::null());
-    command
-}
-
-/// Starts a service that is expected to refuse, and gives what it says.
-pub fn refusal(mut command: Command) -> String {
-    let output = command.stdout(Stdio::null()).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    String::from_utf8(output.stderr).unwrap()
-}
+pub type Service = testrig::service::Service<Client>;
 
 pub struct Client {
     pub connection: Connection,
     pub ipam: ipam::Client,
+}
+
+impl From<Connection> for Client {
+    fn from(connection: Connection) -> Client {
+        Client { ipam: connection.bootstrap(), connection }
+    }
+}
+
+impl testrig::service::Client for Client {
+    const PROGRAM: &'static str = env!("CARGO_BIN_EXE_ipamd");
+    const KEEPS: bool = true;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,8 +39,7 @@ pub struct Info {
 
 impl Client {
     pub async fn connect(socket: &Path) -> Result<Client, Fault> {
-        let connection = Connection::connect(socket).await?;
-        Ok(Client { ipam: connection.bootstrap(), connection })
+        Connection::connect(socket).await.map(Client::from)
     }
 
     pub async fn define(&self, config: &str) -> Result<pool::Client, Fault> {
@@ -223,22 +169,5 @@ fn read(info: lease_info::Reader) -> Info {
         address: info.get_address().unwrap().to_string().unwrap(),
         state: info.get_state().unwrap(),
         reserved: info.get_reserved(),
-    }
-}
-
-pub fn code<T>(result: Result<T, Fault>) -> Option<Code> {
-    result.err().map(|fault| fault.code)
-}
-
-pub fn run(test: impl Future<Output = ()>) {
-    ipc::run(test).unwrap();
-}
-
-/// Waits until something is so.
-pub async fn eventually(mut so: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !so().await {
-        assert!(begun.elapsed() < DEADLINE, "not so in time");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -1,84 +1,29 @@
-//! A real `kernel-store` in a temporary directory, and the calls of a client.
-#![allow(dead_code, reason = "each test file uses its own part")]
+//! The calls of a client of a real `kernel-store`.
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use ipc::{Code, Connection, Fault};
+use ipc::{Connection, Fault};
 use schema::kernel_store_capnp::{kernel, kernel_info, kernel_store};
+pub use testrig::service::{DEADLINE, code, eventually, refusal, run};
 
-pub const DEADLINE: Duration = Duration::from_secs(90);
-
-/// A service that is killed, as a crash would, when this is dropped.
-pub struct Service {
-    pub process: Child,
-    pub socket: PathBuf,
-}
-
-impl Service {
-    pub fn start(dir: &Path) -> Service {
-        Service::start_with(dir, &[])
-    }
-
-    pub fn start_with(dir: &Path, more: &[&str]) -> Service {
-        Service::of(command(dir).args(more).spawn().unwrap(), dir.join("ks.sock"))
-    }
-
-    /// Waits until a process that was started answers: its sockets are there before its store is open.
-    pub fn of(process: Child, socket: PathBuf) -> Service {
-        let begun = Instant::now();
-        run(async {
-            loop {
-                let answer = async { Client::connect(&socket).await?.try_list().await };
-                if answer.await.is_ok() {
-                    break;
-                }
-                assert!(begun.elapsed() < DEADLINE, "kernel-store does not answer");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        Service { process, socket }
-    }
-
-    pub async fn connect(&self) -> Client {
-        Client::connect(&self.socket).await.unwrap()
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        if let Ok(Some(status)) = self.process.try_wait()
-            && status.signal() != Some(libc::SIGKILL)
-        {
-            eprintln!("kernel-store had ended by itself: {status}");
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-pub fn command(dir: &Path) -> Command {
-    // Another build of the program, to measure it.
-    let program = std::env::var_os("VOLT_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_kernel-store").into());
-    let mut command = Command::new(program);
-    command.arg("--state-dir").arg(dir.join("state")).arg("--socket").arg(dir.join("ks.sock"));
-    command.stdin(Stdio::null());
-    command
-}
-
-/// Starts a service that is expected to refuse, and gives what it says.
-pub fn refusal(mut command: Command) -> String {
-    let output = command.stdout(Stdio::null()).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    String::from_utf8(output.stderr).unwrap()
-}
+pub type Service = testrig::service::Service<Client>;
 
 pub struct Client {
     pub connection: Connection,
     pub store: kernel_store::Client,
+}
+
+impl From<Connection> for Client {
+    fn from(connection: Connection) -> Client {
+        Client { store: connection.bootstrap(), connection }
+    }
+}
+
+impl testrig::service::Client for Client {
+    const PROGRAM: &'static str = env!("CARGO_BIN_EXE_kernel-store");
+    const KEEPS: bool = true;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,8 +39,7 @@ pub struct Info {
 
 impl Client {
     pub async fn connect(socket: &Path) -> Result<Client, Fault> {
-        let connection = Connection::connect(socket).await?;
-        Ok(Client { store: connection.bootstrap(), connection })
+        Connection::connect(socket).await.map(Client::from)
     }
 
     pub async fn import_fd(&self, image: impl AsFd, name: &str) -> Result<kernel::Client, Fault> {
@@ -176,12 +120,4 @@ pub fn content(fd: &OwnedFd) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
-}
-
-pub fn code<T>(result: Result<T, Fault>) -> Option<Code> {
-    result.err().map(|fault| fault.code)
-}
-
-pub fn run(test: impl Future<Output = ()>) {
-    ipc::run(test).unwrap();
 }

@@ -1,41 +1,32 @@
 //! What the tests of the real program share: a network namespace for each, the program in it, calls over RPC, and
 //! what `ip` says of the kernel's state. Touches nothing outside the namespace but a temporary folder.
-#![allow(dead_code)] // Each test file uses a part of it.
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 use std::{
-    os::unix::{net::UnixStream, process::CommandExt},
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    thread,
-    time::{Duration, Instant},
+    ops::{Deref, DerefMut},
+    process::Command,
+    time::Duration,
 };
 
 use ipc::{Connection, Fault};
-use rustix::thread::UnshareFlags;
 use schema::{
     host_capnp::{host, tenant},
     network_capnp::{network, network_info, port, port_factory, port_info},
 };
 use serde_json::Value;
+use testkit::{namespace, skip, wait::PATIENCE};
 
-/// For every call: far longer than any should take.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub use testkit::wait::eventually;
+pub use testrig::service::{DEADLINE, code, refusal, run};
 
 /// Runs a test in a network namespace of its own, which goes with the thread and the programs that the test starts; without root, says so.
 pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: making a network namespace takes root");
-        return;
-    }
-    let outcome = thread::spawn(move || {
-        // SAFETY: takes the thread's network namespace apart from the process's; no memory or descriptor is shared less.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+    let run = namespace::in_own_network(|| {
         ip("link set lo up");
         test();
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
+    });
+    if !run {
+        skip!("making a network namespace takes root");
     }
 }
 
@@ -80,18 +71,9 @@ pub fn has_flag(interface: &Value, flag: &str) -> bool {
     interface["flags"].as_array().unwrap().iter().any(|known| known == flag)
 }
 
-/// Waits until `done`, but not for long.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !done() {
-        assert!(Instant::now() < end, "still not so: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Waits until `done`, but not for long, while connections work.
 pub async fn settle(what: &str, done: impl Fn() -> bool) {
-    let end = tokio::time::Instant::now() + DEADLINE;
+    let end = tokio::time::Instant::now() + PATIENCE;
     while !done() {
         assert!(tokio::time::Instant::now() < end, "still not so: {what}; interfaces: {:?}", interfaces());
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -106,22 +88,27 @@ pub async fn close(tap: std::os::fd::OwnedFd, index: u32) {
     settle("the TAP is gone", || !there()).await;
 }
 
-/// Whether a program serves on both sockets.
-pub fn serves(socket: &Path) -> bool {
-    let mut lane = socket.as_os_str().to_owned();
-    lane.push(".fds");
-    Path::new(&lane).exists() && UnixStream::connect(socket).is_ok()
+/// The program under test, in the calling thread's network namespace, and its folder.
+pub struct Netmgr(Service, tempfile::TempDir);
+
+pub type Service = testrig::service::Service<Client>;
+
+impl Deref for Netmgr {
+    type Target = Service;
+
+    fn deref(&self) -> &Service {
+        &self.0
+    }
 }
 
-/// The program under test, in the calling thread's network namespace. Killed when this is dropped, or the test dies.
-pub struct Netmgr {
-    pub child: Child,
-    pub socket: PathBuf,
-    _dir: tempfile::TempDir,
+impl DerefMut for Netmgr {
+    fn deref_mut(&mut self) -> &mut Service {
+        &mut self.0
+    }
 }
 
 impl Netmgr {
-    /// Starts it with a socket in a folder of its own, and waits until it serves.
+    /// Starts it with a socket in a folder of its own, and waits until it answers.
     pub fn start() -> Netmgr {
         Netmgr::start_with(|_| ())
     }
@@ -129,52 +116,10 @@ impl Netmgr {
     /// [`start`](Self::start), with something changed about the command.
     pub fn start_with(change: impl FnOnce(&mut Command)) -> Netmgr {
         let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("netmgr.sock");
-        let mut command = program();
-        command.arg("--socket").arg(&socket);
+        let mut command = Service::command(dir.path());
         change(&mut command);
-        let mut child = command.spawn().unwrap();
-        eventually("netmgr serves", || {
-            assert_eq!(child.try_wait().unwrap(), None, "netmgr ended");
-            serves(&socket)
-        });
-        Netmgr { child, socket, _dir: dir }
+        Netmgr(Service::of(command.spawn().unwrap(), Service::socket(dir.path())), dir)
     }
-
-    pub async fn connect(&self) -> Connection {
-        Connection::connect(&self.socket).await.unwrap()
-    }
-
-    pub fn kill(&mut self) -> ExitStatus {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Netmgr {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The program under test; it dies with the test's thread.
-pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_netmgr"));
-    command.stdin(Stdio::null());
-    // SAFETY: prctl is a system call that touches nothing but the child, which has not run its program yet.
-    unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
-    command
-}
-
-/// Runs the future and ends.
-pub fn block_on<T>(f: impl Future<Output = T>) -> T {
-    ipc::run(f).unwrap()
 }
 
 /// A holder's end of one connection.
@@ -183,13 +128,18 @@ pub struct Client {
     pub host: host::Client,
 }
 
-impl Client {
-    pub async fn new(netmgr: &Netmgr) -> Client {
-        let connection = netmgr.connect().await;
-        let host = connection.bootstrap();
-        Client { connection, host }
+impl From<Connection> for Client {
+    fn from(connection: Connection) -> Client {
+        Client { host: connection.bootstrap(), connection }
     }
+}
 
+impl testrig::service::Client for Client {
+    const PROGRAM: &'static str = env!("CARGO_BIN_EXE_netmgr");
+    const KEEPS: bool = false;
+}
+
+impl Client {
     pub async fn define(&self, name: &str, gateway: &str, prefix: u8, mtu: u32) -> Result<network::Client, Fault> {
         let mut request = self.host.define_network_request();
         let mut config = request.get().init_config();

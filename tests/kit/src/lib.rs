@@ -10,8 +10,13 @@
 
 pub mod attempt;
 pub mod corpus;
+pub mod elf;
+pub mod guest;
 #[cfg(feature = "images")]
 pub mod images;
 pub mod input;
+pub mod namespace;
 pub mod program;
+pub mod skip;
+pub mod user;
 pub mod wait;

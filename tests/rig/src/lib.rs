@@ -16,4 +16,5 @@ pub mod handed;
 pub mod interfaces;
 #[cfg(feature = "frontend")]
 pub mod messages;
+pub mod service;
 pub mod storm;
