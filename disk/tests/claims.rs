@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use disk::{Disk, DiskError};
-use testkit::wait::eventually;
+use testkit::{namespace, wait::eventually};
 
 const SIZE: u64 = 4 << 20;
 
@@ -43,7 +43,7 @@ impl Loop {
                 Some(Loop(String::from_utf8(out.stdout).unwrap().trim().into(), image.into()))
             }
             other => {
-                println!("skipped: loop devices: {other:?}");
+                testkit::skip!("there is no loop device: {other:?}");
                 None
             }
         }
@@ -115,9 +115,7 @@ fn what_is_mounted_is_refused() {
     run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&path));
     let Some(device) = Loop::new(&path, &[]) else { return };
     // In a mount namespace of this thread's own.
-    // SAFETY: takes no pointers.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
-    run(Command::new("mount").args(["--make-rprivate", "/"]));
+    namespace::mounts().unwrap();
     let on = folder.path().join("on");
     fs::create_dir(&on).unwrap();
     run(Command::new("mount").arg(&device.0).arg(&on));
@@ -158,12 +156,9 @@ fn a_file_and_its_loop_device_are_one_disk() {
 #[test]
 fn content_that_is_kept_in_memory_is_counted_for_who_may_write_it() {
     let _alone = alone();
-    // SAFETY: takes no pointers.
-    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-        println!("skipped: mounts: they need root");
-        return;
+    if namespace::mounts().is_err() {
+        return testkit::skip!("mounts need root");
     }
-    run(Command::new("mount").args(["--make-rprivate", "/"]));
     let folder = tempfile::tempdir().unwrap();
     let on = |kind: &str| {
         let at = folder.path().join(kind);
@@ -272,6 +267,6 @@ fn qemu_and_we_keep_each_other_away_unless_both_only_read() {
         }
     }
     if tried == 0 {
-        println!("skipped: qemu: neither qemu-io nor qemu-system-x86_64 is installed");
+        testkit::skip!("neither qemu-io nor qemu-system-x86_64 is installed");
     }
 }

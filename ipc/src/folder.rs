@@ -100,9 +100,7 @@ mod tests {
         let folder = dir.path().join("f");
         private_folder(&folder).unwrap();
         if chown(&folder, Some(4713), Some(4713)).is_err() {
-            return println!(
-                "skipped: a_folder_of_the_service_s_user_is_taken_for_that_user_and_none_below_it: no root"
-            );
+            return testkit::skip!("becoming another user takes root");
         }
         private_folder_for(Some(4713), &folder).unwrap();
         assert!(private_folder_for(Some(4714), &folder).is_err());
@@ -140,8 +138,7 @@ mod tests {
     #[test]
     fn a_folder_of_another_user_or_below_one_is_refused() {
         if !rustix::process::geteuid().is_root() {
-            println!("skipped: a_folder_of_another_user_or_below_one_is_refused: giving folders away takes root");
-            return;
+            return testkit::skip!("giving folders away takes root");
         }
         let dir = tempfile::tempdir().unwrap();
         let (above, folder) = (dir.path().join("above"), dir.path().join("above/f"));

@@ -26,10 +26,10 @@ use rustix::{
 
 const OWNER: u32 = USERS[0];
 
-fn without_root(test: &str) -> bool {
-    let without = !rustix::process::geteuid().is_root();
+fn without_root() -> bool {
+    let without = !testkit::user::is_root();
     if without {
-        println!("skipped: {test}: becoming another user takes root");
+        testkit::skip!("becoming another user takes root");
     }
     without
 }
@@ -63,7 +63,7 @@ async fn ask_as(uid: u32, path: &Path) -> Result<(), Code> {
 
 #[test]
 fn a_socket_that_is_bound_for_somebody_is_its_owners_alone() {
-    if without_root("a_socket_that_is_bound_for_somebody_is_its_owners_alone") {
+    if without_root() {
         return;
     }
     run(async {
@@ -84,7 +84,7 @@ fn a_socket_that_is_bound_for_somebody_is_its_owners_alone() {
 
 #[test]
 fn at_no_moment_does_a_socket_that_is_being_bound_let_in_more_than_it_will() {
-    if without_root("at_no_moment_does_a_socket_that_is_being_bound_let_in_more_than_it_will") {
+    if without_root() {
         return;
     }
     let (dir, path) = folder();
@@ -136,7 +136,7 @@ fn a_folder_in_which_others_could_replace_the_socket_is_refused() {
             false => refused("others may write"),
         }
     }
-    if !without_root("a_folder_in_which_others_could_replace_the_socket_is_refused (of another user)") {
+    if !without_root() {
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         std::os::unix::fs::chown(dir.path(), Some(OWNER), None).unwrap();
         refused("belongs to user");
@@ -145,7 +145,7 @@ fn a_folder_in_which_others_could_replace_the_socket_is_refused() {
 
 #[test]
 fn whoever_is_not_named_is_refused_on_both_sockets_though_the_mode_lets_everybody_in() {
-    if without_root("whoever_is_not_named_is_refused_on_both_sockets_though_the_mode_lets_everybody_in") {
+    if without_root() {
         return;
     }
     run(async {
@@ -174,7 +174,7 @@ fn whoever_is_not_named_is_refused_on_both_sockets_though_the_mode_lets_everybod
 
 #[test]
 fn a_refused_peer_is_told_before_it_says_anything() {
-    if without_root("a_refused_peer_is_told_before_it_says_anything") {
+    if without_root() {
         return;
     }
     run(async {
@@ -192,7 +192,7 @@ fn a_refused_peer_is_told_before_it_says_anything() {
 
 #[test]
 fn a_connected_socket_speaks_for_who_connected_it_whoever_holds_it() {
-    if without_root("a_connected_socket_speaks_for_who_connected_it_whoever_holds_it") {
+    if without_root() {
         return;
     }
     run(async {
@@ -255,7 +255,7 @@ fn a_token_is_good_for_its_user_at_its_own_vat_and_no_guess_comes_near_it() {
         assert_eq!(import(deposited.as_bytes()).await, Ok(()));
         assert_eq!(import(deposited.as_bytes()).await, Err(Code::BadToken));
 
-        if !without_root("a_token_is_good_for_its_user_at_its_own_vat_and_no_guess_comes_near_it (another user)") {
+        if !without_root() {
             let (path, stolen) = (served.path.clone(), token.clone());
             let thief = as_user(OWNER, move || async move {
                 Connection::connect(&path).await.unwrap().claim(&stolen).await.map(drop).unwrap_err().code
@@ -290,7 +290,7 @@ fn a_lane_link_that_was_handed_over_serves_the_user_who_made_it() {
 
 #[test]
 fn a_stranger_that_connects_without_end_leaves_room_for_others() {
-    if without_root("a_stranger_that_connects_without_end_leaves_room_for_others") {
+    if without_root() {
         return;
     }
     run(async {

@@ -163,9 +163,7 @@ fn a_message_for_a_full_socket_is_not_lost_where_there_is_no_descriptor_to_watch
 #[test]
 fn descriptors_on_their_way_that_are_too_many_delay_a_deposit_and_do_not_end_the_lane() {
     if !rustix::process::geteuid().is_root() {
-        return println!(
-            "skipped: descriptors_on_their_way_that_are_too_many_delay_a_deposit_and_do_not_end_the_lane: becoming another user takes root"
-        );
+        return testkit::skip!("becoming another user takes root");
     }
     setrlimit(Resource::Nofile, Rlimit { current: Some(FILES), ..getrlimit(Resource::Nofile) }).unwrap();
     run(async {

@@ -5,7 +5,6 @@ mod common;
 use common::*;
 use ipc::{Code, Connection, Fault, Limits, Peer};
 use schema::kernel_store_capnp::kernel_store;
-use std::time::Duration;
 
 #[test]
 fn a_vat_serves_its_bootstrap_capability_on_a_named_socket() {

@@ -33,12 +33,8 @@ impl Silent {
     fn new() -> Result<Silent, std::io::Error> {
         let device = File::options().read(true).write(true).open("/dev/fuse")?;
         let dir = tempfile::tempdir()?;
-        // SAFETY: takes a number; mounts are this thread's own from here on.
-        if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+        testkit::namespace::mounts()?;
+        use rustix::mount::{MountFlags, mount};
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         mount("silent", dir.path(), "fuse", MountFlags::empty(), &*CString::new(options)?)?;
         // SAFETY: the child makes system calls alone, on its stack, and never returns.
@@ -117,9 +113,7 @@ fn a_vat_that_is_handed_nothing_waits_for_no_server_of_a_file_that_is_sent_to_it
     let silent = match Silent::new() {
         Ok(silent) => silent,
         Err(e) => {
-            return println!(
-                "skipped: a_vat_that_is_handed_nothing_waits_for_no_server_of_a_file_that_is_sent_to_its_lane: FUSE: {e}"
-            );
+            return testkit::skip!("FUSE: {e}");
         }
     };
     for lane in [|| Lane::new().without_deposits(), || Lane::with_limits(Duration::ZERO, 0)] {

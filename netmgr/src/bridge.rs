@@ -254,20 +254,16 @@ fn message(index: u32, route: &Route) -> RouteMessage {
 
 #[cfg(test)]
 mod tests {
-    use rustix::thread::UnshareFlags;
-
     use super::*;
 
     /// The failure that is injected comes after the bridge has been made: the kernel takes no address with such a prefix.
     #[test]
     fn bridge_that_cannot_be_configured_is_taken_away_again_unless_it_was_there() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: making a network namespace takes root");
-            return;
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
         }
         let test = || {
-            // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            testkit::namespace::network().unwrap();
             let mut rtnl = Rtnl::open().unwrap();
             let good = Config::new("volt0", "10.42.0.1", 24, 1500).unwrap();
             let bad = Config { address: Some(Address { ip: Ipv4Addr::new(10, 42, 0, 1), prefix: 33 }), ..good.clone() };

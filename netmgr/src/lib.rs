@@ -113,19 +113,17 @@ fn warn_of_bridge_filter() {
 
 #[cfg(test)]
 mod tests {
-    use rustix::thread::UnshareFlags;
     use testkit::attempt::attempt;
 
     use super::*;
 
     #[test]
     fn a_panic_is_said_under_each_thread_s_filter_and_one_of_the_rtnl_thread_ends_netmgr() {
-        if !rustix::process::geteuid().is_root() {
-            return println!("skipped: making a network namespace takes root");
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
         }
         attempt(|| {
-            // SAFETY: this process's only thread leaves for a network namespace of its own; no memory or descriptor is shared less.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            testkit::namespace::network().unwrap();
             let socket = tempfile::tempdir().unwrap().keep().join("s");
             let arguments = Arguments::parse_from(["netmgr", "--socket", socket.to_str().unwrap()]);
             let (serving, manager, _monitor) = start(&arguments).unwrap();

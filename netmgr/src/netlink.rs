@@ -293,13 +293,11 @@ mod tests {
     /// Every byte of what the kernel really says about a bridge, its address and its routes, changed in turn.
     #[test]
     fn damaged_messages_of_the_kernel_are_read_without_a_panic() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: making a network namespace takes root");
-            return;
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
         }
         let test = || {
-            // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+            testkit::namespace::network().unwrap();
             let config = Config::new("volt0", "10.42.0.1", 24, 1500).unwrap();
             let wanted = bridge::Wanted { config: &config, owner: &Instance::default() };
             bridge::define(&mut Rtnl::open().unwrap(), wanted, None).unwrap();
@@ -404,13 +402,11 @@ mod tests {
 
     #[test]
     fn dump_during_which_something_changes_is_no_answer_and_the_next_one_is() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: making a network namespace takes root");
-            return;
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
         }
         let test = || {
-            // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+            testkit::namespace::network().unwrap();
             let mut changer = Socket::open().unwrap();
             let bridge = |name: &str| LinkMessageBuilder::<LinkBridge>::new(name).build();
             let many = (0..200).map(|n| RouteNetlinkMessage::NewLink(bridge(&format!("d{n}"))));
@@ -456,8 +452,7 @@ mod tests {
         let liar = Socket::open().unwrap();
         match liar.socket.send_to(&forged, &own, 0) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                println!("skipped: only root may send to another process's netlink socket");
-                return;
+                return testkit::skip!("only root may send to another process's netlink socket");
             }
             sent => assert_eq!(sent.unwrap(), forged.len()),
         }

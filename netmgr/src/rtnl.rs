@@ -416,13 +416,11 @@ mod tests {
     /// The kernel refuses a second list on one socket (EBUSY) until the first one, which a deadline or an error has cut short, is heard.
     #[test]
     fn list_that_was_left_unheard_is_not_in_the_way_of_the_next() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: making a network namespace takes root");
-            return;
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
         }
         let test = || {
-            // SAFETY: takes this thread's network namespace apart from the process's, which is all it does.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+            testkit::namespace::network().unwrap();
             let mut rtnl = Rtnl::open().unwrap();
             let bridge =
                 |n| RouteNetlinkMessage::NewLink(LinkMessageBuilder::<LinkBridge>::new(&format!("d{n}")).build());

@@ -8,7 +8,6 @@ pub mod docs;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod escape;
 pub mod leftovers;
-pub mod micro_guest;
 pub mod namespaces;
 pub mod python;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -40,7 +40,7 @@ pub fn test(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
         return check();
     }
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: {name}: it makes namespaces and needs root");
+        testkit::skip!("it makes namespaces and needs root");
         return Ok(());
     }
     let out = command(&["--exact", name, "--nocapture"])?.output().context("Cannot run unshare (util-linux)")?;

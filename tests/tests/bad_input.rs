@@ -90,7 +90,7 @@ impl Host {
         for word in words {
             ensure!(text.contains(word), "{word:?} is not in {text:?}");
         }
-        leftovers::none(&self.volt, Allowed::Services, Duration::from_secs(10))?;
+        leftovers::none(&self.volt, Allowed::Services, PATIENCE)?;
         let interfaces = fs::read_to_string("/proc/thread-self/net/dev")?;
         let more = interfaces.lines().skip(2).filter(|line| !line.trim_start().starts_with("lo:"));
         // A network that was made on the way is durable, and carries Volt's mark; a port is not.

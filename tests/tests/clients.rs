@@ -89,7 +89,7 @@ fn done(out: std::process::Output) -> Result<String> {
 #[test]
 fn limits_of_the_schemas_hold_for_a_client_in_cpp() -> Result<()> {
     if let Some(why) = missing_for_cpp() {
-        println!("skipped: limits_of_the_schemas_hold_for_a_client_in_cpp: {why}");
+        testkit::skip!("{why}");
         return Ok(());
     }
     let program = compile(&root().join("tests/clients/limits.cc"), "limits")?;
@@ -108,7 +108,7 @@ fn limits_of_the_schemas_hold_for_a_client_in_python() -> Result<()> {
     let python = match python::with_pycapnp(&root())? {
         Ok(python) => python,
         Err(why) => {
-            println!("skipped: limits_of_the_schemas_hold_for_a_client_in_python: {why}");
+            testkit::skip!("{why}");
             return Ok(());
         }
     };
@@ -126,7 +126,7 @@ fn limits_of_the_schemas_hold_for_a_client_in_python() -> Result<()> {
 fn example_in_cpp_leases_an_address_of_the_network_that_is_built_in() -> Result<()> {
     const NAME: &str = "example_in_cpp_leases_an_address_of_the_network_that_is_built_in";
     if let Some(why) = missing_for_cpp() {
-        println!("skipped: {NAME}: {why}");
+        testkit::skip!("{why}");
         return Ok(());
     }
     namespaces::test(NAME, || {

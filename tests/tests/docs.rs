@@ -16,9 +16,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use schema::paths::{RUNTIME_VARIABLE, STATE_VARIABLE, USERS_LOCK};
+use testkit::guest;
 use volt_tests::{
     docs::{self, Block, Mark, Step},
-    micro_guest, namespaces, python,
+    namespaces, python,
     volt::finish,
 };
 
@@ -90,7 +91,7 @@ fn every_block_is_run_or_compared_by_something() -> Result<()> {
 fn first_vm_runs_from_its_command_line_and_from_its_file() -> Result<()> {
     const NAME: &str = "first_vm_runs_from_its_command_line_and_from_its_file";
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
-        println!("skipped: {NAME}: /dev/kvm cannot be opened: {error}");
+        testkit::skip!("/dev/kvm cannot be opened: {error}");
         return Ok(());
     }
     namespaces::test(NAME, || run_on("vm"))
@@ -102,7 +103,7 @@ fn python_client_leases_an_address_of_the_network_that_is_built_in() -> Result<(
     if !namespaces::inside()
         && let Err(why) = python::with_pycapnp(&root())?
     {
-        println!("skipped: {NAME}: {why}");
+        testkit::skip!("{why}");
         return Ok(());
     }
     namespaces::test(NAME, || run_on("rpc"))
@@ -152,7 +153,7 @@ fn prepare_folder(host: &str) -> Result<PathBuf> {
     for ours in ["schema", "examples", "target"] {
         symlink(root().join(ours), dir.join(ours))?;
     }
-    fs::write(dir.join("vmlinuz"), micro_guest::kernel("up\n", micro_guest::POWEROFF))?;
+    fs::write(dir.join("vmlinuz"), guest::elf(&[&guest::print("up\n")[..], guest::POWEROFF].concat(), 0))?;
     fs::write(dir.join("initrd"), "some bytes")?;
     fs::File::create(dir.join("disk.img"))?.set_len(1 << 20)?;
     Ok(dir)

@@ -114,7 +114,7 @@ fn a_plain_user_s_thread_that_is_taken_over_reaches_as_little() -> Result<()> {
     let programs = programs()?.canonicalize()?;
     let closed = |path: &&Path| fs::metadata(path).is_ok_and(|found| found.mode() & 0o001 == 0);
     if let Some(closed) = programs.ancestors().find(closed) {
-        println!("skipped: {NAME}: a plain user cannot reach the programs through {}", closed.display());
+        testkit::skip!("a plain user cannot reach the programs through {}", closed.display());
         return Ok(());
     }
     check(NAME, || {
@@ -162,7 +162,7 @@ fn check(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
     };
     match refused {
         Some(why) if !namespaces::inside() => {
-            println!("skipped: {name}: {why}");
+            testkit::skip!("{why}");
             Ok(())
         }
         _ => namespaces::test(name, check),

@@ -81,10 +81,8 @@ const GOALS: [(&Process, Option<&str>, usize); 12] = [
 
 #[test]
 fn every_system_call_that_a_filter_allows_is_made_by_a_real_run() {
-    const NAME: &str = "every_system_call_that_a_filter_allows_is_made_by_a_real_run";
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: {NAME}: what it runs needs root");
-        return;
+        return testkit::skip!("what it runs needs root");
     }
     check().unwrap_or_else(|error| panic!("{error:#}"));
 }

@@ -12,7 +12,7 @@ fn ask(program: &str, argument: &[u8]) -> Option<Output> {
     let test = std::env::current_exe().unwrap();
     let path = test.ancestors().nth(2).unwrap().join(program);
     if !path.exists() {
-        println!("skipped: {program} was not built: cargo build --workspace --bins");
+        testkit::skip!("{program} was not built: cargo build --workspace --bins");
         return None;
     }
     Some(Command::new(path).arg(OsStr::from_bytes(argument)).output().unwrap())

@@ -124,10 +124,7 @@ impl Drop for HugePages {
 fn regions_within_huge_pages_are_mapped_from_the_page_s_start_and_given_back() {
     const HUGE: u64 = 2 * MIB;
     let Some(_pages) = HugePages::new(4) else {
-        println!(
-            "skipped: huge pages: this host gives no huge pages of 2 MiB (root, and memory that is free in one piece)"
-        );
-        return;
+        return testkit::skip!("this host gives no huge pages of 2 MiB (root, and memory that is free in one piece)");
     };
     let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
     let huge = || {

@@ -78,7 +78,7 @@ fn boot_with(memory: &str, folder: &Path) -> Result<(), Output> {
 fn qemu_boots_from_the_disk_with_memory_of_every_kind_that_it_shares() {
     let said = match qemu().arg("--version").output() {
         Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
-        Err(error) => return println!("skipped: qemu: qemu-system-x86_64 (Debian: qemu-system-x86): {error}"),
+        Err(error) => return testkit::skip!("qemu-system-x86_64 (Debian: qemu-system-x86): {error}"),
     };
     let folder = tempfile::tempdir().unwrap();
     let on_disk = format!("memory-backend-file,mem-path={}", folder.path().join("ram").display());

@@ -12,8 +12,7 @@ const TESTPMD: &str = "dpdk-testpmd";
 #[test]
 fn dpdk_sends_frames_and_gets_some() {
     if Command::new(TESTPMD).arg("--help").output().is_err() {
-        println!("skipped: dpdk: {TESTPMD} is not installed (Debian: dpdk-dev and librte-net-virtio23)");
-        return;
+        return testkit::skip!("{TESTPMD} is not installed (Debian: dpdk-dev and librte-net-virtio23)");
     }
     let wire = Wire::new(false);
     let folder = tempfile::tempdir().unwrap();

@@ -13,37 +13,10 @@ use harness::{Core, PATIENCE, Spec, readable};
 use ipc::Code;
 use schema::vm_capnp::exit::Reason;
 use schema::vm_capnp::vm_info::State;
+use testkit::guest::{OUT_AL, POWEROFF, RESET, SPIN, elf, flood, print};
 
 const MEMORY: u64 = 32 << 20;
-const ENTRY: u64 = 0x10_0000;
-
-/// Prints the letter in AL.
-const OUT_AL: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xee]; // mov dx, 0x3f8; out dx, al
-const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64]; // mov al, 0xfe; out 0x64, al
-const POWEROFF: &[u8] = &[0xb0, 0x34, 0x66, 0xba, 0x00, 0x06, 0xee]; // mov al, SLP_EN|S5; mov dx, 0x600; out dx, al
 const TRIPLE_FAULT: &[u8] = &[0x0f, 0x0b]; // ud2, without an IDT
-const SPIN: &[u8] = &[0xeb, 0xfe]; // jmp $
-const MORE: &[u8] = &[0xeb, 0xf7]; // jmp to the `print` before
-
-fn print(letter: u8) -> Vec<u8> {
-    [&[0xb0, letter], OUT_AL].concat()
-}
-
-/// An ELF executable with one segment of `code` at `ENTRY`, which is its entry.
-fn elf(code: &[u8]) -> Vec<u8> {
-    const HEADERS: u64 = 64 + 56;
-    let size = (code.len() as u64).to_le_bytes();
-    let mut image = Vec::new();
-    image.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    image.extend_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64
-    image.extend([ENTRY, 64, 0].map(u64::to_le_bytes).concat()); // entry, program headers, no sections
-    image.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    image.extend_from_slice(&[1, 0, 0, 0, 7, 0, 0, 0]); // PT_LOAD, rwx
-    image.extend([HEADERS, ENTRY, ENTRY].map(u64::to_le_bytes).concat());
-    image.extend([size, size, 1u64.to_le_bytes()].concat());
-    image.extend_from_slice(code);
-    image
-}
 
 /// Runs `test` with a core that runs `code`, or says why it cannot.
 fn with_guest(code: &[u8], vcpus: u16, test: impl AsyncFnOnce(Core)) {
@@ -52,10 +25,9 @@ fn with_guest(code: &[u8], vcpus: u16, test: impl AsyncFnOnce(Core)) {
 
 fn with_devices(code: &[u8], vcpus: u16, devices: Vec<(String, OwnedFd)>, test: impl AsyncFnOnce(Core)) {
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        eprintln!("skipped: /dev/kvm cannot be opened");
-        return;
+        return testkit::skip!("/dev/kvm cannot be opened");
     }
-    let image = elf(code);
+    let image = elf(code, 0);
     ipc::run(async {
         let spec = Spec { kernel: &image, initrd: None, cmdline: "", memory: MEMORY, vcpus, devices };
         test(Core::spawn(Path::new(env!("CARGO_BIN_EXE_vmm-core")), spec)).await;
@@ -80,7 +52,7 @@ fn console(core: &mut Core) -> String {
 
 #[test]
 fn guest_prints_and_resets_through_the_i8042() {
-    let code = [print(b'V'), print(b'o'), print(b'l'), print(b't'), RESET.to_vec(), SPIN.to_vec()].concat();
+    let code = [&print("Volt")[..], RESET, SPIN].concat();
     with_guest(&code, 1, async |mut core| {
         assert!(core.info().await.unwrap().0 == State::Created);
         core.start().await.unwrap();
@@ -167,8 +139,7 @@ async fn tokio_yield() {
 
 #[test]
 fn console_that_nobody_reads_holds_up_neither_the_guest_nor_its_end() {
-    // Prints for ever.
-    with_guest(&[&print(b'x')[..], MORE].concat(), 1, async |mut core| {
+    with_guest(&flood(), 1, async |mut core| {
         core.start().await.unwrap();
         let limit = Instant::now() + PATIENCE;
         let mut dropped = 0;
@@ -248,8 +219,7 @@ fn writes(writes: &[(u32, u32)]) -> Vec<u8> {
 fn driver_of_a_disk_starts_resets_and_starts_it_again() {
     let backend = Path::new(env!("CARGO_BIN_EXE_vmm-core")).with_file_name("vhost-blk-backend");
     if !backend.exists() {
-        println!("skipped: driver_of_a_disk_starts_resets_and_starts_it_again: {} is not built", backend.display());
-        return;
+        return testkit::skip!("{} is not built", backend.display());
     }
     const DEVICE: u32 = 0xd000_0000;
     // Page tables are for the first GiB: one more page directory, with a page for the device.
@@ -283,9 +253,8 @@ fn driver_of_a_disk_starts_resets_and_starts_it_again() {
 fn mute_backend_fails_the_start_within_its_deadline() {
     let (socket, backend) = UnixStream::pair().unwrap();
     with_devices(SPIN, 1, vec![("virtio-id=2".into(), socket.into())], async |core| {
-        let begin = Instant::now();
-        assert_eq!(core.start().await.unwrap_err().code, Code::Unavailable);
-        assert!(begin.elapsed() < Duration::from_secs(20));
+        let fault = core.start().await.unwrap_err();
+        assert!(fault.code == Code::Unavailable && fault.why.contains("handshake took too long"), "{fault}");
     });
     drop(backend);
 }
@@ -293,11 +262,10 @@ fn mute_backend_fails_the_start_within_its_deadline() {
 #[test]
 fn kernel_that_could_still_change_is_refused_by_name() {
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
-        eprintln!("skipped: /dev/kvm cannot be opened");
-        return;
+        return testkit::skip!("/dev/kvm cannot be opened");
     }
     let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&elf(SPIN)).unwrap();
+    file.write_all(&elf(SPIN, 0)).unwrap();
     ipc::run(async {
         let spec = Spec { kernel: &[], initrd: None, cmdline: "", memory: MEMORY, vcpus: 1, devices: Vec::new() };
         let mut core = Core::spawn_with(Path::new(env!("CARGO_BIN_EXE_vmm-core")), file.into(), spec);

@@ -190,10 +190,8 @@ fn programs_that_are_absent_stop_vms() {
 
 #[test]
 fn plain_user_learns_what_is_lacking_and_what_cannot_be_found_out() {
-    const NAME: &str = "plain_user_learns_what_is_lacking_and_what_cannot_be_found_out";
     if !is_root() {
-        println!("skipped: {NAME}: it becomes another user and needs root");
-        return;
+        return testkit::skip!("it becomes another user and needs root");
     }
     // Where that user may reach it.
     let dir = tempfile::tempdir_in("/tmp").unwrap();
@@ -239,10 +237,8 @@ fn plain_user_learns_what_is_lacking_and_what_cannot_be_found_out() {
 
 #[test]
 fn host_without_proc_sys_and_dev_gets_a_whole_report() {
-    const NAME: &str = "host_without_proc_sys_and_dev_gets_a_whole_report";
     if !is_root() {
-        println!("skipped: {NAME}: it makes a mount namespace and needs root");
-        return;
+        return testkit::skip!("it makes a mount namespace and needs root");
     }
     let bare = "for dir in /proc /sys /dev; do mount -t tmpfs none $dir || exit 2; done; exec \"$0\" doctor --json";
     let report = Report::of(Command::new("unshare").args(["--mount", "sh", "-c", bare, VOLT]));

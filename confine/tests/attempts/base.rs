@@ -318,7 +318,7 @@ fn a_memory_file_takes_seals_and_is_never_executed_and_no_others_are_made() {
 #[test]
 fn a_reserved_heap_takes_no_huge_pages_for_single_touches() {
     if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
-        return println!("skipped: this kernel has no transparent huge pages");
+        return testkit::skip!("this kernel has no transparent huge pages");
     }
     attempt(|| {
         let mut smaps = std::fs::File::open("/proc/self/smaps").unwrap();

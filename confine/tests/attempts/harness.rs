@@ -7,10 +7,9 @@ pub use testkit::attempt::{attempt, exit};
 
 /// Whether tests that need it may run; says so where not.
 pub fn is_root() -> bool {
-    // SAFETY: asks for a number.
-    let root = unsafe { libc::geteuid() } == 0;
+    let root = testkit::user::is_root();
     if !root {
-        eprintln!("skipped: needs root");
+        testkit::skip!("it needs root");
     }
     root
 }

@@ -33,8 +33,7 @@ fn strict_starts_in_silence_where_nothing_is_missing() {
         return;
     }
     if !missing().is_empty() {
-        eprintln!("skipped: this kernel lacks {:?}", missing());
-        return;
+        return testkit::skip!("this kernel lacks {:?}", missing());
     }
     attempt(|| {
         strict().confine().unwrap().enter(&filter()).unwrap();

@@ -304,11 +304,5 @@ pub fn as_user<T: Send + 'static, F: Future<Output = T>>(
     uid: u32,
     f: impl FnOnce() -> F + Send + 'static,
 ) -> std::thread::JoinHandle<T> {
-    std::thread::spawn(move || {
-        if rustix::process::geteuid().is_root() {
-            // SAFETY: sets the user of this thread alone (libc's wrapper would change the whole process); no memory is touched.
-            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }, 0);
-        }
-        run(f())
-    })
+    testkit::user::as_user(uid, move || run(f()))
 }

@@ -60,22 +60,18 @@ fn names(dir: &Path) -> Vec<String> {
 
 #[test]
 fn on_a_full_disk_a_kernel_can_be_removed_and_nothing_new_is_kept() {
-    const TEST: &str = "on_a_full_disk_a_kernel_can_be_removed_and_nothing_new_is_kept";
     let dir = tempfile::tempdir().unwrap();
     // In a mount namespace of this thread, which goes with it.
     let on_a_small_disk = || {
-        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-        use rustix::thread::{UnshareFlags, unshare_unsafe};
-        // SAFETY: no descriptor or memory is unshared that another thread relies on.
-        unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?;
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-        mount("none", dir.path(), "tmpfs", MountFlags::empty(), c"size=256k")
+        use rustix::mount::{MountFlags, mount};
+        testkit::namespace::mounts()?;
+        mount("none", dir.path(), "tmpfs", MountFlags::empty(), c"size=256k").map_err(std::io::Error::from)
     };
     let thread = std::thread::scope(|scope| {
         scope
             .spawn(|| {
-                if let Err(errno) = on_a_small_disk() {
-                    return println!("skipped: {TEST}: no mount namespace is to be had ({errno})");
+                if let Err(why) = on_a_small_disk() {
+                    return testkit::skip!("no mount namespace is to be had ({why})");
                 }
                 let mut store = open(dir.path());
                 for seed in [1, 2, 3] {

@@ -223,7 +223,7 @@ fn ended_for_memory(vm: &mut Console) -> Result<()> {
 }
 
 fn nothing_left(volt: &Volt) -> Result<()> {
-    leftovers::none(volt, Allowed::Services, Duration::from_secs(10))?;
+    leftovers::none(volt, Allowed::Services, END)?;
     walls::none_left(Duration::from_secs(40))
 }
 

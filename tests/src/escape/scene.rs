@@ -24,9 +24,11 @@ use schema::{
     programs::{self, BLK_BACKEND, IPAMD, JANITOR, KEEPER, KERNEL_STORE, NETMGR, VMM_CORE},
 };
 
+use testkit::guest;
+
 use super::{foothold::Held, limits, terminal};
 use crate::{
-    micro_guest, namespaces,
+    namespaces,
     volt::{Volt, finish},
 };
 
@@ -149,7 +151,7 @@ impl Host {
         namespaces::prepare(&dir)?;
         let at = |name: &str| dir.join(name).display().to_string();
         let volt = Volt::private(programs, &dir);
-        fs::write(dir.join("kernel"), micro_guest::kernel("up!", micro_guest::SPIN))?;
+        fs::write(dir.join("kernel"), guest::elf(&[&guest::print("up!")[..], guest::SPIN].concat(), 0))?;
         for name in ["web.img", "other.img", "all/public"] {
             let path = dir.join(name);
             fs::create_dir_all(path.parent().context("A path without parent")?)?;

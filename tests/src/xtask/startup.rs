@@ -37,7 +37,7 @@ use seccompiler::{
 };
 
 use schema::programs::{self, Process, Starter};
-use volt_tests::micro_guest;
+use testkit::guest;
 
 use crate::bench::{Row, row};
 
@@ -258,7 +258,7 @@ fn flags(flags: &[&str], fds: &[OwnedFd]) -> Vec<String> {
 /// The smallest kernel that the core takes: one HLT.
 fn kernel() -> Result<OwnedFd> {
     let file = fs::File::from(memfd_create("kernel", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
-    (&file).write_all(&micro_guest::elf(&[0xf4]))?;
+    (&file).write_all(&guest::elf(&[0xf4], 0))?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(file.as_fd(), seals)?;
     Ok(file.into())

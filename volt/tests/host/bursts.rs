@@ -19,7 +19,7 @@ fn all_run(host: &Host, command: impl Fn(usize) -> std::process::Command) {
 
 #[test]
 fn fifty_vms_of_one_kernel_file_started_at_once_all_run() {
-    let Some(host) = Host::new("fifty_vms_of_one_kernel_file_started_at_once_all_run") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("kernel", &[&print("up"), POWEROFF]);
     all_run(&host, |n| host.plain(&format!("vm-{n}"), &kernel));
     let listed = host.run(&mut host.volt(&["kernel", "list"])).ok();
@@ -28,7 +28,7 @@ fn fifty_vms_of_one_kernel_file_started_at_once_all_run() {
 
 #[test]
 fn fifty_vms_with_a_kernel_file_and_a_card_each_started_at_once_all_run() {
-    let Some(host) = Host::new("fifty_vms_with_a_kernel_file_and_a_card_each_started_at_once_all_run") else { return };
+    let Some(host) = Host::new() else { return };
     let kernels: Vec<_> =
         (0..MANY).map(|n| host.kernel(&format!("kernel-{n}"), &[&print(&format!("up {n}")), POWEROFF])).collect();
     all_run(&host, |n| {

@@ -19,7 +19,7 @@ use crate::{
 
 #[test]
 fn input_that_ends_or_never_was_does_not_end_the_guest() {
-    let Some(host) = Host::new("input_that_ends_or_never_was_does_not_end_the_guest") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("off", &[&print("Volt"), POWEROFF, SPIN]);
     let mut closed = host.plain("closed", &kernel);
     // SAFETY: between fork and exec; takes no pointer.
@@ -45,7 +45,7 @@ fn input_that_ends_or_never_was_does_not_end_the_guest() {
 
 #[test]
 fn closed_output_and_error_do_not_end_the_guest() {
-    let Some(host) = Host::new("closed_output_and_error_do_not_end_the_guest") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("off", &[&print("Volt"), POWEROFF, SPIN]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -71,7 +71,7 @@ fn closed_output_and_error_do_not_end_the_guest() {
 
 #[test]
 fn reader_that_has_stopped_reading_does_not_hold_up_the_end() {
-    let Some(host) = Host::new("reader_that_has_stopped_reading_does_not_hold_up_the_end") else { return };
+    let Some(host) = Host::new() else { return };
     for blocks in [true, false] {
         let (_reader, mut writer) = std::io::pipe().unwrap();
         let room = rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
@@ -149,7 +149,7 @@ fn echoing(host: &Host, keys: usize) -> String {
 
 #[test]
 fn terminal_passes_every_key_and_is_restored() {
-    let Some(host) = Host::new("terminal_passes_every_key_and_is_restored") else { return };
+    let Some(host) = Host::new() else { return };
     // Ctrl-Z, Enter, Ctrl-J, Ctrl-S, Ctrl-Q, Ctrl-C, Ctrl-\, Ctrl-D, Ctrl-V, Ctrl-U, delete, a byte of eight bits.
     let keys = b"\x1a\r\n\x13\x11\x03\x1c\x04\x16\x15\x7f\xe9";
     let kernel = echoing(&host, keys.len() + 2);
@@ -177,7 +177,7 @@ fn terminal_passes_every_key_and_is_restored() {
 
 #[test]
 fn escape_key_ends_a_guest_that_takes_no_input_and_says_what_it_offers() {
-    let Some(host) = Host::new("escape_key_ends_a_guest_that_takes_no_input_and_says_what_it_offers") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print(">"), SPIN]);
     for end in [&b"\x1dk"[..], b"\x1ds\x1dK"] {
         let (mut shown, used) = terminal();
@@ -207,8 +207,7 @@ fn escape_key_ends_a_guest_that_takes_no_input_and_says_what_it_offers() {
 
 #[test]
 fn terminal_is_restored_by_a_signal_s_end_and_taken_again_by_who_was_stopped() {
-    let test = "terminal_is_restored_by_a_signal_s_end_and_taken_again_by_who_was_stopped";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print(">"), SPIN]);
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
         let (mut shown, used) = terminal();
@@ -251,14 +250,11 @@ fn output_goes_on(host: &Host, log: &Path, volt: &mut Command, why: &str) {
 
 #[test]
 fn output_that_cannot_be_written_for_a_while_goes_on_and_what_was_lost_is_said() {
-    let test = "output_that_cannot_be_written_for_a_while_goes_on_and_what_was_lost_is_said";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("flood", &[&flood()]);
     // A file system that is full. Mounts of this thread's own, and of what it starts.
-    // SAFETY: takes a number.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
-    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+    testkit::namespace::mounts().unwrap();
+    use rustix::mount::{MountFlags, mount};
     let small = host.path("small");
     std::fs::create_dir(&small).unwrap();
     mount("small", &small, "tmpfs", MountFlags::empty(), c"size=64k").unwrap();
@@ -288,8 +284,7 @@ fn output_that_cannot_be_written_for_a_while_goes_on_and_what_was_lost_is_said()
 #[test]
 fn output_to_a_file_in_memory_takes_so_much_of_it_and_no_more_and_goes_on_once_it_is_cut() {
     const MOST: u64 = 64 << 20;
-    let test = "output_to_a_file_in_memory_takes_so_much_of_it_and_no_more_and_goes_on_once_it_is_cut";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("flood", &[&flood()]);
     let file = File::from(rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     let flags = rustix::fs::fcntl_getfl(&file).unwrap();
@@ -311,7 +306,7 @@ fn output_to_a_file_in_memory_takes_so_much_of_it_and_no_more_and_goes_on_once_i
     let log = host.path("log");
     let file = File::create(&log).unwrap();
     if disk::is_in_memory(&file).unwrap() {
-        return println!("skipped: {test}: a file on a disk: {} is none", log.display());
+        return testkit::skip!("a file on a disk: {} is none", log.display());
     }
     let vm = Running::start(host.plain("web", &kernel).stdout(file));
     host.runs("web");
@@ -324,7 +319,7 @@ fn output_to_a_file_in_memory_takes_so_much_of_it_and_no_more_and_goes_on_once_i
 
 #[test]
 fn run_in_the_background_of_a_terminal_is_not_stopped_by_it() {
-    let Some(host) = Host::new("run_in_the_background_of_a_terminal_is_not_stopped_by_it") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print(">"), SPIN]);
     let (mut shown, used) = terminal();
     let mut child = on_terminal(&mut host.plain("web", &kernel), &used, false);

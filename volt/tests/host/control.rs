@@ -31,12 +31,10 @@ fn set(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Asks a VM about itself as another user, in a thread of its own.
+/// Asks a VM about itself as another user.
 fn ask_as(user: u32, socket: &Path) -> Result<String, Code> {
     let socket = socket.to_owned();
-    let asked = std::thread::spawn(move || {
-        // Of this thread alone: the kernel's credentials are a thread's.
-        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(user)).unwrap();
+    let asked = testkit::user::as_user(user, move || {
         ipc::run(async {
             let connection = Connection::connect(&socket).await?;
             let request = connection.bootstrap::<vm::Client>().info_request();
@@ -50,7 +48,7 @@ fn ask_as(user: u32, socket: &Path) -> Result<String, Code> {
 
 #[test]
 fn vm_answers_whoever_started_it_and_nobody_else_whatever_the_sockets_mode() {
-    let Some(host) = Host::new("vm_answers_whoever_started_it_and_nobody_else_whatever_the_sockets_mode") else {
+    let Some(host) = Host::new() else {
         return;
     };
     let running = Running::start(&mut host.plain("web", &host.kernel("spin", &[SPIN])));
@@ -84,7 +82,7 @@ fn vm_answers_whoever_started_it_and_nobody_else_whatever_the_sockets_mode() {
 
 #[test]
 fn control_socket_leads_to_one_vm_and_to_no_service() {
-    let Some(host) = Host::new("control_socket_leads_to_one_vm_and_to_no_service") else { return };
+    let Some(host) = Host::new() else { return };
     let spin = host.kernel("spin", &[SPIN]);
     let vms = ["web", "other"].map(|name| Running::start(&mut host.plain(name, &spin)));
     ["web", "other"].iter().for_each(|name| host.runs(name));
@@ -111,7 +109,7 @@ fn control_socket_leads_to_one_vm_and_to_no_service() {
 
 #[test]
 fn vm_survives_calls_of_anything_with_any_arguments() {
-    let Some(host) = Host::new("vm_survives_calls_of_anything_with_any_arguments") else { return };
+    let Some(host) = Host::new() else { return };
     let running = Running::start(&mut host.plain("web", &host.kernel("spin", &[SPIN])));
     host.runs("web");
     let socket = host.path("run/vms/web.sock");
@@ -179,7 +177,7 @@ fn define_pool_by_any_means(socket: &OwnedFd, name: &str) {
 
 #[test]
 fn who_takes_the_supervisor_of_a_running_vm_over_has_no_service_to_ask() {
-    let Some(host) = Host::new("who_takes_the_supervisor_of_a_running_vm_over_has_no_service_to_ask") else { return };
+    let Some(host) = Host::new() else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[SPIN])));
     host.runs("web");
     let socket = host.path("run/ipamd.sock");
@@ -203,7 +201,7 @@ fn who_takes_the_supervisor_of_a_running_vm_over_has_no_service_to_ask() {
 
 #[test]
 fn directories_that_others_own_may_write_to_or_may_move_are_refused() {
-    let Some(host) = Host::new("directories_that_others_own_may_write_to_or_may_move_are_refused") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("off", &[POWEROFF, SPIN]);
     for variable in ["VOLT_RUNTIME_DIR", "VOLT_STATE_DIR"] {
         let (above, dir) = (host.path(variable), host.path(variable).join("dir"));

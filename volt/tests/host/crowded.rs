@@ -112,8 +112,7 @@ fn works_once_they_left(host: &Host, command: &dyn Fn() -> Command) -> Ended {
 
 #[test]
 fn commands_of_a_service_whose_places_are_all_taken_say_so_at_once_and_work_once_one_is_free() {
-    let test = "commands_of_a_service_whose_places_are_all_taken_say_so_at_once_and_work_once_one_is_free";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[&print("up"), POWEROFF, SPIN]);
     host.run(&mut host.full("web", &off)).ok();
     let network = host.file("network.json", br#"{"network":"other","subnet":"10.43.0.0/24"}"#);
@@ -153,8 +152,7 @@ fn commands_of_a_service_whose_places_are_all_taken_say_so_at_once_and_work_once
 
 #[test]
 fn commands_that_pass_a_descriptor_to_a_service_whose_lanes_are_all_taken_say_so_at_once() {
-    let test = "commands_that_pass_a_descriptor_to_a_service_whose_lanes_are_all_taken_say_so_at_once";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[&print("up"), POWEROFF, SPIN]);
     host.run(&mut host.full("web", &off)).ok();
     for service in services() {
@@ -173,8 +171,7 @@ fn commands_that_pass_a_descriptor_to_a_service_whose_lanes_are_all_taken_say_so
 
 #[test]
 fn supervisor_whose_places_are_all_taken_is_listed_with_the_reason_and_its_vm_runs_on() {
-    let test = "supervisor_whose_places_are_all_taken_is_listed_with_the_reason_and_its_vm_runs_on";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let spin = host.kernel("spin", &[&print("up"), SPIN]);
     let vms = ["web", "other"].map(|name| Running::start(&mut host.plain(name, &spin)));
     vms.iter().for_each(|vm| vm.says("up"));
@@ -204,12 +201,11 @@ fn supervisor_whose_places_are_all_taken_is_listed_with_the_reason_and_its_vm_ru
 
 #[test]
 fn a_plain_user_who_has_all_places_of_a_user_is_told_so_and_root_gets_one() {
-    let test = "a_plain_user_who_has_all_places_of_a_user_is_told_so_and_root_gets_one";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let user = host.user + 20;
     let programs = Path::new(env!("CARGO_BIN_EXE_volt"));
     if let Some(closed) = programs.ancestors().find(|path| fs::metadata(path).unwrap().permissions().mode() & 1 == 0) {
-        return println!("skipped: {test}: a plain user cannot reach the programs through {}", closed.display());
+        return testkit::skip!("a plain user cannot reach the programs through {}", closed.display());
     }
     fs::set_permissions(host.path("."), fs::Permissions::from_mode(0o711)).unwrap();
     for dir in ["run", "state"] {

@@ -9,7 +9,7 @@ use crate::{
 
 #[test]
 fn killed_supervisor_leaves_no_process_interface_socket_or_lease() {
-    let Some(host) = Host::new("killed_supervisor_leaves_no_process_interface_socket_or_lease") else { return };
+    let Some(host) = Host::new() else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
     assert_eq!(host.free("volt0"), 252);
@@ -21,7 +21,7 @@ fn killed_supervisor_leaves_no_process_interface_socket_or_lease() {
 
 #[test]
 fn supervisor_that_is_ended_at_any_moment_of_its_start_leaves_nothing() {
-    let Some(host) = Host::new("supervisor_that_is_ended_at_any_moment_of_its_start_leaves_nothing") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[SPIN]);
     for moment in 0..40u64 {
         let signal = if moment % 2 == 0 { libc::SIGKILL } else { libc::SIGTERM };
@@ -41,7 +41,7 @@ fn supervisor_that_is_ended_at_any_moment_of_its_start_leaves_nothing() {
 
 #[test]
 fn process_of_a_vm_that_dies_is_named_and_the_run_fails() {
-    let Some(host) = Host::new("process_of_a_vm_that_dies_is_named_and_the_run_fails") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
     for program in of_vm() {
         let vm = Running::start(&mut host.full("web", &kernel));
@@ -55,7 +55,7 @@ fn process_of_a_vm_that_dies_is_named_and_the_run_fails() {
 
 #[test]
 fn what_a_killed_janitor_leaves_is_cleared_up_by_the_next_run() {
-    let Some(host) = Host::new("what_a_killed_janitor_leaves_is_cleared_up_by_the_next_run") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
     for signals in [&[libc::SIGINT, libc::SIGINT][..], &[libc::SIGKILL]] {
         let vm = Running::start(&mut host.plain("web", &kernel));
@@ -77,12 +77,10 @@ fn what_a_killed_janitor_leaves_is_cleared_up_by_the_next_run() {
 
 #[test]
 fn cgroup_that_a_killed_janitor_and_supervisor_left_goes_with_the_next_run_and_that_of_a_vm_that_lives_stays() {
-    let test =
-        "cgroup_that_a_killed_janitor_and_supervisor_left_goes_with_the_next_run_and_that_of_a_vm_that_lives_stays";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let unified = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
-    let Some(unified) = unified else { return println!("skipped: {test}: cgroup v2 is not mounted") };
+    let Some(unified) = unified else { return testkit::skip!("cgroup v2 is not mounted") };
     let all = Path::new(unified).join(confine::Cgroup::PARENT);
     let vm = Running::start(&mut host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
@@ -109,7 +107,7 @@ fn cgroup_that_a_killed_janitor_and_supervisor_left_goes_with_the_next_run_and_t
 
 #[test]
 fn services_that_die_take_no_vm_with_them_and_are_started_again() {
-    let Some(host) = Host::new("services_that_die_take_no_vm_with_them_and_are_started_again") else { return };
+    let Some(host) = Host::new() else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
     host.end(outliving(), libc::SIGKILL);

@@ -153,8 +153,8 @@ fn take_subnet(relay: &Relay, json: &str) {
 }
 
 /// A host on which both services run.
-fn host(test: &str) -> Option<Host> {
-    let host = Host::new(test)?;
+fn host() -> Option<Host> {
+    let host = Host::new()?;
     define(&host, LAB).ok();
     remove(&host, "lab0").ok();
     Some(host)
@@ -170,7 +170,7 @@ fn is_free(host: &Host) {
 
 #[test]
 fn pool_that_is_refused_after_the_bridge_was_made_leaves_the_bridge_as_it_was() {
-    let Some(host) = host("pool_that_is_refused_after_the_bridge_was_made_leaves_the_bridge_as_it_was") else { return };
+    let Some(host) = host() else { return };
     let other = LAB.replace("lab0", "lab9");
     // A network that is new.
     let relay = Relay::new(&host, |message| says(message, "10.9.0.0/24") && addresses("lab0") == "10.9.0.1/24");
@@ -221,7 +221,7 @@ fn pool_that_is_refused_after_the_bridge_was_made_leaves_the_bridge_as_it_was() 
 /// Whoever is killed between the steps of a definition, the same command or a removal succeeds then, and nothing blocks the subnet.
 #[test]
 fn kill_between_the_steps_of_a_definition_is_mended_by_the_next_one_or_by_a_removal() {
-    let Some(host) = host("kill_between_the_steps_of_a_definition_is_mended_by_the_next_one_or_by_a_removal") else {
+    let Some(host) = host() else {
         return;
     };
     for again in [true, false] {
@@ -282,7 +282,7 @@ fn kill_between_the_steps_of_a_definition_is_mended_by_the_next_one_or_by_a_remo
 /// Whoever is killed between the steps of a removal, a removal or a definition succeeds then, and nothing blocks the subnet.
 #[test]
 fn kill_between_the_steps_of_a_removal_is_mended_by_the_next_one_or_by_a_definition() {
-    let Some(host) = host("kill_between_the_steps_of_a_removal_is_mended_by_the_next_one_or_by_a_definition") else {
+    let Some(host) = host() else {
         return;
     };
     for again in [true, false] {

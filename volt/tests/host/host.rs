@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use testkit::namespace;
 pub use testkit::wait::{PATIENCE, until};
 
 use schema::programs::{self, LAUNCHER, Starter, beside_volt};
@@ -37,16 +38,15 @@ static TESTS: AtomicU32 = AtomicU32::new(0);
 
 impl Host {
     /// A host of the calling thread's own, or `None` after it was said why there cannot be one.
-    pub fn new(test: &str) -> Option<Host> {
+    pub fn new() -> Option<Host> {
         let programs = Path::new(env!("CARGO_BIN_EXE_volt")).parent().unwrap();
         let missing = beside_volt().find(|name| !programs.join(name).exists());
         let why = if let Some(name) = missing {
             format!("there is no {name} beside volt: cargo build --workspace --bins")
         } else if let Err(e) = fs::File::options().read(true).write(true).open("/dev/kvm") {
             format!("/dev/kvm cannot be opened: {e}")
-        // SAFETY: takes no pointer; gives this thread, and what it starts, an empty network.
-        } else if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            format!("it needs a network namespace of its own: {}", std::io::Error::last_os_error())
+        } else if let Err(e) = namespace::network() {
+            format!("it needs a network namespace of its own: {e}")
         } else {
             let host = Host {
                 dir: tempfile::tempdir().unwrap(),
@@ -56,7 +56,7 @@ impl Host {
             host.file("disk", &[0; 64 << 10]);
             return Some(host);
         };
-        println!("skipped: {test}: {why}");
+        testkit::skip!("{why}");
         None
     }
 
@@ -72,11 +72,9 @@ impl Host {
 
     /// Has the state directory on a file system of its own, of 64 MiB. Mounts are this thread's own from now on, and of what it starts.
     pub fn small_state(&self) -> PathBuf {
-        // SAFETY: takes a number.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
-        use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+        namespace::mounts().unwrap();
+        use rustix::mount::{MountFlags, mount};
         use std::os::unix::fs::PermissionsExt;
-        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
         let state = self.path("state");
         fs::create_dir(&state).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();

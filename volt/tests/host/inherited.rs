@@ -15,9 +15,8 @@ use crate::{
 
 #[test]
 fn a_vm_with_a_card_and_a_disk_starts_under_any_umask_with_services_that_start_under_it() {
-    let test = "a_vm_with_a_card_and_a_disk_starts_under_any_umask_with_services_that_start_under_it";
     for umask in [0, 0o022, 0o027, 0o007, 0o077, 0o777] {
-        let Some(host) = Host::new(test) else { return };
+        let Some(host) = Host::new() else { return };
         let kernel = host.kernel("off", &[&print("Volt"), POWEROFF, SPIN]);
         // What the first run's services have made is met by others' as well.
         for services in ["started", "there", "started again"] {
@@ -187,13 +186,12 @@ fn attributes_of_outliving(host: &Host, command: &mut Command) -> Vec<(&'static 
 
 #[test]
 fn services_keeper_and_janitor_have_nothing_of_whoever_started_them() {
-    let test = "services_keeper_and_janitor_have_nothing_of_whoever_started_them";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
     let ordinary = attributes_of_outliving(&host, &mut host.full("web", &kernel));
     drop(host);
 
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
     let (cgroups, raisable) = (cgroups(), may_raise());
     let procs: Vec<_> = cgroups

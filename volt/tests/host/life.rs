@@ -13,7 +13,7 @@ use crate::{
 
 #[test]
 fn guest_that_powers_off_ends_the_run_with_its_console_shown_and_nothing_left() {
-    let Some(host) = Host::new("guest_that_powers_off_ends_the_run_with_its_console_shown_and_nothing_left") else {
+    let Some(host) = Host::new() else {
         return;
     };
     let kernel = host.kernel("off", &[&print("Volt\n"), POWEROFF, SPIN]);
@@ -26,7 +26,7 @@ fn guest_that_powers_off_ends_the_run_with_its_console_shown_and_nothing_left() 
 
 #[test]
 fn guest_that_resets_boots_again_with_the_same_console() {
-    let Some(host) = Host::new("guest_that_resets_boots_again_with_the_same_console") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("counter", &[&print("boot "), &echo(), RESET, SPIN]);
     let mut vm = Running::start(host.full("web", &kernel).stdin(Stdio::piped()));
     let mut keys = vm.child.stdin.take().unwrap();
@@ -40,19 +40,18 @@ fn guest_that_resets_boots_again_with_the_same_console() {
 
 #[test]
 fn guest_that_resets_ends_the_run_where_no_reboot_is_asked_for() {
-    let Some(host) = Host::new("guest_that_resets_ends_the_run_where_no_reboot_is_asked_for") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("reset", &[&print("Volt"), RESET, SPIN]);
     assert_eq!(host.run(host.plain("web", &kernel).arg("--no-reboot")).ok().out, "Volt");
 }
 
 #[test]
 fn second_signal_ends_a_guest_that_ignores_the_power_button_in_order() {
-    let Some(host) = Host::new("second_signal_ends_a_guest_that_ignores_the_power_button_in_order") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
     let vms: Vec<_> = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT]
         .map(|signal| (signal, Running::start(&mut host.plain(&format!("web-{signal}"), &kernel))))
         .into();
-    let begin = Instant::now();
     for (_, vm) in &vms {
         vm.says("up");
     }
@@ -63,14 +62,12 @@ fn second_signal_ends_a_guest_that_ignores_the_power_button_in_order() {
     for (_, vm) in vms {
         vm.end().ok();
     }
-    // Short of the grace time of one signal would prove more, but a busy machine takes its time.
-    println!("four VMs took {:?}", begin.elapsed());
     host.clean();
 }
 
 #[test]
 fn one_signal_gives_the_guest_its_grace_time() {
-    let Some(host) = Host::new("one_signal_gives_the_guest_its_grace_time") else { return };
+    let Some(host) = Host::new() else { return };
     let vm = Running::start(&mut host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
     let begin = Instant::now();
@@ -81,7 +78,7 @@ fn one_signal_gives_the_guest_its_grace_time() {
 
 #[test]
 fn hang_up_that_nohup_ignores_changes_nothing() {
-    let Some(host) = Host::new("hang_up_that_nohup_ignores_changes_nothing") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("echo", &[&print("up"), &echo(), SPIN]);
     let mut command = std::process::Command::new("nohup");
     let volt = host.plain("web", &kernel);
@@ -98,7 +95,7 @@ fn hang_up_that_nohup_ignores_changes_nothing() {
 
 #[test]
 fn stopped_vm_is_listed_until_then_and_its_name_is_free_at_once() {
-    let Some(host) = Host::new("stopped_vm_is_listed_until_then_and_its_name_is_free_at_once") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[SPIN]);
     for _ in 0..5 {
         let vm = Running::start(&mut host.full("web", &kernel));
@@ -116,7 +113,7 @@ fn stopped_vm_is_listed_until_then_and_its_name_is_free_at_once() {
 
 #[test]
 fn address_is_told_before_the_end_mark_and_not_beside_the_user_s_own() {
-    let Some(host) = Host::new("address_is_told_before_the_end_mark_and_not_beside_the_user_s_own") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
     for (given, read) in [
         ("quiet -- single", "quiet ip=ADDRESS::10.42.0.1:255.255.255.0:web::off -- single"),

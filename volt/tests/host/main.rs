@@ -10,7 +10,6 @@ mod ends;
 mod halfway;
 mod host;
 mod inherited;
-mod kernel;
 mod life;
 mod networks;
 mod plain;
@@ -18,3 +17,5 @@ mod refusals;
 mod restarts;
 mod services;
 mod stopped;
+
+use testkit::guest as kernel;

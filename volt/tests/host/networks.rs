@@ -45,7 +45,7 @@ pub fn is_listed(host: &Host, name: &str) -> bool {
 
 #[test]
 fn definition_that_either_service_refuses_leaves_nothing_in_the_other() {
-    let Some(host) = Host::new("definition_that_either_service_refuses_leaves_nothing_in_the_other") else { return };
+    let Some(host) = Host::new() else { return };
     // What netmgr refuses: a foreign interface of the name, and a held subnet.
     ip("link add lab0 type veth peer up1");
     define(&host, LAB).refused(&["network.json", "lab0", "Volt did not make"]);
@@ -74,7 +74,7 @@ fn definition_that_either_service_refuses_leaves_nothing_in_the_other() {
 
 #[test]
 fn network_that_a_vm_uses_keeps_its_definition_and_is_removed_after_it() {
-    let Some(host) = Host::new("network_that_a_vm_uses_keeps_its_definition_and_is_removed_after_it") else { return };
+    let Some(host) = Host::new() else { return };
     define(&host, LAB).ok();
     let spin = host.kernel("spin", &[&print("up"), SPIN]);
     let vm = Running::start(host.plain("web", &spin).args(["--net", "lab0"]));
@@ -103,7 +103,7 @@ fn network_that_a_vm_uses_keeps_its_definition_and_is_removed_after_it() {
 /// Neither was asked whether the other can: a disk is full, and an address is kept for a while, whatever a definition says.
 #[test]
 fn what_the_second_service_cannot_do_is_undone_in_the_first() {
-    let Some(host) = Host::new("what_the_second_service_cannot_do_is_undone_in_the_first") else { return };
+    let Some(host) = Host::new() else { return };
     let state = host.small_state();
     define(&host, LAB).ok();
     let mut filler = fs::File::create(state.join("filler")).unwrap();
@@ -135,7 +135,7 @@ fn what_the_second_service_cannot_do_is_undone_in_the_first() {
 /// What a `volt network` that was killed between its two steps leaves, in each order.
 #[test]
 fn half_a_network_is_brought_in_order_by_the_next_definition_removal_or_run() {
-    let Some(host) = Host::new("half_a_network_is_brought_in_order_by_the_next_definition_removal_or_run") else {
+    let Some(host) = Host::new() else {
         return;
     };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
@@ -186,8 +186,7 @@ fn half_a_network_is_brought_in_order_by_the_next_definition_removal_or_run() {
 
 #[test]
 fn volt0_that_others_have_changed_is_as_it_should_be_for_the_next_vm_and_for_the_one_that_runs() {
-    let test = "volt0_that_others_have_changed_is_as_it_should_be_for_the_next_vm_and_for_the_one_that_runs";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));
     let vm = Running::start(&mut host.full("web", &spin));
     vm.says("up");
@@ -221,7 +220,7 @@ fn volt0_that_others_have_changed_is_as_it_should_be_for_the_next_vm_and_for_the
 
 #[test]
 fn deleted_tap_of_a_running_vm_is_said_in_one_line() {
-    let Some(host) = Host::new("deleted_tap_of_a_running_vm_is_said_in_one_line") else { return };
+    let Some(host) = Host::new() else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
     ip("link delete tap-web");
@@ -234,7 +233,7 @@ fn deleted_tap_of_a_running_vm_is_said_in_one_line() {
 
 #[test]
 fn two_installations_on_one_network_namespace_do_not_share_volt0() {
-    let Some(host) = Host::new("two_installations_on_one_network_namespace_do_not_share_volt0") else { return };
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");

@@ -65,12 +65,11 @@ pub fn node(path: PathBuf, like: &str) -> PathBuf {
 
 #[test]
 fn a_plain_user_s_vm_is_alone_in_namespaces_and_what_is_missing_is_said() {
-    let test = "a_plain_user_s_vm_is_alone_in_namespaces_and_what_is_missing_is_said";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let user = host.user + 20;
     let programs = Path::new(env!("CARGO_BIN_EXE_volt"));
     if let Some(closed) = programs.ancestors().find(|path| fs::metadata(path).unwrap().mode() & 0o001 == 0) {
-        return println!("skipped: {test}: a plain user cannot reach the programs through {}", closed.display());
+        return testkit::skip!("a plain user cannot reach the programs through {}", closed.display());
     }
     fs::set_permissions(host.path("."), fs::Permissions::from_mode(0o711)).unwrap();
     for dir in ["run", "state"] {
@@ -146,8 +145,8 @@ fn without(command: &mut Command, forbidden: &[libc::c_long]) {
 }
 
 /// Runs a VM where those calls are refused to root: it works, and every process says that it has no `lost` of its own.
-fn runs_and_says(test: &str, forbidden: &[libc::c_long], lost: &str) {
-    let Some(host) = Host::new(test) else { return };
+fn runs_and_says(forbidden: &[libc::c_long], lost: &str) {
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("echo", &[&print("up"), &echo(), POWEROFF, SPIN]);
     let mut command = host.full("web", &kernel);
     // netmgr has no node of its own there.
@@ -180,15 +179,13 @@ fn runs_and_says(test: &str, forbidden: &[libc::c_long], lost: &str) {
 
 #[test]
 fn where_mounts_are_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said() {
-    let test = "where_mounts_are_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said";
     // As in a container that has CAP_SYS_ADMIN, and AppArmor's usual profile.
     let mounts = [libc::SYS_mount, libc::SYS_open_tree, libc::SYS_move_mount, libc::SYS_pivot_root];
-    runs_and_says(test, &mounts, "a root");
+    runs_and_says(&mounts, "a root");
 }
 
 #[test]
 fn where_unshare_is_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said() {
-    let test = "where_unshare_is_forbidden_to_root_a_vm_runs_and_what_is_missing_is_said";
     // As under systemd's RestrictNamespaces=.
-    runs_and_says(test, &[libc::SYS_unshare], "namespaces");
+    runs_and_says(&[libc::SYS_unshare], "namespaces");
 }

@@ -1,11 +1,6 @@
 //! Runs that fail halfway: the message names thing and remedy, and what was taken until then is given back at once.
 
-use std::{
-    fs,
-    os::unix::process::CommandExt,
-    path::Path,
-    process::Command,
-};
+use std::{fs, os::unix::process::CommandExt, path::Path, process::Command};
 
 use testkit::program;
 
@@ -16,7 +11,7 @@ use crate::{
 
 #[test]
 fn disk_of_another_vm_is_refused_before_anything_runs() {
-    let Some(host) = Host::new("disk_of_another_vm_is_refused_before_anything_runs") else { return };
+    let Some(host) = Host::new() else { return };
     let vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
     let off = host.kernel("off", &[POWEROFF, SPIN]);
@@ -48,8 +43,7 @@ fn disk_of_another_vm_is_refused_before_anything_runs() {
 
 #[test]
 fn kernel_or_initrd_that_does_not_fit_the_memory_says_so_and_gives_back_the_address() {
-    let Some(host) = Host::new("kernel_or_initrd_that_does_not_fit_the_memory_says_so_and_gives_back_the_address")
-    else {
+    let Some(host) = Host::new() else {
         return;
     };
     let large = host.file("large", &elf(SPIN, 100 << 20));
@@ -65,7 +59,7 @@ fn kernel_or_initrd_that_does_not_fit_the_memory_says_so_and_gives_back_the_addr
 
 #[test]
 fn exhausted_pool_refuses_and_gives_back_the_port_and_the_address_of_another_card() {
-    let Some(host) = Host::new("exhausted_pool_refuses_and_gives_back_the_port_and_the_address_of_another_card") else {
+    let Some(host) = Host::new() else {
         return;
     };
     let one = r#"{"network":"small","subnet":"10.9.0.0/24","gateway":"10.9.0.1","pool":{"start":"10.9.0.2","end":"10.9.0.2"}}"#;
@@ -87,7 +81,7 @@ fn exhausted_pool_refuses_and_gives_back_the_port_and_the_address_of_another_car
 
 #[test]
 fn network_that_is_not_defined_or_given_twice_is_refused() {
-    let Some(host) = Host::new("network_that_is_not_defined_or_given_twice_is_refused") else { return };
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     host.run(host.full("web", &off).args(["--net", "other"])).refused(&["network other", "volt network define"]);
     host.run(host.full("web", &off).args(["--net", "volt0"])).refused(&["volt0 is given twice"]);
@@ -97,7 +91,7 @@ fn network_that_is_not_defined_or_given_twice_is_refused() {
 
 #[test]
 fn runtime_directory_with_too_long_a_name_is_refused() {
-    let Some(host) = Host::new("runtime_directory_with_too_long_a_name_is_refused") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("off", &[POWEROFF, SPIN]);
     let long = host.path(&"d".repeat(90));
     host.run(host.plain("web", &kernel).env("VOLT_RUNTIME_DIR", &long)).refused(&["107", "VOLT_RUNTIME_DIR"]);
@@ -106,7 +100,7 @@ fn runtime_directory_with_too_long_a_name_is_refused() {
 
 #[test]
 fn user_without_directories_or_rights_is_told_what_to_set() {
-    let Some(host) = Host::new("user_without_directories_or_rights_is_told_what_to_set") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("off", &[POWEROFF, SPIN]);
     host.run(host.plain("web", &kernel).env("VOLT_RUNTIME_DIR", "/dev/null/run"))
         .refused(&["/dev/null/run", "VOLT_RUNTIME_DIR"]);
@@ -142,7 +136,7 @@ fn following(command: &Command, resource: u32, limit: u64, advice: &str) -> Comm
 
 #[test]
 fn limit_that_is_too_low_for_the_vm_is_named_with_a_remedy_that_works() {
-    let Some(host) = Host::new("limit_that_is_too_low_for_the_vm_is_named_with_a_remedy_that_works") else { return };
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     // Services have limits of their own, or those of whoever starts them first.
     host.run(&mut host.full("first", &off)).ok();
@@ -181,7 +175,7 @@ fn limit_that_is_too_low_for_the_vm_is_named_with_a_remedy_that_works() {
 
 #[test]
 fn program_whose_interpreter_is_missing_is_named_with_that() {
-    let Some(host) = Host::new("program_whose_interpreter_is_missing_is_named_with_that") else { return };
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     let (built, copies) = (Path::new(env!("CARGO_BIN_EXE_volt")).parent().unwrap(), host.path("bin"));
     fs::create_dir(&copies).unwrap();
@@ -218,7 +212,7 @@ fn program_whose_interpreter_is_missing_is_named_with_that() {
 
 #[test]
 fn full_state_directory_is_named_and_room_helps() {
-    let Some(host) = Host::new("full_state_directory_is_named_and_room_helps") else { return };
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     let state = host.small_state();
     let filler = state.join("filler");

@@ -34,8 +34,8 @@ fn address(said: &str, vm: &str) -> String {
 }
 
 /// What was tried first: the address of a VM that lives was another's half a minute after ipamd had been restarted.
-fn another_s(test: &str, signal: i32) {
-    let Some(host) = Host::new(test) else { return };
+fn another_s(signal: i32) {
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     let vm = Running::start(&mut host.full("a", &host.kernel("spin", &[&print("up"), SPIN])));
     vm.says("up");
@@ -60,12 +60,12 @@ fn another_s(test: &str, signal: i32) {
 
 #[test]
 fn address_of_a_vm_that_lives_is_no_other_s_half_a_minute_after_ipamd_was_ended() {
-    another_s("address_of_a_vm_that_lives_is_no_other_s_half_a_minute_after_ipamd_was_ended", libc::SIGTERM);
+    another_s(libc::SIGTERM);
 }
 
 #[test]
 fn address_of_a_vm_that_lives_is_no_other_s_half_a_minute_after_ipamd_was_killed() {
-    another_s("address_of_a_vm_that_lives_is_no_other_s_half_a_minute_after_ipamd_was_killed", libc::SIGKILL);
+    another_s(libc::SIGKILL);
 }
 
 /// Where version 1's freezer is: what is frozen there does not end, whatever it is sent.
@@ -73,15 +73,14 @@ const FREEZER: &str = "/sys/fs/cgroup/freezer";
 
 #[test]
 fn address_is_held_as_long_as_a_process_of_a_killed_vm_has_its_port() {
-    let test = "address_is_held_as_long_as_a_process_of_a_killed_vm_has_its_port";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));
     let mut vm = Running::start(&mut host.full("a", &spin));
     vm.says("up");
     let [backend] = host.processes("vhost-net-backend")[..] else { panic!() };
     let frozen = std::path::Path::new(FREEZER).join(format!("volt-test-{backend}"));
     if let Err(e) = fs::create_dir(&frozen) {
-        return println!("skipped: {test}: {}: {e}", frozen.display());
+        return testkit::skip!("{}: {e}", frozen.display());
     }
     fs::write(frozen.join("cgroup.procs"), backend.to_string()).unwrap();
     fs::write(frozen.join("freezer.state"), "FROZEN").unwrap();
@@ -102,8 +101,7 @@ fn address_is_held_as_long_as_a_process_of_a_killed_vm_has_its_port() {
 
 #[test]
 fn vms_keep_addresses_and_ports_over_restarts_of_every_service_in_any_order_and_leak_none() {
-    let test = "vms_keep_addresses_and_ports_over_restarts_of_every_service_in_any_order_and_leak_none";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let soak: Option<usize> = std::env::var(SOAK).ok().map(|count| count.parse().unwrap());
     let (restarts, count) = soak.map_or((3, 3), |restarts| (restarts, 10));
     let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));

@@ -26,7 +26,7 @@ fn place(capability: &str) -> u64 {
 
 #[test]
 fn many_runs_at_once_start_each_service_once() {
-    let Some(host) = Host::new("many_runs_at_once_start_each_service_once") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("off", &[&print("Volt"), POWEROFF, SPIN]);
     let vms: Vec<_> =
         (0..6).map(|n| Running::start(host.plain(&format!("web-{n}"), &kernel).args(["--net", "volt0"]))).collect();
@@ -42,7 +42,7 @@ fn many_runs_at_once_start_each_service_once() {
 
 #[test]
 fn of_many_runs_with_one_name_one_runs() {
-    let Some(host) = Host::new("of_many_runs_with_one_name_one_runs") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[SPIN]);
     let mut vms: Vec<_> = (0..6).map(|_| Running::start(&mut host.plain("web", &kernel))).collect();
     host.runs("web");
@@ -60,7 +60,7 @@ fn of_many_runs_with_one_name_one_runs() {
 
 #[test]
 fn service_that_ends_just_as_it_is_connected_to_is_started_anew() {
-    let Some(host) = Host::new("service_that_ends_just_as_it_is_connected_to_is_started_anew") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("off", &[&print("Volt"), POWEROFF, SPIN]);
     host.run(&mut host.volt(&["list"])).ok();
     // Listens, and ends once somebody waits in the queue: what an idle service's last moment looks like.
@@ -86,7 +86,7 @@ fn seqpacket(path: &std::path::Path) -> std::os::fd::OwnedFd {
 
 #[test]
 fn service_that_does_not_answer_is_named() {
-    let Some(host) = Host::new("service_that_does_not_answer_is_named") else { return };
+    let Some(host) = Host::new() else { return };
     host.run(&mut host.volt(&["kernel", "list"])).ok();
     let store = host.processes("kernel-store")[0];
     kill(store, libc::SIGSTOP);
@@ -97,7 +97,7 @@ fn service_that_does_not_answer_is_named() {
 
 #[test]
 fn service_that_cannot_start_leaves_no_socket_and_its_log_is_named() {
-    let Some(host) = Host::new("service_that_cannot_start_leaves_no_socket_and_its_log_is_named") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("off", &[POWEROFF, SPIN]);
     fs::create_dir(host.path("state")).unwrap();
     fs::write(host.path("state/ipamd"), "not a directory").unwrap();
@@ -114,7 +114,7 @@ fn service_that_cannot_start_leaves_no_socket_and_its_log_is_named() {
 
 #[test]
 fn services_and_their_sockets_go_once_nobody_needs_them() {
-    let Some(host) = Host::new("services_and_their_sockets_go_once_nobody_needs_them") else { return };
+    let Some(host) = Host::new() else { return };
     host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
     // The idle time is half a minute.
     until("services and sockets are gone", || {
@@ -126,8 +126,7 @@ fn services_and_their_sockets_go_once_nobody_needs_them() {
 
 #[test]
 fn sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cannot_be_had_in_time() {
-    let test = "sockets_of_who_has_ended_go_under_the_lock_or_with_the_next_run_where_it_cannot_be_had_in_time";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));
     // They wait for it five seconds.
     for in_time in [true, false] {
@@ -181,7 +180,7 @@ fn fill(path: &std::path::Path) -> Vec<std::os::fd::OwnedFd> {
 
 #[test]
 fn supervisor_that_is_stopped_with_a_full_queue_keeps_nobody_from_starting() {
-    let Some(host) = Host::new("supervisor_that_is_stopped_with_a_full_queue_keeps_nobody_from_starting") else {
+    let Some(host) = Host::new() else {
         return;
     };
     let vm = Running::start(&mut host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])));
@@ -203,8 +202,7 @@ fn supervisor_that_is_stopped_with_a_full_queue_keeps_nobody_from_starting() {
 
 #[test]
 fn service_that_is_stopped_with_a_full_queue_keeps_its_own_clients_waiting_and_no_others() {
-    let test = "service_that_is_stopped_with_a_full_queue_keeps_its_own_clients_waiting_and_no_others";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     host.run(&mut host.volt(&["kernel", "list"])).ok();
     let store = host.processes("kernel-store")[0];
     kill(store, libc::SIGSTOP);
@@ -221,7 +219,7 @@ fn service_that_is_stopped_with_a_full_queue_keeps_its_own_clients_waiting_and_n
 
 #[test]
 fn keeper_that_is_stopped_keeps_no_service_from_being_started_again() {
-    let Some(host) = Host::new("keeper_that_is_stopped_keeps_no_service_from_being_started_again") else { return };
+    let Some(host) = Host::new() else { return };
     host.run(&mut host.volt(&["kernel", "list"])).ok();
     let keeper = host.processes("volt keep")[0];
     kill(keeper, libc::SIGSTOP);
@@ -240,7 +238,7 @@ fn keeper_that_is_stopped_keeps_no_service_from_being_started_again() {
 
 #[test]
 fn holder_of_the_lock_that_stands_still_is_named_with_what_to_do() {
-    let Some(host) = Host::new("holder_of_the_lock_that_stands_still_is_named_with_what_to_do") else { return };
+    let Some(host) = Host::new() else { return };
     let off = host.kernel("off", &[POWEROFF, SPIN]);
     host.run(&mut host.volt(&["list"])).ok();
     for folder in ["run", "run/vms"] {
@@ -259,7 +257,7 @@ fn holder_of_the_lock_that_stands_still_is_named_with_what_to_do() {
 
 #[test]
 fn janitor_and_launcher_that_are_stopped_keep_nobody_from_starting() {
-    let Some(host) = Host::new("janitor_and_launcher_that_are_stopped_keep_nobody_from_starting") else { return };
+    let Some(host) = Host::new() else { return };
     let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));
     host.run(&mut host.plain("first", &off)).ok();
     let vm = Running::start(&mut host.plain("web", &spin));
@@ -295,8 +293,7 @@ impl kernel_store::Server for Crowded {
 
 #[test]
 fn longest_list_is_printed_whole_and_a_service_s_text_cannot_command_the_terminal() {
-    let test = "longest_list_is_printed_whole_and_a_service_s_text_cannot_command_the_terminal";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     host.run(&mut host.volt(&["list"])).ok();
     let endpoint = ipc::Endpoint::bind(&host.path("run/kernel-store.sock"), 0o600).unwrap();
     std::thread::spawn(move || {
@@ -311,8 +308,7 @@ fn longest_list_is_printed_whole_and_a_service_s_text_cannot_command_the_termina
 
 #[test]
 fn services_that_root_starts_are_users_of_their_own_and_netmgr_alone_has_a_capability() {
-    let test = "services_that_root_starts_are_users_of_their_own_and_netmgr_alone_has_a_capability";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     host.run(&mut host.full("web", &host.kernel("off", &[POWEROFF, SPIN]))).ok();
     let mut users = Vec::new();
     for process in programs::started_by(Starter::Keeper) {

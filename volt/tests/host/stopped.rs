@@ -24,7 +24,7 @@ fn stop(host: &Host, vm: Running) {
 
 #[test]
 fn vm_with_a_stopped_process_ends_when_it_is_stopped() {
-    let Some(host) = Host::new("vm_with_a_stopped_process_ends_when_it_is_stopped") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
     for program in ["launcher"].into_iter().chain(of_vm()) {
         println!("{program}");
@@ -43,7 +43,7 @@ fn vm_with_a_stopped_process_ends_when_it_is_stopped() {
 
 #[test]
 fn process_that_dies_beside_a_stopped_launcher_is_named() {
-    let Some(host) = Host::new("process_that_dies_beside_a_stopped_launcher_is_named") else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
     for program in ["vmm-core", "vhost-blk-backend"] {
         let vm = Running::start(&mut host.full("web", &kernel));
@@ -63,8 +63,7 @@ fn children(parent: i32) -> Vec<i32> {
 
 #[test]
 fn launcher_that_is_stopped_at_any_moment_of_a_start_does_not_keep_the_vm_from_being_stopped() {
-    let test = "launcher_that_is_stopped_at_any_moment_of_a_start_does_not_keep_the_vm_from_being_stopped";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[SPIN]);
     // Services that are there do not come into what is looked for.
     host.run(&mut host.volt(&["network", "list"])).ok();
@@ -124,28 +123,25 @@ fn freeze(host: &Host, cgroup: &Path, (file, frozen, thawed): (&str, &str, &str)
 
 #[test]
 fn vm_in_a_frozen_cgroup_ends_when_it_is_stopped() {
-    const NAME: &str = "vm_in_a_frozen_cgroup_ends_when_it_is_stopped";
-    let Some(host) = Host::new(NAME) else { return };
+    let Some(host) = Host::new() else { return };
     match cgroup("cgroup2", "") {
         Some(cgroup) => freeze(&host, &cgroup, ("cgroup.freeze", "1", "0")),
-        None => println!("skipped: {NAME}: cgroup v2 is not mounted"),
+        None => testkit::skip!("cgroup v2 is not mounted"),
     }
 }
 
 #[test]
 fn vm_that_a_version_1_freezer_holds_is_given_up_when_it_is_stopped_and_ends_once_it_thaws() {
-    const NAME: &str = "vm_that_a_version_1_freezer_holds_is_given_up_when_it_is_stopped_and_ends_once_it_thaws";
-    let Some(host) = Host::new(NAME) else { return };
+    let Some(host) = Host::new() else { return };
     match cgroup("cgroup", "freezer") {
         Some(cgroup) => freeze(&host, &cgroup, ("freezer.state", "FROZEN", "THAWED")),
-        None => println!("skipped: {NAME}: there is no freezer of cgroup v1"),
+        None => testkit::skip!("there is no freezer of cgroup v1"),
     }
 }
 
 #[test]
 fn vm_that_does_not_answer_is_listed_as_unreachable_beside_the_others_with_a_code() {
-    let test = "vm_that_does_not_answer_is_listed_as_unreachable_beside_the_others_with_a_code";
-    let Some(host) = Host::new(test) else { return };
+    let Some(host) = Host::new() else { return };
     let spin = host.kernel("spin", &[&print("up"), SPIN]);
     let names = ["other", "web"];
     let vms = names.map(|name| Running::start(&mut host.plain(name, &spin)));

@@ -65,7 +65,7 @@ fn live(number: &str) -> ! {
             Box::new(KvmEvents::new(Arc::new(vm), 0xd000_0000, 5))
         }
         Err(error) => {
-            println!("skipped: KVM_IOEVENTFD and KVM_IRQFD under the filter, as /dev/kvm gives {error}");
+            testkit::skip!("KVM_IOEVENTFD and KVM_IRQFD under the filter, as /dev/kvm gives {error}");
             // The stand-in for KVM duplicates eventfds.
             filter = filter.allow_if(libc::SYS_fcntl, vec![Rule::eq(1, libc::F_DUPFD_CLOEXEC as u32)]);
             Box::new(Wiring::default())

@@ -111,8 +111,7 @@ fn qemu_storage_daemon_serves_a_disk_over_two_lives_of_the_device() {
     let image: Vec<u8> = (0..64 * SECTOR).map(|at| (at / SECTOR) as u8 ^ at as u8).collect();
     std::fs::write(dir.path().join("disk"), &image).unwrap();
     let Some((_daemon, socket)) = Daemon::start(dir.path()) else {
-        println!("skipped: {DAEMON} is not installed (Debian: qemu-system-common)");
-        return;
+        return testkit::skip!("{DAEMON} is not installed (Debian: qemu-system-common)");
     };
     let bench = Bench::new(spec(2, socket)).ready();
     assert_eq!(bench.queues(), 2);
