@@ -53,11 +53,17 @@ impl Workspace {
     /// Builds the test programs that `select` names, and returns how to run each: a name for people, and a command.
     pub fn tests(&self, select: &[&str]) -> Result<Vec<(String, Command)>> {
         let artifacts = self.build(&[&["test", "--no-run"], select].concat())?;
+        let mut tell_times = None;
         let program = |artifact: Artifact| {
             let dir = artifact.manifest_path.parent()?.to_owned();
             let name = format!("{} {}", dir.file_name()?.to_string_lossy(), artifact.target.name);
-            let mut command = Command::new(artifact.executable.filter(|_| artifact.profile.test)?);
+            let path = artifact.executable.filter(|_| artifact.profile.test)?;
+            let mut command = Command::new(&path);
             command.arg("--show-output").env("CARGO_MANIFEST_DIR", &dir).current_dir(dir);
+            if *tell_times.get_or_insert_with(|| with_times(Command::new(path).arg("--list")).output().is_ok_and(done))
+            {
+                with_times(&mut command);
+            }
             Some((name, command))
         };
         Ok(artifacts.into_iter().filter_map(program).collect())
@@ -71,19 +77,12 @@ impl Workspace {
         programs.map(|(package, target)| (package.name.as_str(), target.name.as_str()))
     }
 
-    /// How to run the documentation's tests, a command a library.
-    pub fn doc_tests(&self) -> Vec<(String, Command)> {
-        let libraries = self.packages.iter().filter(|package| {
-            package.targets.iter().any(|target| target.doctest && target.kind.iter().any(|kind| kind == "lib"))
-        });
-        libraries
-            .map(|package| {
-                let mut command = cargo();
-                command.args(["test", "--doc", "--package", &package.name, "--", "--show-output"]);
-                command.current_dir(&self.root);
-                (format!("{} documentation", package.name), command)
-            })
-            .collect()
+    /// How to run the documentation's tests, of all libraries: for one alone, cargo would build what that stands on once more, with the
+    /// features that it alone needs.
+    pub fn doc_tests(&self) -> Command {
+        let mut command = cargo();
+        command.args(["test", "--doc", "--workspace", "--", "--show-output"]).current_dir(&self.root);
+        command
     }
 
     fn build(&self, arguments: &[&str]) -> Result<Vec<Artifact>> {
@@ -94,6 +93,16 @@ impl Workspace {
         let text = String::from_utf8_lossy(&out.stdout);
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
+}
+
+/// Has the harness say how long each test takes, which it can, and which no promise is made of: whether it does has to be tried. (What is
+/// built is the same: nothing but the harness hears of this.)
+fn with_times(program: &mut Command) -> &mut Command {
+    program.args(["-Zunstable-options", "--report-time"]).env("RUSTC_BOOTSTRAP", "1")
+}
+
+fn done(out: std::process::Output) -> bool {
+    out.status.success()
 }
 
 /// A member of the workspace.
@@ -107,8 +116,6 @@ struct Package {
 struct Target {
     name: String,
     kind: Vec<String>,
-    #[serde(default)]
-    doctest: bool,
 }
 
 /// The one kind of cargo's messages that matters here.

@@ -18,7 +18,16 @@ use crate::test::Tally;
 const DEADLINE: Duration = Duration::from_secs(600);
 
 /// Runs `program`, called `name`, and counts its tests.
-pub fn run(name: &str, mut program: Command, tally: &mut Tally) -> Result<()> {
+pub fn run(name: &str, program: Command, tally: &mut Tally) -> Result<()> {
+    read(Reader::default(), name, program, tally)
+}
+
+/// Runs what runs several such programs, one after the other.
+pub fn run_several(name: &str, programs: Command, tally: &mut Tally) -> Result<()> {
+    read(Reader { several: true, ..Reader::default() }, name, programs, tally)
+}
+
+fn read(mut reader: Reader, name: &str, mut program: Command, tally: &mut Tally) -> Result<()> {
     program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = program.spawn().with_context(|| format!("Cannot run {name}"))?;
     // Whatever a test left running holds the pipes open: the program's own end counts, not theirs.
@@ -37,7 +46,6 @@ pub fn run(name: &str, mut program: Command, tally: &mut Tally) -> Result<()> {
         }
     };
     let output = text(&output);
-    let mut reader = Reader::default();
     output.lines().for_each(|line| reader.line(line));
     let why = match status {
         Some(status) if status.success() => None,
@@ -84,6 +92,15 @@ fn text(collected: &Collected) -> String {
     collected.lock().map(|collected| String::from_utf8_lossy(&collected.0).into_owned()).unwrap_or_default()
 }
 
+/// Takes apart what a harness that was asked to says: an outcome, and the time that the test took.
+fn timed(result: &str) -> (&str, Option<Duration>) {
+    let apart = result.rsplit_once(" <").and_then(|(outcome, time)| {
+        let seconds = time.strip_suffix("s>")?.parse().ok()?;
+        Some((outcome, Some(Duration::try_from_secs_f64(seconds).ok()?)))
+    });
+    apart.filter(|(outcome, _)| ["ok", "FAILED"].contains(outcome)).unwrap_or((result, None))
+}
+
 /// How one test went.
 #[derive(PartialEq)]
 enum Outcome {
@@ -96,8 +113,11 @@ enum Outcome {
 /// ones come first (the count) or last (the outcomes), and tests are told apart by name.
 #[derive(Default)]
 struct Reader {
+    /// What each of several programs expects counts, and not the first one alone.
+    several: bool,
     expected: Option<usize>,
     tests: BTreeMap<String, Outcome>,
+    times: Vec<(String, Duration)>,
     in_successes: bool,
     /// The test whose output is being read.
     test: String,
@@ -116,21 +136,29 @@ impl Reader {
                 *outcome = Outcome::Skipped(why.to_owned());
             }
         } else if let Some(count) = line.strip_prefix("running ").and_then(|rest| rest.split_once(" test")) {
-            self.expected = self.expected.or(count.0.parse().ok());
+            let count: Option<usize> = count.0.parse().ok();
+            self.expected = match (self.expected, count) {
+                (Some(before), Some(count)) if self.several => Some(before.saturating_add(count)),
+                (before, count) => before.or(count),
+            };
         } else if let Some((name, result)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... ")) {
+            let (result, time) = timed(result);
             let outcome = match result {
                 "ok" => Outcome::Passed,
                 "FAILED" => Outcome::Failed,
                 other => Outcome::Skipped(other.to_owned()),
             };
             // The sections that follow leave "should panic" out of a test's name.
-            self.tests.insert(name.trim_end_matches(" - should panic").to_owned(), outcome);
+            let name = name.trim_end_matches(" - should panic");
+            self.times.extend(time.map(|time| (name.to_owned(), time)));
+            self.tests.insert(name.to_owned(), outcome);
         }
     }
 
     /// Counts the tests; `why` says why the program failed, if it did. Returns whether anything did.
     fn finish(self, program: &str, why: Option<&str>, tally: &mut Tally) -> bool {
         let mut failed = false;
+        self.times.iter().for_each(|(name, time)| tally.took(&format!("{program}: {name}"), *time));
         let complete = self.expected == Some(self.tests.len());
         for (name, outcome) in self.tests {
             match outcome {
@@ -182,6 +210,34 @@ mod tests {
         let nested = "running 2 tests\ntest a ... ok\n\nrunning 1 test\ntest b ... ok\n\n\
             test result: ok. 1 passed; 0 failed; 1 filtered out\n\ntest b ... ok\n\ntest result: ok. 2 passed\n";
         assert_eq!(count(nested, None), (2, 0, 0));
+    }
+
+    #[test]
+    fn a_time_beside_an_outcome_is_the_test_s_and_nothing_else_is_one() {
+        let output = "running 4 tests\ntest a ... ok <0.250s>\ntest b - should panic ... ok <61.003s>\n\
+            test c ... FAILED <1.500s>\ntest d ... ignored, takes <2s>\n";
+        let (mut reader, mut tally) = (Reader::default(), Tally::default());
+        output.lines().for_each(|line| reader.line(line));
+        reader.finish("program", Some("it ended with 101"), &mut tally);
+        assert_eq!(tally.counts(), (2, 1, 1));
+        assert_eq!(tally.slowest(3), [(61_003, "program: b"), (1_500, "program: c"), (250, "program: a")]);
+        for result in ["ok", "ok <s>", "ok <-1s>", "ok <1e300s>", "ignored, takes <2s>"] {
+            assert_eq!(timed(result), (result, None));
+        }
+    }
+
+    #[test]
+    fn what_each_of_several_programs_expects_counts() {
+        let of = |counts: [usize; 2]| {
+            let [first, second] = counts.map(|count| format!("\nrunning {count} tests\n"));
+            format!("{first}test a.rs - (line 1) ... ok\n\ntest result: ok.\n{second}test b.rs - (line 1) ... ok\n")
+        };
+        for (counts, expected) in [([1, 1], (2, 0, 0)), ([1, 2], (2, 1, 0)), ([1, 0], (2, 1, 0))] {
+            let (mut reader, mut tally) = (Reader { several: true, ..Reader::default() }, Tally::default());
+            of(counts).lines().for_each(|line| reader.line(line));
+            reader.finish("documentation", None, &mut tally);
+            assert_eq!(tally.counts(), expected, "{counts:?}");
+        }
     }
 
     #[test]

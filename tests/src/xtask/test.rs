@@ -1,10 +1,12 @@
 //! `cargo xtask test`: the tiers unit, host and lab, the fast ones first. The last line of its output is always
-//! `N passed, N failed, N skipped`; a test that was skipped is named with its reason.
+//! `N passed, N failed, N skipped`; a test that was skipped is named with its reason, and before it are the ten that took longest, among
+//! the lab's checks too. (Tests of one program run side by side: what one takes is what it took beside the others.)
 //!
 //! A test of the plain harness that cannot be made here prints `skipped: NAME: REASON` and returns; it counts as
 //! skipped, not as passed.
 
 use std::{
+    cmp::Reverse,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -27,7 +29,11 @@ pub struct Tally {
     passed: usize,
     failed: Vec<String>,
     skipped: usize,
+    times: Vec<(Duration, String)>,
 }
+
+/// How many of the slowest are named.
+const SLOWEST: usize = 10;
 
 impl Tally {
     /// A test held.
@@ -45,6 +51,17 @@ impl Tally {
     pub fn skip(&mut self, name: &str, why: &str) {
         println!("skipped {name}: {why}");
         self.skipped += 1;
+    }
+
+    /// How long a test took, as far as that is known.
+    pub fn took(&mut self, name: &str, time: Duration) {
+        self.times.push((time, name.to_owned()));
+    }
+
+    /// So many tests that took longest, and their milliseconds.
+    pub fn slowest(&mut self, count: usize) -> Vec<(u128, &str)> {
+        self.times.sort_by_key(|(time, _)| Reverse(*time));
+        self.times.iter().take(count).map(|(time, name)| (time.as_millis(), name.as_str())).collect()
     }
 
     /// Passed, failed, skipped.
@@ -83,6 +100,9 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
         }
         println!("tier {name} took {} s", start.elapsed().as_secs());
     }
+    for (milliseconds, name) in tally.slowest(SLOWEST) {
+        println!("slow: {}.{} s {name}", milliseconds / 1000, milliseconds / 100 % 10);
+    }
     for name in &tally.failed {
         println!("failed: {name}");
     }
@@ -94,10 +114,8 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
 fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     tally.record("schema/volt.request is current", schema::check(workspace));
     let programs = workspace.tests(&["--lib", "--bins"])?;
-    programs
-        .into_iter()
-        .chain(workspace.doc_tests())
-        .try_for_each(|(name, program)| harness::run(&name, program, tally))
+    programs.into_iter().try_for_each(|(name, program)| harness::run(&name, program, tally))?;
+    harness::run_several("documentation", workspace.doc_tests(), tally)
 }
 
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
@@ -145,15 +163,23 @@ fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
             deadline: Duration::from_secs(900),
         };
         let on = format!("lab host {}", host.series);
-        let mut results = 0;
+        // Checks are made one after the other.
+        let (mut results, mut since) = (0, Instant::now());
         let run = boot.run(&workspace.lab().join("runs").join(host.series), &mut |event| {
             results += 1;
+            let took = since.elapsed();
             match event {
                 Event::Ok(name) => {
                     println!("ok {on}: {name}");
                     tally.pass();
+                    tally.took(&format!("{on}: {name}"), took);
+                    since = Instant::now();
                 }
-                Event::NotOk(name, why) => tally.fail(&format!("{on}: {name}"), &why),
+                Event::NotOk(name, why) => {
+                    tally.fail(&format!("{on}: {name}"), &why);
+                    tally.took(&format!("{on}: {name}"), took);
+                    since = Instant::now();
+                }
                 Event::Skipped(name, why) => tally.skip(&format!("{on}: {name}"), &why),
                 Event::Say(text) => println!("{on}: {text}"),
                 Event::Figure(..) | Event::Up | Event::End => {}
