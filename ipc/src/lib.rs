@@ -17,6 +17,7 @@
 //! never answers a call that was cancelled, and both sides keep a small entry for it until the connection ends: poll with
 //! calls that return rather than with calls that are cut off.
 
+mod book;
 mod clients;
 mod connection;
 mod endpoint;
