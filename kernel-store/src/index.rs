@@ -1,4 +1,7 @@
 //! The index: which kernels the store has, their facts and their names. As a value, and as the text that is on the disk. Pure.
+//!
+//! The text is written and read by hand, as nothing that does it is linked here: a line a fact, each of which is checked by the type
+//! that holds it, and a digest over all.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
