@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use capnp::capability::Client;
-use ipc::{Code, Fault, Lane, Peer};
+use ipc::{Code, Fault, Lane, Peer, text};
 use schema::addresses_capnp::{MAX_LEASES, allocator, ipam, lease, lease_info, pool, pool_info, reservation};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -306,22 +306,12 @@ fn write_lease(mut to: lease_info::Builder, info: &Info) {
     to.set_reserved(info.binding.reserved != Reserved::No);
 }
 
-fn text(tried: &str, key: &str, text: capnp::text::Reader) -> Result<String, Fault> {
-    let not_text = |_| fault(Code::InvalidArgument, tried, format!("{key} is not UTF-8"), "Send text");
-    text.to_string().map_err(not_text)
-}
-
 fn hash(sturdy_ref: &[u8]) -> RefHash {
     Sha256::digest(sturdy_ref).into()
 }
 
 fn random() -> Result<[u8; REF_BYTES], Fault> {
-    let mut bytes = [0; REF_BYTES];
-    // Up to 256 bytes come whole or not at all (getrandom(2)).
-    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
-        Ok(REF_BYTES) => Ok(bytes),
-        _ => Err(fault(Code::Internal, "make a reference", "the kernel gave no random bytes", "Try again")),
-    }
+    ipc::random().map_err(|_| fault(Code::Internal, "make a reference", "the kernel gave no random bytes", "Try again"))
 }
 
 /// Lists here are bounded far below this.

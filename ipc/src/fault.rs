@@ -110,6 +110,15 @@ pub fn count<N: std::fmt::Display + PartialEq + From<u8>>(number: N, what: &str)
     format!("{number} {what}{s}")
 }
 
+/// A text that a caller has sent; `key` says which of those of its call. What is no text is the caller's fault.
+///
+/// # Errors
+/// [`Code::InvalidArgument`].
+pub fn text(tried: &str, key: &str, text: capnp::text::Reader<'_>) -> Result<String, Fault> {
+    let not_text = |_| Fault::new(Code::InvalidArgument, tried, format!("{key} is not UTF-8"), "Send text");
+    text.to_string().map_err(not_text)
+}
+
 /// One line of printable text of bounded length.
 fn harmless(text: &str) -> String {
     let mut out = String::new();

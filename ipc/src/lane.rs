@@ -17,11 +17,8 @@ pub struct Token([u8; TOKEN_LENGTH]);
 impl Token {
     /// A new token from the kernel's random number generator.
     fn random() -> Result<Token, Fault> {
-        let mut bytes = [0; TOKEN_LENGTH];
-        match rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(TOKEN_LENGTH) => Ok(Token(bytes)),
-            _ => Err(Fault::new(Code::Internal, "make a token", "the kernel gave no random bytes", "")),
-        }
+        let refused = |_| Fault::new(Code::Internal, "make a token", "the kernel gave no random bytes", "");
+        crate::random().map(Token).map_err(refused)
     }
 
     /// A token from bytes that a peer sent.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use capnp::capability::Client;
-use ipc::{Code, Fault, Lane, Peer};
+use ipc::{Lane, Peer, text};
 use schema::kernel_store_capnp::{Machine, kernel, kernel_info, kernel_store};
 
 use crate::index::Entry;
@@ -102,9 +102,4 @@ fn write_info(mut to: kernel_info::Builder, entry: &Entry, name: &str) {
     to.set_version(&entry.facts.version);
     to.set_machine(Machine::X8664);
     to.set_imported(entry.imported);
-}
-
-fn text(tried: &str, key: &str, text: capnp::text::Reader) -> Result<String, Fault> {
-    let not_text = |_| Fault::new(Code::InvalidArgument, tried, format!("{key} is not UTF-8"), "Send text");
-    text.to_string().map_err(not_text)
 }

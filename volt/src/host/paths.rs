@@ -111,8 +111,7 @@ impl Paths {
 
     /// Makes the file whole or not at all, and keeps one that another process has made meanwhile.
     fn make_instance(&self, path: &Path) -> io::Result<()> {
-        let mut random = [0; INSTANCE_MAX / 2];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let random: [u8; INSTANCE_MAX / 2] = ipc::random()?;
         let id: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         let new = self.state.join(format!("{INSTANCE}.{}", std::process::id()));
         let made = fs::File::create(&new).and_then(|mut file| {
