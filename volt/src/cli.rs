@@ -12,10 +12,14 @@ use schema::{
     vm_capnp::MAX_GRACE_MILLISECONDS,
 };
 
-use crate::{
-    config::{DEFAULT_CMDLINE, DEFAULT_MEMORY, DEFAULT_VCPUS},
-    host::{identity::DEFAULT_RANGE, keeper::KeepArgs},
-};
+use crate::host::{identity::DEFAULT_RANGE, keeper::KeepArgs};
+
+/// The kernel command line where none is given.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
+/// Bytes of guest memory where no size is given.
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
+/// vCPUs where no number is given.
+pub const DEFAULT_VCPUS: u16 = 1;
 
 /// What the flags do not say.
 fn after_help() -> String {

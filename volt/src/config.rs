@@ -14,14 +14,12 @@ use schema::{
 };
 use serde::Deserialize;
 
-use crate::{cli::RunArgs, cmdline, output::shell};
+use crate::{
+    cli::{DEFAULT_CMDLINE, DEFAULT_MEMORY, DEFAULT_VCPUS, RunArgs},
+    cmdline,
+    output::shell,
+};
 
-/// The kernel command line where none is given.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
-/// Bytes of guest memory where no size is given.
-pub const DEFAULT_MEMORY: u64 = 256 << 20;
-/// vCPUs where no number is given.
-pub const DEFAULT_VCPUS: u16 = 1;
 /// Room for the `ip=` word of one card: three addresses, a VM's name, a device, and what stands between them, in bytes.
 pub const IP_WORD: usize = 128;
 /// The largest configuration file, in bytes.

@@ -1,7 +1,7 @@
 //! Memory: how much there is, huge pages, and what would carry one VM's memory to where others can learn of it.
 
 use super::{Check, probe};
-use crate::config::DEFAULT_MEMORY;
+use crate::cli::DEFAULT_MEMORY;
 
 /// What a VM of the default size takes, with its processes, in KiB.
 const ONE_VM: u64 = (DEFAULT_MEMORY + (16 << 20)) >> 10;
