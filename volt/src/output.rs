@@ -21,12 +21,16 @@ pub fn printable(text: &str) -> String {
 
 /// Prints a table whose columns are as wide as they need to be.
 pub fn print_rows<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> Result<(), Fault> {
+    print(&table(header, rows))
+}
+
+fn table<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header).add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    print(&format!("{}\n", table.trim_fmt()))
+    format!("{}\n", table.trim_fmt())
 }
 
 /// Writes to standard output. That its reader has had enough (`| head`) is no error.
@@ -52,6 +56,16 @@ pub fn shell(path: &Path) -> String {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn columns_are_as_wide_as_their_longest_cell_and_no_line_ends_with_a_space() {
+        let rows = [["web", "running"], ["l\u{e0}-b\u{e0}s", ""]].map(|row| row.map(str::to_owned));
+        let text = table(&["NAME", "STATE"], &rows);
+        assert_eq!(text, "NAME    STATE\nweb     running\nl\u{e0}-b\u{e0}s\n");
+        assert_eq!(table(&["NAME", "STATE"], &[]), "NAME  STATE\n");
+        let long = "x".repeat(500);
+        assert_eq!(table(&["A"], &[[long.clone()]]), format!("A\n{long}\n"));
+    }
 
     #[test]
     fn command_for_a_file_of_any_name_does_what_it_says() {
