@@ -15,7 +15,8 @@
 //!
 //! The janitor is there before there is anything to clear away, and the launcher last before the supervisor confines itself. Each
 //! sees another's end by its closed socket or pidfd, however that came. A short command (`volt list`) is a client: it starts a
-//! keeper where a service is missing, and has no other helper.
+//! keeper where a service is missing, and has no other helper. `volt doctor` has a `vmm-core` look at KVM, and ends it if it does not
+//! answer.
 //!
 //! | module | subject |
 //! |---|---|
@@ -25,7 +26,8 @@
 //! | `helper`, `filters`, `output` | becoming a helper process; lists of system calls; what people see |
 //!
 //! Errors are the wire's [`ipc::Fault`] throughout: each is made where it happens, for people, with what was tried and what to
-//! do, and hardly one is told apart from another. An enumeration would name each a second time.
+//! do. A third of them are a service's own words, passed on; those that are told apart are, by their code; and the line that a
+//! terminal shows begins with that code. So a type of volt's own would be a fault under another name: code, what was tried, why, remedy.
 
 mod cli;
 mod cmdline;
