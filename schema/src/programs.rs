@@ -275,7 +275,7 @@ pub const KVM_PROBE: Process = Process {
     commands: &[],
     started_by: Starter::Doctor,
     user: User::Starter,
-    work: "says what KVM gives, and how fast a guest of five bytes runs on it, and ends",
+    work: "says what KVM gives and how fast a guest of five bytes runs, and ends",
     holds: "KVM, its guest of five bytes, the pipe on which it answers",
     never: "anything a guest or a peer wrote, a path",
     loss: "KVM",

@@ -16,6 +16,7 @@ pub fn links() -> Filter {
     Filter::new("links")
         .allow_if(libc::SYS_getsockopt, options.map(|o| socket.clone().and(Rule::eq(2, o as u32))).to_vec())
         .allow_if(libc::SYS_fcntl, commands.map(|command| Rule::eq(1, command as u32)).to_vec())
+        .allow(&[libc::SYS_getpeername]) // whether it is connected
 }
 
 /// Waiting for descriptors.
