@@ -158,17 +158,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_sixteen_million_is_drawn_from_in_logarithmic_time() {
+    fn a_pool_of_sixteen_million_in_pieces_is_drawn_from_without_looking_at_each_piece() {
         let mut set = FreeSet::new(0x0a00_0001, 0x0aff_fffe);
         // Every second address is gone: the worst fragmentation.
         for address in (0x0a00_0001..0x0a04_0000).step_by(2) {
             set.take(address);
         }
-        let begun = std::time::Instant::now();
+        // A hundred thousand times a hundred thousand looks are more than a test may take.
         for _ in 0..100_000 {
             let next = set.next().unwrap();
             assert!(set.hand_out(next));
         }
-        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
     }
 }
