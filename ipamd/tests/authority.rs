@@ -17,7 +17,7 @@ use testkit::{
 };
 use testrig::{
     handed::{hand_over, know_only},
-    service::{dies_with_this_thread, inherits},
+    service::{dies_with_this_thread, inherits, state_that_others_may_write_to_or_own_is_refused},
     storm,
 };
 
@@ -213,20 +213,7 @@ fn one_that_runs_as_a_user_of_its_own_serves_root_itself_and_its_owner_only() {
 #[test]
 fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().join("state");
-    std::fs::create_dir(&state).unwrap();
-    open_to_all(&state, 0o777);
-    let said = refusal(Service::command(dir.path()));
-    assert!(said.contains("others may write") && said.contains("--state-dir"), "{said}");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was made, above all no socket");
-    open_to_all(&state, 0o755);
-    if is_root() {
-        chown(&state, Some(OWNER), None).unwrap();
-        let said = refusal(Service::command(dir.path()));
-        assert!(said.contains("belongs to user 4721"), "{said}");
-        chown(&state, Some(0), None).unwrap();
-    }
-    drop(Service::start(dir.path()));
+    state_that_others_may_write_to_or_own_is_refused::<Client>(dir.path());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use capnp::traits::HasTypeId;
@@ -16,6 +16,7 @@ use testkit::{
 };
 use testrig::{
     handed::{hand_over, know_only},
+    service::state_that_others_may_write_to_or_own_is_refused,
     storm,
 };
 
@@ -101,21 +102,7 @@ fn an_owner_is_served_beside_root_and_its_neighbours_are_not() {
 #[test]
 fn a_state_directory_that_others_may_write_to_or_own_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().join("state");
-    std::fs::create_dir(&state).unwrap();
-    let set = |mode: u32| std::fs::set_permissions(&state, PermissionsExt::from_mode(mode)).unwrap();
-    set(0o777);
-    let said = refusal(Service::command(dir.path()));
-    assert!(said.contains("others may write") && said.contains("--state-dir"), "{said}");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was made, above all no socket");
-    set(0o755);
-    if is_root() {
-        chown(&state, Some(4721), None).unwrap();
-        let said = refusal(Service::command(dir.path()));
-        assert!(said.contains("belongs to user 4721"), "{said}");
-        chown(&state, Some(0), None).unwrap();
-    }
-    drop(Service::start(dir.path()));
+    state_that_others_may_write_to_or_own_is_refused::<Client>(dir.path());
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! A service's program under test: started in a folder of the test's, asked, ended, and what every one of them does alike.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     marker::PhantomData,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::{
+            fs::{PermissionsExt, chown},
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -14,7 +17,10 @@ use std::{
 
 use capnp::any_pointer;
 use ipc::{Code, Connection, Endpoint, Fault};
-use testkit::wait::{PATIENCE, until};
+use testkit::{
+    user::{as_user, is_root},
+    wait::{PATIENCE, until},
+};
 
 /// For every call: far longer than any should take of a debug build, on a machine with other work.
 pub const DEADLINE: Duration = Duration::from_secs(90);
@@ -113,6 +119,31 @@ impl<C: Client> Service<C> {
     }
 }
 
+impl<C: Client> Service<C> {
+    /// Sees that somebody who is neither root nor its own user is refused, whatever the sockets' mode, and that it lives on. `asks` says
+    /// whether a client was answered.
+    pub fn refuses_a_stranger(&self, asks: impl AsyncFn(C) -> bool + Copy + Send + 'static) {
+        if !is_root() {
+            return testkit::skip!("becoming another user takes root");
+        }
+        for path in [self.socket.parent().unwrap(), &self.socket, &schema::paths::lane(&self.socket)] {
+            fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+        }
+        let socket = self.socket.clone();
+        let stranger = as_user(65_534, move || {
+            for _ in 0..3 {
+                run(async {
+                    if let Ok(connection) = Connection::connect(&socket).await {
+                        assert!(!asks(connection.into()).await);
+                    }
+                });
+            }
+        });
+        stranger.join().unwrap();
+        run(async { assert!(asks(self.connect().await).await) });
+    }
+}
+
 impl<C> Drop for Service<C> {
     fn drop(&mut self) {
         if let Ok(Some(status)) = self.process.try_wait()
@@ -174,6 +205,25 @@ pub fn inherited_sockets_are_served_until_nobody_is_connected<C: Client>(dir: &P
     });
     let status = until("it ends", || process.try_wait().unwrap().ok_or("it runs".into()));
     assert!(status.success(), "{status}");
+}
+
+/// A service does not start on a state directory that others may write to, or own, and does on one that is in order.
+pub fn state_that_others_may_write_to_or_own_is_refused<C: Client>(dir: &Path) {
+    let state = dir.join("state");
+    fs::create_dir(&state).unwrap();
+    let set = |mode: u32| fs::set_permissions(&state, Permissions::from_mode(mode)).unwrap();
+    set(0o777);
+    let said = refusal(Service::<C>::command(dir));
+    assert!(said.contains("others may write") && said.contains("--state-dir"), "{said}");
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "nothing was made, above all no socket");
+    set(0o755);
+    if is_root() {
+        chown(&state, Some(4721), None).unwrap();
+        let said = refusal(Service::<C>::command(dir));
+        assert!(said.contains("belongs to user 4721"), "{said}");
+        chown(&state, Some(0), None).unwrap();
+    }
+    drop(Service::<C>::start(dir));
 }
 
 /// Starts a service that is expected to refuse to, and gives what it says.
