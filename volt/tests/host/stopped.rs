@@ -70,7 +70,7 @@ fn launcher_that_is_stopped_at_any_moment_of_a_start_does_not_keep_the_vm_from_b
     host.run(&mut host.volt(&["kernel", "list"])).ok();
     let keepers = host.processes("volt keep");
     for moment in 0..30u64 {
-        let vm = Running::start(&mut host.full("web", &kernel));
+        let mut vm = Running::start(&mut host.full("web", &kernel));
         std::thread::sleep(Duration::from_millis(moment * 4));
         let below: Vec<_> = children(vm.pid()).into_iter().filter(|pid| !keepers.contains(pid)).collect();
         below.iter().for_each(|pid| kill(*pid, libc::SIGSTOP));
@@ -79,8 +79,10 @@ fn launcher_that_is_stopped_at_any_moment_of_a_start_does_not_keep_the_vm_from_b
             vm.signal(libc::SIGTERM);
             std::thread::sleep(Duration::from_millis(50));
         }
-        vm.end();
+        vm.exits();
+        // One that had just begun has yet to say that it ends with its parent, and holds the terminal until then.
         below.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+        vm.end();
         host.clean();
     }
     host.held(0);
