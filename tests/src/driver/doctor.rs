@@ -9,8 +9,9 @@ use volt_tests::volt::Volt;
 /// Checks the report on a host whose kernel is `release`.
 pub fn check(volt: &Volt, release: &str) -> Result<()> {
     let out = volt.run(&["doctor", "--json"], Duration::from_secs(60))?;
-    ensure!(out.status.success(), "It ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
-    let report: Value = serde_json::from_slice(&out.stdout).context("It printed something else than JSON")?;
+    let [said, report] = [&out.stderr, &out.stdout].map(|bytes| String::from_utf8_lossy(bytes));
+    ensure!(out.status.success(), "It ended with {}: {said}{report}", out.status);
+    let report: Value = serde_json::from_str(&report).context("It printed something else than JSON")?;
     let row = |name: &str| {
         let rows = report.get("checks").and_then(Value::as_array);
         rows.into_iter().flatten().find(|row| row.get("check").and_then(Value::as_str) == Some(name))
