@@ -98,7 +98,9 @@ fn unsaid(printed: &Printed) -> String {
     if !printed.ended {
         return format!("a guest of a few instructions did not end in {} s", DEADLINE.as_secs());
     }
-    let last = printed.lines.last().map_or("nothing", String::as_str);
+    // A panic's message has two lines.
+    let last = printed.lines.get(printed.lines.len().saturating_sub(2)..).unwrap_or_default().join(" ");
+    let last = if last.is_empty() { "nothing" } else { &last };
     format!("{} ended without an answer; the last that it said: {last}", KVM_PROBE.program)
 }
 
