@@ -17,6 +17,7 @@ use schema::{about_kvm::Fact, programs::KVM_PROBE};
 
 use crate::error::Error;
 use crate::kvm;
+use crate::layout;
 use crate::vcpu::KVM_RUN;
 
 /// `_IOR(KVMIO, 0x81, struct kvm_regs)` and `_IOW(KVMIO, 0x82, struct kvm_regs)`.
@@ -141,7 +142,8 @@ struct Page {
 
 impl Page {
     fn holding(code: &[u8]) -> Result<Page, Error> {
-        let size = rustix::param::page_size();
+        // Asking for it opens a file before Linux 6.4, and there is none here.
+        let size = layout::PAGE as usize;
         let failed = |source| Error::Memory { step: "map", size: size as u64, source };
         // SAFETY: a new private anonymous mapping, which nothing else knows of.
         let start = unsafe {
