@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use confine::{Child, Filter, Heap, Policy, Root, Sandbox, base};
@@ -17,6 +18,8 @@ use crate::output::say;
 
 /// Bytes of heap of one that waits and tidies up.
 const SMALL_HEAP: usize = 1 << 20;
+/// How long a process may take that only forks and ends.
+const BETWEEN: Duration = Duration::from_secs(10);
 
 /// Forks one into new `namespaces` (`CLONE_NEW*`); it runs on past this process's end, unless it sees to that itself. `None` in the new
 /// process, which does its work and ends by [`end`]; else its pidfd. Must run while this process has one thread.
@@ -45,8 +48,10 @@ pub fn fork_orphan(namespaces: libc::c_int) -> Result<bool, Errno> {
         };
         confine::exit(code)
     };
+    // One that somebody has stopped would keep this process for ever, and from its signals; it is killed with its handle.
+    let ended = between.wait_for(BETWEEN).map_err(|_| Errno::CHILD)?.ok_or(Errno::TIMEDOUT)?;
     // Without a code it was killed.
-    match between.wait().map_err(|_| Errno::CHILD)?.code().unwrap_or(libc::EINTR) {
+    match ended.code().unwrap_or(libc::EINTR) {
         0 => Ok(false),
         errno => Err(Errno::from_raw_os_error(errno)),
     }
