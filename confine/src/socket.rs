@@ -30,7 +30,7 @@ impl UnixSocket {
         }
     }
 
-    /// Checks that `fd` is one. To be called in the wide phase: it takes calls that are not needed afterwards.
+    /// Checks that `fd` is one. Behind a filter this takes getsockopt, and getpeername for one that is to be connected.
     ///
     /// # Errors
     ///
