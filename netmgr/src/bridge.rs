@@ -15,13 +15,14 @@ use rtnetlink::{
 
 use crate::{
     address::{Address, InterfaceAddress},
+    ask::{incomplete, retried_if_passing},
     config::Config,
     error::Error,
     instance::Instance,
     link::Link,
     mark, names,
     route::Route,
-    rtnl::{Batch, LinkBuilder, Rtnl, Snapshot, incomplete, retried_if_passing},
+    rtnl::{Batch, LinkBuilder, Rtnl, Snapshot},
 };
 
 /// A bridge as it should be.

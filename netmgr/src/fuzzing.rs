@@ -15,7 +15,7 @@ use crate::{
 /// A datagram on a netlink socket: it comes to its end, and what is read of it is within what the kernel's own types hold.
 pub fn netlink_answers(data: &[u8]) {
     let mut count = 0;
-    for message in messages(data) {
+    for message in messages::<Message>(data) {
         count += 1;
         let Ok(message) = message else { continue };
         match message.payload {

@@ -7,6 +7,7 @@
 //! way to give up. So the main thread never enters the kernel's network code, and its deadlines hold.
 
 mod address;
+mod ask;
 mod attribute;
 mod bridge;
 mod config;

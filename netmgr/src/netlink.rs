@@ -1,5 +1,5 @@
-//! rtnetlink (rtnetlink(7)) as far as netmgr needs it: many requests in one datagram, each answered, under one deadline.
-//! Touches one socket. Messages are the `rtnetlink` crate's types, which check every length of what the kernel sends.
+//! Netlink (netlink(7)) as far as netmgr needs it: many requests in one datagram, answered under one deadline. Touches one
+//! socket. Headers are the `rtnetlink` crate's types, which check every length of what the kernel sends.
 //!
 //! Not that crate's `Handle`: it sends each request by itself, waits for each answer before the next, knows no deadline, and
 //! takes answers from any sender. Several requests in one `send` keep a port's creation at one round trip, and the kernel
@@ -7,13 +7,18 @@
 
 use std::{
     borrow::Cow,
-    io, iter, mem,
+    io, iter,
+    marker::PhantomData,
+    mem,
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{
+        NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+        NetlinkPayload, NetlinkSerializable,
+    },
     packet_route::RouteNetlinkMessage,
     sys,
 };
@@ -59,19 +64,33 @@ pub struct Refusal {
 /// What the kernel says in the end to one request.
 pub type Answer = Result<(), Refusal>;
 
+/// What a part of the kernel is asked, and how it answers.
+pub trait Question: NetlinkSerializable {
+    /// `NETLINK_*`.
+    const PROTOCOL: isize;
+    /// What it says.
+    type Said: NetlinkDeserializable;
+}
+
+impl Question for RouteNetlinkMessage {
+    const PROTOCOL: isize = sys::protocols::NETLINK_ROUTE;
+    type Said = Message;
+}
+
 /// A request; which one of its exchange it is, it learns when it is sent.
-pub type Request = NetlinkMessage<RouteNetlinkMessage>;
+pub type Request<Q = RouteNetlinkMessage> = NetlinkMessage<Q>;
 
 /// Makes a request. `flags` are the `NLM_F_*` beside `NLM_F_REQUEST` and `NLM_F_ACK`.
-pub fn request(message: RouteNetlinkMessage, flags: u16) -> Request {
-    let mut request = Request::from(message);
+pub fn request<Q>(message: Q, flags: u16) -> Request<Q> {
+    let mut request = Request::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(message));
     request.header.flags = flags | NLM_F_REQUEST | NLM_F_ACK;
     request
 }
 
-/// A socket to the kernel's network configuration. It stays with the network namespace in which it was opened.
-pub struct Socket {
+/// A socket to a part of the kernel. It stays with the network namespace in which it was opened.
+pub struct Socket<Q = RouteNetlinkMessage> {
     socket: sys::Socket,
+    asks: PhantomData<fn(Q)>,
     /// Number of the next exchange's first request: late answers to an earlier one do not match.
     next: u32,
     buffer: Vec<u8>,
@@ -79,10 +98,10 @@ pub struct Socket {
     unheard: bool,
 }
 
-impl Socket {
+impl<Q: Question> Socket<Q> {
     /// Opens the socket, in phase 1: later no socket can be made.
-    pub fn open() -> io::Result<Socket> {
-        let mut socket = sys::Socket::new(sys::protocols::NETLINK_ROUTE)?;
+    pub fn open() -> io::Result<Socket<Q>> {
+        let mut socket = sys::Socket::new(Q::PROTOCOL)?;
         for side in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
             sockopt::set_socket_timeout(&socket, side, Some(DEADLINE))?;
         }
@@ -92,7 +111,7 @@ impl Socket {
             set.or_else(|error| if error.raw_os_error() == Some(libc::ENOPROTOOPT) { Ok(()) } else { Err(error) })?;
         }
         socket.bind(&sys::SocketAddr::new(0, 0))?;
-        Ok(Socket { socket, next: 1, buffer: Vec::with_capacity(BUFFER), unheard: false })
+        Ok(Socket { socket, asks: PhantomData, next: 1, buffer: Vec::with_capacity(BUFFER), unheard: false })
     }
 
     /// The socket's descriptor, for the sandbox to keep.
@@ -101,13 +120,16 @@ impl Socket {
     }
 
     /// Sends all requests at once, gives `each` what the kernel says, and then, in order, the answer to every request. A
-    /// refused one does not keep the kernel from carrying out the next.
-    pub fn exchange(&mut self, requests: Vec<Request>, each: impl FnMut(Message)) -> Result<Vec<Answer>, Failure> {
+    /// refused one does not keep the kernel from carrying out the next, unless that part of the kernel has it so.
+    ///
+    /// Who takes `NLM_F_ACK` from all requests but one hears of the first refusal, of whichever request, or that there was none.
+    pub fn exchange(&mut self, requests: Vec<Request<Q>>, each: impl FnMut(Q::Said)) -> Result<Vec<Answer>, Failure> {
         if mem::replace(&mut self.unheard, true) {
             self.drain();
         }
         let first = self.next;
         let count = requests.len();
+        let expected = requests.iter().filter(|request| request.header.flags & NLM_F_ACK != 0).count();
         let mut datagram = Vec::new();
         for mut request in requests {
             request.header.sequence_number = self.next;
@@ -121,8 +143,8 @@ impl Socket {
         if sent != datagram.len() {
             return Err(Failure::Malformed("the kernel took a part of a datagram".into()));
         }
-        let answers = self.receive(first, count, each)?;
-        self.unheard = false;
+        let answers = self.receive(first, count, expected, each)?;
+        self.unheard = expected < count && answers.iter().any(Result::is_err);
         Ok(answers)
     }
 
@@ -141,7 +163,7 @@ impl Socket {
 
     /// Begins a list, and leaves it.
     #[cfg(test)]
-    pub fn leave(&mut self, mut request: Request) {
+    pub fn leave(&mut self, mut request: Request<Q>) {
         request.header.sequence_number = self.next;
         self.next += 1;
         request.finalize();
@@ -150,12 +172,18 @@ impl Socket {
         self.socket.send(&bytes, 0).unwrap();
     }
 
-    /// Reads until `count` requests from number `first` on are answered.
-    fn receive(&mut self, first: u32, count: usize, mut each: impl FnMut(Message)) -> Result<Vec<Answer>, Failure> {
+    /// Reads until there are `expected` answers to the `count` requests from number `first` on.
+    fn receive(
+        &mut self,
+        first: u32,
+        count: usize,
+        expected: usize,
+        mut each: impl FnMut(Q::Said),
+    ) -> Result<Vec<Answer>, Failure> {
         let end = Instant::now() + DEADLINE;
         let mut answers = Vec::new();
         let mut interrupted = false;
-        while answers.len() < count {
+        while answers.len() < expected {
             if Instant::now() >= end {
                 return Err(Failure::Deadline);
             }
@@ -200,7 +228,9 @@ impl Socket {
 }
 
 /// The messages in a datagram; ends at the first one that is none.
-pub(crate) fn messages(mut rest: &[u8]) -> impl Iterator<Item = Result<NetlinkMessage<Message>, Failure>> {
+pub(crate) fn messages<S: NetlinkDeserializable>(
+    mut rest: &[u8],
+) -> impl Iterator<Item = Result<NetlinkMessage<S>, Failure>> {
     iter::from_fn(move || {
         let message = (!rest.is_empty()).then(|| NetlinkMessage::deserialize(rest))?;
         let length = message.as_ref().map_or(rest.len(), |message| message.header.length as usize);
@@ -276,18 +306,21 @@ mod tests {
     fn messages_with_lengths_that_lie_end_the_datagram_with_an_error() {
         let whole = serialized(look_at("lo"));
         let two = [&whole[..], &whole].concat();
-        assert_eq!(messages(&two).filter(Result::is_ok).count(), 2);
+        assert_eq!(messages::<Message>(&two).filter(Result::is_ok).count(), 2);
         for length in [0, 1, 15, whole.len() + 1, u32::MAX as usize] {
             let mut bytes = two.clone();
             bytes[whole.len()..whole.len() + 4].copy_from_slice(&(length as u32).to_ne_bytes());
             bytes.truncate(2 * whole.len());
-            let read: Vec<bool> = messages(&bytes).map(|message| message.is_ok()).collect();
+            let read: Vec<bool> = messages::<Message>(&bytes).map(|message| message.is_ok()).collect();
             assert_eq!(read, [true, false], "{length}");
         }
         for end in 1..whole.len() {
-            assert!(messages(&whole[..end]).all(|message| matches!(message, Err(Failure::Malformed(_)))), "{end}");
+            assert!(
+                messages::<Message>(&whole[..end]).all(|message| matches!(message, Err(Failure::Malformed(_)))),
+                "{end}"
+            );
         }
-        assert_eq!(messages(&[]).count(), 0);
+        assert_eq!(messages::<Message>(&[]).count(), 0);
     }
 
     /// Every byte of what the kernel really says about a bridge, its address and its routes, changed in turn.
@@ -306,7 +339,7 @@ mod tests {
                 RouteNetlinkMessage::GetAddress(AddressMessage::default()),
                 RouteNetlinkMessage::GetRoute(RouteMessage::default()),
             ] {
-                let socket = Socket::open().unwrap();
+                let socket: Socket = Socket::open().unwrap();
                 socket.socket.send(&serialized(request(question, NLM_F_DUMP)), 0).unwrap();
                 let mut said = Vec::with_capacity(BUFFER);
                 socket.socket.recv_from(&mut said, 0).unwrap();
@@ -314,11 +347,14 @@ mod tests {
                     let was = said[at];
                     for byte in [0, 1, 3, 5, 0x7f, 0xff, was ^ 0x80, was.wrapping_add(1)] {
                         said[at] = byte;
-                        messages(&said).for_each(drop);
+                        messages::<Message>(&said).for_each(drop);
                     }
                     said[at] = was;
                 }
-                assert!(messages(&said).any(|message| !matches!(message.unwrap().payload, NetlinkPayload::Done(_))));
+                assert!(
+                    messages::<Message>(&said)
+                        .any(|message| !matches!(message.unwrap().payload, NetlinkPayload::Done(_)))
+                );
             }
         };
         std::thread::spawn(test).join().unwrap();
@@ -352,11 +388,11 @@ mod tests {
         let mut link = serialized(look_at("lo"));
         link[4..6].copy_from_slice(&libc::RTM_NEWLINK.to_ne_bytes());
         link[20] = 1;
-        assert!(matches!(messages(&link).next(), Some(Ok(_))));
+        assert!(matches!(messages::<Message>(&link).next(), Some(Ok(_))));
         link.extend([5, 0, libc::IFLA_MTU as u8, 0, 1, 0, 0, 0]);
         let length = link.len() as u32;
         link[..4].copy_from_slice(&length.to_ne_bytes());
-        let Some(Err(Failure::Malformed(why))) = messages(&link).next() else { panic!("it was read") };
+        let Some(Err(Failure::Malformed(why))) = messages::<Message>(&link).next() else { panic!("it was read") };
         assert!(why.contains("a malformed MTU"), "{why}");
     }
 
@@ -422,7 +458,7 @@ mod tests {
             socket.socket.recv_from(&mut Vec::with_capacity(BUFFER), 0).unwrap();
             let more = request(RouteNetlinkMessage::NewLink(bridge("more")), NLM_F_CREATE | NLM_F_EXCL);
             assert!(changer.exchange(vec![more], |_| ()).unwrap()[0].is_ok());
-            let answers = socket.receive(socket.next, 1, |_| ()).unwrap();
+            let answers = socket.receive(socket.next, 1, 1, |_| ()).unwrap();
             assert_eq!(answers[0].as_ref().unwrap_err().errno, INTERRUPTED);
 
             socket.next += 1;
@@ -436,7 +472,7 @@ mod tests {
 
     #[test]
     fn exchange_without_an_answer_ends_by_its_deadline() {
-        assert!(matches!(impatient().receive(1, 1, |_| ()), Err(Failure::Deadline)));
+        assert!(matches!(impatient().receive(1, 1, 1, |_| ()), Err(Failure::Deadline)));
     }
 
     #[test]
@@ -449,13 +485,13 @@ mod tests {
         forged.header.sequence_number = 1;
         let forged = serialized(forged);
         assert_eq!(u16::from_ne_bytes([forged[4], forged[5]]), NLMSG_ERROR);
-        let liar = Socket::open().unwrap();
+        let liar: Socket = Socket::open().unwrap();
         match liar.socket.send_to(&forged, &own, 0) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 return testkit::skip!("only root may send to another process's netlink socket");
             }
             sent => assert_eq!(sent.unwrap(), forged.len()),
         }
-        assert!(matches!(socket.receive(1, 1, |_| ()), Err(Failure::Deadline)));
+        assert!(matches!(socket.receive(1, 1, 1, |_| ()), Err(Failure::Deadline)));
     }
 }

@@ -14,11 +14,12 @@ use rtnetlink::{
 use schema::net::Mac;
 
 use crate::{
+    ask::{incomplete, retried_if_passing},
     error::Error,
     instance::Instance,
     link::Link,
     mark, names,
-    rtnl::{Batch, LinkBuilder, Rtnl, incomplete, retried_if_passing},
+    rtnl::{Batch, LinkBuilder, Rtnl},
     tap,
 };
 

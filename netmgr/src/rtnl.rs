@@ -1,12 +1,7 @@
 //! The kernel's network configuration: what is there, and steps to change it whose failures say what was tried.
 //! Touches the rtnetlink socket, and through [`ipv6`] one setting of bridges of ours.
 
-use std::{
-    io,
-    os::fd::RawFd,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{io, os::fd::RawFd};
 
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
@@ -21,20 +16,14 @@ use rtnetlink::{
 
 use crate::{
     address::{Address, InterfaceAddress},
+    ask::{self, failed, incomplete, refused, retried_if_passing},
     error::Error,
     ipv6::{self, Sysctl},
     link::Link,
     message::Message,
-    netlink::{self, Answer, DEADLINE, Failure, Refusal, Request, Socket},
+    netlink::{self, Request, Socket},
     route::{Nexthop, Route},
 };
-
-/// How often a question is asked whose answer was interrupted by a change, or lost, before that is an error.
-const QUESTIONS: usize = 32;
-/// How often a change is tried that the kernel is short of memory for.
-const CHANGES: usize = 3;
-/// How long is waited for memory each time.
-const MOMENT: Duration = Duration::from_millis(5);
 
 /// An interface, and what is asked of it or to be changed.
 pub type LinkBuilder = LinkMessageBuilder<LinkUnspec>;
@@ -158,49 +147,11 @@ impl Rtnl {
         Ok(links)
     }
 
-    /// Asks, and asks again where what the kernel says is not whole: it was changed meanwhile (`NLM_F_DUMP_INTR`), some of it was lost, the
-    /// kernel was short of memory, or still busy with an earlier list that was not heard to its end.
-    fn question<T: Default>(
-        &mut self,
-        tried: &str,
-        requests: &[Request],
-        each: impl Fn(&mut T, Message),
-    ) -> Result<(T, Vec<Answer>), Error> {
-        const PASSING: [i32; 6] =
-            [netlink::INTERRUPTED, libc::EBUSY, libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
-        let end = Instant::now() + DEADLINE;
-        let mut error = None;
-        for _ in 0..QUESTIONS {
-            let mut found = T::default();
-            let answers = self.socket.exchange(requests.to_vec(), |said| each(&mut found, said));
-            let mut answers = match answers {
-                Ok(answers) => answers,
-                Err(lost @ Failure::Lost) => {
-                    error = Some(failed(lost, tried));
-                    continue;
-                }
-                Err(failure) => return Err(failed(failure, tried)),
-            };
-            let passing = |answer: &Answer| answer.as_ref().is_err_and(|refusal| PASSING.contains(&refusal.errno));
-            let Some(at) = answers.iter().position(passing) else { return Ok((found, answers)) };
-            if let Err(refusal) = answers.swap_remove(at) {
-                if matches!(refusal.errno, libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) {
-                    thread::park_timeout(MOMENT);
-                }
-                error = Some(refused(refusal, tried));
-            }
-            if Instant::now() >= end {
-                break;
-            }
-        }
-        Err(error.unwrap_or_else(|| incomplete(tried)))
-    }
-
     /// The interface, if there is one. A name finds alternative names as well.
     pub fn link(&mut self, whom: LinkBuilder) -> Result<Option<Link>, Error> {
         const TRIED: &str = "look at an interface";
         let request = netlink::request(RouteNetlinkMessage::GetLink(brief(whom).build()), 0);
-        let (found, answers) = self.question(TRIED, &[request], keep_link)?;
+        let (found, answers) = ask::question(&mut self.socket, TRIED, &[request], keep_link)?;
         match answers.into_iter().next() {
             Some(Err(refusal)) if refusal.errno == libc::ENODEV => Ok(None),
             Some(Err(refusal)) => Err(refused(refusal, TRIED)),
@@ -293,7 +244,7 @@ impl Rtnl {
         message: RouteNetlinkMessage,
         each: impl Fn(&mut T, Message),
     ) -> Result<T, Error> {
-        let (found, answers) = self.question(tried, &[netlink::request(message, NLM_F_DUMP)], each)?;
+        let (found, answers) = ask::question(&mut self.socket, tried, &[netlink::request(message, NLM_F_DUMP)], each)?;
         match answers.into_iter().next() {
             Some(Ok(())) => Ok(found),
             Some(Err(refusal)) => Err(refused(refusal, tried)),
@@ -361,48 +312,6 @@ fn or_none<T>(listed: Result<Vec<T>, Error>, errno: i32) -> Result<Vec<T>, Error
     }
 }
 
-/// Changes something, and tries again where the kernel was short of memory. What is tried leaves nothing behind where it fails, or nothing
-/// that is in its own way.
-pub fn retried_if_passing<T>(mut change: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-    let mut tries = 1;
-    loop {
-        match change() {
-            Err(error) if error.passes() && tries < CHANGES => {
-                thread::park_timeout(MOMENT);
-                tries += 1;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-/// An answer that lacks what it must have.
-pub fn incomplete(tried: &str) -> Error {
-    Error::Answer { tried: tried.to_owned(), why: "it lacks a field".into() }
-}
-
-fn refused(refusal: Refusal, tried: &str) -> Error {
-    if refusal.errno == netlink::INTERRUPTED {
-        let why = "what there is changed each time while it was listed".into();
-        return Error::Answer { tried: tried.to_owned(), why };
-    }
-    if refusal.errno == libc::EPERM {
-        return Error::NoRight(tried.to_owned());
-    }
-    let detail =
-        if refusal.text.is_empty() { String::new() } else { format!(" ({})", refusal.text.trim_end_matches('.')) };
-    Error::Kernel { tried: tried.to_owned(), source: io::Error::from_raw_os_error(refusal.errno), detail }
-}
-
-fn failed(failure: Failure, tried: &str) -> Error {
-    match failure {
-        Failure::Io(source) => Error::Kernel { tried: tried.to_owned(), source, detail: String::new() },
-        Failure::Deadline => Error::Deadline { seconds: DEADLINE.as_secs() },
-        Failure::Lost => failed(Failure::Io(io::Error::from_raw_os_error(libc::ENOBUFS)), tried),
-        Failure::Malformed(why) => Error::Answer { tried: tried.to_owned(), why },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rtnetlink::{
@@ -436,31 +345,6 @@ mod tests {
                 assert_eq!(rtnl.links().unwrap().len(), 201, "and lo");
             }
         };
-        thread::spawn(test).join().unwrap();
-    }
-
-    #[test]
-    fn change_that_fails_for_want_of_memory_is_tried_again_a_few_times_and_no_other() {
-        let error = |errno| Error::Kernel {
-            tried: "change it".into(),
-            source: io::Error::from_raw_os_error(errno),
-            detail: String::new(),
-        };
-        for (errno, expected) in
-            [(libc::ENOMEM, CHANGES), (libc::ENOBUFS, CHANGES), (libc::EBUSY, 1), (libc::EINVAL, 1)]
-        {
-            let mut tries = 0;
-            let refused = retried_if_passing(|| {
-                tries += 1;
-                Err::<(), _>(error(errno))
-            });
-            assert_eq!((refused.is_err(), tries), (true, expected), "{errno}");
-        }
-        let mut tries = 0;
-        retried_if_passing(|| {
-            tries += 1;
-            if tries == CHANGES { Ok(()) } else { Err(error(libc::EAGAIN)) }
-        })
-        .unwrap();
+        std::thread::spawn(test).join().unwrap();
     }
 }
