@@ -15,6 +15,13 @@ const minMtu :UInt32 = 1280;
 const maxMtu :UInt32 = 65521;
 # Bytes: the least that IPv6 runs on, and the most that a TAP takes.
 
+const maxIpv4Addresses :UInt8 = 16;
+const maxIpv6Addresses :UInt8 = 16;
+# Addresses of one port.
+const maxAddressBytes :UInt8 = 72;
+# Bytes of one port's addresses, so that they fit its interface's alias: for each family what all of them begin with (3 bytes of IPv4 at most, 15 of
+# IPv6), once, and the rest of each. 16 of a /24 and 16 of a /112 take 65; of such as have nothing in common there is room for four of IPv6 and two of IPv4.
+
 struct NetworkConfig {
   name @0 :Text;
   # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash, and not "all" or "default".
@@ -47,11 +54,16 @@ interface PortFactory {
   # Holding this allows attaching workloads to one network, up to a number of ports at one time: for all who hold it together, and over all
   # factories of one tenant.
 
-  createTap @0 (workload :Text, mac :Data) -> (port :Port);
+  createTap @0 (workload :Text, mac :Data, addresses :List(Text)) -> (port :Port);
   # A TAP interface on the bridge for the workload of that name (1 to 63 bytes of [a-z0-9-], such as "vm-web"). The interface is called
   # tap-<id>, where <id> is the workload without "vm-"; a name that does not fit in 15 bytes is shortened with a hash and the
   # full one kept as alternative name. `mac` is the guest's address, 6 bytes, unicast; empty for the address that is derived from network and workload.
-  # Errors: invalidArgument, alreadyExists (the workload has a port on this network), exhausted (quota), unavailable (no /dev/net/tun).
+  # `addresses` are those that the guest may send from, such as "10.42.0.10" or "fd00::10": whoever holds a lease gives its address. None of a family: the
+  # guest sends nothing of it. At most `maxIpv4Addresses`, `maxIpv6Addresses` and `maxAddressBytes`. One of IPv4 is a host's of the network's subnet and not
+  # the gateway (on a network without a gateway: any unicast address that is not of the loopback network); one of IPv6 is global unicast (2000::/3)
+  # or unique local (fc00::/7): the link-local one follows from the MAC address. They stay as they are as long as the port is there.
+  # Errors: invalidArgument, alreadyExists (the workload has a port on this network, or the MAC address or one of `addresses` is another port's), exhausted
+  # (quota), unavailable (no /dev/net/tun).
 }
 
 interface Port {
@@ -83,4 +95,6 @@ struct PortInfo {
   network @4 :Text;
   mtu @5 :UInt32;
   # Bytes.
+  addresses @6 :List(Text);
+  # Those that the guest may send from: IPv4, then IPv6, each in order. Empty for a port that an earlier release has made.
 }

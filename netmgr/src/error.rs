@@ -1,6 +1,6 @@
 //! What can go wrong: what was tried, on what, why it failed, and the remedy. Touches nothing.
 
-use std::{borrow::Cow, io};
+use std::{borrow::Cow, io, net::IpAddr};
 
 use ipc::{Code, Fault};
 use service::Unserved;
@@ -40,6 +40,9 @@ pub enum Error {
     /// Two interfaces with one address would take each other's frames.
     #[error("MAC address {mac} is taken on network {network}")]
     MacTaken { mac: String, network: String },
+    /// An address is one port's.
+    #[error("{address} is the address of {workload} on network {network}")]
+    AddressTaken { address: IpAddr, workload: String, network: String },
     /// A tenant is its holder's alone.
     #[error("somebody holds a tenant called {0}")]
     TenantExists(String),
@@ -96,9 +99,11 @@ impl Error {
             Error::Argument { .. } => Code::InvalidArgument,
             Error::NoSuchNetwork(_) => Code::NotFound,
             Error::ForeignInterface { .. } | Error::OthersBridge { .. } | Error::SubnetHeld { .. } => Code::Conflict,
-            Error::PortExists { .. } | Error::PortInUse { .. } | Error::MacTaken { .. } | Error::TenantExists(_) => {
-                Code::AlreadyExists
-            }
+            Error::PortExists { .. }
+            | Error::PortInUse { .. }
+            | Error::MacTaken { .. }
+            | Error::AddressTaken { .. }
+            | Error::TenantExists(_) => Code::AlreadyExists,
             Error::PortsAttached { .. } => Code::WrongState,
             Error::Quota(_) | Error::Full { .. } => Code::Exhausted,
             Error::Busy(_) => Code::Overloaded,
@@ -128,6 +133,7 @@ impl Error {
                 format!("End the process that uses it (it goes with it), or take it away (ip link delete {interface})")
             }
             Error::MacTaken { .. } => "Choose another one, or none for a derived one".into(),
+            Error::AddressTaken { .. } => "Choose another one, or release that port first".into(),
             Error::TenantExists(_) => "Drop that one first, or choose another name".into(),
             Error::PortsAttached { .. } => {
                 "End the workloads that have them first, and take off what is not Volt's (ip link set NAME nomaster)"

@@ -29,6 +29,7 @@ mod route;
 mod rpc;
 mod rtnl;
 mod sandbox;
+mod sources;
 mod tap;
 
 use std::{os::fd::RawFd, path::Path};

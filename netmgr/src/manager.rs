@@ -30,6 +30,7 @@ use crate::{
     network::{Held, Network, Port, PortState, Quota, TenantId},
     port::{self, Made, Wanted},
     rtnl::{Rtnl, Snapshot},
+    sources::Sources,
 };
 
 const MAX_NETWORKS: usize = schema::host_capnp::MAX_NETWORKS as usize;
@@ -62,6 +63,7 @@ pub struct PortFacts {
     pub mac: Mac,
     pub network: String,
     pub mtu: u32,
+    pub sources: Sources,
 }
 
 impl PortFacts {
@@ -73,6 +75,31 @@ impl PortFacts {
             mac: port.mac,
             network: network.to_owned(),
             mtu: port.mtu,
+            sources: port.sources.clone(),
+        }
+    }
+}
+
+/// What is asked for with a port.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub workload: String,
+    pub mac: Mac,
+    pub sources: Sources,
+}
+
+impl Asked {
+    /// Why it cannot be had beside that port of `known`.
+    fn conflict(&self, known: &str, port: &Port, network: &str) -> Option<Error> {
+        let (workload, network) = (known.to_owned(), network.to_owned());
+        match port.held {
+            Some(_) if known == self.workload => Some(Error::PortExists { workload, network }),
+            None if known == self.workload => Some(Error::PortInUse { interface: port.interface.clone() }),
+            _ if port.shares(self.mac) => Some(Error::MacTaken { mac: self.mac.to_string(), network }),
+            _ => {
+                let address = port.sources.shared(&self.sources)?;
+                Some(Error::AddressTaken { address, workload, network })
+            }
         }
     }
 }
@@ -155,6 +182,12 @@ impl Manager {
             return Ok(NetworkId { name: config.name, serial: network.serial });
         }
         let known = networks.get(&config.name);
+        if let (Some(address), Some(known)) = (config.address, known)
+            && let Some((workload, _)) = known.ports.iter().find(|(_, port)| port.sources.has(address.ip.into()))
+        {
+            let (address, workload) = (address.ip.into(), workload.clone());
+            return Err(Error::AddressTaken { address, workload, network: config.name });
+        }
         if known.is_none() && networks.len() >= MAX_NETWORKS {
             return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
         }
@@ -238,10 +271,10 @@ impl Manager {
     }
 
     /// Makes a port, on a network that is as it is defined.
-    pub fn attach(&mut self, id: &NetworkId, workload: &str, mac: Mac, account: &Account) -> Result<NewPort, Error> {
+    pub fn attach(&mut self, id: &NetworkId, asked: &Asked, account: &Account) -> Result<NewPort, Error> {
         let mut again = false;
         loop {
-            let error = match self.try_attach(id, workload, mac, account) {
+            let error = match self.try_attach(id, asked, account) {
                 Err(Error::BridgeGone(_)) if !again => {
                     again = true;
                     continue;
@@ -251,7 +284,8 @@ impl Manager {
             };
             // It may be in the way of this one that it has not gone yet.
             let in_the_way = |leaving: &PortId, port: &Port| {
-                let same = leaving.workload == workload || port.shares(mac) || matches!(error, Error::Full { .. });
+                let same =
+                    asked.conflict(&leaving.workload, port, &id.name).is_some() || matches!(error, Error::Full { .. });
                 leaving.network == *id && same || port.held.as_ref().is_some_and(|held| held.slot.is_of(&account.quota))
             };
             if !self.take_off(in_the_way) {
@@ -260,7 +294,7 @@ impl Manager {
         }
     }
 
-    fn try_attach(&mut self, id: &NetworkId, workload: &str, mac: Mac, account: &Account) -> Result<NewPort, Error> {
+    fn try_attach(&mut self, id: &NetworkId, asked: &Asked, account: &Account) -> Result<NewPort, Error> {
         if account.tenant.is_some_and(|tenant| !self.tenants.contains_key(&tenant.0)) {
             return Err(Error::Revoked("tenant"));
         }
@@ -269,18 +303,17 @@ impl Manager {
         let network = find(networks, id)?;
         network.settle(rtnl, instance)?;
         // One of an earlier netmgr's may have ended since.
-        let in_the_way = |(known, port): &(&String, &Port)| *known == workload || port.shares(mac);
-        while let Some((known, port)) = network.ports.iter().find(in_the_way) {
-            let refusal = match (&port.held, known == workload) {
-                (Some(_), true) => Error::PortExists { workload: workload.to_owned(), network: id.name.clone() },
-                (None, true) => Error::PortInUse { interface: port.interface.clone() },
-                (_, false) => Error::MacTaken { mac: mac.to_string(), network: id.name.clone() },
-            };
-            let (held, known) = (port.held.is_some(), known.clone());
+        let in_the_way = |(known, port): (&String, &Port)| {
+            Some((asked.conflict(known, port, &id.name)?, port.held.is_some(), known.clone()))
+        };
+        while let Some((refusal, held, known)) = network.ports.iter().find_map(in_the_way) {
             if held || network.confirm(rtnl, instance, &known)? {
                 return Err(refusal);
             }
         }
+        asked.sources.check(network.config.address)?;
+        let Asked { workload, mac, sources } = asked;
+        let mac = *mac;
         let of_bridge = names::mac_of_bridge(&id.name);
         if of_bridge == mac || of_bridge == mac.host_side() {
             return Err(Error::MacTaken { mac: mac.to_string(), network: id.name.clone() });
@@ -288,14 +321,14 @@ impl Manager {
         let slot = account.quota.take()?;
         let mtu = network.config.mtu;
         let (name, bridge) = ("", network.index);
-        let wanted = Wanted { name, network: &id.name, bridge, mtu, workload, mac, owner: instance };
+        let wanted = Wanted { name, network: &id.name, bridge, mtu, workload, mac, sources, owner: instance };
         let (tap, index, interface) = make(rtnl, wanted)?;
         let (tap, (state, seen)) = (Arc::new(tap), watch::channel(PortState::Attached));
         let held = Held { serial, _tap: tap.clone(), state, tenant: account.tenant, slot };
-        let port = Port { index, interface, mac, mtu, held: Some(held) };
+        let port = Port { index, interface, mac, mtu, sources: sources.clone(), held: Some(held) };
         let facts = PortFacts::of(&port, workload, &id.name);
-        network.ports.insert(workload.to_owned(), port);
-        let id = PortId { network: id.clone(), workload: workload.to_owned(), serial };
+        network.ports.insert(workload.clone(), port);
+        let id = PortId { network: id.clone(), workload: workload.clone(), serial };
         Ok(NewPort { id, facts, tap, state: seen })
     }
 

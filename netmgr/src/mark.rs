@@ -3,7 +3,7 @@
 
 use schema::net::Mac;
 
-use crate::{config::Config, instance::Instance, names};
+use crate::{config::Config, instance::Instance, names, sources::Sources};
 
 const BRIDGE: &str = "volt-vmm network";
 const PORT: &str = "volt-vmm port";
@@ -52,32 +52,36 @@ pub struct PortMark {
     pub mac: Mac,
     /// Its network, and its MTU in bytes; an earlier release did not note them.
     pub on: Option<(String, u32)>,
+    /// What the guest may send from; an earlier release noted none.
+    pub sources: Sources,
     /// Whose it is.
     pub owner: Instance,
 }
 
 /// Makes a port's mark.
-pub fn port(workload: &str, mac: Mac, network: &str, mtu: u32, owner: &Instance) -> String {
-    format!("{PORT} {workload} {mac} {network} {mtu} {owner}")
+pub fn port(workload: &str, mac: Mac, network: &str, mtu: u32, owner: &Instance, sources: &Sources) -> String {
+    format!("{PORT} {workload} {mac} {network} {mtu} {owner}{}", sources.words())
 }
 
 /// Reads a port's mark; `None` for an alias that is no such.
 pub fn read_port(alias: &str) -> Option<PortMark> {
     let words: Vec<&str> = alias.strip_prefix(PORT)?.strip_prefix(' ')?.split(' ').collect();
-    let (workload, mac, on, owner) = match words[..] {
-        [workload, mac] => (workload, mac, None, Instance::default()),
-        [workload, mac, network, mtu, owner] => (workload, mac, Some((network, mtu)), instance(owner)?),
+    let (workload, mac, on, owner, sources) = match &words[..] {
+        [workload, mac] => (workload, mac, None, Instance::default(), Sources::default()),
+        [workload, mac, network, mtu, owner, sources @ ..] => {
+            (workload, mac, Some((network, mtu)), instance(owner)?, Sources::read(sources)?)
+        }
         _ => return None,
     };
     names::check_label("workload", workload).ok()?;
     let on = match on {
         Some((network, mtu)) => {
             names::check_network(network).ok()?;
-            Some((network.to_owned(), mtu.parse().ok()?))
+            Some(((*network).to_owned(), mtu.parse::<u16>().ok()?.into()))
         }
         None => None,
     };
-    Some(PortMark { workload: workload.to_owned(), mac: mac.parse().ok()?, on, owner })
+    Some(PortMark { workload: (*workload).to_owned(), mac: mac.parse().ok()?, on, sources, owner })
 }
 
 #[cfg(test)]
@@ -121,12 +125,19 @@ mod tests {
         let mac = Mac::new([2, 0xa, 0xb, 0xc, 0xd, 0xe]).unwrap();
         let owner: Instance = "0123456789abcdef0123456789abcdef".parse().unwrap();
         let longest = "x".repeat(63);
-        let mark = port(&longest, mac, "exactly15bytes_", 65_521, &owner);
-        assert!(mark.len() < 256, "IFALIASZ: {mark}");
-        let expected = PortMark { workload: longest, mac, on: Some(("exactly15bytes_".into(), 65_521)), owner };
-        assert_eq!(read_port(&mark), Some(expected));
+        // As many bytes of them as there may be, in a length that leaves most of a group of three.
+        let most = ["2001:db8::1", "3fff::1", "fc00::1", "fd00::1", "10.1.1.1", "11.1.1.1"];
+        let most = Sources::new(most.into_iter().map(Ok)).unwrap();
+        for sources in [Sources::default(), Sources::new(["10.42.0.9"].into_iter().map(Ok)).unwrap(), most] {
+            let mark = port(&longest, mac, "exactly15bytes_", 65_521, &owner, &sources);
+            assert!(mark.len() < 255, "IFALIASZ, and its NUL: {mark}");
+            let on = Some(("exactly15bytes_".into(), 65_521));
+            let expected = PortMark { workload: longest.clone(), mac, on, sources, owner: owner.clone() };
+            assert_eq!(read_port(&mark), Some(expected));
+        }
         // An earlier release's.
-        let expected = PortMark { workload: "vm-web".into(), mac, on: None, owner: Instance::default() };
+        let (on, sources) = (None, Sources::default());
+        let expected = PortMark { workload: "vm-web".into(), mac, on, sources, owner: Instance::default() };
         assert_eq!(read_port(&format!("volt-vmm port vm-web {mac}")), Some(expected));
         for foreign in [
             "",
@@ -140,6 +151,9 @@ mod tests {
             "volt-vmm port vm-web 02:00:00:00:00:01 volt0 1500",
             "volt-vmm port vm-web 02:00:00:00:00:01 default 1500 a",
             "volt-vmm port vm-web 02:00:00:00:00:01 volt0 x a",
+            "volt-vmm port vm-web 02:00:00:00:00:01 volt0 65536 a",
+            "volt-vmm port vm-web 02:00:00:00:00:01 volt0 1500 a 10.42.0.9",
+            "volt-vmm port vm-web 02:00:00:00:00:01 volt0 1500 a 43CioACQ ",
             "volt-vmm port vm-web 02:00:00:00:00:01 volt0 1500 A",
             "uplink",
         ] {

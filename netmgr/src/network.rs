@@ -25,6 +25,7 @@ use crate::{
     names,
     port::{self, Wanted},
     rtnl::{Rtnl, Snapshot},
+    sources::Sources,
 };
 
 /// A tenant.
@@ -90,6 +91,8 @@ pub struct Port {
     pub mac: Mac,
     /// Bytes.
     pub mtu: u32,
+    /// What the guest may send from.
+    pub sources: Sources,
     /// `None` for a port of an earlier netmgr, which is there as long as some process has its TAP open.
     pub held: Option<Held>,
 }
@@ -126,7 +129,8 @@ impl Port {
 
     /// As it should be.
     pub fn wanted<'a>(&'a self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
-        Wanted { name: &self.interface, network, bridge, mtu: self.mtu, workload, mac: self.mac, owner }
+        let Port { interface: name, mac, mtu, sources, .. } = self;
+        Wanted { name, network, bridge, mtu: *mtu, workload, mac: *mac, sources, owner }
     }
 
     /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended.
@@ -174,6 +178,7 @@ impl Network {
                     interface,
                     mac: mark.mac,
                     mtu: mark.on.map_or(link.mtu, |(_, mtu)| mtu),
+                    sources: mark.sources,
                     held: None,
                 });
             }
@@ -193,7 +198,8 @@ impl Network {
         let workload =
             workloads.find(|workload| link.mac == Some(names::mac_of_guest(network, workload).host_side()))?;
         let mac = names::mac_of_guest(network, &workload);
-        Some(PortMark { workload, mac, on: Some((network.clone(), link.mtu)), owner: owner.clone() })
+        let (on, sources) = (Some((network.clone(), link.mtu)), Sources::default());
+        Some(PortMark { workload, mac, on, sources, owner: owner.clone() })
     }
 
     /// Brings the bridge to its definition, and with it the ports, if it was not: one look, where it was.

@@ -20,6 +20,7 @@ use crate::{
     link::Link,
     mark, names,
     rtnl::{Batch, LinkBuilder, Rtnl},
+    sources::Sources,
     tap,
 };
 
@@ -38,13 +39,15 @@ pub struct Wanted<'a> {
     pub workload: &'a str,
     /// The guest's address.
     pub mac: Mac,
+    /// What the guest may send from.
+    pub sources: &'a Sources,
     /// Whose it is.
     pub owner: &'a Instance,
 }
 
 impl Wanted<'_> {
     fn mark(&self) -> String {
-        mark::port(self.workload, self.mac, self.network, self.mtu, self.owner)
+        mark::port(self.workload, self.mac, self.network, self.mtu, self.owner, self.sources)
     }
 
     /// The name to look for where the interface's own does not hold it.

@@ -15,9 +15,10 @@ use service::Owner;
 use crate::{
     config::Config,
     error::Error,
-    manager::{Account, Manager, NetworkId, NewPort, PortFacts},
+    manager::{Account, Asked, Manager, NetworkId, NewPort, PortFacts},
     names,
     network::{PortState, Quota, TenantId},
+    sources::Sources,
 };
 
 /// What every object of one connection has.
@@ -212,6 +213,11 @@ fn write_port(mut to: port_info::Builder<'_>, facts: &PortFacts) {
     to.set_mac(&facts.mac.bytes());
     to.set_network(&facts.network);
     to.set_mtu(facts.mtu);
+    let count = u32::try_from(facts.sources.iter().count()).unwrap_or(0);
+    let mut addresses = to.init_addresses(count);
+    for (at, address) in (0..count).zip(facts.sources.iter()) {
+        addresses.set(at, address.to_string());
+    }
 }
 
 struct Factory {
@@ -233,10 +239,13 @@ impl port_factory::Server for Factory {
             .and_then(|name| names::check_label("workload name", name).map(|()| name.to_owned()))
             .map_err(&failed)?;
         let mac = names::mac_asked(params.get_mac()?, &self.network.name, &workload).map_err(&failed)?;
+        let addresses = params.get_addresses()?;
+        let sources = Sources::new(addresses.iter().map(|address| text("address", address))).map_err(&failed)?;
+        let asked = Asked { workload, mac, sources };
         let (network, account, owner) = (self.network.clone(), self.account.clone(), self.context.manager.clone());
         // Made on the rtnl thread, so that a caller who goes meanwhile leaves no port.
         let held = self.context.manager.ask(move |manager| {
-            manager.attach(&network, &workload, mac, &account).map(|port| HeldPort { port, manager: owner })
+            manager.attach(&network, &asked, &account).map(|port| HeldPort { port, manager: owner })
         });
         let held = held.await.map_err(failed)?;
         results.get().set_port(new_client(Port { context: self.context.clone(), held }));

@@ -202,9 +202,24 @@ impl Client {
         workload: &str,
         mac: &[u8],
     ) -> Result<port::Client, Fault> {
+        self.tap_from(factory, workload, mac, &[]).await
+    }
+
+    /// A port whose guest may send from these addresses.
+    pub async fn tap_from(
+        &self,
+        factory: &port_factory::Client,
+        workload: &str,
+        mac: &[u8],
+        addresses: &[&str],
+    ) -> Result<port::Client, Fault> {
         let mut request = factory.create_tap_request();
         request.get().set_workload(workload);
         request.get().set_mac(mac);
+        let mut list = request.get().init_addresses(addresses.len() as u32);
+        for (at, address) in (0..).zip(addresses) {
+            list.set(at, address);
+        }
         Ok(self.connection.call("make a port", DEADLINE, request.send()).await?.get()?.get_port()?)
     }
 
@@ -264,6 +279,7 @@ pub struct Port {
     pub mac: Vec<u8>,
     pub network: String,
     pub mtu: u32,
+    pub addresses: Vec<String>,
 }
 
 impl Port {
@@ -275,6 +291,7 @@ impl Port {
             mac: info.get_mac().unwrap().to_vec(),
             network: info.get_network().unwrap().to_string().unwrap(),
             mtu: info.get_mtu(),
+            addresses: info.get_addresses().unwrap().iter().map(|text| text.unwrap().to_string().unwrap()).collect(),
         }
     }
 }

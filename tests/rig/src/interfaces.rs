@@ -70,6 +70,8 @@ pub enum Kind {
     Capability(u64),
     /// A list of structs of that number.
     Structs(u64),
+    /// A list of texts.
+    Texts,
     /// Anything else.
     Other,
 }
@@ -181,6 +183,7 @@ fn kind(of: type_::Reader<'_>) -> capnp::Result<Kind> {
         type_::Interface(of) => Kind::Capability(of.get_type_id()),
         type_::List(of) => match of.get_element_type()?.which()? {
             type_::Struct(of) => Kind::Structs(of.get_type_id()),
+            type_::Text(()) => Kind::Texts,
             _ => Kind::Other,
         },
         _ => Kind::Other,

@@ -11,7 +11,7 @@ use std::{
 
 use capnp::{
     Result, Word,
-    private::layout::{PointerBuilder, StructSize},
+    private::layout::{ElementSize, PointerBuilder, StructSize},
     traits::FromPointerBuilder,
 };
 use capnp_rpc::rpc_capnp::message as rpc;
@@ -32,7 +32,7 @@ impl Random {
     }
 }
 
-const TEXTS: [&str; 8] = [
+const TEXTS: [&str; 10] = [
     "",
     "volt0",
     "vm-a",
@@ -41,6 +41,8 @@ const TEXTS: [&str; 8] = [
     "0.0.0.0",
     "\u{1f4a5}\0 ../../etc/passwd",
     r#"{"network":"volt0","subnet":"10.42.0.0/24"}"#,
+    "10.42.0.9",
+    "fd00::9",
 ];
 
 const NUMBERS: [u64; 10] = [0, 1, 2, 8, 16, 24, 32, 255, 65_537, u64::MAX];
@@ -98,7 +100,15 @@ fn fill(random: &mut Random, pointer: PointerBuilder<'_>, of: u64) {
                 made.reborrow().get_pointer_field(at).set_data(&bytes);
             }
             Kind::Struct(id) => fill(random, made.reborrow().get_pointer_field(at), id),
-            // There is nothing that the caller has, and no list among any parameters.
+            Kind::Texts => {
+                // Most often none, with which a call that has all else succeeds.
+                let length = random.of(&[0, 0, 0, 1, 2, 40]);
+                let mut list = made.reborrow().get_pointer_field(at).init_list(ElementSize::Pointer, length);
+                for at in 0..length {
+                    list.reborrow().get_pointer_element(at).set_text(random.of(&TEXTS).into());
+                }
+            }
+            // There is nothing that the caller has, and no list of structs among any parameters.
             Kind::Capability(_) | Kind::Structs(_) | Kind::Other => {}
         }
     }
