@@ -115,25 +115,21 @@ pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: 
     let (netmgr, ipamd) = links;
     for name in networks {
         let pool = networks::pool(ipamd, name).await?;
-        // One after the other in each service, both services at once.
-        let leased = allocate(ipamd, &pool, name, workload);
-        let attached = async {
-            // The pool's configuration is the network's: whatever has become of its bridge, it is as that says before a card is put on it.
-            let network = networks::bridge(netmgr, &networks::definition(ipamd, &pool).await?).await?;
-            attach(netmgr, &network, name, workload).await
-        };
-        let (leased, attached) = futures::join!(leased, attached);
+        // The pool's configuration is the network's: whatever has become of its bridge, it is as that says before a card is put on it.
+        let bridge = async { networks::bridge(netmgr, &networks::definition(ipamd, &pool).await?).await };
+        let (leased, network) = futures::join!(allocate(ipamd, &pool, name, workload), bridge);
         let mut card = Card { network: name.clone(), address: None, lease: None, port: None, part: None };
-        let life = leased.map(|(lease, address, life)| {
-            (card.lease, card.address) = (Some(lease), Some(address));
-            life
-        });
-        let attached = attached.map(|(port, attached)| {
+        let part = async {
+            let (lease, address, life) = leased?;
+            card.lease = Some(lease);
+            // What the guest may send from is what it has a lease of.
+            let attached = attach(netmgr, &network?, name, workload, &address.address).await;
+            card.address = Some(address);
+            let (port, (tap, mac, mtu)) = attached?;
             card.port = Some(port);
-            attached
-        });
-        let part = life.and_then(|life| attached.map(|(tap, mac, mtu)| CardPart { tap, life, mac, mtu }));
-        let (part, refused) = part.map_or_else(|fault| (None, Some(fault)), |part| (Some(part), None));
+            Ok::<_, Fault>(CardPart { tap, life, mac, mtu })
+        };
+        let (part, refused) = part.await.map_or_else(|fault| (None, Some(fault)), |part| (Some(part), None));
         cards.push(Card { part, ..card });
         refused.map_or(Ok(()), Err)?;
     }
@@ -171,6 +167,7 @@ async fn attach(
     network: &network::Client,
     name: &str,
     workload: &str,
+    address: &str,
 ) -> Result<(port::Client, Attached), Fault> {
     let tried = format!("attach {workload} to {name}");
     let create = || {
@@ -179,6 +176,7 @@ async fn attach(
         let factory = request.send().pipeline.get_factory();
         let mut request = factory.create_tap_request();
         request.get().set_workload(workload);
+        request.get().init_addresses(1).set(0, address);
         request.send()
     };
     let answer = netmgr.ask(&tried, CALL_DEADLINE, create).await?;
@@ -223,24 +221,20 @@ pub fn watch_ports(vm: &str, cards: &[Card]) {
 pub async fn release(links: Option<&(Connection, Connection)>, cards: Vec<Card>) {
     let Some((netmgr, ipamd)) = links else { return };
     let released = cards.iter().map(|card| async move {
-        let lease = async {
-            match &card.lease {
-                Some(lease) if !ipamd.is_closed() => {
-                    ipamd.ask("release the address", CALL_DEADLINE, || lease.release_request().send()).await.map(drop)
-                }
-                _ => Ok(()),
+        let port = match &card.port {
+            Some(port) if !netmgr.is_closed() => {
+                netmgr.ask("release the port", CALL_DEADLINE, || port.release_request().send()).await.map(drop)
             }
+            _ => Ok(()),
         };
-        let port = async {
-            match &card.port {
-                Some(port) if !netmgr.is_closed() => {
-                    netmgr.ask("release the port", CALL_DEADLINE, || port.release_request().send()).await.map(drop)
-                }
-                _ => Ok(()),
+        // Not before: whoever is given the address next may not have it on a port as long as this one does.
+        let lease = match &card.lease {
+            Some(lease) if !ipamd.is_closed() => {
+                ipamd.ask("release the address", CALL_DEADLINE, || lease.release_request().send()).await.map(drop)
             }
+            _ => Ok(()),
         };
-        let (lease, port) = futures::join!(lease, port);
-        [lease, port].into_iter().filter_map(Result::err).for_each(say);
+        [port, lease].into_iter().filter_map(Result::err).for_each(say);
     });
     join_all(released).await;
 }

@@ -218,6 +218,43 @@ fn volt0_that_others_have_changed_is_as_it_should_be_for_the_next_vm_and_for_the
     until("its card is gone", || if exists("tap-web") { Err("it is there".into()) } else { Ok(()) });
 }
 
+/// Workloads with a port on `volt0`, and what each may send from, as netmgr says.
+fn ports(host: &Host) -> Vec<(String, Vec<String>)> {
+    let socket = host.path("run/netmgr.sock");
+    let look = async {
+        let link = Connection::connect(&socket).await.unwrap();
+        let mut request = link.bootstrap::<host::Client>().network_request();
+        request.get().set_network("volt0");
+        let info = request.send().pipeline.get_network().info_request();
+        let answer = link.call("look at a network", PATIENCE, info.send()).await.unwrap();
+        let ports = answer.get().unwrap().get_info().unwrap().get_ports().unwrap();
+        let text = |text: capnp::text::Reader<'_>| text.to_string().unwrap();
+        let ports = ports.iter().map(|port| {
+            let addresses = port.get_addresses().unwrap().iter().map(|address| text(address.unwrap()));
+            (text(port.get_workload().unwrap()), addresses.collect())
+        });
+        ports.collect()
+    };
+    ipc::run(look).unwrap()
+}
+
+#[test]
+fn card_may_send_from_the_address_that_its_vm_has_a_lease_of_whatever_netmgr_ends() {
+    let Some(host) = Host::new() else { return };
+    let (spin, off) = (host.kernel("spin", &[&print("up"), SPIN]), host.kernel("off", &[POWEROFF, SPIN]));
+    let vm = Running::start(&mut host.full("web", &spin));
+    vm.complains("web has 10.42.0.2 on volt0");
+    vm.says("up");
+    let expected = [("vm-web".to_owned(), vec!["10.42.0.2".to_owned()])];
+    assert_eq!(ports(&host), expected);
+    host.end(["netmgr"], libc::SIGKILL);
+    host.run(host.plain("next", &off).args(["--net", "volt0"])).ok();
+    assert_eq!(ports(&host), expected);
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    host.clean();
+}
+
 #[test]
 fn deleted_tap_of_a_running_vm_is_said_in_one_line() {
     let Some(host) = Host::new() else { return };
