@@ -46,7 +46,8 @@ impl Wanted<'_> {
             && link.alias == mark::bridge(config, owner)
             && link.mac == Some(names::mac_of_bridge(&config.name))
             && (link.up, link.no_arp, link.mtu, link.master) == (true, false, config.mtu, 0)
-            && !(link.stp || link.vlans)
+            && !(link.stp || link.vlans || link.snooping)
+            && link.delay == 0
             && snapshot.on(link.index).all(|has| self.has(has))
             && snapshot.on(link.index).count() == usize::from(config.address.is_some())
             && self.missing(link.index, &snapshot.routes).is_empty()
@@ -142,7 +143,9 @@ pub fn existing(snapshot: &Snapshot, owner: &Instance) -> Vec<(u32, Config)> {
 fn make(rtnl: &mut Rtnl, name: &str) -> Result<Option<Link>, Error> {
     let mut batch = Batch::default();
     // The address is fixed for the gateway's sake, and tells that the bridge is ours until the mark is set.
-    let bridge = with(no_stp()).name(name).address(names::mac_of_bridge(name).bytes().to_vec());
+    let bridge = with([no_stp()].into_iter().chain(to_all_at_once()))
+        .name(name)
+        .address(names::mac_of_bridge(name).bytes().to_vec());
     let message = RouteNetlinkMessage::NewLink(bridge.build());
     batch.add(format!("make bridge {name}"), NLM_F_CREATE | NLM_F_EXCL, message);
     let links = match rtnl.run(batch.get(LinkUnspec::new_with_name(name))) {
@@ -156,8 +159,15 @@ fn no_stp() -> InfoBridge {
     InfoBridge::StpState(BridgeStpState::Disabled)
 }
 
-fn with(option: InfoBridge) -> LinkBuilder {
-    LinkBuilder::new_with_info_kind(InfoKind::Bridge).set_info_data(InfoData::Bridge(vec![option]))
+/// No port waits before it is used, and none misses a multicast that it has not asked for: neighbour discovery is multicasts, and not all
+/// guests ask (RFC 4541, section 3).
+fn to_all_at_once() -> [InfoBridge; 2] {
+    [InfoBridge::ForwardDelay(0), InfoBridge::MulticastSnooping(false)]
+}
+
+fn with(options: impl IntoIterator<Item = InfoBridge>) -> LinkBuilder {
+    let options = options.into_iter().collect();
+    LinkBuilder::new_with_info_kind(InfoKind::Bridge).set_info_data(InfoData::Bridge(options))
 }
 
 fn configure(rtnl: &mut Rtnl, link: &Link, snapshot: &Snapshot, wanted: Wanted<'_>) -> Result<u32, Error> {
@@ -183,12 +193,16 @@ fn configure(rtnl: &mut Rtnl, link: &Link, snapshot: &Snapshot, wanted: Wanted<'
         batch.set(format!("take bridge {name} off what it was put under"), bridge().nocontroller());
     }
     if link.stp {
-        let message = RouteNetlinkMessage::NewLink(with(no_stp()).index(link.index).build());
+        let message = RouteNetlinkMessage::NewLink(with([no_stp()]).index(link.index).build());
         batch.add(format!("switch off the spanning tree protocol of {name}"), 0, message);
+    }
+    if link.snooping || link.delay != 0 {
+        let message = RouteNetlinkMessage::NewLink(with(to_all_at_once()).index(link.index).build());
+        batch.add(format!("switch off the multicast snooping and the delay of {name}"), 0, message);
     }
     // Some kernels have none, and refuse even to switch them off.
     if link.vlans {
-        let message = RouteNetlinkMessage::NewLink(with(InfoBridge::VlanFiltering(false)).index(link.index).build());
+        let message = RouteNetlinkMessage::NewLink(with([InfoBridge::VlanFiltering(false)]).index(link.index).build());
         batch.add(format!("switch off the VLANs of {name}"), 0, message);
     }
     // First those that go, and of these those first that a subnet's first address would take with it.

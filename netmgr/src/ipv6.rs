@@ -1,6 +1,7 @@
-//! The host's own IPv6 on bridges of ours: off. A network of this version is IPv4; the host would still take router advertisements
-//! that a guest sends, and with them a default route, and listen on a link-local address. What guests send to each other is not affected.
-//! Touches /proc/sys/net/ipv6/conf/BRIDGE/disable_ipv6 alone.
+//! The host's own IPv6 on interfaces of ours. On bridges it is off: a network of this version is IPv4, and the host would still listen on a
+//! link-local address. On bridges and TAPs it takes no router advertisements, which a guest could send, and with them a default route: on a TAP
+//! too, as somebody may take that off its bridge. What guests send to each other is not affected.
+//! Touches disable_ipv6 and accept_ra below /proc/sys/net/ipv6/conf/INTERFACE alone.
 
 use std::{
     io,
@@ -18,8 +19,8 @@ pub const FOLDER: &str = "/proc/sys/net/ipv6/conf";
 /// How a setting is opened; the filter knows no other way. (Rustix adds O_LARGEFILE.)
 pub const OPEN: OFlags = OFlags::WRONLY.union(OFlags::CLOEXEC).union(OFlags::LARGEFILE);
 
-/// What is written to one; the filter knows its length.
-pub const OFF: &[u8] = b"1";
+/// Bytes that are written to one; the filter knows how many.
+pub const LENGTH: usize = 1;
 
 /// The folder, kept open: the kernel may forget a folder of /proc that nobody has open and then make another one, which the
 /// sandbox would not know.
@@ -44,10 +45,19 @@ impl Sysctl {
 
     /// Switches IPv6 off on a bridge. No error where the kernel has none.
     pub fn off(&self, bridge: &str) -> io::Result<()> {
+        self.set(bridge, "disable_ipv6", *b"1")
+    }
+
+    /// Has the host take no router advertisements on an interface. No error where the kernel has no IPv6.
+    pub fn no_routers(&self, interface: &str) -> io::Result<()> {
+        self.set(interface, "accept_ra", *b"0")
+    }
+
+    fn set(&self, interface: &str, setting: &str, value: [u8; LENGTH]) -> io::Result<()> {
         let Some(folder) = &self.0 else { return Ok(()) };
-        let path = format!("{bridge}/disable_ipv6");
+        let path = format!("{interface}/{setting}");
         let setting = retry_on_intr(|| fs::openat(folder, &path, OPEN, Mode::empty()))?;
-        retry_on_intr(|| rustix::io::write(&setting, OFF))?;
+        retry_on_intr(|| rustix::io::write(&setting, &value))?;
         Ok(())
     }
 }

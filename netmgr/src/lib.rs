@@ -1,5 +1,5 @@
 //! `netmgr`: makes bridges, TAPs and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
-//! May touch rtnetlink, /dev/net/tun and one setting under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest memory, a frame, or
+//! May touch rtnetlink, /dev/net/tun and two settings under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest memory, a frame, or
 //! any other file.
 //!
 //! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the thread `rtnl` owns the [`Manager`] and speaks rtnetlink with the kernel. A thread
@@ -12,6 +12,7 @@ mod attribute;
 mod bridge;
 mod config;
 mod error;
+mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod instance;

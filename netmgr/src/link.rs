@@ -15,9 +15,16 @@ use crate::{
 };
 
 // What the libc crate lacks of linux/if_link.h and linux/ipv6.h.
+const IFLA_BR_FORWARD_DELAY: u16 = 1;
 pub(crate) const IFLA_BR_STP_STATE: u16 = 5;
 pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_LEARNING: u16 = 8;
+const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 pub(crate) const IFLA_INET6_CONF: u16 = 2;
+const DEVCONF_ACCEPT_RA: usize = 3;
 const DEVCONF_DISABLE_IPV6: usize = 26;
 
 /// An interface, as the kernel describes it.
@@ -49,8 +56,18 @@ pub struct Link {
     pub stp: bool,
     /// Whether it is a bridge that keeps VLANs apart.
     pub vlans: bool,
+    /// How long it is a bridge that lets a new port wait, in hundredths of a second.
+    pub delay: u32,
+    /// Whether it is a bridge that keeps multicasts from ports that have not asked for them.
+    pub snooping: bool,
+    /// Whether it is a port of a bridge that takes from the frames which come there who is behind it.
+    pub learning: bool,
+    /// Whether it is a port of a bridge that is sent frames to addresses of which that does not know where they are.
+    pub flood: bool,
     /// Whether the host's IPv6 is on on it.
     pub ipv6: bool,
+    /// Whether the host takes what routers advertise there.
+    pub accept_ra: bool,
     /// The group that it is in; 0 unless somebody chose one.
     pub group: u32,
 }
@@ -84,6 +101,7 @@ impl Link {
     }
 
     fn read_info(&mut self, info: &[u8]) -> Result<(), Malformed> {
+        let mut is_port = false;
         for one in attributes(info) {
             let one = one?;
             match one.kind() {
@@ -96,6 +114,19 @@ impl Link {
                         match one.kind() {
                             IFLA_BR_STP_STATE => self.stp = number(one.value(), "state of a bridge")? != 0,
                             IFLA_BR_VLAN_FILTERING => self.vlans = switch(one.value(), "state of a bridge")?,
+                            IFLA_BR_FORWARD_DELAY => self.delay = number(one.value(), "state of a bridge")?,
+                            IFLA_BR_MCAST_SNOOPING => self.snooping = switch(one.value(), "state of a bridge")?,
+                            _ => {}
+                        }
+                    }
+                }
+                IFLA_INFO_SLAVE_KIND => is_port = text(one.value()) == "bridge",
+                IFLA_INFO_SLAVE_DATA if is_port => {
+                    for one in attributes(one.value()) {
+                        let one = one?;
+                        match one.kind() {
+                            IFLA_BRPORT_LEARNING => self.learning = switch(one.value(), "state of a port")?,
+                            IFLA_BRPORT_UNICAST_FLOOD => self.flood = switch(one.value(), "state of a port")?,
                             _ => {}
                         }
                     }
@@ -125,9 +156,12 @@ impl Link {
             for one in attributes(family.value()) {
                 let one = one?;
                 if one.kind() == IFLA_INET6_CONF {
-                    let setting = one.value().chunks_exact(4).nth(DEVCONF_DISABLE_IPV6);
-                    let setting = setting.ok_or(Malformed("list of IPv6 settings"))?;
-                    self.ipv6 = number(setting, "list of IPv6 settings")? == 0;
+                    let setting = |which| {
+                        let value = one.value().chunks_exact(4).nth(which);
+                        number(value.unwrap_or_default(), "list of IPv6 settings")
+                    };
+                    self.ipv6 = setting(DEVCONF_DISABLE_IPV6)? == 0;
+                    self.accept_ra = setting(DEVCONF_ACCEPT_RA)? != 0;
                 }
             }
         }
@@ -155,7 +189,7 @@ mod tests {
     use rtnetlink::{
         LinkBridge, LinkMessageBuilder, LinkUnspec,
         packet_core::Emitable,
-        packet_route::link::{BridgeStpState, InfoBridge, LinkMessage},
+        packet_route::link::{BridgeStpState, InfoBridge, InfoBridgePort, InfoPortData, InfoPortKind, LinkMessage},
     };
 
     use super::*;
@@ -221,6 +255,14 @@ mod tests {
             let builder = builder.address(vec![2, 0, 0, 0, 0, 1]).alias("volt-vmm network").link_group(3);
             let builder =
                 builder.append_info_data(InfoBridge::StpState(stp)).append_info_data(InfoBridge::VlanFiltering(vlans));
+            let builder = builder
+                .append_info_data(InfoBridge::ForwardDelay(0))
+                .append_info_data(InfoBridge::MulticastSnooping(true))
+                .set_port_kind(InfoPortKind::Bridge)
+                .set_port_data(InfoPortData::BridgePort(vec![
+                    InfoBridgePort::Learning(false),
+                    InfoBridgePort::UnicastFlood(true),
+                ]));
             let mut bytes = body(&builder.arp(false).carrier(false).build());
             let other_name = attribute(libc::IFLA_ALT_IFNAME, b"other\0");
             bytes.extend(attribute(libc::IFLA_PROP_LIST, &other_name));
@@ -242,7 +284,12 @@ mod tests {
             master: 9,
             stp: false,
             vlans: false,
+            delay: 0,
+            snooping: true,
+            learning: false,
+            flood: true,
             ipv6: true,
+            accept_ra: false,
             group: 3,
         };
         assert_eq!(Link::read(&bridge(BridgeStpState::Disabled, false)).unwrap(), expected);

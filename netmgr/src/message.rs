@@ -2,7 +2,7 @@
 
 use rtnetlink::packet_core::{NetlinkDeserializable, NetlinkHeader};
 
-use crate::{address::InterfaceAddress, attribute::Malformed, link::Link, route::Route};
+use crate::{address::InterfaceAddress, attribute::Malformed, forwarding::Entry, link::Link, route::Route};
 
 /// What a message of the kernel says.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub enum Message {
     Address(InterfaceAddress),
     /// `RTM_NEWROUTE`, IPv4.
     Route(Route),
+    /// `RTM_NEWNEIGH`, of a bridge's table.
+    Forwarding(Entry),
     /// Nothing that netmgr asks for.
     Other,
 }
@@ -25,6 +27,7 @@ impl NetlinkDeserializable for Message {
             libc::RTM_NEWLINK => Message::Link(Box::new(Link::read(body)?)),
             libc::RTM_NEWADDR => InterfaceAddress::read(body)?.map_or(Message::Other, Message::Address),
             libc::RTM_NEWROUTE => Route::read(body)?.map_or(Message::Other, Message::Route),
+            libc::RTM_NEWNEIGH => Entry::read(body)?.map_or(Message::Other, Message::Forwarding),
             _ => Message::Other,
         })
     }

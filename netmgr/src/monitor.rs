@@ -18,9 +18,9 @@ use tokio::{io::Interest, time::sleep};
 
 use crate::{error::Error, manager::Manager};
 
-/// RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_IFADDR (linux/rtnetlink.h). The last one tells that somebody has
-/// switched the host's IPv6 on on a bridge: the setting itself has no message.
-const GROUPS: [u32; 4] = [1, 5, 7, 9];
+/// RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_IFADDR (linux/rtnetlink.h). The last one tells that
+/// somebody has switched the host's IPv6 on on a bridge: the setting itself has no message.
+const GROUPS: [u32; 5] = [1, 3, 5, 7, 9];
 /// RTPROT_KERNEL: a route that the kernel makes for an address.
 const BY_KERNEL: u8 = 2;
 /// The least time between two looks.
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Messages that are taken before a look, and no more, so that a flood of them does not put it off.
 const MESSAGES: usize = 4096;
-/// Bytes that are read of a message: its header, and a route's (`nlmsghdr` and `rtmsg`).
+/// Bytes that are read of a message: its header, and a route's or a neighbour's (`nlmsghdr`, and `rtmsg` or `ndmsg`).
 const START: usize = 16 + 12;
 /// As everything on this thread receives (its filter knows no other way).
 const RECEIVE: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::CMSG_CLOEXEC);
@@ -98,15 +98,22 @@ fn take(socket: &OwnedFd) -> io::Result<()> {
 }
 
 /// Whether a change is one that may be to a network. The routes that routing daemons bring, a great many, are not: only those that the
-/// kernel has made, and those that were put in another one's place, of which nothing more is said.
+/// kernel has made, and those that were put in another one's place, of which nothing more is said. Nor are the host's neighbours: only what
+/// bridges forward.
 fn may_concern(start: &[u8]) -> bool {
-    let Some([_, _, _, _, kind, kind2, flags, flags2, .., protocol, _, _, _, _, _, _]) = start.first_chunk::<START>()
+    let Some([_, _, _, _, kind, kind2, flags, flags2, .., family, _, _, _, _, protocol, _, _, _, _, _, _]) =
+        start.first_chunk::<START>()
     else {
         return true;
     };
     let (kind, flags) = (u16::from_ne_bytes([*kind, *kind2]), u16::from_ne_bytes([*flags, *flags2]));
-    let is_route = kind == libc::RTM_NEWROUTE || kind == libc::RTM_DELROUTE;
-    !is_route || *protocol == BY_KERNEL || i32::from(flags) & libc::NLM_F_REPLACE != 0
+    match kind {
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+            *protocol == BY_KERNEL || i32::from(flags) & libc::NLM_F_REPLACE != 0
+        }
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH | libc::RTM_GETNEIGH => i32::from(*family) == libc::AF_BRIDGE,
+        _ => true,
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +133,12 @@ mod tests {
             assert!(may_concern(&message(route, 0, BY_KERNEL)));
             assert!(may_concern(&message(route, libc::NLM_F_REPLACE as u16, 3)));
             assert!(!may_concern(&message(route, libc::NLM_F_CREATE as u16, 3)));
+        }
+        for neighbour in [libc::RTM_NEWNEIGH, libc::RTM_DELNEIGH] {
+            let mut message = message(neighbour, 0, 0);
+            assert!(!may_concern(&message));
+            message[16] = libc::AF_BRIDGE as u8;
+            assert!(may_concern(&message));
         }
         for other in [libc::RTM_NEWLINK, libc::RTM_DELLINK, libc::RTM_NEWADDR, libc::RTM_DELADDR, 0, 0xffff] {
             assert!(may_concern(&message(other, 0, 3)), "{other}");

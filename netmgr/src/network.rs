@@ -19,6 +19,7 @@ use crate::{
     bridge,
     config::Config,
     error::Error,
+    forwarding::Entry,
     instance::Instance,
     link::Link,
     mark::{self, PortMark},
@@ -250,10 +251,15 @@ impl Network {
     pub fn mend_ports(&mut self, rtnl: &mut Rtnl, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
         let Network { index: bridge, config, ports, .. } = self;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+        let kept = if ports.is_empty() { Vec::new() } else { rtnl.forwarding(*bridge)? };
+        let kept: BTreeMap<u32, Entry> =
+            kept.into_iter().filter(|entry| entry.kept).map(|entry| (entry.index, entry)).collect();
         let (mut mended, mut failed) = (false, None);
         ports.retain(|workload, port| {
             let wanted = port.wanted(workload, &config.name, *bridge, owner);
-            if port.leaves() || links.get(&port.index).is_some_and(|link| wanted.is(link)) {
+            let is = |link: &&Link| wanted.is(link) && !rtnl.hears_routers(link);
+            let is_kept = kept.get(&port.index) == Some(&wanted.entry(port.index));
+            if port.leaves() || is_kept && links.get(&port.index).is_some_and(is) {
                 return true;
             }
             match port::mend(rtnl, &wanted, port.index) {

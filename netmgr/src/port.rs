@@ -4,10 +4,13 @@ use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use rtnetlink::{
     LinkUnspec,
-    packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL},
+    packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         RouteNetlinkMessage,
-        link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, Prop},
+        link::{
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind,
+            LinkAttribute, Prop,
+        },
     },
 };
 
@@ -16,6 +19,7 @@ use schema::net::Mac;
 use crate::{
     ask::{incomplete, retried_if_passing},
     error::Error,
+    forwarding::Entry,
     instance::Instance,
     link::Link,
     mark, names,
@@ -58,14 +62,22 @@ impl Wanted<'_> {
 
     /// Whether the interface is just so.
     ///
-    /// What is not compared is whoever's who runs the host: further names, the group, queues, filters, and what `bridge link set` says of it
-    /// as a port (isolated, locked, state), which may be a limit that somebody has put on this guest, and is not netmgr's to lift.
+    /// That it learns nothing, and that it is sent nothing of which nobody knows where it belongs, is netmgr's: the one guest behind it has the
+    /// one address that the bridge's table has for it ([`Wanted::entry`]). What is not compared is whoever's who runs the host: further names, the
+    /// group, queues, filters, and what else `bridge link set` says of it as a port (isolated, locked, state, broadcasts and multicasts), which
+    /// may be a limit that somebody has put on this guest, and is not netmgr's to lift.
     pub fn is(&self, link: &Link) -> bool {
         link.name == self.name
             && link.alias == self.mark()
             && (link.master, link.up, link.no_carrier, link.mtu) == (self.bridge, true, false, self.mtu)
             && link.mac == Some(self.mac.host_side())
+            && !(link.learning || link.flood)
             && self.full().is_none_or(|full| link.alternatives.contains(&full))
+    }
+
+    /// What its bridge's table has for it.
+    pub fn entry(&self, index: u32) -> Entry {
+        Entry::of(index, self.mac)
     }
 
     /// Whether the interface that had this port's index when it was made is the port still: a TAP with its mark, an earlier release's, or none.
@@ -84,8 +96,8 @@ pub enum Made {
     NameTaken,
 }
 
-/// Makes a TAP and puts it on the bridge, ready for frames: one exchange with the kernel beside the three system calls that
-/// make the TAP. On an error the TAP, which is not persistent, goes with its only descriptor, and all that was done to it.
+/// Makes a TAP and puts it on the bridge, ready for frames: two exchanges with the kernel beside the three system calls that make the TAP and
+/// those for one setting. (The bridge's table is asked for by the interface's index, which only the first one's answer tells.) On an error the TAP, which is not persistent, goes with its only descriptor, and all that was done to it.
 pub fn attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
     retried_if_passing(|| try_attach(rtnl, wanted))
 }
@@ -124,20 +136,48 @@ fn try_attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
     if let Some(full) = &full {
         call(&mut batch, whom(), name, full);
     }
-    batch.set(format!("put TAP {name} on bridge {network} and bring it up"), whom().controller(bridge).up());
+    // Down, so that no frame comes before the bridge knows whose it is.
+    batch.set(format!("put TAP {name} on bridge {network}"), whom().controller(bridge));
+    learn_nothing(&mut batch, whom(), name, false);
     batch.get(whom()).get(LinkUnspec::new_with_index(bridge));
+    rtnl.no_routers(name);
     let mut links = rtnl.run(&mut batch).map_err(|error| refine(rtnl, error, wanted, full.as_deref()))?.into_iter();
     let (Some(port), Some(master)) = (links.next(), links.next()) else { return Err(incomplete("make a port")) };
     if !master.is_bridge_of(network, wanted.owner) {
         return Err(Error::BridgeGone(network.to_owned()));
     }
-    if !wanted.is(&port) {
+    let whom = || LinkUnspec::new_with_index(port.index);
+    bring_up(&mut batch, wanted, port.index);
+    let mut links = rtnl.run(batch.get(whom())).map_err(|error| refine(rtnl, error, wanted, None))?.into_iter();
+    let port = links.next().ok_or(incomplete("make a port"))?;
+    if !wanted.is(&port) || rtnl.hears_routers(&port) {
         return Err(Error::Answer {
             tried: format!("put TAP {name} on bridge {network}"),
             why: "it has not become what it should be".into(),
         });
     }
     Ok(Made::Port(tap, port.index))
+}
+
+/// Has the bridge learn nothing from what comes from a TAP, and not send it what might be anybody's; and, if need be, forget what it has learnt.
+fn learn_nothing(batch: &mut Batch, whom: LinkBuilder, name: &str, forget: bool) {
+    let mut settings = vec![InfoBridgePort::Learning(false), InfoBridgePort::UnicastFlood(false)];
+    settings.extend(forget.then_some(InfoBridgePort::Flush));
+    let port = whom.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(settings));
+    let tried = format!("switch off learning and flooding of unknown addresses on TAP {name}");
+    batch.add(tried, 0, RouteNetlinkMessage::NewLink(port.build()));
+}
+
+/// Keeps the guest's address on its port, and then, as the last of all, brings that up: on the bridge, or not at all.
+fn bring_up(batch: &mut Batch, wanted: &Wanted<'_>, index: u32) {
+    let Wanted { name, network, bridge, mac, .. } = wanted;
+    batch.add(
+        format!("keep the MAC address {mac} on TAP {name}"),
+        NLM_F_CREATE | NLM_F_REPLACE,
+        RouteNetlinkMessage::NewNeighbour(wanted.entry(index).message()),
+    );
+    let up = LinkUnspec::new_with_index(index).controller(*bridge).up();
+    batch.set(format!("bring TAP {name} up on bridge {network}"), up);
 }
 
 /// Gives a TAP its full name.
@@ -158,7 +198,8 @@ pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
 fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
     let whom = || LinkUnspec::new_with_index(index);
     let Some(link) = rtnl.link(whom())?.filter(|link| wanted.may_be(link)) else { return Ok(None) };
-    let changed = !wanted.is(&link);
+    let is_kept = rtnl.forwards(index, wanted.mac)? == Some(wanted.entry(index));
+    let changed = !(is_kept && wanted.is(&link)) || rtnl.hears_routers(&link);
     if changed {
         let mut batch = Batch::default();
         let Wanted { name, network, bridge, .. } = *wanted;
@@ -175,7 +216,10 @@ fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
         if link.no_carrier {
             batch.set(format!("give TAP {name} its carrier again"), whom().carrier(true));
         }
-        batch.set(format!("put TAP {name} on bridge {network} again and bring it up"), whom().controller(bridge).up());
+        batch.set(format!("put TAP {name} on bridge {network} again"), whom().controller(bridge));
+        learn_nothing(&mut batch, whom(), name, true);
+        bring_up(&mut batch, wanted, index);
+        rtnl.no_routers(&link.name);
         rtnl.run(&mut batch)?;
     }
     Ok(Some(changed))

@@ -1,7 +1,7 @@
 //! The kernel's network configuration: what is there, and steps to change it whose failures say what was tried.
-//! Touches the rtnetlink socket, and through [`ipv6`] one setting of bridges of ours.
+//! Touches the rtnetlink socket, and through [`ipv6`] two settings of interfaces of ours.
 
-use std::{io, os::fd::RawFd};
+use std::{io, mem, os::fd::RawFd};
 
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
@@ -14,10 +14,13 @@ use rtnetlink::{
     },
 };
 
+use schema::net::Mac;
+
 use crate::{
     address::{Address, InterfaceAddress},
     ask::{self, failed, incomplete, refused, retried_if_passing},
     error::Error,
+    forwarding::{self, Entry},
     ipv6::{self, Sysctl},
     link::Link,
     message::Message,
@@ -115,7 +118,7 @@ impl Rtnl {
 
     /// Switches the host's IPv6 off on a bridge of ours. Where that fails, the network works, and says so.
     pub fn ipv6_off(&mut self, bridge: &str) {
-        if let Err(error) = self.ipv6.off(bridge) {
+        if let Err(error) = self.ipv6.no_routers(bridge).and_then(|()| self.ipv6.off(bridge)) {
             self.ipv6_stays |= error.kind() != io::ErrorKind::NotFound;
             confine::say!(
                 "netmgr: IPv6 of the host stays on on bridge {bridge} ({error}). Let netmgr write to {}.",
@@ -124,9 +127,27 @@ impl Rtnl {
         }
     }
 
+    /// Has the host take no router advertisements on a TAP of ours. Where that fails, its port works, and that is said, once.
+    pub fn no_routers(&mut self, tap: &str) {
+        if let Err(error) = self.ipv6.no_routers(tap)
+            && error.kind() != io::ErrorKind::NotFound
+            && !mem::replace(&mut self.ipv6_stays, true)
+        {
+            confine::say!(
+                "netmgr: the host takes router advertisements on TAP {tap} ({error}). Let netmgr write to {}.",
+                ipv6::FOLDER
+            );
+        }
+    }
+
     /// Whether the host's IPv6 is on on a bridge where it can be switched off.
     pub fn has_ipv6(&self, bridge: &Link) -> bool {
-        bridge.ipv6 && !self.ipv6_stays
+        bridge.ipv6 && !self.ipv6_stays || self.hears_routers(bridge)
+    }
+
+    /// Whether the host takes router advertisements on an interface where it need not.
+    pub fn hears_routers(&self, link: &Link) -> bool {
+        link.accept_ra && !self.ipv6_stays
     }
 
     /// Takes all steps, and gives the interfaces that the kernel describes; the first failure of a needed one is the error.
@@ -172,6 +193,25 @@ impl Rtnl {
     /// All that networks are made of.
     pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
         Ok(Snapshot { links: self.links()?, addresses: self.addresses()?, routes: self.routes(None)? })
+    }
+
+    /// What a bridge's table has; nothing where there is no such bridge.
+    pub fn forwarding(&mut self, bridge: u32) -> Result<Vec<Entry>, Error> {
+        let all = RouteNetlinkMessage::GetNeighbour(forwarding::all(bridge));
+        or_none(self.dump("list what a bridge forwards", all, keep_entry), libc::ENODEV)
+    }
+
+    /// What the table of the bridge that a port is on has for an address, wherever it leads.
+    pub fn forwards(&mut self, port: u32, mac: Mac) -> Result<Option<Entry>, Error> {
+        const TRIED: &str = "look at what a bridge forwards";
+        let request = netlink::request(RouteNetlinkMessage::GetNeighbour(Entry::asked(port, mac)), 0);
+        let (found, answers) = ask::question(&mut self.socket, TRIED, &[request], keep_entry)?;
+        match answers.into_iter().next() {
+            // There is none; or it is on no bridge.
+            Some(Err(refusal)) if matches!(refusal.errno, libc::ENOENT | libc::EINVAL | libc::ENODEV) => Ok(None),
+            Some(Err(refusal)) => Err(refused(refusal, TRIED)),
+            _ => Ok(found.into_iter().next()),
+        }
     }
 
     /// All interfaces.
@@ -295,6 +335,12 @@ impl Rtnl {
             return Err(Error::Answer { tried: "delete an interface".into(), why: "it is still there".into() });
         }
         Ok(())
+    }
+}
+
+fn keep_entry(found: &mut Vec<Entry>, said: Message) {
+    if let Message::Forwarding(entry) = said {
+        found.push(entry);
     }
 }
 

@@ -47,7 +47,7 @@ pub fn rtnl() -> Filter {
             libc::SYS_sendto,   // requests to rtnetlink
             libc::SYS_recvfrom, // and its answers
         ])
-        .allow_if(libc::SYS_write, vec![Rule::eq64(2, ipv6::OFF.len() as u64)])
+        .allow_if(libc::SYS_write, vec![Rule::eq64(2, ipv6::LENGTH as u64)])
         .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits()), Rule::eq(2, ipv6::OPEN.bits())])
         .allow_if(libc::SYS_ioctl, tap::REQUESTS.map(|request| Rule::eq(1, request as u32)).to_vec())
 }

@@ -28,7 +28,8 @@ fn whole() -> Result<(), String> {
     let address = &bridge["addr_info"][0];
     let (table, local) = (ip("route show table main 10.42.0.0/24"), ip("route show table local dev volt0"));
     let to_guest = way_to_a_guest();
-    let options = &bridge["linkinfo"]["info_data"];
+    let (options, as_port) = (&bridge["linkinfo"]["info_data"], &tap["linkinfo"]["info_slave_data"]);
+    let forwarded = forwarded(&guest_mac(&tap));
     let right = addresses(&bridge) == ["10.42.0.1/24"]
         && (text(address, "scope"), text(address, "broadcast")) == ("global".into(), "10.42.0.255".into())
         && ["noprefixroute", "dynamic", "secondary", "metric", "address"]
@@ -41,6 +42,7 @@ fn whole() -> Result<(), String> {
         && bridge["mtu"] == 1500
         && bridge.get("master").is_none()
         && (options["stp_state"] == 0 && options["vlan_filtering"] == 0)
+        && (options["forward_delay"] == 0 && options["mcast_snooping"] != 1)
         && text(&bridge, "ifalias") == "volt-vmm network volt0 10.42.0.1/24 1500 -"
         && has_flag(&tap, "UP")
         && has_flag(&tap, "LOWER_UP")
@@ -48,13 +50,39 @@ fn whole() -> Result<(), String> {
         && text(&tap, "address").starts_with("fe:")
         && tap["mtu"] == 1500
         && text(&tap, "master") == "volt0"
+        && (as_port["learning"] == false && as_port["flood"] == false)
+        && forwarded == ["tap-web NOARP sticky"]
         && alias.starts_with("volt-vmm port vm-web ")
         && alias.ends_with(" volt0 1500 -")
         && table.lines().next().map(str::trim) == Some("10.42.0.0/24 dev volt0 proto kernel scope link src 10.42.0.1")
         && local.lines().any(|line| line.starts_with("local 10.42.0.1 proto kernel scope host src 10.42.0.1"))
         && local.lines().any(|line| line.starts_with("broadcast 10.42.0.255 proto kernel scope link src 10.42.0.1"))
         && to_guest.starts_with("10.42.0.9 dev volt0 src 10.42.0.1 ");
-    if right { Ok(()) } else { Err(format!("{bridge}\n{tap}\n{table}{local}{to_guest}")) }
+    if right { Ok(()) } else { Err(format!("{bridge}\n{tap}\n{table}{local}{to_guest}{forwarded:?}")) }
+}
+
+/// The guest's MAC address, as the mark has it.
+fn guest_mac(tap: &serde_json::Value) -> String {
+    text(tap, "ifalias").split(' ').nth(3).unwrap_or_default().to_owned()
+}
+
+/// Where `volt0` sends frames to an address, and how it knows.
+fn forwarded(mac: &str) -> Vec<String> {
+    let output = std::process::Command::new("bridge").args(["-j", "fdb", "show", "br", "volt0"]).output().unwrap();
+    let entries: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let own = entries.iter().filter(|entry| entry["mac"] == mac && entry.get("vlan").is_none());
+    own.map(|entry| {
+        let state = match text(entry, "state").as_str() {
+            "static" => "NOARP".into(),
+            other => other.to_owned(),
+        };
+        format!(
+            "{} {state}{}",
+            text(entry, "ifname"),
+            if entry["flags"].to_string().contains("sticky") { " sticky" } else { "" }
+        )
+    })
+    .collect()
 }
 
 /// How the kernel would reach a guest; empty if it would not.
@@ -64,7 +92,7 @@ fn way_to_a_guest() -> String {
 }
 
 /// What others may do to a network and its port.
-const HARM: [&[&str]; 32] = [
+const HARM: [&[&str]; 40] = [
     &["link delete volt0"],
     &["link set volt0 down"],
     &["addr flush dev volt0"],
@@ -98,11 +126,31 @@ const HARM: [&[&str]; 32] = [
     &["link set tap-web down", "link set tap-web name elsewhere", "link set elsewhere up"],
     &["link set tap-web alias ALIAS"],
     &["link add br1 type bridge", "link set tap-web master br1"],
+    &["link set volt0 type bridge mcast_snooping 1"],
+    &["link set volt0 type bridge forward_delay 1500"],
+    &["link set tap-web type bridge_slave learning on"],
+    &["link set tap-web type bridge_slave flood on"],
+    &["BRIDGE fdb del GUEST dev tap-web master"],
+    &["BRIDGE fdb replace GUEST dev tap-web master static"],
+    &["link add up0 type veth peer up1", "link set up0 master volt0", "BRIDGE fdb replace GUEST dev up0 master static"],
+    &[
+        "link add up0 type veth peer up1",
+        "link set up0 master volt0",
+        "link set up1 up",
+        "link set up0 up",
+        "BRIDGE fdb replace GUEST dev up0 master dynamic",
+    ],
 ];
 
-/// Runs them; `ALIAS` stands for an empty text, and `IPV6` for a setting that is no interface's.
+/// Runs them; `ALIAS` stands for an empty text, `GUEST` for the guest's MAC address, and `IPV6` for a setting that is no interface's.
 fn harm(commands: &[&str]) {
     for command in commands {
+        if let Some(arguments) = command.strip_prefix("BRIDGE ") {
+            let arguments = arguments.replace("GUEST", &guest_mac(&interface(WEB).unwrap()));
+            let output = std::process::Command::new("bridge").args(arguments.split(' ')).output().unwrap();
+            assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+            continue;
+        }
         if let Some(interface) = command.strip_prefix("IPV6 on ") {
             let setting = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
             // A kernel without IPv6 has none.
@@ -139,7 +187,16 @@ fn is_changed_back_at_once(commands: &[&str]) {
         let port = client.tap(&factory, "vm-web").await.unwrap();
         let before = client.port(&port).await.unwrap();
         assert_eq!(whole(), Ok(()));
+        // Several of them are one change: what the first does is not mended before the next is done.
+        let pid = rustix::process::Pid::from_child(&netmgr.process);
+        let signal = |signal| {
+            if commands.len() > 1 {
+                rustix::process::kill_process(pid, signal).unwrap();
+            }
+        };
+        signal(rustix::process::Signal::STOP);
         harm(commands);
+        signal(rustix::process::Signal::CONT);
         settle(&format!("{commands:?} is mended"), || whole().is_ok()).await;
         assert_eq!(client.port(&port).await.unwrap(), before);
         assert_eq!(interface(WEB).unwrap()["ifindex"], before.index);
@@ -148,6 +205,9 @@ fn is_changed_back_at_once(commands: &[&str]) {
         // Nothing is left of what was there under another name.
         client.release(&port).await.unwrap();
         settle("the ports are gone", || interface(WEB).is_none() && interface("tap-db").is_none()).await;
+        if interface("up0").is_some() {
+            ip("link set up0 nomaster");
+        }
         client.remove("volt0").await.unwrap();
         assert_eq!(interface("volt0"), None);
         assert_eq!(interface("elsewhere"), None);

@@ -1,0 +1,128 @@
+//! A bridge's forwarding table (bridge(8), `fdb`): the entry that keeps a guest's MAC address on its port. Pure; touches nothing.
+
+use rtnetlink::{
+    packet_core::parse_mac,
+    packet_route::{
+        AddressFamily,
+        neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState},
+        route::RouteType,
+    },
+};
+
+use schema::net::Mac;
+
+use crate::attribute::{Malformed, behind};
+
+// What the libc crate lacks of linux/neighbour.h.
+const NDA_LLADDR: u16 = 2;
+const NDA_VLAN: u16 = 5;
+
+/// An entry: frames to an address go to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Index of the port's interface.
+    pub index: u32,
+    /// Whose frames.
+    pub mac: Mac,
+    /// Whether it was put there, neither ages nor moves: the bridge takes no frame that comes by another way for a reason to change it.
+    pub kept: bool,
+}
+
+impl Entry {
+    /// The one that a guest's port has.
+    pub fn of(index: u32, mac: Mac) -> Entry {
+        Entry { index, mac, kept: true }
+    }
+
+    /// Reads it behind a message's header; `None` for what is of another table, or of a VLAN, which bridges of ours do not look at.
+    pub fn read(body: &[u8]) -> Result<Option<Entry>, Malformed> {
+        let header = NeighbourHeader::parse(body).map_err(|_| Malformed("message about a bridge's table"))?;
+        if header.family != AddressFamily::Bridge {
+            return Ok(None);
+        }
+        let (mut mac, mut vlan) = (None, false);
+        for one in behind(body, &header) {
+            let one = one?;
+            match one.kind() {
+                NDA_LLADDR => {
+                    mac = parse_mac(one.value()).map_err(|_| Malformed("address in a bridge's table")).map(Mac::new)?
+                }
+                NDA_VLAN => vlan = true,
+                _ => {}
+            }
+        }
+        let kept = header.state == NeighbourState::Noarp && header.flags.contains(NeighbourFlags::Sticky);
+        Ok(mac.filter(|_| !vlan).map(|mac| Entry { index: header.ifindex, mac, kept }))
+    }
+
+    /// It, to be put into the table of the bridge that the port is on.
+    pub fn message(self) -> NeighbourMessage {
+        // "Permanent" entries are the host's own: what is sent to them, the host takes.
+        let message = question(self.index, NeighbourFlags::Controller | NeighbourFlags::Sticky, NeighbourState::Noarp);
+        with(message, self.mac)
+    }
+
+    /// A question for the one of that address in the table of the bridge that the port is on, wherever it leads.
+    pub fn asked(index: u32, mac: Mac) -> NeighbourMessage {
+        with(question(index, NeighbourFlags::Controller, NeighbourState::None), mac)
+    }
+}
+
+/// A question for all of a bridge's.
+pub fn all(bridge: u32) -> NeighbourMessage {
+    let mut message = question(0, NeighbourFlags::empty(), NeighbourState::None);
+    message.attributes.push(NeighbourAttribute::Controller(bridge));
+    message
+}
+
+fn question(index: u32, flags: NeighbourFlags, state: NeighbourState) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header =
+        NeighbourHeader { family: AddressFamily::Bridge, ifindex: index, state, flags, kind: RouteType::Unspec };
+    message
+}
+
+fn with(mut message: NeighbourMessage, mac: Mac) -> NeighbourMessage {
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec()));
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_core::Emitable;
+
+    use super::*;
+    use crate::attribute::attribute;
+
+    #[test]
+    fn entry_is_read_as_it_was_written_and_one_that_ages_moves_or_is_the_host_s_is_not_kept() {
+        let mac = Mac::new([2, 0, 0, 0, 0, 7]).unwrap();
+        let body = |message: &NeighbourMessage| {
+            let mut body = vec![0; message.buffer_len()];
+            message.emit(&mut body);
+            body
+        };
+        let message = Entry::of(7, mac).message();
+        assert_eq!(Entry::read(&body(&message)).unwrap(), Some(Entry::of(7, mac)));
+        for (state, flags) in [
+            (NeighbourState::Reachable, NeighbourFlags::Sticky),
+            (NeighbourState::Permanent, NeighbourFlags::Sticky),
+            (NeighbourState::Noarp, NeighbourFlags::empty()),
+        ] {
+            let mut other = message.clone();
+            (other.header.state, other.header.flags) = (state, flags);
+            assert_eq!(Entry::read(&body(&other)).unwrap(), Some(Entry { kept: false, ..Entry::of(7, mac) }));
+        }
+        // A neighbour of the host, a VLAN's entry, and one without an address.
+        let mut neighbour = message.clone();
+        neighbour.header.family = AddressFamily::Inet;
+        let vlan = [body(&message), attribute(NDA_VLAN, &[1, 0])].concat();
+        for none in [body(&neighbour), vlan, body(&message)[..12].to_vec()] {
+            assert_eq!(Entry::read(&none).unwrap(), None);
+        }
+        for end in (0..body(&message).len()).filter(|end| ![12, 22, 23].contains(end)) {
+            Entry::read(&body(&message)[..end]).unwrap_err();
+        }
+        Entry::read(&[body(&message), attribute(NDA_LLADDR, &[1])].concat()).unwrap_err();
+    }
+}

@@ -1,0 +1,229 @@
+//! What the bridge does with real frames: whose they are is what the ports say, not what a frame says of itself.
+//! Runs the program as root, each test in a network namespace of its own. The guests are their TAPs' ends, and what they send is ARP requests
+//! (RFC 826) for addresses that nobody has: the address tells one from the other.
+
+mod common;
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use common::*;
+use rustix::io::Errno;
+use schema::network_capnp::port;
+use testkit::wait::PATIENCE;
+
+const A: u8 = 0xa;
+const B: u8 = 0xb;
+const C: u8 = 0xc;
+const BROADCAST: [u8; 6] = [0xff; 6];
+
+/// The MAC address of the station of that number; its IPv4 address ends with it.
+fn mac(station: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 0, station]
+}
+
+/// The end of a TAP that is a guest's card, or an uplink.
+struct Station(OwnedFd);
+
+impl Station {
+    /// A guest with a port on `volt0`.
+    async fn guest(client: &Client, station: u8) -> (port::Client, Station) {
+        let factory = client.factory(&client.network("volt0").await.unwrap(), 1).await.unwrap();
+        let (workload, address) = (format!("vm-{station}"), format!("10.42.0.{station}"));
+        let port = client.tap_from(&factory, &workload, &mac(station), &[&address]).await.unwrap();
+        let tap = client.fd(&port).await.unwrap();
+        (port, Station(tap))
+    }
+
+    /// A TAP that somebody else has put on the bridge, `up0`.
+    fn uplink() -> Station {
+        let tap = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        rustix::io::ioctl_fionbio(&tap, true).unwrap();
+        // SAFETY: all-zero bytes are a valid ifreq; both requests read what outlives the call.
+        unsafe {
+            let mut request: libc::ifreq = std::mem::zeroed();
+            for (to, from) in request.ifr_name.iter_mut().zip(b"up0") {
+                *to = *from as libc::c_char;
+            }
+            request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+            assert_eq!(libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw const request), 0);
+            let header = 12_i32;
+            assert_eq!(libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header), 0);
+        }
+        ip("link set up0 master volt0 up");
+        Station(tap.into())
+    }
+
+    /// Sends a request for `10.42.0.what`, of which it says that it is `from`'s.
+    fn sends(&self, to: [u8; 6], from: u8, what: u8) {
+        let mut frame = vec![0; 12];
+        frame.extend([&to[..], &mac(from), &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &mac(from), &[10, 42, 0, from]].concat());
+        frame.extend([0, 0, 0, 0, 0, 0, 10, 42, 0, what]);
+        rustix::io::write(&self.0, &frame).unwrap();
+    }
+
+    /// What came, up to and with `last`.
+    fn hears_until(&self, last: u8) -> Vec<u8> {
+        let (mut heard, mut frame, end) = (Vec::new(), [0; 2048], Instant::now() + PATIENCE);
+        while heard.last() != Some(&last) {
+            match rustix::io::read(&self.0, &mut frame[..]) {
+                Ok(54..) if frame[24..34] == [8, 6, 0, 1, 8, 0, 6, 4, 0, 1] => heard.push(frame[53]),
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error, Errno::AGAIN);
+                    assert!(Instant::now() < end, "{last} has not come, but {heard:?}");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        heard
+    }
+}
+
+#[test]
+fn guest_that_sends_with_another_s_mac_address_does_not_take_its_frames_over() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            client.define_default().await;
+            let (_a, a) = Station::guest(&client, A).await;
+            let (_b, b) = Station::guest(&client, B).await;
+            let (_c, c) = Station::guest(&client, C).await;
+            // Before B has ever sent, and after.
+            for round in [100, 110] {
+                for _ in 0..3 {
+                    a.sends(BROADCAST, B, round);
+                }
+                c.sends(mac(B), C, round + 1);
+                b.hears_until(round + 1);
+                // What comes last tells that nothing else is on its way.
+                c.sends(mac(A), C, round + 2);
+                assert_eq!(a.hears_until(round + 2), [round + 2]);
+                b.sends(BROADCAST, B, round + 3);
+                assert_eq!(a.hears_until(round + 3), [round + 3]);
+                c.hears_until(round + 3);
+            }
+        });
+    });
+}
+
+/// Of an uplink the bridge learns who is behind it; but a guest's address is its port's.
+#[test]
+fn address_of_a_guest_does_not_move_to_a_port_that_somebody_else_has_put_on_the_bridge() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            client.define_default().await;
+            let (_a, a) = Station::guest(&client, A).await;
+            let (_b, b) = Station::guest(&client, B).await;
+            let up = Station::uplink();
+            for _ in 0..3 {
+                up.sends(BROADCAST, B, 100);
+            }
+            assert_eq!(a.hears_until(100), [100]);
+            a.sends(mac(B), A, 101);
+            assert_eq!(b.hears_until(101).last(), Some(&101));
+            // A station of the uplink's own is found as ever.
+            up.sends(BROADCAST, C, 102);
+            b.hears_until(102);
+            b.sends(mac(C), B, 103);
+            assert_eq!(up.hears_until(103), [103]);
+            b.sends(BROADCAST, B, 104);
+            assert_eq!(a.hears_until(104).last(), Some(&104));
+        });
+    });
+}
+
+#[test]
+fn frame_to_an_address_that_nobody_has_reaches_no_guest_also_once_its_guest_has_gone() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            client.define_default().await;
+            let (_a, a) = Station::guest(&client, A).await;
+            let (gone, b) = Station::guest(&client, B).await;
+            let (_c, c) = Station::guest(&client, C).await;
+            // What a bridge has learnt is forgotten at once: what it has not learnt stays.
+            ip("link set volt0 type bridge ageing_time 0");
+            b.sends(BROADCAST, B, 100);
+            assert_eq!([a.hears_until(100), c.hears_until(100)], [[100], [100]]);
+            a.sends([2, 0, 0, 0, 0, 0xff], A, 101);
+            a.sends(mac(B), A, 102);
+            assert_eq!(b.hears_until(102), [102]);
+            client.release(&gone).await.unwrap();
+            a.sends(mac(B), A, 103);
+            a.sends(BROADCAST, A, 104);
+            assert_eq!(c.hears_until(104), [104]);
+        });
+    });
+}
+
+/// Neighbour discovery is multicasts, which a bridge that snoops keeps from who has not asked for them once there is a querier.
+#[test]
+fn multicast_reaches_a_guest_that_has_not_asked_for_it_also_with_a_querier_about() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            client.define_default().await;
+            let (_a, a) = Station::guest(&client, A).await;
+            let (_b, b) = Station::guest(&client, B).await;
+            let up = Station::uplink();
+            // An MLD query (RFC 3810, section 5.1), with the router alert that it comes with.
+            let router = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, C];
+            let all = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+            let mut query = vec![130, 0, 0, 0, 0x27, 0x10, 0, 0];
+            query.extend([0; 16]);
+            query.extend([2, 125, 0, 0]);
+            let sum = checksum(&[&router[..], &all, &[0, 0, 0, 28, 0, 0, 0, 58], &query].concat());
+            query[2..4].copy_from_slice(&sum.to_be_bytes());
+            let mut frame = vec![0; 12];
+            frame.extend([&[0x33, 0x33, 0, 0, 0, 1], &mac(C)[..], &[0x86, 0xdd, 0x60, 0, 0, 0, 0, 36, 0, 1]].concat());
+            frame.extend([&router[..], &all, &[58, 0, 5, 2, 0, 0, 1, 0], &query].concat());
+            rustix::io::write(&up.0, &frame).unwrap();
+            a.sends([0x33, 0x33, 0xff, 0, 0, B], A, 100);
+            assert_eq!(b.hears_until(100), [100]);
+            let options = &interface("volt0").unwrap()["linkinfo"]["info_data"];
+            assert_eq!((&options["mcast_snooping"], &options["forward_delay"]), (&0.into(), &0.into()), "{options}");
+        });
+    });
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let sum: u32 = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    !(((sum & 0xffff) + (sum >> 16)) as u16)
+}
+
+/// Which the host would take for a router's where somebody takes a guest's TAP off the bridge.
+#[test]
+fn host_takes_no_router_advertisements_on_bridge_or_tap_and_a_change_of_that_is_changed_back() {
+    in_own_network(|| {
+        let setting = |interface: &str| format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra");
+        if !std::path::Path::new(&setting("lo")).exists() {
+            return testkit::skip!("this kernel has no IPv6");
+        }
+        let accepts = |interface: &str| std::fs::read_to_string(setting(interface)).unwrap().trim().to_owned();
+        std::fs::write(setting("default"), "2").unwrap();
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            client.define_default().await;
+            let (port, _guest) = Station::guest(&client, A).await;
+            let tap = client.port(&port).await.unwrap().interface;
+            for interface in ["volt0", &tap] {
+                assert_eq!(accepts(interface), "0", "{interface}");
+                // Of which the kernel tells nobody: the next look sees it.
+                std::fs::write(setting(interface), "1").unwrap();
+            }
+            client.fd(&port).await.unwrap();
+            client.define_default().await;
+            assert_eq!(["volt0", &tap].map(accepts), ["0", "0"]);
+        });
+    });
+}
