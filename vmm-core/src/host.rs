@@ -105,10 +105,11 @@ impl Guest {
         };
         // SAFETY: the page is this guest's alone, and is never unmapped.
         unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("add guest RAM"))?;
-        let vcpu = vm.create_vcpu(0).map_err(Error::kvm("create a vCPU"))?;
+        let mut vcpu = vm.create_vcpu(0).map_err(Error::kvm("create a vCPU"))?;
         let mut sregs = vcpu.get_sregs().map_err(Error::kvm("read a vCPU's registers"))?;
         (sregs.cs.base, sregs.cs.selector) = (0, 0);
         vcpu.set_sregs(&sregs).map_err(Error::kvm("set a vCPU's registers"))?;
+        kvm::start_workers(&mut vcpu)?;
         Ok(Guest { vcpu, _vm: vm, _memory: memory })
     }
 

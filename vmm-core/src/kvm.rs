@@ -3,7 +3,7 @@
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::error::Error;
 use crate::layout;
@@ -45,4 +45,18 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
         vm.enable_cap(&off).map_err(Error::kvm("switch off performance counters"))?;
     }
     Ok(vm)
+}
+
+/// Has KVM start what threads it runs for this VM (Linux 6.13 and later: one that takes back huge pages), which it does at the
+/// first KVM_RUN, as threads of this process: later there is no room left for another. The guest is not entered.
+pub fn start_workers(vcpu: &mut VcpuFd) -> Result<(), Error> {
+    vcpu.set_kvm_immediate_exit(1);
+    let entered = match vcpu.run() {
+        Err(error) if error.errno() == libc::EINTR => Ok(()),
+        Err(error) => Err(Error::kvm("run a vCPU for the first time")(error)),
+        // KVM_CAP_IMMEDIATE_EXIT, which was asked for, says that this cannot be.
+        Ok(_) => Err(Error::KvmLacks("immediate exit")),
+    };
+    vcpu.set_kvm_immediate_exit(0);
+    entered
 }

@@ -84,7 +84,7 @@ impl Machine {
         vm.create_irq_chip().map_err(Error::kvm("create the interrupt controllers"))?;
         let mut vcpus = create_vcpus(&kvm, &vm, config.vcpus, kernel.entry, ram.end())?;
         if let Some(first) = vcpus.first_mut() {
-            start_workers(first)?;
+            kvm::start_workers(first)?;
         }
         let immediate_exits = vcpus.iter().map(ImmediateExit::new).collect::<Result<_, _>>()?;
 
@@ -168,20 +168,6 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u16, entry: u64, ram_end: u64) -> R
         registers::boot(first, entry)?;
     }
     Ok(vcpus)
-}
-
-/// Has KVM start what threads it runs for this VM (Linux 6.13 and later: one that takes back huge pages), which it does at the
-/// first KVM_RUN, as threads of this process: later there is no room left for another. The guest is not entered.
-fn start_workers(vcpu: &mut VcpuFd) -> Result<(), Error> {
-    vcpu.set_kvm_immediate_exit(1);
-    let entered = match vcpu.run() {
-        Err(error) if error.errno() == libc::EINTR => Ok(()),
-        Err(error) => Err(Error::kvm("run a vCPU for the first time")(error)),
-        // KVM_CAP_IMMEDIATE_EXIT, which was asked for, says that this cannot be.
-        Ok(_) => Err(Error::KvmLacks("immediate exit")),
-    };
-    vcpu.set_kvm_immediate_exit(0);
-    entered
 }
 
 /// An eventfd that raises an interrupt.

@@ -8,10 +8,17 @@ use std::path::Path;
 use rustix::pipe::{PipeFlags, pipe_with};
 use schema::about_kvm::{ARGUMENT, Fact};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_vmm-core");
+/// Nobody's on this host.
+const PLAIN_USER: u32 = 0x7300_0001;
+
 /// What it printed, line by line, on standard output and standard error; and its exit code.
 fn ask(device: Option<File>) -> (Vec<String>, Option<i32>) {
+    ask_by(confine::Spawn::new(Path::new(PROGRAM)), device)
+}
+
+fn ask_by(mut spawn: confine::Spawn, device: Option<File>) -> (Vec<String>, Option<i32>) {
     let (from, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-    let mut spawn = confine::Spawn::new(Path::new(env!("CARGO_BIN_EXE_vmm-core")));
     let number = device.map_or(9, |device| spawn.fd(OwnedFd::from(device)));
     spawn.args([ARGUMENT, &number.to_string()]);
     spawn.stderr(to.try_clone().unwrap()).stdout(to).die_with_parent();
@@ -31,9 +38,21 @@ fn facts(lines: &[String]) -> Vec<Fact> {
 
 #[test]
 fn kvm_s_abilities_and_speed_are_said() {
-    const NAME: &str = "kvm_s_abilities_and_speed_are_said";
-    let Ok(kvm) = open("/dev/kvm") else { return println!("skipped: {NAME}: /dev/kvm cannot be opened") };
-    let (lines, code) = ask(Some(kvm));
+    let Ok(kvm) = open("/dev/kvm") else { return testkit::skip!("/dev/kvm cannot be opened") };
+    says_abilities_and_speed(ask(Some(kvm)));
+}
+
+#[test]
+fn kvm_s_abilities_and_speed_are_said_to_a_plain_user() {
+    let Ok(kvm) = open("/dev/kvm") else { return testkit::skip!("/dev/kvm cannot be opened") };
+    // Opened here: that user may not search the folders on the way.
+    let (program, null) = (File::open(PROGRAM).unwrap(), open("/dev/null").unwrap());
+    let spawn = move || confine::Spawn::from_fd(Path::new("vmm-core"), program.into(), null.into());
+    let asked = testkit::user::as_user(PLAIN_USER, move || ask_by(spawn(), Some(kvm)));
+    says_abilities_and_speed(asked.join().unwrap());
+}
+
+fn says_abilities_and_speed((lines, code): (Vec<String>, Option<i32>)) {
     assert_eq!(code, Some(0), "{lines:?}");
     let facts = facts(&lines);
     let [Fact::Vcpus(most), Fact::Speed(rate)] = facts[..] else { panic!("{facts:?}") };
