@@ -6,8 +6,9 @@
 //! Only for tests: no program of the platform refers to ptrace but to forbid it.
 
 use std::{
-    io,
+    io::{self, Write},
     marker::PhantomData,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -207,6 +208,33 @@ impl Tracee {
     }
 }
 
+/// The command as a process that [`start`] can seize before it begins: a shell that waits for a line first. What it has as
+/// standard input from then on `input` says, a redirection of the shell's.
+pub fn gated(command: &Command, input: &str) -> Command {
+    let mut gated = Command::new("/bin/sh");
+    let wait = format!("read -r _ && exec \"$0\" \"$@\" {input}");
+    gated.args(["-c", &wait]).arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        match value {
+            Some(value) => gated.env(key, value),
+            None => gated.env_remove(key),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        gated.current_dir(dir);
+    }
+    gated
+}
+
+/// Starts a [`gated`] command, traced from its first instruction on.
+pub fn start(gated: &mut Command, options: Options) -> io::Result<(Child, Tracee)> {
+    let mut child = gated.stdin(Stdio::piped()).spawn()?;
+    let tracee = Tracee::seize(child.id().cast_signed(), options)?;
+    // Now it is watched, it may begin.
+    child.stdin.take().map_or(Ok(()), |mut gate| gate.write_all(b"\n"))?;
+    Ok((child, tracee))
+}
+
 /// Waits until any tracee of this thread stops or is gone, at most `limit`. Children that this thread started and that
 /// ended are reaped by it too.
 pub fn next(limit: Duration) -> io::Result<(i32, Stop)> {
@@ -280,10 +308,7 @@ fn whole(done: isize, len: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{
-        io::{Read, Write},
-        process::{Child, Command, Stdio},
-    };
+    use std::io::Read;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -337,6 +362,20 @@ mod tests {
         assert!(tracee.read(8, &mut back).is_err() && tracee.write(8, &back).is_err());
         child.kill().unwrap();
         assert!(matches!(tracee.wait(LIMIT).unwrap(), Stop::Exiting(_) | Stop::Killed(libc::SIGKILL)));
+    }
+
+    #[test]
+    fn a_command_is_traced_before_it_begins() {
+        let mut command = Command::new("/bin/true");
+        command.env("VOLT_TRACED", "1").current_dir("/");
+        let options = Options { exec: true, kill_with_tracer: true, ..Options::default() };
+        let (_child, tracee) = start(&mut gated(&command, "</dev/null"), options).unwrap();
+        assert_eq!(tracee.wait(LIMIT).unwrap(), Stop::Exec);
+        let of = |file: &str| std::fs::read(format!("/proc/{}/{file}", tracee.tid())).unwrap();
+        assert_eq!(of("cmdline"), b"/bin/true\0");
+        assert!(of("environ").split(|byte| *byte == 0).any(|value| value == b"VOLT_TRACED=1"));
+        tracee.run(Until::Event, 0).unwrap();
+        assert_eq!(tracee.wait(LIMIT).unwrap(), Stop::Exited(0));
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     fs::{self, File},
-    io::{Read, Seek, Write},
+    io::{Read, Seek},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Command,
     rc::Rc,
     sync::mpsc::{Sender, channel},
     thread,
@@ -118,10 +118,13 @@ struct Tracer<'a> {
 /// Runs `command` to its end, and adds what Volt's processes did to `seen`.
 pub fn run(command: &Command, seen: &mut Seen, limit: Duration) -> Result<()> {
     let mut output = tempfile()?;
-    let mut child = gated(command, &output)?;
-    let pid = i32::try_from(child.id())?;
     let options = Options { follow: true, exec: true, exit: true, kill_with_tracer: true, ..Options::default() };
-    Tracee::seize(pid, options).context("Cannot trace a child")?;
+    let mut gated = tracee::gated(command, "</dev/null");
+    gated.stdout(output.try_clone()?).stderr(output.try_clone()?);
+    // Where a check failed, its message says.
+    gated.env("RUST_BACKTRACE", "0").env("RUST_LIB_BACKTRACE", "0");
+    let (_child, first) = tracee::start(&mut gated, options).context("Cannot trace a child")?;
+    let pid = first.tid();
     let (poker, poked) = channel();
     let pokes = thread::spawn(move || poked.iter().for_each(stop_and_continue));
     let threads = HashMap::from([(pid, Thread::default())]);
@@ -134,8 +137,6 @@ pub fn run(command: &Command, seen: &mut Seen, limit: Duration) -> Result<()> {
         holds: HashMap::new(),
         held: Vec::new(),
     };
-    // Now it is watched, it may begin.
-    drop(child.stdin.take().map(|mut gate| gate.write_all(b"\n")));
     let status = tracer.follow(pid, Instant::now() + limit);
     let _ends_the_rest = tracer.end();
     drop(tracer);
@@ -149,25 +150,6 @@ pub fn run(command: &Command, seen: &mut Seen, limit: Duration) -> Result<()> {
     }
     ensure!(status == Stop::Exited(0), "It ended with {status:?}; what it said is above");
     Ok(())
-}
-
-/// The command as a process that waits for a line on its standard input first.
-fn gated(command: &Command, output: &File) -> Result<Child> {
-    let mut gated = Command::new("/bin/sh");
-    gated.args(["-c", "read -r _ && exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
-    for (key, value) in command.get_envs() {
-        match value {
-            Some(value) => gated.env(key, value),
-            None => gated.env_remove(key),
-        };
-    }
-    if let Some(dir) = command.get_current_dir() {
-        gated.current_dir(dir);
-    }
-    // Where a check failed, its message says.
-    gated.env("RUST_BACKTRACE", "0").env("RUST_LIB_BACKTRACE", "0");
-    gated.stdin(Stdio::piped()).stdout(output.try_clone()?).stderr(output.try_clone()?);
-    gated.spawn().context("Cannot start a shell")
 }
 
 fn tempfile() -> Result<File> {
