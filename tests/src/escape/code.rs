@@ -11,8 +11,9 @@ const fn code(name: &'static str, act: Act) -> Attempt {
     Attempt::new(Class::Code, name, act)
 }
 
-/// A program that any kernel executes: an interpreter line for one that is there wherever a shell is.
-const SCRIPT: &[u8] = b"#!/bin/true\n";
+/// A program that any kernel executes: an interpreter line. That one is nowhere, so that no wall around it is taken for one around
+/// the program.
+const SCRIPT: &[u8] = b"#!/volt-tests-none\n";
 
 fn execute(hand: &mut Hand, path: &str) -> Result<u64, Held> {
     let path = hand.text(path)?;
@@ -33,7 +34,7 @@ fn execute_fd(hand: &mut Hand, fd: u64) -> Result<u64, Held> {
     let script = hand.put(SCRIPT)?;
     call!(hand, SYS_write, fd, script, SCRIPT.len())?;
     let (empty, list) = (hand.text("")?, hand.room(8)?);
-    // An error of the interpreter's is one after the file was accepted to be executed.
+    // That there is no interpreter is found after the file was accepted to be executed.
     call!(hand, SYS_execveat, fd, empty, list, 0, libc::AT_EMPTY_PATH; or [libc::ENOENT, libc::ENOEXEC])
 }
 
