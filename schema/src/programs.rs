@@ -304,11 +304,6 @@ pub fn started_by(starter: Starter) -> impl Iterator<Item = &'static Process> {
     ALL.into_iter().filter(move |process| process.started_by == starter)
 }
 
-/// Those that stay for as long as their VM or their services: all but the short commands and what they ask.
-pub fn staying() -> impl Iterator<Item = &'static Process> {
-    ALL.into_iter().filter(|process| ![CLIENT, KVM_PROBE].contains(process))
-}
-
 /// The names of the programs, once each: the files that are built and installed, `volt` first.
 pub fn programs() -> impl Iterator<Item = &'static str> {
     [VOLT].into_iter().chain(beside_volt())

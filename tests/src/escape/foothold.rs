@@ -118,6 +118,15 @@ impl Foothold {
                 other => bail!("{tid} met {other:?} instead of standing still"),
             }
         }
+        Foothold::of(thread, pid, gate, signals)
+    }
+
+    /// Takes over the one thread of a process that is traced and stands behind a system call.
+    pub fn hold(pid: i32) -> Result<Foothold> {
+        Foothold::of(Tracee::seized(pid), pid, gate(pid)?, Vec::new())
+    }
+
+    fn of(thread: Tracee, pid: i32, gate: u64, signals: Vec<i32>) -> Result<Foothold> {
         thread.set_options(options(Layers::WithoutSeccomp)).context("Seccomp cannot be suspended")?;
         let before = thread.registers()?;
         Ok(Foothold { thread, pid, before, gate, signals })
@@ -384,7 +393,7 @@ fn state(tid: i32) -> io::Result<Option<char>> {
 }
 
 /// Ends a tracee, in whatever state it is, and waits for that.
-fn kill(tracee: &Tracee) -> io::Result<()> {
+pub(super) fn kill(tracee: &Tracee) -> io::Result<()> {
     // SAFETY: takes no pointer. The number is the tracee's own until its end was waited for.
     unsafe { libc::kill(tracee.tid(), libc::SIGKILL) };
     loop {

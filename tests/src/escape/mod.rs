@@ -15,6 +15,7 @@
 //! seccomp for a tracer (CONFIG_CHECKPOINT_RESTORE).
 
 pub mod attempts;
+mod caught;
 mod code;
 mod devices;
 mod files;

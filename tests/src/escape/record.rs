@@ -218,10 +218,10 @@ impl Record {
     pub fn to_markdown(&self) -> String {
         let all = |attempt: &Attempt| {
             let whose = words(&self.without_seccomp, attempt.name);
-            programs::staying().all(|process| whose.contains(&process.name))
+            programs::ALL.into_iter().all(|process| whose.contains(&process.name))
         };
         let mut text = String::new();
-        for Process { name: program, loss: has, .. } in programs::staying() {
+        for Process { name: program, loss: has, .. } in programs::ALL {
             let program = *program;
             let Some(ends) = self.ends.get(program) else { continue };
             let reached = by_class(|attempt| {

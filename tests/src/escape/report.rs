@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{
     attempts::{self, Attempt},
+    caught::{Caught, SHORT},
     foothold::{Foothold, Held, Layers, Outcome},
     scene::{Host, Target},
 };
@@ -28,18 +29,36 @@ pub fn attack(programs: &Path, user: Option<u32>, layers: &[Layers]) -> Result<(
     let mut host = Host::start(programs, user)?;
     let mut findings = Vec::new();
     for target in host.targets()? {
-        let on = || format!("{target} (pid {}, thread {})", target.pid, target.tid);
-        let done = attack_from(&host, &target, layers, &mut findings).and_then(|()| host.check());
-        done.with_context(|| format!("{}; its VM said: {}", on(), host.said()))?;
+        let attack = |mut foothold: Foothold| {
+            attack_from(&host, &target, &mut foothold, layers, &mut findings)?;
+            foothold.release()
+        };
+        let done = Foothold::take(target.pid, target.tid).and_then(attack).and_then(|()| host.check());
+        done.with_context(|| on(&host, &target))?;
+    }
+    for (process, words) in SHORT {
+        let caught = Caught::catch(&host, process, words)?;
+        let attack = |mut foothold| attack_from(&host, &caught.target, &mut foothold, layers, &mut findings);
+        let done = caught.foothold().and_then(attack).and_then(|()| host.check());
+        done.with_context(|| on(&host, &caught.target))?;
     }
     let said = host.said();
     host.stop()?;
     Ok((findings, said))
 }
 
-fn attack_from(host: &Host, target: &Target, layers: &[Layers], findings: &mut Vec<Finding>) -> Result<()> {
+fn on(host: &Host, target: &Target) -> String {
+    format!("{target} (pid {}, thread {}); its VM said: {}", target.pid, target.tid, host.said())
+}
+
+fn attack_from(
+    host: &Host,
+    target: &Target,
+    foothold: &mut Foothold,
+    layers: &[Layers],
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
     let (scene, processes) = (host.scene(target)?, host.processes(target)?);
-    let mut foothold = Foothold::take(target.pid, target.tid)?;
     for layers in layers.iter().copied() {
         for attempt in attempts::all() {
             host.renew()?;
@@ -48,12 +67,12 @@ fn attack_from(host: &Host, target: &Target, layers: &[Layers], findings: &mut V
             findings.push(Finding { target: target.clone(), layers, attempt, result });
         }
     }
-    foothold.release()
+    Ok(())
 }
 
 /// Has every thread itself, and not a clone of it, make a call that no thread may make. What came of it, by role.
 ///
-/// Each time that ends its process, and with it the VM, which is then started again.
+/// Each time that ends its process, and with it the VM if it is of one, which is then started again.
 pub fn kill(programs: &Path) -> Result<Vec<(String, Outcome)>> {
     let mut host = Host::start(programs, None)?;
     let mut roles: Vec<String> = host.targets()?.iter().map(ToString::to_string).collect();
@@ -62,12 +81,20 @@ pub fn kill(programs: &Path) -> Result<Vec<(String, Outcome)>> {
     for role in roles {
         let target = host.targets()?.into_iter().find(|target| target.to_string() == role);
         let target = target.with_context(|| format!("No {role} runs any more"))?;
-        let foothold = Foothold::take(target.pid, target.tid).with_context(|| role.clone())?;
-        let outcome = foothold.last_call(libc::SYS_io_uring_setup, &[1, 0]).with_context(|| role.clone())?;
+        let outcome = Foothold::take(target.pid, target.tid).and_then(last_call).with_context(|| role.clone())?;
         outcomes.push((role.clone(), outcome));
         host.gone(target.pid).with_context(|| role.clone())?;
         host.restart().with_context(|| format!("After {role} was killed"))?;
     }
+    for (process, words) in SHORT {
+        let caught = Caught::catch(&host, process, words)?;
+        let outcome = caught.foothold().and_then(last_call).with_context(|| caught.target.to_string())?;
+        outcomes.push((caught.target.to_string(), outcome));
+    }
     host.stop()?;
     Ok(outcomes)
+}
+
+fn last_call(foothold: Foothold) -> Result<Outcome> {
+    foothold.last_call(libc::SYS_io_uring_setup, &[1, 0])
 }

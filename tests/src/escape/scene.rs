@@ -33,10 +33,10 @@ use crate::{
 };
 
 /// How long anything may take: a debug build on a machine with other work.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 const DISK: u64 = 64 << 10;
 /// Where all its files are.
-const DIR: &str = "/tmp/volt-tests";
+pub(super) const DIR: &str = "/tmp/volt-tests";
 
 /// The names of what is there.
 #[derive(Clone)]
@@ -136,9 +136,9 @@ impl fmt::Display for Target {
 pub struct Host {
     /// What is there.
     pub world: World,
-    volt: Volt,
+    pub(super) volt: Volt,
     /// The plain user that runs it all; nobody but root, if absent.
-    user: Option<u32>,
+    pub(super) user: Option<u32>,
     web: Child,
     neighbour: Child,
     _sockets: (TcpListener, UdpSocket, UnixListener, UnixListener),
@@ -239,7 +239,7 @@ impl Host {
 
     /// How many processes its user may have, as a target's own program sets it.
     pub fn processes(&self, target: &Target) -> Result<u64> {
-        // The neighbour's counterpart was left alone. Of the services there is none.
+        // The neighbour's counterpart was left alone. Of services and short commands there is none.
         for pid in self.of_neighbour()? {
             if self.program(pid).is_some() && self.role(pid)? == target.program {
                 return limits::processes(pid);
@@ -376,7 +376,8 @@ impl Host {
         path.file_name().filter(|_| here)?.to_str().map(str::to_owned)
     }
 
-    fn role(&self, pid: i32) -> Result<String> {
+    /// Which process of the table's it is.
+    pub(super) fn role(&self, pid: i32) -> Result<String> {
         let program = self.program(pid).context("A process has ended")?;
         let title = fs::read_to_string(format!("/proc/{pid}/comm"))?;
         let words = fs::read(format!("/proc/{pid}/cmdline"))?;
@@ -428,7 +429,7 @@ fn run(volt: &Volt, user: Option<u32>, name: &str) -> Result<Child> {
 }
 
 /// Has a command run as that user, if there is one.
-fn becomes(command: &mut Command, user: Option<u32>) {
+pub(super) fn becomes(command: &mut Command, user: Option<u32>) {
     let Some(user) = user else { return };
     let change = move || {
         // SAFETY: no groups are read, as their number is 0; the others take numbers.

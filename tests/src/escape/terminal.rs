@@ -30,7 +30,7 @@ pub(super) fn give(command: &mut Command, to: PathBuf) -> Result<()> {
     command.stdin(slave.try_clone()?).stderr(slave);
     let control = || {
         rustix::process::setsid()?;
-        Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
+        Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stderr())?)
     };
     // SAFETY: between fork and exec only async-signal-safe functions may run; these are two system calls.
     unsafe { command.pre_exec(control) };
