@@ -132,13 +132,16 @@ async fn wind_up(
         // SAFETY: the thread never ends before the process does, so its handle stays good.
         let _ = unsafe { libc::pthread_kill(thread.as_pthread_t(), exit_signal()) };
     }
-    let limit = Instant::now() + WIND_UP;
-    while life.parked() < vcpus.len() && Instant::now() < limit {
-        sleep(TICK).await;
-    }
+    until(WIND_UP, || life.parked() >= vcpus.len()).await;
     console.finish();
-    let limit = Instant::now() + WIND_UP;
-    while !thread.is_finished() && Instant::now() < limit {
+    until(WIND_UP, || thread.is_finished()).await;
+}
+
+/// Waits until it is so, but no longer than `limit`. By looking: to wait as a thread ([`JoinHandle::finishes_within`]) would
+/// hold up the calls that this one answers, and take a system call that it does not have (`restart_syscall`).
+async fn until(limit: Duration, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + limit;
+    while !is_so() && Instant::now() < end {
         sleep(TICK).await;
     }
 }
