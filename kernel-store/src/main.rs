@@ -1,4 +1,4 @@
-//! The program `kernel-store`: arguments, then confinement, then service. Phase 1 opens and locks the state directory and binds or checks
+//! The program `kernel-store`: arguments, then confinement, then service. Phase 1 opens and locks the state directory, then binds or checks
 //! the sockets; what the directory holds, and the first byte of a client, are read in phase 2.
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -42,11 +42,10 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
 }
 
 fn start(arguments: &Arguments) -> Result<(Serving, Owner<Store>, Owner<Scratch>), Error> {
-    // Before there are sockets, which stay.
+    // Before there are sockets, which stay, and before anything there is handed over.
     let path = arguments.state.take(&arguments.options)?;
-    let wide = arguments.options.begin(&KERNEL_STORE)?;
-    // Before anything there is handed over.
     let mut dir = claim(&path, arguments)?;
+    let wide = arguments.options.begin(&KERNEL_STORE)?;
     let (wide, seen) = wide.keep_folder(&path)?;
     // Images are large and rare.
     let wide = wide.keep(|sandbox| Ok(sandbox.heap(Heap::Mapping).keep_fd(dir.as_raw_fd())))?;
