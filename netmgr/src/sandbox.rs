@@ -64,15 +64,7 @@ mod tests {
 
     #[test]
     fn the_rtnl_thread_cannot_make_a_socket_or_start_a_program() {
-        for forbidden in [
-            libc::SYS_socket,
-            libc::SYS_connect,
-            libc::SYS_bind,
-            libc::SYS_execve,
-            libc::SYS_clone,
-            libc::SYS_clone3,
-            libc::SYS_ptrace,
-        ] {
+        for forbidden in testkit::calls::NEVER_OF_A_SERVICE {
             assert!(!rtnl().syscalls().any(|syscall| syscall == forbidden), "{forbidden}");
         }
     }

@@ -9,6 +9,7 @@
 )]
 
 pub mod attempt;
+pub mod calls;
 pub mod corpus;
 pub mod elf;
 pub mod guest;
