@@ -7,7 +7,7 @@
 //! kept for it: it has to succeed on a full disk.
 //!
 //! After a panic, memory is made anew from the database, as after a failed commit. Whoever asked for what panicked is told so; for the others
-//! of its group it is as any failure of theirs.
+//! of its group it is as any failure of theirs. Where their commit was on the disk by then, each is told what became of it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -150,6 +150,8 @@ pub struct Group {
     ledger: Ledger,
     requests: VecDeque<Box<dyn Request>>,
     due: Due,
+    /// The transaction of the requests that are left is on the disk: all that is missing is to answer them.
+    on_disk: bool,
     /// Nothing is done before this that nobody waits for: it has just failed.
     rest: Option<Instant>,
 }
@@ -162,6 +164,10 @@ impl State for Group {
     fn renew(&mut self) -> Result<(), Lost> {
         self.undo()?;
         self.rest = Some(Instant::now() + RETRY);
+        if self.on_disk {
+            self.answer_all(&Ok(()));
+            return Ok(());
+        }
         let why = "another of its group panicked, and none was done";
         self.answer_all_but_again(&fault(Code::Internal, "serve a group of requests", why, "Try again"));
         Ok(())
@@ -187,7 +193,7 @@ impl State for Group {
 impl Group {
     /// Of a ledger that nothing was asked of yet.
     pub fn new(ledger: Ledger) -> Group {
-        Group { ledger, requests: VecDeque::new(), due: Due::default(), rest: None }
+        Group { ledger, requests: VecDeque::new(), due: Due::default(), on_disk: false, rest: None }
     }
 
     fn add<T: Send + 'static>(
@@ -211,13 +217,17 @@ impl Group {
                 self.ledger.regain_space();
             }
         }
-        if outcome.is_ok() {
-            self.due.unclaimed.clear();
-            self.due.abandoned.drain(..batch);
-        }
-        self.requests.drain(..).for_each(|request| request.answer(outcome.clone()));
+        self.answer_all(&outcome);
         self.ledger.fill_reserve();
         Ok(outcome.is_ok())
+    }
+
+    fn answer_all(&mut self, outcome: &Result<(), Fault>) {
+        // One by one: where one panics as it is dropped, the others are left.
+        while let Some(request) = self.requests.pop_front() {
+            request.answer(outcome.clone());
+        }
+        self.on_disk = false;
     }
 
     /// What is left are requests that are to be done once more.
@@ -250,7 +260,7 @@ impl Group {
 
     fn transaction(&mut self, batch: usize) -> Result<(), Fault> {
         const TRIED: &str = "commit a group of requests";
-        let Group { ledger, requests, due, .. } = self;
+        let Group { ledger, requests, due, on_disk, .. } = self;
         ledger.store().run("BEGIN IMMEDIATE").map_err(database(TRIED))?;
         ledger.pass_time(Now::read())?;
         for hash in &due.unclaimed {
@@ -270,7 +280,11 @@ impl Group {
                 requests.push_back(request);
             }
         }
-        ledger.store().run("COMMIT").map_err(database(TRIED))
+        ledger.store().run("COMMIT").map_err(database(TRIED))?;
+        *on_disk = true;
+        due.unclaimed.clear();
+        due.abandoned.drain(..batch);
+        Ok(())
     }
 }
 

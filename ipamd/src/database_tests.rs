@@ -219,6 +219,44 @@ fn a_panic_that_is_none_of_a_request_s_is_rested_after_and_fails_what_was_done_o
 }
 
 #[test]
+fn a_panic_behind_the_commit_leaves_the_others_the_answers_that_are_true() {
+    struct PanicsWhereNobodyAwaitsIt;
+    impl Drop for PanicsWhereNobodyAwaitsIt {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+    let (mut group, pool, lease, _dir) = with_lease();
+    let mut before = ask(&mut group, move |ledger| ledger.allocate(pool, "vm-before", &quota()));
+    drop(ask(&mut group, |_| Ok(PanicsWhereNobodyAwaitsIt)));
+    let mut given = ask(&mut group, move |ledger| ledger.allocate(pool, "vm-b", &quota()));
+    let mut failed = ask(&mut group, |ledger| ledger.define("no configuration"));
+    let runs = Arc::new(Mutex::new(0));
+    let counted = runs.clone();
+    let mut again = ask_always(&mut group, move |ledger| {
+        *counted.lock().unwrap() += 1;
+        ledger.lease_info(lease)
+    });
+    group.due.abandoned.push_back(lease);
+    catch_unwind(AssertUnwindSafe(|| group.tidy())).unwrap_err();
+    group.renew().unwrap();
+    let [before, given] = [&mut before, &mut given].map(|answer| answer.try_recv().unwrap().unwrap());
+    for (lease, workload) in [(before, "vm-before"), (given, "vm-b")] {
+        assert_eq!(group.ledger.lease_info(lease).unwrap().binding.workload, workload);
+    }
+    assert_eq!(failed.try_recv().unwrap().unwrap_err().code, Code::InvalidArgument);
+    again.try_recv().unwrap().unwrap();
+    assert_eq!(*runs.lock().unwrap(), 1);
+    assert!(group.due.is_empty() && is_in_grace(&group, lease));
+    // The next group is its own: what it did is undone again.
+    let mut undone = ask(&mut group, move |ledger| ledger.allocate(pool, "vm-c", &quota()));
+    drop(ask(&mut group, |_| -> Result<(), Fault> { panic!("on purpose") }));
+    catch_unwind(AssertUnwindSafe(|| group.tidy())).unwrap_err();
+    group.renew().unwrap();
+    assert_eq!(undone.try_recv().unwrap().unwrap_err().code, Code::Internal);
+}
+
+#[test]
 fn a_ledger_that_cannot_be_made_anew_ends_the_thread() {
     let NewLedger { ledger, dir: _dir, .. } = NewLedger::make(Limits::default());
     let (owner, inbox) = owner();
