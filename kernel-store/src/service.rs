@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ipc::{Code, Fault, Peer};
 use schema::limits::IMPORT_WORK;
-use service::{Owner, Stopped};
+use service::{Allowance, Owner, Stopped};
 use sha2::Digest as _;
 use tokio::sync::OnceCell;
 
@@ -104,11 +104,12 @@ impl Service {
         let image = Arc::new(File::from(image));
         let seen = image.clone();
         let facts = self.disk.ask(move |_| Store::look_at(seen.as_fd())).await?;
-        let source = self.recognise(&image, facts).await?;
+        let work = Allowance::from(IMPORT_WORK);
+        let source = self.recognise(&image, facts, work.clone()).await?;
         if let Some(kernel) = self.known(source, &name).await? {
             return Ok(kernel);
         }
-        let unpack = async |place| self.unpack(image, facts.size, source, &name, place).await;
+        let unpack = async |place| self.unpack(image, facts.size, source, &name, place, work).await;
         self.common.unpacking.once(self.who, source, unpack).await??;
         let gone = || Fault::new(Code::NotFound, TRIED, "it was removed as soon as it was there", "Import it again");
         self.known(source, &name).await?.ok_or_else(gone)
@@ -120,7 +121,7 @@ impl Service {
     }
 
     /// The digest of an image, as it is once this is asked for. A file that waits to be read is read once for all of its user who wait for it.
-    async fn recognise(&self, image: &Arc<File>, facts: FileFacts) -> Result<Digest, Fault> {
+    async fn recognise(&self, image: &Arc<File>, facts: FileFacts, work: Allowance) -> Result<Digest, Fault> {
         let one = {
             let mut all = self.common.recognising.borrow_mut();
             all.retain(|_, one| one.strong_count() > 0);
@@ -145,7 +146,7 @@ impl Service {
                 read = read.saturating_add(chunk.len());
                 Ok(None)
             };
-            self.unpacker.work(IMPORT_WORK, step).await.map_err(|stopped| import_fault(stopped, bad_image))
+            self.unpacker.work(work, step).await.map_err(|stopped| import_fault(stopped, bad_image))
         };
         one.digest.get_or_try_init(hash).await.copied()
     }
@@ -158,6 +159,7 @@ impl Service {
         source: Digest,
         name: &str,
         place: Arc<Place<Result<(), Fault>>>,
+        work: Allowance,
     ) -> Result<Result<(), Fault>, Fault> {
         // Somebody else may have been before.
         if self.known(source, name).await?.is_some() {
@@ -166,7 +168,7 @@ impl Service {
         let home = self.disk.clone();
         let draft = self.disk.ask(move |_| Store::draft(MAX_OUTPUT).map(|draft| DroppedOn::new(draft, home))).await?;
         let mut unpacking = Unpack::new(image, size, source, draft, self.disk.clone(), place.clone());
-        let unpacked = match self.unpacker.work(IMPORT_WORK, move |_| unpacking.step()).await {
+        let unpacked = match self.unpacker.work(work.clone(), move |_| unpacking.step()).await {
             Ok(unpacked) => unpacked,
             Err(Stopped::Failed(Failed::Bad(error))) => return Ok(Err(bad_image(error))),
             Err(stopped @ (Stopped::Late | Stopped::Panicked)) => return Ok(Err(import_fault(stopped, bad_unpack))),
@@ -177,7 +179,7 @@ impl Service {
             let _place = &place;
             keeping.get_mut().map_or(Ok(None), |keeping| keeping.step(store))
         };
-        let kept = self.disk.work(IMPORT_WORK, step).await;
+        let kept = self.disk.work(work, step).await;
         let (kernel, sealed) = kept.map_err(|stopped| import_fault(stopped, |fault| fault))?;
         self.common.cache.borrow_mut().put(kernel.entry.digest, Arc::new(sealed));
         Ok(Ok(()))

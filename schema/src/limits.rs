@@ -22,9 +22,9 @@ pub const THREAD_SPACE: u64 = 4 << 20;
 pub const CORE_FILES: u64 = 4096;
 /// How long all backends of a VM together may take for their handshakes, counted from `Vm.start`.
 pub const HANDSHAKES: Duration = Duration::from_secs(10);
-/// How much of a thread's time each of the three parts of an import may take: to read the image, to unpack it and to keep the kernel.
+/// How much of the store's time an import may take, all its parts together: to read the image, to unpack it and to keep the kernel.
 pub const IMPORT_WORK: Duration = Duration::from_secs(60);
-/// How long a whole import may take, with the time for which it waits for others.
+/// How long an import may take: its work, and as long again for others, whose steps are between its own.
 pub const IMPORT: Duration = Duration::from_secs(2 * IMPORT_WORK.as_secs());
 /// How long a service stays without any connection, where `volt` has started it.
 pub const IDLE_EXIT: Duration = Duration::from_secs(30);

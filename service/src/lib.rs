@@ -54,7 +54,7 @@ mod steps;
 use std::{io, path::PathBuf};
 
 pub use options::{Options, StateDir};
-pub use owner::{Answer, Inbox, Owner, State, Stopped, Unserved, owner};
+pub use owner::{Allowance, Answer, Inbox, Owner, State, Stopped, Unserved, owner};
 pub use start::{Serving, Starting, Wide, filter};
 
 /// Why a state is not to be had any more.

@@ -12,6 +12,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -103,6 +104,25 @@ pub enum Stopped<E> {
     Refused(Fault),
 }
 
+/// How much of threads' time work may take that has several parts, on whichever threads; its clones are the same one.
+#[derive(Clone, Debug)]
+pub struct Allowance(Arc<Mutex<Duration>>);
+
+impl Allowance {
+    /// Whether some is left afterwards.
+    fn spend(&self, took: Duration) -> bool {
+        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *left = left.saturating_sub(took);
+        !left.is_zero()
+    }
+}
+
+impl From<Duration> for Allowance {
+    fn from(all: Duration) -> Allowance {
+        Allowance(Arc::new(Mutex::new(all)))
+    }
+}
+
 /// A handle on the thread that owns an `S`, for one client.
 pub struct Owner<S> {
     messages: Sender<Message<S>>,
@@ -176,30 +196,28 @@ impl<S: 'static> Owner<S> {
         let _ = self.messages.send(Message::Job(Box::new(job)));
     }
 
-    /// Has `step` called on the state until it has an answer, for at most `limit` of the thread's time; not again once this is dropped.
+    /// Has `step` called on the state until it has an answer, for at most `limit` of the thread's time (a [`Duration`], or what is left of an
+    /// [`Allowance`]); not again once this is dropped.
     ///
     /// # Errors
     /// Why it [`Stopped`].
     pub async fn work<T: Send + 'static, E: Send + 'static>(
         &self,
-        limit: Duration,
+        limit: impl Into<Allowance>,
         mut step: impl FnMut(&mut S) -> Result<Option<T>, E> + Send + 'static,
     ) -> Result<T, Stopped<E>> {
         let (sender, receiver) = oneshot::channel();
-        let (mut sender, mut spent) = (Some(sender), Duration::ZERO);
+        let (mut sender, allowance) = (Some(sender), limit.into());
         let steps = move |state: &mut S| {
             if sender.as_ref().is_none_or(oneshot::Sender::is_closed) {
                 return true;
             }
             let begun = Instant::now();
-            let answer = match step(state) {
-                Ok(None) => {
-                    spent = spent.saturating_add(begun.elapsed());
-                    if spent < limit {
-                        return false;
-                    }
-                    Err(Stopped::Late)
-                }
+            let done = step(state);
+            let some_is_left = allowance.spend(begun.elapsed());
+            let answer = match done {
+                Ok(None) if some_is_left => return false,
+                Ok(None) => Err(Stopped::Late),
                 Ok(Some(answer)) => Ok(answer),
                 Err(error) => Err(Stopped::Failed(error)),
             };

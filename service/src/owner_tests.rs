@@ -302,6 +302,27 @@ fn work_that_takes_more_time_than_it_may_is_stopped() {
 }
 
 #[test]
+fn parts_of_work_have_one_allowance_together() {
+    with_thread(async |owner| {
+        let of = |all: Duration| {
+            let allowance = Allowance::from(all);
+            let parts = [allowance.clone(), allowance];
+            async {
+                let [first, second] = parts;
+                // It is done in its one step, however long that was.
+                let slow = |_: &mut Notes| {
+                    thread::sleep(Duration::from_millis(2));
+                    Ok::<_, Never>(Some(()))
+                };
+                (owner.work(first, slow).await, owner.work(second, steps('x', 2)).await)
+            }
+        };
+        assert_eq!(of(Duration::from_millis(1)).await, (Ok(()), Err(Stopped::Late)));
+        assert_eq!(of(LONG).await, (Ok(()), Ok(())));
+    });
+}
+
+#[test]
 fn a_panic_fails_its_own_caller_and_the_state_is_made_anew_before_the_next() {
     with_thread(async |owner| {
         let anew = async || owner.ask(|state| Ok::<_, Fault>((state.anew, state.numbers.len()))).await;
