@@ -30,7 +30,8 @@ use crate::{
         services::{self, Service},
         told,
     },
-    output::{print, print_rows, printable, say, shell},
+    output::{print, print_rows, printable, say},
+    shell::shell,
 };
 
 /// How long the end of a VM may take beyond the guest's grace: stopped and frozen processes have their time, and services.

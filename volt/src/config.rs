@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::{
     cli::{DEFAULT_CMDLINE, DEFAULT_MEMORY, DEFAULT_VCPUS, RunArgs},
     cmdline,
-    output::shell,
+    shell::shell,
 };
 
 /// Room for the `ip=` word of one card: three addresses, a VM's name, a device, and what stands between them, in bytes.

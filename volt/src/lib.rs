@@ -24,6 +24,7 @@
 //! | `commands`, `doctor`, `vm` | the commands: the short ones, `volt doctor`, `volt run` |
 //! | `host` | what is the host's and not one VM's: paths, users, services, the keeper |
 //! | `helper`, `filters`, `output` | becoming a helper process; lists of system calls; what people see |
+//! | `shell` | commands for people to copy |
 //!
 //! Errors are the wire's [`ipc::Fault`] throughout: each is made where it happens, for people, with what was tried and what to
 //! do. A third of them are a service's own words, passed on; those that are told apart are, by their code; and the line that a
@@ -40,6 +41,7 @@ pub mod fuzzing;
 mod helper;
 mod host;
 mod output;
+mod shell;
 mod vm;
 
 use clap::Parser;

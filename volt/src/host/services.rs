@@ -26,7 +26,7 @@ use crate::{
         lock::take_lock,
         paths::Paths,
     },
-    output::shell,
+    shell::shell,
 };
 
 /// How long to wait before something is looked at again.
