@@ -9,7 +9,7 @@ use std::{
 
 use confine::{Policy, Sandbox};
 use futures::{FutureExt, future::join_all};
-use ipc::{Code, Connection, Fault, chain};
+use ipc::{Code, Connection, chain};
 use schema::{
     addresses_capnp::MAX_CONFIG_BYTES,
     kernel_store_capnp::{kernel_info, kernel_store},
@@ -21,17 +21,17 @@ use schema::{
 use crate::{
     cli::{Command, KernelCommand, NetworkCommand, StopArgs},
     config::{check_file, check_name},
+    error::Error,
     filters,
     host::{
         keeper, kernels,
-        links::{self, CALL_DEADLINE, Dialled, has_ended, of_file, runtime},
+        links::{self, CALL_DEADLINE, Dialled, has_ended, runtime},
         networks,
         paths::Paths,
         services::{self, Service},
         told,
     },
     output::{print, print_rows, printable, say},
-    shell::shell,
 };
 
 /// How long the end of a VM may take beyond the guest's grace: stopped and frozen processes have their time, and services.
@@ -47,7 +47,7 @@ const NOT_ALL_ANSWERED: i32 = 3;
 const NETWORK: [Service; 2] = [Service::Ipamd, Service::Netmgr];
 
 /// Runs one of them.
-pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
+pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
     let paths = Paths::prepare()?;
     let policy = told::once(&paths, policy);
     match command {
@@ -55,7 +55,7 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
         Command::Stop(args) => stop(&paths, policy, args),
         Command::Network(NetworkCommand::Define { file }) => define_network(&paths, policy, file),
         Command::Network(NetworkCommand::Remove { name }) => ask(&paths, policy, &NETWORK, &[], async |links| {
-            let [ipamd, netmgr] = links.as_slice() else { return Err(no_link()) };
+            let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
             networks::remove(netmgr, ipamd, name).await
         }),
         Command::Network(NetworkCommand::List) => ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
@@ -66,11 +66,9 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Fault> {
     }
 }
 
-fn list(paths: &Paths, policy: Policy) -> Result<i32, Fault> {
+fn list(paths: &Paths, policy: Policy) -> Result<i32, Error> {
     let dir = paths.vms();
-    let failed = |e| {
-        Fault::new(Code::Unavailable, format!("list {}", dir.display()), chain(&e), "Make it readable for this user")
-    };
+    let failed = |source| Error::OwnUnreadable { path: paths.vms(), source };
     let (mut asked, mut rows, mut dialled) = (Vec::new(), Vec::new(), Vec::new());
     let end = Instant::now() + LIST_DEADLINE;
     for entry in fs::read_dir(&dir).map_err(failed)? {
@@ -121,17 +119,12 @@ fn vm_row(info: vm_info::Reader<'_>) -> Result<[String; 4], capnp::Error> {
     Ok([text(info.get_name()?)?, state.into(), info.get_vcpus().to_string(), format!("{}M", info.get_memory() >> 20)])
 }
 
-fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
+fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Error> {
     check_name(&args.name)?;
     let path = paths.vm(&args.name);
     let vm = Dialled::dial_until(&path, Instant::now() + CALL_DEADLINE).map_err(|e| {
-        let tried = format!("stop the VM {}", args.name);
-        if has_ended(&e) {
-            let why = format!("no VM of that name runs here ({} does not answer)", path.display());
-            return Fault::new(Code::NotFound, tried, why, "See volt list for those that run");
-        }
-        let remedy = format!("See who is behind it: fuser {}", shell(&path));
-        Fault::new(Code::Unavailable, tried, format!("{}: {}", path.display(), chain(&e)), remedy)
+        let (name, socket) = (args.name.clone(), path.clone());
+        if has_ended(&e) { Error::NoVm { name, socket } } else { Error::VmUnreachable { name, socket, source: e } }
     })?;
     let grace = Duration::from_secs(args.grace.into());
     confined(policy, vec![vm], &[], async |links| {
@@ -139,35 +132,34 @@ fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Fault> {
         let mut request = link.bootstrap::<vm::Client>().stop_request();
         request.get().set_grace_milliseconds(u32::try_from(grace.as_millis()).unwrap_or(u32::MAX));
         let deadline = grace.saturating_add(STOP_DEADLINE);
-        link.call(&format!("stop the VM {}", args.name), deadline, request.send()).await.map(|_| 0)
+        link.call(&format!("stop the VM {}", args.name), deadline, request.send()).await?;
+        Ok(0)
     })
 }
 
-fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Fault> {
+fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Error> {
     let tried = format!("define the network in {}", file.display());
-    let fault =
-        |why: String| Fault::new(Code::InvalidArgument, &tried, why, "Name a JSON file such as docs/RUNNING.md shows");
+    let unread = |source| Error::NetworkFileUnread { path: file.to_owned(), source };
     check_file("the network's configuration", file)?;
-    let size = fs::metadata(file).map_err(|e| fault(chain(&e)))?.len();
+    let size = fs::metadata(file).map_err(unread)?.len();
     if size > MAX_CONFIG_BYTES.into() {
-        return Err(fault(format!("it holds {size} bytes, more than {MAX_CONFIG_BYTES}")));
+        return Err(Error::NetworkFileTooLarge { path: file.to_owned(), size });
     }
-    let config = fs::read_to_string(file).map_err(|e| fault(chain(&e)))?;
+    let config = fs::read_to_string(file).map_err(unread)?;
     ask(paths, policy, &NETWORK, &[], async |links| {
-        let [ipamd, netmgr] = links.as_slice() else { return Err(no_link()) };
-        networks::define(netmgr, ipamd, &tried, &config).await.map_err(|fault| of_file(&tried, fault))
+        let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
+        networks::define(netmgr, ipamd, &tried, &config).await.map_err(|error| error.of_file(&tried))
     })
 }
 
-fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32, Fault> {
+fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32, Error> {
     let wanted = &[Service::KernelStore];
     match command {
         KernelCommand::Import { file, name } => {
             let tried = format!("import the kernel {}", file.display());
             check_file("the kernel's image", file)?;
-            let image = kernels::open_image(file).map_err(|e| {
-                Fault::new(Code::InvalidArgument, &tried, chain(&e), "Name a kernel image that you may read")
-            })?;
+            let image =
+                kernels::open_image(file).map_err(|source| Error::KernelUnread { path: file.clone(), source })?;
             ask(paths, policy, wanted, &[&image], async |links| {
                 let link = first(&links)?;
                 let kernel = kernels::import(link, &tried, image.as_fd(), name).await?;
@@ -189,7 +181,8 @@ fn kernel(paths: &Paths, policy: Policy, command: &KernelCommand) -> Result<i32,
                 request.get().set_ref(kernel);
                 request.send()
             };
-            link.ask(&format!("remove the kernel {kernel}"), CALL_DEADLINE, remove).await.map(drop)
+            link.ask(&format!("remove the kernel {kernel}"), CALL_DEADLINE, remove).await?;
+            Ok(())
         }),
     }
 }
@@ -211,40 +204,29 @@ fn ask(
     policy: Policy,
     wanted: &[Service],
     keep: &[&OwnedFd],
-    work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Fault>,
-) -> Result<i32, Fault> {
+    work: impl AsyncFnOnce(Vec<Connection>) -> Result<(), Error>,
+) -> Result<i32, Error> {
     let dialled = services::ensure(paths, wanted, |missing| keeper::start(paths, policy, missing))?;
-    confined(policy, dialled, keep, work).map(|()| 0).map_err(|fault| services::with_log(paths, fault))
+    confined(policy, dialled, keep, work).map(|()| 0).map_err(|error| error.with_log(paths.log()))
 }
 
 fn confined<T>(
     policy: Policy,
     dialled: Vec<Dialled>,
     keep: &[&OwnedFd],
-    work: impl AsyncFnOnce(Vec<Connection>) -> Result<T, Fault>,
-) -> Result<T, Fault> {
-    let fault = |why: String| {
-        Fault::new(
-            Code::Unavailable,
-            "confine this command",
-            why,
-            "Use --confinement best-effort to run with what this host has",
-        )
-    };
+    work: impl AsyncFnOnce(Vec<Connection>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let unconfined = |source| Error::Unconfined { what: "this command", source };
     let mut sandbox = Sandbox::new(CLIENT.title, policy);
     for fd in links::fds_of(&dialled).chain(keep.iter().map(|fd| fd.as_raw_fd())) {
         sandbox = sandbox.keep_fd(fd);
     }
-    let confined = sandbox.confine().map_err(|e| fault(chain(&e)))?;
+    let confined = sandbox.confine().map_err(unconfined)?;
     let runtime = runtime()?;
-    let _narrow = confined.enter(&filters::client()).map_err(|e| fault(chain(&e)))?;
+    let _narrow = confined.enter(&filters::client()).map_err(unconfined)?;
     runtime.run(async { work(links::talk(dialled)?).await })
 }
 
-fn first(links: &[Connection]) -> Result<&Connection, Fault> {
-    links.first().ok_or_else(no_link)
-}
-
-fn no_link() -> Fault {
-    Fault::new(Code::Internal, "reach the service", "no link to it was made", "Report this as a defect of volt")
+fn first(links: &[Connection]) -> Result<&Connection, Error> {
+    links.first().ok_or(Error::NoLink)
 }

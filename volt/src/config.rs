@@ -7,7 +7,6 @@ use std::{
 };
 
 use disk::SECTOR;
-use ipc::{Code, Fault, chain};
 use schema::{
     limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
     names,
@@ -17,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     cli::{DEFAULT_CMDLINE, DEFAULT_MEMORY, DEFAULT_VCPUS, RunArgs},
     cmdline,
-    shell::shell,
+    error::{ArgumentError, Error},
 };
 
 /// Room for the `ip=` word of one card: three addresses, a VM's name, a device, and what stands between them, in bytes.
@@ -90,7 +89,7 @@ struct FileNet {
 
 impl VmConfig {
     /// Merges flags and file (a flag wins; any `--disk` or `--net` replaces all of the file's), and checks the result.
-    pub fn new(args: &RunArgs) -> Result<VmConfig, Fault> {
+    pub fn new(args: &RunArgs) -> Result<VmConfig, Error> {
         let file = match &args.config {
             Some(path) => read_file(path)?,
             None => File::default(),
@@ -102,17 +101,11 @@ impl VmConfig {
     }
 
     /// The same without a look at the files that it names. Paths in `file` start at `base`.
-    pub fn merged(args: &RunArgs, file: File, base: &Path) -> Result<VmConfig, Fault> {
+    pub fn merged(args: &RunArgs, file: File, base: &Path) -> Result<VmConfig, Error> {
         let kernel = match (&args.kernel, file.kernel) {
             (Some(kernel), _) => kernel_ref(Path::new(""), kernel),
             (None, Some(kernel)) => kernel_ref(base, &kernel),
-            (None, None) => {
-                return Err(invalid(
-                    "--kernel",
-                    "no kernel is given",
-                    "Name a bzImage, an ELF kernel, or one in the kernel store",
-                ));
-            }
+            (None, None) => return Err(ArgumentError::NoKernel.into()),
         };
         let disks = if args.disks.is_empty() {
             file.disk.into_iter().map(|d| Disk { path: base.join(d.path), read_only: d.read_only }).collect()
@@ -126,11 +119,7 @@ impl VmConfig {
             None => DEFAULT_MEMORY,
         };
         let config = VmConfig {
-            name: args
-                .name
-                .clone()
-                .or(file.name)
-                .ok_or_else(|| invalid("--name", "no name is given", "Give one, such as --name web"))?,
+            name: args.name.clone().or(file.name).ok_or(ArgumentError::NoName)?,
             kernel,
             initrd: args.initrd.clone().or_else(|| file.initrd.map(|p| base.join(p))),
             cmdline: args.cmdline.clone().or(file.cmdline).unwrap_or_else(|| DEFAULT_CMDLINE.into()),
@@ -144,53 +133,35 @@ impl VmConfig {
         Ok(config)
     }
 
-    fn check_values(&self) -> Result<(), Fault> {
+    fn check_values(&self) -> Result<(), Error> {
         check_name(&self.name)?;
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
-            return Err(invalid(
-                "--cpus",
-                format!("{} is not between 1 and {MAX_VCPUS}", self.vcpus),
-                "Choose a number in that range",
-            ));
+            return Err(ArgumentError::Cpus(self.vcpus).into());
         }
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) || !self.memory.is_multiple_of(1 << 20) {
-            return Err(invalid(
-                "--memory",
-                format!(
-                    "{} is not a whole number of MiB between {}M and {}G",
-                    ipc::count(self.memory, "byte"),
-                    MIN_MEMORY >> 20,
-                    MAX_MEMORY >> 30
-                ),
-                &format!("Choose a size in that range, such as {}M", DEFAULT_MEMORY >> 20),
-            ));
+            return Err(ArgumentError::Memory { bytes: self.memory, such_as: DEFAULT_MEMORY }.into());
         }
         for (flag, count) in [("--disk", self.disks.len()), ("--net", self.nets.len())] {
             if count > MAX_DEVICES {
-                return Err(invalid(flag, format!("{count} are given, {MAX_DEVICES} is the most"), "Give fewer"));
+                return Err(ArgumentError::TooMany { flag, count }.into());
             }
         }
         let most = MAX_CMDLINE.saturating_sub(IP_WORD.saturating_mul(self.nets.len()));
         if self.cmdline.len() > most || !cmdline::is_line(&self.cmdline) {
-            return Err(invalid(
-                "--cmdline",
-                format!("it holds a control character, or more than {most} bytes"),
-                "Shorten it; words are separated by spaces",
-            ));
+            return Err(ArgumentError::Cmdline { most }.into());
         }
         if !cmdline::is_closed(&self.cmdline) {
-            let why = "a double quote has no second one: whatever follows would be part of that word";
-            return Err(invalid("--cmdline", why, "Close it, or leave it out"));
+            return Err(ArgumentError::OpenQuote.into());
         }
         for (n, net) in self.nets.iter().enumerate() {
             if self.nets.iter().take(n).any(|other| other == net) {
-                return Err(invalid("--net", format!("{net} is given twice"), "A VM has one card on a network"));
+                return Err(ArgumentError::Twice(net.clone()).into());
             }
         }
         Ok(())
     }
 
-    fn check_files(&self) -> Result<(), Fault> {
+    fn check_files(&self) -> Result<(), Error> {
         if let KernelRef::File(path) = &self.kernel {
             check_file("--kernel", path)?;
         }
@@ -205,29 +176,18 @@ impl VmConfig {
 }
 
 /// Whether `name` can be a VM's name: it becomes part of a socket's file name and of `vm-<name>`.
-pub fn check_name(name: &str) -> Result<(), Fault> {
-    if names::is_vm(name) {
-        return Ok(());
-    }
-    Err(invalid("--name", format!("{name:?} is not a VM's name"), &format!("Use {}", names::VM_RULE)))
+pub fn check_name(name: &str) -> Result<(), Error> {
+    if names::is_vm(name) { Ok(()) } else { Err(ArgumentError::Name(name.to_owned()).into()) }
 }
 
-fn invalid(what: &str, why: impl Into<String>, remedy: &str) -> Fault {
-    Fault::new(Code::InvalidArgument, format!("read {what}"), why, remedy)
-}
-
-fn read_file(path: &Path) -> Result<File, Fault> {
-    let what = format!("the VM file {}", path.display());
+fn read_file(path: &Path) -> Result<File, Error> {
     check_file("--config", path)?;
-    if fs::metadata(path).is_ok_and(|m| m.len() > MAX_FILE) {
-        return Err(invalid(
-            &what,
-            format!("it is larger than {MAX_FILE} bytes"),
-            "Name a TOML file that describes a VM",
-        ));
+    let path = || path.to_owned();
+    if fs::metadata(path()).is_ok_and(|m| m.len() > MAX_FILE) {
+        return Err(Error::VmFileTooLarge { path: path(), most: MAX_FILE });
     }
-    let text = fs::read_to_string(path).map_err(|e| invalid(&what, chain(&e), "Name a TOML file that you may read"))?;
-    parse_file(&text).map_err(|e| invalid(&what, chain(&e).trim(), "Correct that line"))
+    let text = fs::read_to_string(path()).map_err(|source| Error::VmFileUnread { path: path(), source })?;
+    parse_file(&text).map_err(|source| Error::VmFileMalformed { path: path(), source })
 }
 
 /// Reads the text of a file: its form, and nothing that it names.
@@ -248,7 +208,7 @@ fn parse_disk(text: &str) -> Disk {
 }
 
 /// Parses `256M`: a whole number and one of the binary units K, M, G, T, of which neither clap nor TOML knows.
-fn parse_size(text: &str) -> Result<u64, Fault> {
+fn parse_size(text: &str) -> Result<u64, ArgumentError> {
     let shift = match text.bytes().last() {
         Some(b'K') => 10,
         Some(b'M') => 20,
@@ -260,29 +220,19 @@ fn parse_size(text: &str) -> Result<u64, Fault> {
         .filter(|digits| shift < 64 && digits.bytes().all(|b| b.is_ascii_digit()))
         .and_then(|digits| digits.parse::<u64>().ok())
         .and_then(|n| n.checked_mul(1u64.checked_shl(shift)?))
-        .ok_or_else(|| {
-            invalid("--memory", format!("{text:?} is not a size"), "Write a whole number and a unit: 256M, 2G")
-        })
+        .ok_or_else(|| ArgumentError::Size(text.to_owned()))
 }
 
 /// Whether that is a file, before it is opened: to open a FIFO would wait for whoever writes to it.
-pub fn check_file(flag: &str, path: &Path) -> Result<(), Fault> {
-    let fault = |why: String| {
-        Fault::new(
-            Code::InvalidArgument,
-            format!("open {} ({flag})", path.display()),
-            why,
-            "Name a file that exists and that you may read",
-        )
-    };
+pub fn check_file(flag: &'static str, path: &Path) -> Result<(), Error> {
     match fs::metadata(path) {
-        Err(e) => Err(fault(chain(&e))),
-        Ok(meta) if !meta.is_file() => Err(fault("it is not a regular file".into())),
+        Err(source) => Err(Error::NoFile { flag, path: path.to_owned(), source }),
+        Ok(meta) if !meta.is_file() => Err(Error::NotRegular { flag, path: path.to_owned() }),
         Ok(_) => Ok(()),
     }
 }
 
-fn check_disk(path: &Path) -> Result<(), Fault> {
+fn check_disk(path: &Path) -> Result<(), Error> {
     let kind = fs::metadata(path).map(|m| m.file_type());
     if kind.is_ok_and(|t| t.is_block_device()) {
         return Ok(());
@@ -290,13 +240,7 @@ fn check_disk(path: &Path) -> Result<(), Fault> {
     check_file("--disk", path)?;
     let size = fs::metadata(path).map(|m| m.len()).unwrap_or(0);
     if size == 0 || !size.is_multiple_of(SECTOR) {
-        let whole = size.div_ceil(SECTOR).max(1).saturating_mul(SECTOR);
-        return Err(Fault::new(
-            Code::BadImage,
-            format!("use the disk image {}", path.display()),
-            format!("its size, {}, is not a positive multiple of {SECTOR}", ipc::count(size, "byte")),
-            format!("A raw image is whole sectors: truncate -s {whole} {}", shell(path)),
-        ));
+        return Err(Error::DiskSize { path: path.to_owned(), size });
     }
     Ok(())
 }
@@ -314,12 +258,19 @@ mod tests {
         }
     }
 
-    fn rejects(change: impl FnOnce(&mut RunArgs, &Path), mentions: &str) {
+    fn refused(change: impl FnOnce(&mut RunArgs, &Path)) -> Error {
         let dir = tempfile::tempdir().unwrap();
         let mut args = args(dir.path());
         change(&mut args, dir.path());
-        let text = VmConfig::new(&args).unwrap_err().to_string();
-        assert!(text.contains(mentions), "{text:?} does not mention {mentions:?}");
+        VmConfig::new(&args).unwrap_err()
+    }
+
+    /// Refused for that flag, and nothing else.
+    fn wrong(change: impl FnOnce(&mut RunArgs, &Path)) -> ArgumentError {
+        match refused(change) {
+            Error::Argument(argument) => argument,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -340,7 +291,7 @@ mod tests {
         assert_eq!(parse_size("256M").unwrap(), 256 << 20);
         assert_eq!(parse_size("3G").unwrap(), 3 << 30);
         for bad in ["", "M", "256", "256MB", "-1M", "+1M", "1.5G", "99999999999999999999G", "18446744073709551615T"] {
-            parse_size(bad).unwrap_err();
+            assert_eq!(parse_size(bad), Err(ArgumentError::Size(bad.into())));
         }
     }
 
@@ -350,7 +301,13 @@ mod tests {
         for (text, good) in [("63M", false), ("64M", true), ("1024G", true), ("1025G", false), ("65537K", false)] {
             let mut args = args(dir.path());
             args.memory = Some(text.into());
-            assert_eq!(VmConfig::new(&args).is_ok(), good, "{text}");
+            match VmConfig::new(&args) {
+                Ok(_) => assert!(good, "{text}"),
+                Err(Error::Argument(ArgumentError::Memory { bytes, .. })) => {
+                    assert_eq!((bytes, good), (parse_size(text).unwrap(), false));
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -360,7 +317,11 @@ mod tests {
         for (cpus, good) in [(0, false), (1, true), (64, true), (65, false)] {
             let mut args = args(dir.path());
             args.cpus = Some(cpus);
-            assert_eq!(VmConfig::new(&args).is_ok(), good, "{cpus}");
+            match VmConfig::new(&args) {
+                Ok(_) => assert!(good, "{cpus}"),
+                Err(Error::Argument(ArgumentError::Cpus(given))) => assert_eq!((given, good), (cpus, false)),
+                other => panic!("{other:?}"),
+            }
         }
     }
 
@@ -373,64 +334,76 @@ mod tests {
             args.cmdline = Some("x".repeat(most));
             VmConfig::new(&args).unwrap();
             args.cmdline = Some("x".repeat(most + 1));
-            assert!(VmConfig::new(&args).unwrap_err().to_string().contains(&format!("{most} bytes")));
+            assert!(matches!(
+                VmConfig::new(&args),
+                Err(Error::Argument(ArgumentError::Cmdline { most: told })) if told == most
+            ));
         }
-        rejects(|a, _| a.cmdline = Some("a\nb".into()), "control character");
-        rejects(|a, _| a.cmdline = Some("a=\"b c".into()), "double quote");
+        assert_eq!(wrong(|a, _| a.cmdline = Some("a\nb".into())), ArgumentError::Cmdline { most: MAX_CMDLINE });
+        assert_eq!(wrong(|a, _| a.cmdline = Some("a=\"b c".into())), ArgumentError::OpenQuote);
     }
 
     #[test]
     fn eight_cards_and_disks_are_taken_and_nine_or_the_same_twice_refused() {
-        rejects(|a, _| a.nets = (0..9).map(|n| format!("volt{n}")).collect(), "8 is the most");
-        rejects(|a, _| a.disks = vec!["/nowhere/disk".into(); 9], "8 is the most");
-        rejects(|a, _| a.nets = vec!["volt0".into(), "volt1".into(), "volt0".into()], "volt0 is given twice");
+        let too_many = |flag| ArgumentError::TooMany { flag, count: 9 };
+        assert_eq!(wrong(|a, _| a.nets = (0..9).map(|n| format!("volt{n}")).collect()), too_many("--net"));
+        assert_eq!(wrong(|a, _| a.disks = vec!["/nowhere/disk".into(); 9]), too_many("--disk"));
+        let twice = ["volt0", "volt1", "volt0"].map(String::from);
+        assert_eq!(wrong(|a, _| a.nets = twice.into()), ArgumentError::Twice("volt0".into()));
     }
 
     #[test]
     fn what_is_no_regular_file_is_refused_without_being_opened() {
-        for flag in [
-            |a: &mut RunArgs, path: String| a.kernel = Some(path),
-            |a: &mut RunArgs, path: String| a.initrd = Some(path.into()),
-            |a: &mut RunArgs, path: String| a.disks = vec![path],
-            |a: &mut RunArgs, path: String| a.config = Some(path.into()),
-        ] {
-            rejects(|a, _| flag(a, "/dev/null".into()), "/dev/null");
-            rejects(|a, dir| flag(a, dir.display().to_string()), "not a regular file");
-            rejects(
-                |a, dir| {
-                    let fifo = dir.join("fifo");
-                    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
-                    flag(a, fifo.display().to_string());
-                },
-                "not a regular file",
-            );
+        let names = |change: &dyn Fn(&mut RunArgs, &Path), given: &'static str, file: &str| {
+            let Error::NotRegular { flag, path } = refused(change) else { panic!("{given} {file}") };
+            assert_eq!((flag, path.ends_with(file)), (given, true), "{}", path.display());
+        };
+        for (flag, give) in FILES {
+            names(&|a, _| give(a, Path::new("/dev/null")), flag, "/dev/null");
+            names(&|a, dir| give(a, dir), flag, "");
+            let fifo = |a: &mut RunArgs, dir: &Path| {
+                let fifo = dir.join("fifo");
+                rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+                give(a, &fifo);
+            };
+            names(&fifo, flag, "fifo");
+        }
+    }
+
+    type Give = fn(&mut RunArgs, &Path);
+    /// Each flag that takes a file.
+    const FILES: [(&str, Give); 4] = [
+        ("--kernel", |a, path| a.kernel = Some(path.display().to_string())),
+        ("--initrd", |a, path| a.initrd = Some(path.into())),
+        ("--disk", |a, path| a.disks = vec![path.display().to_string()]),
+        ("--config", |a, path| a.config = Some(path.into())),
+    ];
+
+    #[test]
+    fn missing_files_are_named() {
+        for (given, give) in FILES {
+            let error = refused(|a, _| give(a, Path::new("/nowhere/file")));
+            assert!(matches!(
+                &error,
+                Error::NoFile { flag, path, source }
+                    if *flag == given && path == Path::new("/nowhere/file") && source.kind() == std::io::ErrorKind::NotFound
+            ));
+            let line =
+                format!("invalidArgument: open /nowhere/file ({given}): No such file or directory (os error 2). ");
+            assert!(error.fault().to_string().starts_with(&line));
         }
     }
 
     #[test]
-    fn missing_files_are_named() {
-        rejects(|a, _| a.kernel = Some("/nowhere/kernel".into()), "/nowhere/kernel");
-        rejects(|a, _| a.initrd = Some("/nowhere/initrd".into()), "/nowhere/initrd");
-        rejects(|a, _| a.disks = vec!["/nowhere/disk".into()], "/nowhere/disk");
-        rejects(|a, _| a.config = Some("/nowhere/vm.toml".into()), "/nowhere/vm.toml");
-    }
-
-    #[test]
     fn disk_of_odd_size_is_refused_with_the_size_that_fits() {
-        rejects(
-            |a, dir| {
-                fs::write(dir.join("odd"), vec![0u8; 513]).unwrap();
+        for (has, fits) in [(0, 512), (1, 512), (513, 1024)] {
+            let error = refused(|a, dir| {
+                fs::write(dir.join("odd"), vec![0u8; has]).unwrap();
                 a.disks = vec![dir.join("odd").display().to_string()];
-            },
-            "truncate -s 1024",
-        );
-        rejects(
-            |a, dir| {
-                fs::write(dir.join("empty"), b"").unwrap();
-                a.disks = vec![dir.join("empty").display().to_string()];
-            },
-            "truncate -s 512",
-        );
+            });
+            assert!(error.remedy().contains(&format!("truncate -s {fits} /")), "{error:?}");
+            assert!(matches!(error, Error::DiskSize { size, .. } if size == has as u64));
+        }
     }
 
     #[test]
@@ -451,12 +424,25 @@ mod tests {
 
     #[test]
     fn toml_file_with_an_unknown_key_is_refused_with_its_name() {
-        rejects(
-            |a, dir| {
-                fs::write(dir.join("vm.toml"), "memroy='1G'").unwrap();
-                a.config = Some(dir.join("vm.toml"));
-            },
-            "memroy",
-        );
+        let error = refused(|a, dir| {
+            fs::write(dir.join("vm.toml"), "memroy='1G'").unwrap();
+            a.config = Some(dir.join("vm.toml"));
+        });
+        assert!(matches!(error, Error::VmFileMalformed { .. }));
+        assert!(error.fault().why.contains("memroy"), "{error:?}");
+    }
+
+    #[test]
+    fn toml_file_of_64_kib_is_read_and_a_larger_one_refused() {
+        for (size, large) in [(MAX_FILE, false), (MAX_FILE + 1, true)] {
+            let error = refused(|a, dir| {
+                fs::write(dir.join("vm.toml"), "#".repeat(usize::try_from(size).unwrap())).unwrap();
+                (a.name, a.config) = (None, Some(dir.join("vm.toml")));
+            });
+            match error {
+                Error::VmFileTooLarge { most, .. } => assert!(large && most == MAX_FILE),
+                other => assert!(!large && matches!(other, Error::Argument(ArgumentError::NoName)), "{other:?}"),
+            }
+        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use ipc::Code;
 use schema::{
     limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
     names,
@@ -12,6 +11,7 @@ use crate::{
     cli::RunArgs,
     cmdline,
     config::{self, IP_WORD, VmConfig},
+    error::Error,
     vm::packet::{Answer, LONGEST, Question},
 };
 
@@ -30,10 +30,10 @@ pub fn vm_files(data: &[u8]) {
     let VmConfig { name, cmdline, disks, nets, vcpus, memory, .. } =
         match VmConfig::merged(&RunArgs::default(), file, Path::new("/nowhere")) {
             Ok(config) => config,
-            Err(fault) => {
-                assert_eq!(fault.code, Code::InvalidArgument);
-                return assert!(!fault.why.is_empty() && !fault.remedy.is_empty());
+            Err(Error::Argument(argument)) => {
+                return assert!(!argument.to_string().is_empty() && !argument.remedy().is_empty());
             }
+            Err(other) => panic!("{other:?} is of no value in the file"),
         };
     assert!(of_file("name") == Some(&name) && names::is_vm(&name));
     assert!(of_file("cmdline").is_none_or(|given| given == cmdline));

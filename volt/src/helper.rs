@@ -10,11 +10,10 @@ use std::{
 };
 
 use confine::{Child, Filter, Heap, Policy, Root, Sandbox, base};
-use ipc::Fault;
 use rustix::io::Errno;
 use schema::programs::Process;
 
-use crate::output::say;
+use crate::{error::Error, output::say};
 
 /// Bytes of heap of one that waits and tidies up.
 const SMALL_HEAP: usize = 1 << 20;
@@ -58,8 +57,8 @@ pub fn fork_orphan(namespaces: libc::c_int) -> Result<bool, Errno> {
 }
 
 /// Ends one that was forked, and says why its work failed, if so.
-pub fn end(work: Result<(), Fault>) -> ! {
-    confine::exit(i32::from(work.map_err(say).is_err()))
+pub fn end(work: Result<(), Error>) -> ! {
+    confine::exit(i32::from(work.map_err(|error| say(error.fault())).is_err()))
 }
 
 /// Leaves the terminal, whose signals pass it by from here on, and its standard input and output, so that whoever reads those need not

@@ -24,17 +24,19 @@
 //! | `commands`, `doctor`, `vm` | the commands: the short ones, `volt doctor`, `volt run` |
 //! | `host` | what is the host's and not one VM's: paths, users, services, the keeper |
 //! | `helper`, `filters`, `output` | becoming a helper process; lists of system calls; what people see |
-//! | `shell` | commands for people to copy |
+//! | `error`, `shell` | what can go wrong, and what to do about it; commands for people to copy |
 //!
-//! Errors are the wire's [`ipc::Fault`] throughout: each is made where it happens, for people, with what was tried and what to
-//! do. A third of them are a service's own words, passed on; those that are told apart are, by their code; and the line that a
-//! terminal shows begins with that code. So a type of volt's own would be a fault under another name: code, what was tried, why, remedy.
+//! What goes wrong is an `error::Error`, with a variant for each kind: a flag, a file, a name that is taken, a helper or a service that is not
+//! there; what a service has said itself is passed on in one of them. It becomes the wire's [`ipc::Fault`] (code, what was tried, why, remedy)
+//! where it leaves the process, and nowhere before: as a line for people (`main`, `helper::end`, the keeper's log), and in what the VM's
+//! control socket answers (`vm::control`) and says of the end (`vm::run`).
 
 mod cli;
 mod cmdline;
 mod commands;
 mod config;
 mod doctor;
+mod error;
 mod filters;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -68,8 +70,8 @@ pub fn main() -> ! {
         Command::Doctor(args) => doctor::main(cli.confinement, args),
         other => commands::main(cli.confinement, other),
     };
-    confine::exit(result.unwrap_or_else(|fault| {
-        output::say(fault);
+    confine::exit(result.unwrap_or_else(|error| {
+        output::say(error.fault());
         1
     }))
 }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use ipc::{Code, Fault, chain};
+
+use crate::error::Error;
 
 /// A line for people.
 pub fn say(line: impl Display) {
@@ -19,7 +20,7 @@ pub fn printable(text: &str) -> String {
 }
 
 /// Prints a table whose columns are as wide as they need to be.
-pub fn print_rows<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> Result<(), Fault> {
+pub fn print_rows<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> Result<(), Error> {
     print(&table(header, rows))
 }
 
@@ -33,12 +34,10 @@ fn table<const N: usize>(header: &[&str; N], rows: &[[String; N]]) -> String {
 }
 
 /// Writes to standard output. That its reader has had enough (`| head`) is no error.
-pub fn print(text: &str) -> Result<(), Fault> {
+pub fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Fault::new(Code::Unavailable, "write to standard output", chain(&e), "See where it leads to"))
-        }
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(e)),
         _ => Ok(()),
     }
 }

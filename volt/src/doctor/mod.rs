@@ -19,10 +19,9 @@ use std::io;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use confine::Policy;
-use ipc::{Code, Fault, chain};
 use serde::Serialize;
 
-use crate::{cli::DoctorArgs, output::print};
+use crate::{cli::DoctorArgs, error::Error, output::print};
 
 /// Columns where standard output is no terminal.
 const WIDTH: u16 = 120;
@@ -121,12 +120,10 @@ impl Report {
 }
 
 /// Looks at the host and says what was found. Success if a VM would run, under that policy.
-pub fn main(policy: Policy, args: &DoctorArgs) -> Result<i32, Fault> {
+pub fn main(policy: Policy, args: &DoctorArgs) -> Result<i32, Error> {
     let report = Report::of(examine(policy));
     let text = if args.json {
-        serde_json::to_string_pretty(&report).map_err(|e| {
-            Fault::new(Code::Internal, "print what was found", chain(&e), "Report this as a defect of volt")
-        })?
+        serde_json::to_string_pretty(&report).map_err(Error::Json)?
     } else {
         format!("{}\n\n{}", report.table().trim_fmt(), report.conclusion())
     };

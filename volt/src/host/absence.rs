@@ -11,11 +11,11 @@ use std::{
 };
 
 use futures::future::select_all;
-use ipc::{Code, Connection, Fault, chain};
+use ipc::Connection;
 use rustix::fs::inotify;
 use tokio::io::Interest;
 
-use crate::{host::services::Service, output::say};
+use crate::{error::Error, host::services::Service, output::say};
 
 /// The names that appear in the runtime directory.
 pub struct Names(OwnedFd);
@@ -39,16 +39,12 @@ impl Names {
     pub const READ: usize = 128;
 
     /// Begins to watch.
-    pub fn watch(runtime: &Path) -> Result<Names, Fault> {
-        let fault = |e: rustix::io::Errno| {
-            let tried = format!("watch for services in {}", runtime.display());
-            let remedy = "Raise sysctl fs.inotify.max_user_instances, or end what else of this user watches files";
-            Fault::new(Code::Unavailable, tried, chain(&std::io::Error::from(e)), remedy)
-        };
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(fault)?;
+    pub fn watch(runtime: &Path) -> Result<Names, Error> {
+        let failed = |e: rustix::io::Errno| Error::NoWatch { dir: runtime.to_owned(), source: e.into() };
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(failed)?;
         // A socket gets its name once it listens, by a link.
         let appear = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-        inotify::add_watch(&watch, runtime, appear).map_err(fault)?;
+        inotify::add_watch(&watch, runtime, appear).map_err(failed)?;
         Ok(Names(watch))
     }
 

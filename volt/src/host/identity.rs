@@ -13,14 +13,13 @@ use std::{
 };
 
 use confine::User;
-use ipc::{Code, Fault};
 use rustix::thread::CapabilitySet;
 use schema::{
     paths::{USERS_LOCK, USERS_VARIABLE},
     programs::{self, SERVICE_USERS as SERVICES},
 };
 
-use crate::host::services::Service;
+use crate::{error::Error, host::services::Service};
 
 /// What `VOLT_UID_RANGE` is if unset: above what systemd gives containers, below what it warns of.
 pub const DEFAULT_RANGE: Range = Range { first: 0x7000_0000, count: 1 << 16 };
@@ -40,17 +39,11 @@ impl fmt::Display for Range {
 
 impl Range {
     /// The one that the environment names.
-    pub fn find() -> Result<Range, Fault> {
+    pub fn find() -> Result<Range, Error> {
         match std::env::var_os(USERS_VARIABLE).filter(|text| !text.is_empty()) {
             None => Ok(DEFAULT_RANGE),
-            Some(text) => Range::parse(&text.to_string_lossy()).ok_or_else(|| {
-                Fault::new(
-                    Code::InvalidArgument,
-                    format!("use VOLT_UID_RANGE={}", text.display()),
-                    format!("it is not FIRST-LAST with more than {SERVICES} users, without 0 and 4294967295"),
-                    format!("Give a range that nobody else on this host uses, such as {DEFAULT_RANGE}"),
-                )
-            }),
+            Some(given) => Range::parse(&given.to_string_lossy())
+                .ok_or_else(|| Error::UserRange { given, such_as: DEFAULT_RANGE.to_string() }),
         }
     }
 
@@ -88,24 +81,21 @@ impl Range {
     }
 
     /// A user that no VM has, until the descriptor and its duplicates are closed.
-    pub fn claim(self) -> Result<(User, OwnedFd), Fault> {
+    pub fn claim(self) -> Result<(User, OwnedFd), Error> {
         self.claim_in(Path::new(USERS_LOCK))
     }
 
-    fn claim_in(self, lock: &Path) -> Result<(User, OwnedFd), Fault> {
-        let fault = |why: String, remedy: &str| {
-            Fault::new(Code::Unavailable, format!("claim a user for the VM in {}", lock.display()), why, remedy)
-        };
-        let file = open(lock).map_err(|e| fault(e.to_string(), "Make /run writable for root"))?;
+    fn claim_in(self, lock: &Path) -> Result<(User, OwnedFd), Error> {
+        let file = open(lock).map_err(|source| Error::UsersFile { lock: lock.to_owned(), source })?;
         for place in SERVICES..self.count {
             let Some(user) = self.first.checked_add(place).and_then(User::new) else { break };
             match claim_byte(&file, user) {
                 Ok(true) => return Ok((user, file.into())),
                 Ok(false) => {}
-                Err(e) => return Err(fault(e.to_string(), "See whether /run is a file system with locks")),
+                Err(source) => return Err(Error::UsersLock { lock: lock.to_owned(), source }),
             }
         }
-        Err(fault(format!("all {} of the range have a VM", self.count - SERVICES), "Give a wider VOLT_UID_RANGE"))
+        Err(Error::UsersTaken { lock: lock.to_owned(), most: self.count - SERVICES })
     }
 }
 
@@ -155,7 +145,7 @@ mod tests {
         let first = range.claim_in(&lock).unwrap();
         let second = range.claim_in(&lock).unwrap();
         assert_eq!((first.0.uid(), second.0.uid()), (5016, 5017));
-        assert!(range.claim_in(&lock).unwrap_err().to_string().contains("VOLT_UID_RANGE"));
+        assert!(matches!(range.claim_in(&lock), Err(Error::UsersTaken { most: 2, .. })));
         let copy = first.1.try_clone().unwrap();
         drop(first);
         range.claim_in(&lock).unwrap_err();

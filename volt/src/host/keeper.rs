@@ -10,11 +10,12 @@ use std::{
 };
 
 use confine::{Child, Policy, Rule, Spawn, User};
-use ipc::{Code, Endpoint, Fault};
+use ipc::Endpoint;
 use rustix::event::{PollFd, PollFlags};
 use schema::{limits::IDLE_EXIT, programs::KEEPER};
 
 use crate::{
+    error::Error,
     filters, helper,
     host::{
         identity::Range,
@@ -41,15 +42,7 @@ pub struct KeepArgs {
 }
 
 /// Starts a keeper for `endpoints`, which listen already. Under the lock.
-pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>) -> Result<(), Fault> {
-    let fault = |why: String| {
-        Fault::new(
-            Code::Unavailable,
-            "start Volt's services",
-            why,
-            "See whether the volt program is whole and may be executed",
-        )
-    };
+pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>) -> Result<(), Error> {
     let log = open_log(paths)?;
     if endpoints.iter().any(|(service, _)| service.has_state()) {
         has_room(paths)?;
@@ -72,38 +65,26 @@ pub fn start(paths: &Paths, policy: Policy, endpoints: Vec<(Service, Endpoint)>)
     if started.is_err() {
         sockets.iter().for_each(Own::remove);
     }
-    started.map_err(|e| fault(ipc::chain(&e)))
+    started.map_err(|source| Error::NotStarted { what: "Volt's services", source })
 }
 
 /// Bytes that have to be free where services keep what they know.
 const ROOM: u64 = 256 << 10;
 
 /// Services that find no room end, and their log, which would say so, has none either.
-fn has_room(paths: &Paths) -> Result<(), Fault> {
-    let tried = format!("start Volt's services in {}", paths.state.display());
+fn has_room(paths: &Paths) -> Result<(), Error> {
+    let state = || paths.state.clone();
     let found = rustix::fs::statvfs(&paths.state);
-    let found =
-        found.map_err(|e| Fault::new(Code::Unavailable, &tried, ipc::chain(&e), "See whether it is mounted"))?;
+    let found = found.map_err(|e| Error::NoState { state: state(), source: e.into() })?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);
-    if free >= ROOM {
-        return Ok(());
-    }
-    let why = format!("its file system is full: {free} bytes are free, and {ROOM} are the least");
-    let remedy = "Free some space there, or name another directory in VOLT_STATE_DIR";
-    Err(Fault::new(Code::Exhausted, tried, why, remedy))
+    if free >= ROOM { Ok(()) } else { Err(Error::NoRoom { state: state(), free, least: ROOM }) }
 }
 
 /// The services' log: they outlive the terminal that they were started from.
-fn open_log(paths: &Paths) -> Result<OwnedFd, Fault> {
+fn open_log(paths: &Paths) -> Result<OwnedFd, Error> {
     let path = paths.log();
-    File::options().append(true).create(true).open(&path).map(OwnedFd::from).map_err(|e| {
-        Fault::new(
-            Code::Unavailable,
-            format!("open {}", path.display()),
-            e.to_string(),
-            "Make the state directory writable, or name another one in VOLT_STATE_DIR",
-        )
-    })
+    let opened = File::options().append(true).create(true).open(&path);
+    opened.map(OwnedFd::from).map_err(|source| Error::Unwritable { path, source })
 }
 
 /// A service to be started.
@@ -123,7 +104,7 @@ struct Kept {
 }
 
 /// The keeper's own `main`.
-pub fn main(policy: Policy, args: &KeepArgs) -> Result<i32, Fault> {
+pub fn main(policy: Policy, args: &KeepArgs) -> Result<i32, Error> {
     let paths = Paths::given(args.runtime_dir.clone(), args.state_dir.clone())?;
     // It and the services belong to the host, not to whoever came first.
     let kept = confine::reset_inherited();
@@ -147,21 +128,19 @@ pub fn main(policy: Policy, args: &KeepArgs) -> Result<i32, Fault> {
 fn remove(paths: &Paths, runtime: &Path, sockets: &[Own]) {
     match open_dir(runtime).and_then(|dir| lock(dir, &paths.runtime)) {
         Ok(_lock) => sockets.iter().for_each(Own::remove),
-        Err(fault) => say(fault),
+        Err(error) => say(error.fault()),
     }
 }
 
-fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault> {
+fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Error> {
     let log = open_log(paths)?;
     let mut kept = Vec::new();
     for start in services {
         kept.push(launch(paths, policy, start, &log)?);
     }
-    let fault = |e: confine::Error| {
-        Fault::new(Code::Unavailable, "confine the keeper", ipc::chain(&e), "See volt --help on --confinement")
-    };
+    let unconfined = |source| Error::Unconfined { what: "the keeper", source };
     drop(log);
-    let (mut sandbox, alone) = helper::tidier(&KEEPER, policy, &[(paths.runtime.clone(), "/")]).map_err(fault)?;
+    let (mut sandbox, alone) = helper::tidier(&KEEPER, policy, &[(paths.runtime.clone(), "/")]).map_err(unconfined)?;
     let runtime = if alone { Path::new("/") } else { &paths.runtime };
     if alone {
         kept.iter_mut().flat_map(|kept| &mut kept.sockets).for_each(|own| *own = own.seen_in(runtime));
@@ -169,7 +148,7 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
     for k in &kept {
         sandbox = sandbox.keep_fd(k.child.as_fd().as_raw_fd());
     }
-    let confined = sandbox.confine().map_err(fault)?;
+    let confined = sandbox.confine().map_err(unconfined)?;
     // To open the runtime directory, to lock it.
     let read_only = Rule::eq(2, (libc::O_RDONLY | libc::O_CLOEXEC) as u32);
     let filter = helper::tidying("keeper")
@@ -177,7 +156,7 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
         .allow_if(libc::SYS_openat, vec![read_only])
         .allow_if(libc::SYS_write, vec![Rule::eq(0, 2)])
         .allow(&[libc::SYS_wait4]);
-    let _narrow = confined.enter(&filter).map_err(fault)?;
+    let _narrow = confined.enter(&filter).map_err(unconfined)?;
 
     while !kept.is_empty() {
         let mut polled: Vec<PollFd<'_>> =
@@ -206,36 +185,25 @@ fn keep(paths: &Paths, policy: Policy, services: Vec<Start>) -> Result<(), Fault
 }
 
 /// Not by clap, which copies values: these descriptors are taken over.
-fn parse(text: &str) -> Result<Start, Fault> {
-    let fault = || {
-        Fault::new(
-            Code::InvalidArgument,
-            format!("read --service {text}"),
-            "it is not NAME:FD:FD:UID with open descriptors",
-            "volt keep is started by volt run only",
-        )
-    };
+fn parse(text: &str) -> Result<Start, Error> {
+    let malformed = || Error::KeepArgument(text.to_owned());
     let mut parts = text.split(':');
     let name = parts.next().unwrap_or_default();
-    let service = Service::ALL.into_iter().find(|s| s.name() == name).ok_or_else(fault)?;
+    let service = Service::ALL.into_iter().find(|s| s.name() == name).ok_or_else(malformed)?;
     let mut fd = || {
-        parts.next().and_then(|n| n.parse::<RawFd>().ok()).and_then(|fd| confine::inherited(fd).ok()).ok_or_else(fault)
+        parts
+            .next()
+            .and_then(|n| n.parse::<RawFd>().ok())
+            .and_then(|fd| confine::inherited(fd).ok())
+            .ok_or_else(malformed)
     };
     let (rpc, lane) = (fd()?, fd()?);
-    let user = parts.next().and_then(|n| n.parse().ok()).ok_or_else(fault)?;
+    let user = parts.next().and_then(|n| n.parse().ok()).ok_or_else(malformed)?;
     Ok(Start { service, rpc, lane, user: User::new(user) })
 }
 
-fn launch(paths: &Paths, policy: Policy, start: Start, log: &OwnedFd) -> Result<Kept, Fault> {
+fn launch(paths: &Paths, policy: Policy, start: Start, log: &OwnedFd) -> Result<Kept, Error> {
     let Start { service, rpc, lane, user } = start;
-    let fault = |why: String| {
-        Fault::new(
-            Code::Unavailable,
-            format!("start {}", service.name()),
-            why,
-            "See whether Volt's programs are all in one folder",
-        )
-    };
     let sockets = Own::both(&paths.service(service.name()));
     let mut spawn = Spawn::new(&paths.program(service.name()));
     let (rpc, lane) = (spawn.fd(rpc), spawn.fd(lane));
@@ -253,6 +221,9 @@ fn launch(paths: &Paths, policy: Policy, start: Start, log: &OwnedFd) -> Result<
     if service.has_state() {
         spawn.arg("--state-dir").arg(paths.state.join(service.name()));
     }
-    spawn.stderr(log.try_clone().map_err(|e| fault(e.to_string()))?);
-    Ok(Kept { name: service.name(), child: spawn.spawn().map_err(|e| fault(ipc::chain(&e)))?, sockets })
+    spawn.stderr(
+        log.try_clone().map_err(|source| Error::NoDescriptor { tried: "duplicate the services' log", source })?,
+    );
+    let child = spawn.spawn().map_err(|source| Error::NotStarted { what: service.name(), source })?;
+    Ok(Kept { name: service.name(), child, sockets })
 }

@@ -7,13 +7,13 @@ use std::{
     path::Path,
 };
 
-use ipc::{Connection, Fault, retry};
+use ipc::{Connection, retry};
 use schema::{
     kernel_store_capnp::{MAX_IMAGE_BYTES, kernel, kernel_store},
     limits,
 };
 
-use crate::host::links::of_file;
+use crate::error::Error;
 
 /// Opens an image for the store, which reads only what it need not wait for. What lies elsewhere (on NFS, FUSE, Btrfs or overlayfs) is read here and
 /// now, into memory.
@@ -38,7 +38,7 @@ pub async fn import(
     tried: &str,
     image: BorrowedFd<'_>,
     alias: &str,
-) -> Result<kernel::Client, Fault> {
+) -> Result<kernel::Client, Error> {
     let store: kernel_store::Client = kernels.bootstrap();
     // A token is good for one call, so a new one goes with each.
     let import = async |left| {
@@ -48,7 +48,7 @@ pub async fn import(
         request.get().set_alias(alias);
         kernels.call(tried, left, request.send()).await
     };
-    let answer = retry(limits::IMPORT, import).await.map_err(|fault| of_file(tried, fault))?;
+    let answer = retry(limits::IMPORT, import).await.map_err(|fault| Error::from(fault).of_file(tried))?;
     Ok(answer.get()?.get_kernel()?)
 }
 

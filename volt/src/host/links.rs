@@ -7,11 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipc::{Code, Connection, Fault, Runtime, chain};
+use ipc::{Connection, Runtime};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt::Timeout},
 };
+
+use crate::error::Error;
 
 /// How long a service may take to answer one call.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -44,8 +46,8 @@ pub fn fds_of(dialled: &[Dialled]) -> impl Iterator<Item = RawFd> {
 }
 
 /// Begins to talk to each. Needs the runtime.
-pub fn talk(dialled: Vec<Dialled>) -> Result<Vec<Connection>, Fault> {
-    dialled.into_iter().map(|vat| Connection::from_fds(vat.rpc, vat.lane)).collect()
+pub fn talk(dialled: Vec<Dialled>) -> Result<Vec<Connection>, Error> {
+    dialled.into_iter().map(|vat| Ok(Connection::from_fds(vat.rpc, vat.lane)?)).collect()
 }
 
 /// Connects at once, or not: `WouldBlock` says that somebody is there, whose queue is full.
@@ -102,22 +104,11 @@ pub fn has_ended(error: &io::Error) -> bool {
 }
 
 /// What this program talks to others on. Made before the narrow phase.
-pub fn runtime() -> Result<Runtime, Fault> {
-    Runtime::new().map_err(|e| {
-        let remedy = "Raise this user's limit of open files";
-        Fault::new(Code::Unavailable, "prepare to talk to others", chain(&e), remedy)
-    })
+pub fn runtime() -> Result<Runtime, Error> {
+    Runtime::new().map_err(|source| Error::NoDescriptor { tried: "prepare to talk to others", source })
 }
 
 /// A service's text.
-pub fn text(reader: capnp::text::Reader<'_>) -> Result<String, Fault> {
+pub fn text(reader: capnp::text::Reader<'_>) -> Result<String, Error> {
     Ok(reader.to_string().map_err(capnp::Error::from)?)
-}
-
-/// A service that was handed a file, or its text, cannot say which file that was: `tried` does.
-pub fn of_file(tried: &str, mut fault: Fault) -> Fault {
-    if fault.tried != tried {
-        fault.tried = format!("{tried}: {}", fault.tried);
-    }
-    fault
 }

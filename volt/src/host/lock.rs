@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipc::{Code, Fault};
 use rustix::fs::FlockOperation;
+
+use crate::error::Error;
 
 /// How long to wait before it is tried again.
 const MOMENT: Duration = Duration::from_millis(10);
@@ -16,37 +17,31 @@ const MOMENT: Duration = Duration::from_millis(10);
 const QUEUE: Duration = Duration::from_secs(60);
 
 /// A directory, to be locked.
-pub fn open_dir(dir: &Path) -> Result<OwnedFd, Fault> {
-    File::open(dir).map(OwnedFd::from).map_err(|e| {
-        let remedy = "Make it readable for this user";
-        Fault::new(Code::Unavailable, format!("open {}", dir.display()), e.to_string(), remedy)
-    })
+pub fn open_dir(dir: &Path) -> Result<OwnedFd, Error> {
+    File::open(dir).map(OwnedFd::from).map_err(|source| Error::OwnUnreadable { path: dir.to_owned(), source })
 }
 
 /// Opens a directory and takes the [`lock`] on it, for as long as it goes from one to the next. Where somebody keeps it for too long, it says who.
-pub fn take_lock(path: &Path) -> Result<OwnedFd, Fault> {
+pub fn take_lock(path: &Path) -> Result<OwnedFd, Error> {
     let give_up = Instant::now() + QUEUE;
     loop {
         let dir = open_dir(path)?;
         let whose = dir.try_clone().ok();
         let holds = || whose.as_ref().and_then(holder);
         let before = holds();
-        let mut fault = match lock(dir, path) {
+        let error = match lock(dir, path) {
             Ok(lock) => return Ok(lock),
-            Err(fault) => fault,
+            Err(error) => error,
         };
         let now = holds();
         // Of those who start hundreds of VMs at once, each has it for a moment, and between two nobody has.
         if (now.is_none() || now != before) && Instant::now() < give_up {
             continue;
         }
-        if let Some(pid) = now {
-            fault.why = format!("{} ({pid})", fault.why);
-            fault.remedy = format!(
-                "See what it does: ps {pid}. If it is stopped (state T), kill -CONT {pid} lets it go on, and kill -KILL {pid} ends it"
-            );
-        }
-        return Err(fault);
+        return Err(match error {
+            Error::Locked { dir, .. } => Error::Locked { dir, holder: now },
+            other => other,
+        });
     }
 }
 
@@ -63,23 +58,15 @@ fn holder(dir: &OwnedFd) -> Option<u32> {
 
 /// Takes the lock that decides who starts or clears away services, or VMs' sockets: on the directory of their sockets itself,
 /// so that it leaves no file. Given back when the descriptor is closed. Who has it waits for nobody.
-pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Fault> {
-    let fault = |why: String| {
-        Fault::new(
-            Code::Unavailable,
-            format!("lock {}", runtime.display()),
-            why,
-            "See which volt process holds it: fuser -v on that directory",
-        )
-    };
+pub fn lock(dir: OwnedFd, runtime: &Path) -> Result<OwnedFd, Error> {
     // Held for as long as three sockets take to bind, so a short wait is enough; not for ever if a holder is stopped. It is tried
     // again and again, as the kernel knows no wait for such a lock that ends at a time.
     for _ in 0..500 {
         match rustix::fs::flock(dir.as_fd(), FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(dir),
             Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(MOMENT),
-            Err(e) => return Err(fault(e.to_string())),
+            Err(e) => return Err(Error::NoLock { dir: runtime.to_owned(), source: e.into() }),
         }
     }
-    Err(fault("another process has held the lock for 5 s".into()))
+    Err(Error::Locked { dir: runtime.to_owned(), holder: None })
 }

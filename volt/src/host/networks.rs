@@ -3,14 +3,17 @@
 //! leaves what the next definition or removal of that network brings in order.
 
 use futures::future::try_join_all;
-use ipc::{Code, Connection, Fault};
+use ipc::{Connection, Fault};
 use schema::{
     addresses_capnp::{ipam, pool, pool_info},
     host_capnp::host,
     network_capnp::network,
 };
 
-use crate::host::links::{CALL_DEADLINE, text};
+use crate::{
+    error::Error,
+    host::links::{CALL_DEADLINE, text},
+};
 
 /// What a bridge is made of.
 pub struct Definition {
@@ -22,7 +25,7 @@ pub struct Definition {
 }
 
 impl Definition {
-    fn of(info: pool_info::Reader<'_>) -> Result<Definition, Fault> {
+    fn of(info: pool_info::Reader<'_>) -> Result<Definition, Error> {
         Ok(Definition {
             name: text(info.get_network()?)?,
             gateway: text(info.get_gateway()?)?,
@@ -33,7 +36,7 @@ impl Definition {
 }
 
 /// Defines a network, or changes it, by its JSON text.
-pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config: &str) -> Result<(), Fault> {
+pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config: &str) -> Result<(), Error> {
     let send = || {
         let mut request = ipamd.bootstrap::<ipam::Client>().check_pool_request();
         request.get().set_config(config);
@@ -59,9 +62,9 @@ pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config
 }
 
 /// Removes a network that nobody uses.
-pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<(), Fault> {
+pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<(), Error> {
     let had_bridge = match remove_bridge(netmgr, name).await {
-        Err(fault) if fault.code != Code::NotFound => return Err(fault),
+        Err(error) if !error.is_unknown() => return Err(error),
         removed => removed.is_ok(),
     };
     let tried = format!("remove the network {name}");
@@ -70,13 +73,10 @@ pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Resu
         request.get().set_network(name);
         request.send()
     };
-    match ipamd.ask(&tried, CALL_DEADLINE, send).await {
-        Err(fault) if fault.code == Code::NotFound && had_bridge => Ok(()),
-        Err(fault) if fault.code == Code::NotFound => {
-            let remedy = "See volt network list for those that are";
-            Err(Fault::new(fault.code, tried, "there is none of that name", remedy))
-        }
-        Err(fault) if had_bridge => {
+    match ipamd.ask(&tried, CALL_DEADLINE, send).await.map_err(Error::Service) {
+        Err(error) if error.is_unknown() && had_bridge => Ok(()),
+        Err(error) if error.is_unknown() => Err(Error::NoNetwork(name.to_owned())),
+        Err(Error::Service(fault)) if had_bridge => {
             let again = async {
                 let pool = pool(ipamd, name).await?;
                 bridge(netmgr, &definition(ipamd, &pool).await?).await.map(drop)
@@ -88,39 +88,34 @@ pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Resu
 }
 
 /// Why something failed, and that it could not be undone, if so.
-fn half(mut fault: Fault, undone: Result<(), Fault>) -> Fault {
-    if let Err(undone) = undone {
-        fault.why = format!("{}; and what was done until then is not undone: {undone}", fault.why);
+fn half(fault: Fault, undone: Result<(), Error>) -> Error {
+    match undone {
+        Ok(()) => fault.into(),
+        Err(undone) => Error::NotUndone { fault: Box::new(fault), undone: Box::new(undone) },
     }
-    fault
 }
 
 /// The pool of a network that is defined.
-pub async fn pool(ipamd: &Connection, name: &str) -> Result<pool::Client, Fault> {
+pub async fn pool(ipamd: &Connection, name: &str) -> Result<pool::Client, Error> {
     let send = || {
         let mut request = ipamd.bootstrap::<ipam::Client>().pool_request();
         request.get().set_network(name);
         request.send()
     };
-    match ipamd.ask(&format!("find the pool of network {name}"), CALL_DEADLINE, send).await {
-        Err(fault) if fault.code == Code::NotFound => Err(Fault::new(
-            fault.code,
-            format!("use the network {name}"),
-            "it is not defined",
-            "Define it: volt network define FILE.json",
-        )),
+    match ipamd.ask(&format!("find the pool of network {name}"), CALL_DEADLINE, send).await.map_err(Error::Service) {
+        Err(error) if error.is_unknown() => Err(Error::Undefined(name.to_owned())),
         answer => Ok(answer?.get()?.get_pool()?),
     }
 }
 
 /// The definition in a pool.
-pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Definition, Fault> {
+pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Definition, Error> {
     let answer = ipamd.ask("read the network's pool", CALL_DEADLINE, || pool.info_request().send()).await?;
     Definition::of(answer.get()?.get_info()?)
 }
 
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
-pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Fault> {
+pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Error> {
     let Definition { name, gateway, prefix, mtu } = definition;
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
@@ -136,15 +131,15 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
 }
 
 /// How `netmgr` has a network, if it has it.
-async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, Fault> {
+async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, Error> {
     let tried = format!("look at the network {name}");
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().network_request();
         request.get().set_network(name);
         request.send()
     };
-    let network = match netmgr.ask(&tried, CALL_DEADLINE, send).await {
-        Err(fault) if fault.code == Code::NotFound => return Ok(None),
+    let network = match netmgr.ask(&tried, CALL_DEADLINE, send).await.map_err(Error::Service) {
+        Err(error) if error.is_unknown() => return Ok(None),
         answer => answer?.get()?.get_network()?,
     };
     let answer = netmgr.ask(&tried, CALL_DEADLINE, || network.info_request().send()).await?;
@@ -157,17 +152,18 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
     }))
 }
 
-async fn remove_bridge(netmgr: &Connection, name: &str) -> Result<(), Fault> {
+async fn remove_bridge(netmgr: &Connection, name: &str) -> Result<(), Error> {
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().remove_network_request();
         request.get().set_network(name);
         request.send()
     };
-    netmgr.ask(&format!("remove the network {name}"), CALL_DEADLINE, send).await.map(drop)
+    netmgr.ask(&format!("remove the network {name}"), CALL_DEADLINE, send).await?;
+    Ok(())
 }
 
 /// Names of all networks with their subnets and how many addresses are free.
-pub async fn list(ipamd: &Connection) -> Result<Vec<[String; 3]>, Fault> {
+pub async fn list(ipamd: &Connection) -> Result<Vec<[String; 3]>, Error> {
     let answer = ipamd
         .ask("list the networks", CALL_DEADLINE, || ipamd.bootstrap::<ipam::Client>().list_request().send())
         .await?;

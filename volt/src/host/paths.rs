@@ -6,11 +6,12 @@ use std::{
     path::{self, Path, PathBuf},
 };
 
-use ipc::{Code, Fault, chain};
 use schema::{
     names::{INSTANCE_MAX, is_instance},
     paths::{FOLDER, INSTANCE, LOG, RUNTIME, RUNTIME_VARIABLE, STATE, STATE_VARIABLE, VMS, socket},
 };
+
+use crate::error::Error;
 
 /// The directories of one Volt installation, as this user sees it.
 #[derive(Debug, Clone)]
@@ -25,7 +26,7 @@ pub struct Paths {
 
 impl Paths {
     /// Finds the directories and makes the runtime and the state directory where they are absent (mode 0700).
-    pub fn prepare() -> Result<Paths, Fault> {
+    pub fn prepare() -> Result<Paths, Error> {
         let mut paths = Paths::find()?;
         paths.runtime = make_private(&paths.runtime, RUNTIME_VARIABLE)?;
         make_private(&paths.vms(), RUNTIME_VARIABLE)?;
@@ -33,43 +34,30 @@ impl Paths {
         Ok(paths)
     }
 
-    fn find() -> Result<Paths, Fault> {
+    fn find() -> Result<Paths, Error> {
         let root = rustix::process::geteuid().is_root();
         let var = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let none = |name: &str| {
-            Fault::new(
-                Code::Unavailable,
-                "find Volt's directories",
-                format!("{name} is not set"),
-                "Set VOLT_RUNTIME_DIR and VOLT_STATE_DIR, or run as root",
-            )
-        };
         let runtime = match var(RUNTIME_VARIABLE) {
             Some(dir) => dir,
             None if root => RUNTIME.into(),
-            None => var("XDG_RUNTIME_DIR").ok_or_else(|| none("XDG_RUNTIME_DIR"))?.join(FOLDER),
+            None => var("XDG_RUNTIME_DIR").ok_or(Error::NoDirectory("XDG_RUNTIME_DIR"))?.join(FOLDER),
         };
         let state = match (var(STATE_VARIABLE), var("XDG_STATE_HOME")) {
             (Some(dir), _) => dir,
             _ if root => STATE.into(),
             (_, Some(home)) => home.join(FOLDER),
-            _ => var("HOME").ok_or_else(|| none("HOME"))?.join(".local/state").join(FOLDER),
+            _ => var("HOME").ok_or(Error::NoDirectory("HOME"))?.join(".local/state").join(FOLDER),
         };
         // Absolute, for the services, which do not stay in the folder that they were started from.
-        let absolute = |dir: PathBuf| {
-            let tried = format!("use the directory {}", dir.display());
-            let remedy = "Name an absolute path";
-            path::absolute(dir).map_err(|e| Fault::new(Code::Unavailable, tried, e.to_string(), remedy))
-        };
+        let absolute = |dir: PathBuf| path::absolute(&dir).map_err(|source| Error::NotAbsolute { dir, source });
         Paths::given(absolute(runtime)?, absolute(state)?)
     }
 
     /// The directories that another `volt` has found and made.
-    pub fn given(runtime: PathBuf, state: PathBuf) -> Result<Paths, Fault> {
-        let fault =
-            || Fault::new(Code::Unavailable, "find Volt's programs", "/proc/self/exe cannot be read", "Mount /proc");
-        let exe = env::current_exe().map_err(|_| fault())?;
-        let programs = exe.parent().ok_or_else(fault)?.to_path_buf();
+    pub fn given(runtime: PathBuf, state: PathBuf) -> Result<Paths, Error> {
+        let exe = env::current_exe().map_err(Error::NoPrograms)?;
+        let folder = exe.parent().ok_or(io::ErrorKind::NotADirectory.into());
+        let programs = folder.map_err(Error::NoPrograms)?.to_path_buf();
         Ok(Paths { runtime, state, programs })
     }
 
@@ -89,24 +77,20 @@ impl Paths {
     }
 
     /// What tells this installation's bridges from those of another one on the same network: random, made once, and kept with the state.
-    pub fn instance(&self) -> Result<String, Fault> {
+    pub fn instance(&self) -> Result<String, Error> {
         let path = self.state.join(INSTANCE);
-        let fault =
-            |why: String, remedy: &str| Fault::new(Code::Unavailable, format!("read {}", path.display()), why, remedy);
         let id = match fs::read_to_string(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                self.make_instance(&path).map_err(|e| fault(chain(&e), "Make the state directory writable"))?;
+                self.make_instance(&path).map_err(|source| Error::Unwritable { path: path.clone(), source })?;
                 fs::read_to_string(&path)
             }
             read => read,
         };
-        let id = id.map_err(|e| fault(chain(&e), "Make it readable for this user"))?;
+        let id = id.map_err(|source| Error::OwnUnreadable { path: path.clone(), source })?;
         if id.len() == INSTANCE_MAX && is_instance(&id) && id.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Ok(id);
         }
-        let remedy =
-            "Put it back from a copy; or remove it, and the bridges that were marked by it (ip link delete volt0)";
-        Err(fault("it does not hold 32 hexadecimal digits".into(), remedy))
+        Err(Error::InstanceDamaged(path))
     }
 
     /// Makes the file whole or not at all, and keeps one that another process has made meanwhile.
@@ -139,9 +123,6 @@ impl Paths {
 
 /// Makes `dir` for this user alone, or checks that no other user can write to it or move it: whoever could, could put
 /// sockets of their own in the place of ours. Gives its path without symbolic links.
-fn make_private(dir: &Path, variable: &str) -> Result<PathBuf, Fault> {
-    ipc::private_folder(dir).map_err(|e| {
-        let remedy = format!("Make it a directory of mode 0700 that you own, or name another one in {variable}");
-        Fault::new(Code::PermissionDenied, format!("use the directory {}", dir.display()), e.to_string(), remedy)
-    })
+fn make_private(dir: &Path, variable: &'static str) -> Result<PathBuf, Error> {
+    ipc::private_folder(dir).map_err(|source| Error::NotPrivate { dir: dir.to_owned(), variable, source })
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use capnp_rpc::rpc_capnp;
-use ipc::{Code, Endpoint, Fault};
+use ipc::Endpoint;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     net::SocketType,
@@ -21,12 +21,12 @@ use rustix::{
 use schema::programs::{self, Process};
 
 use crate::{
+    error::Error,
     host::{
         links::{CALL_DEADLINE, Dialled, connect, connect_in_time, has_ended},
         lock::take_lock,
         paths::Paths,
     },
-    shell::shell,
 };
 
 /// How long to wait before something is looked at again.
@@ -60,18 +60,10 @@ impl Service {
     }
 
     /// Whether this user may start it: `netmgr` needs a capability that it cannot get by itself.
-    fn check_rights(self) -> Result<(), Fault> {
+    fn check_rights(self) -> Result<(), Error> {
         let held =
             rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
-        if self != Service::Netmgr || held {
-            return Ok(());
-        }
-        Err(Fault::new(
-            Code::PermissionDenied,
-            "start netmgr, which makes networks",
-            "this user lacks CAP_NET_ADMIN",
-            "Run as root, or have root run the netmgr service; a VM without --net needs neither",
-        ))
+        if self != Service::Netmgr || held { Ok(()) } else { Err(Error::NoRight) }
     }
 
     /// Whether it keeps state, in a folder of its own below the state directory.
@@ -116,8 +108,8 @@ struct Wanted {
 pub fn ensure(
     paths: &Paths,
     wanted: &[Service],
-    start: impl Fn(Vec<(Service, Endpoint)>) -> Result<(), Fault>,
-) -> Result<Vec<Dialled>, Fault> {
+    start: impl Fn(Vec<(Service, Endpoint)>) -> Result<(), Error>,
+) -> Result<Vec<Dialled>, Error> {
     let mut wanted: Vec<_> = wanted.iter().map(|service| Wanted { service: *service, dialled: None }).collect();
     for _ in 0..CLOSING {
         ask(paths, &mut wanted)?;
@@ -130,19 +122,14 @@ pub fn ensure(
         }
     }
     let without: Vec<_> = wanted.iter().filter(|one| one.dialled.is_none()).map(|one| one.service.name()).collect();
-    Err(with_log(paths, unreachable(&without.join(", "), "what listens there takes no connection, and does not end")))
-}
-
-fn unreachable(what: &str, why: impl ToString) -> Fault {
-    Fault::new(Code::Unavailable, format!("reach {what}"), why.to_string(), "")
+    Err(Error::Halfway { services: without.join(", "), log: paths.log() })
 }
 
 /// Connects to those that are served, and waits until they answer. One that ends just now for want of work counts as gone.
-fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Fault> {
-    let late = |service: Service, e: io::Error| {
-        let mut fault = unreachable(service.name(), e);
-        fault.remedy = format!("See whether it is stopped (fuser {})", shell(&paths.service(service.name())));
-        fault
+fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Error> {
+    let late = |service: Service, source: io::Error| {
+        let service = service.name();
+        Error::Mute { service, socket: paths.service(service), source }
     };
     let mut asked = Vec::new();
     for one in wanted.iter_mut().filter(|one| one.dialled.is_none()) {
@@ -151,11 +138,7 @@ fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Fault> {
             Ok((dialled, probe)) => asked.push((one, dialled, probe)),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(late(one.service, e)),
             Err(e) if has_ended(&e) => {}
-            Err(e) => {
-                let mut fault = unreachable(one.service.name(), ipc::chain(&e));
-                fault.remedy = format!("See what is there, and whose: ls -l {}", shell(&path));
-                return Err(fault);
-            }
+            Err(source) => return Err(Error::Unreachable { service: one.service.name(), socket: path, source }),
         }
     }
     for (one, dialled, probe) in asked {
@@ -170,8 +153,8 @@ fn ask(paths: &Paths, wanted: &mut [Wanted]) -> Result<(), Fault> {
 fn start_missing(
     paths: &Paths,
     wanted: &mut [Wanted],
-    start: &impl Fn(Vec<(Service, Endpoint)>) -> Result<(), Fault>,
-) -> Result<bool, Fault> {
+    start: &impl Fn(Vec<(Service, Endpoint)>) -> Result<(), Error>,
+) -> Result<bool, Error> {
     let _lock = take_lock(&paths.runtime)?;
     let (mut missing, mut started) = (Vec::new(), Vec::new());
     for one in wanted.iter_mut().filter(|one| one.dialled.is_none()) {
@@ -183,11 +166,7 @@ fn start_missing(
         match Endpoint::bind(&path, 0o600) {
             Ok(endpoint) => missing.push((one.service, endpoint)),
             Err(ipc::Error::AlreadyExists { .. }) => continue,
-            Err(e) => {
-                let remedy = "Remove what is there, or name another directory in VOLT_RUNTIME_DIR";
-                let tried = format!("serve {}", path.display());
-                return Err(Fault::new(Code::Unavailable, tried, ipc::chain(&e), remedy));
-            }
+            Err(source) => return Err(Error::Unbound { path, source }),
         }
         started.push((one, path));
     }
@@ -200,17 +179,10 @@ fn start_missing(
             Ok(dialled) => one.dialled = Some(dialled),
             // Others wait for it already.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(with_log(paths, unreachable(one.service.name(), e))),
+            Err(source) => {
+                return Err(Error::EndedAtOnce { service: one.service.name(), log: paths.log(), source });
+            }
         }
     }
     Ok(true)
-}
-
-/// What a service said before it ended is in its log, not in its answer.
-pub fn with_log(paths: &Paths, mut fault: Fault) -> Fault {
-    if fault.code == Code::Unavailable {
-        let log = format!("See also {}", paths.log().display());
-        fault.remedy = if fault.remedy.is_empty() { log } else { format!("{}. {log}", fault.remedy) };
-    }
-    fault
 }

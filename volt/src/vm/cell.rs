@@ -3,11 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use confine::{Cgroup, CgroupLimits, Policy, User};
-use ipc::{Code, Fault};
 use schema::programs::{BLK_BACKEND, NET_BACKEND};
 
 use crate::{
     config::VmConfig,
+    error::Error,
     host::identity::{self, Range},
     output::say,
 };
@@ -62,7 +62,7 @@ pub struct Cell {
 impl Cell {
     /// Takes a user, where this host and whoever starts the VM can give one, and settles the rest.
     /// `disks`: bytes of memory that the guest can make its disks take, which count as what the VM may use.
-    pub fn claim(config: &VmConfig, disks: u64) -> Result<Cell, Fault> {
+    pub fn claim(config: &VmConfig, disks: u64) -> Result<Cell, Error> {
         let devices = u64::try_from(config.disks.len() + config.nets.len()).unwrap_or(u64::MAX);
         let processes =
             (PROCESSES + u64::from(config.vcpus)).saturating_add(devices.saturating_mul(PROCESSES_PER_DEVICE));
@@ -91,7 +91,7 @@ impl Cell {
 
     /// Makes the cgroup; from here on there is something to clear away, which whoever knows its place does. What cannot be had
     /// is said, or refused, as `policy` has it.
-    pub fn build(&mut self, name: &str, policy: Policy) -> Result<(), Fault> {
+    pub fn build(&mut self, name: &str, policy: Policy) -> Result<(), Error> {
         if let Some(Err(error)) = self.cgroup.as_ref().map(|cgroup| cgroup.make(self.limits)) {
             self.cgroup = None;
             self.lacks_cgroup(&error);
@@ -102,12 +102,7 @@ impl Cell {
                 say(format_args!("runs without {}", self.missing.join(", ")));
                 Ok(())
             }
-            Policy::Strict => Err(Fault::new(
-                Code::Unavailable,
-                format!("run the VM {name}"),
-                format!("policy strict refuses to run it without {}", self.missing.join(", ")),
-                "Mend that, or allow less with --confinement best-effort",
-            )),
+            Policy::Strict => Err(Error::Strict { name: name.to_owned(), missing: self.missing.clone() }),
         }
     }
 

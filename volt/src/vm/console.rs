@@ -4,7 +4,7 @@
 //! wanted. Other input is passed on as it is.
 
 use std::{
-    io::Write,
+    io::{self, Write},
     net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -14,9 +14,8 @@ use std::{
     time::Duration,
 };
 
-use crate::{filters, output::say, vm::terminal::Terminal};
+use crate::{error::Error, filters, output::say, vm::terminal::Terminal};
 use confine::{Confined, Filter, JoinHandle, base};
-use ipc::{Code, Fault, chain};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::FileType,
@@ -84,26 +83,22 @@ pub struct Console {
 
 impl Console {
     /// Connects standard input and output with the console of the VM `name`. The threads begin once `confined` has been entered.
-    pub fn start(confined: &Confined, name: &str) -> Result<Console, Fault> {
-        let fault = |why: String| {
-            let remedy = "Raise this user's limits of processes and open files (ulimit -u, ulimit -n)";
-            Fault::new(Code::Unavailable, "set up the console", why, remedy)
-        };
-        let pair = || UnixStream::pair().map_err(|e| fault(chain(&e)));
+    pub fn start(confined: &Confined, name: &str) -> Result<Console, Error> {
+        let pair = || UnixStream::pair().map_err(no_descriptor);
         let (ours, core_end) = pair()?;
         // A guest that takes no input must not keep the escape key from being read.
-        ours.set_nonblocking(true).map_err(|e| fault(chain(&e)))?;
-        let copy_in = ours.try_clone().map_err(|e| fault(chain(&e)))?;
+        ours.set_nonblocking(true).map_err(no_descriptor)?;
+        let copy_in = ours.try_clone().map_err(no_descriptor)?;
         let filter = Filter::new("console").with(&base::thread()).with(&base::close()).with(&filters::poll());
         let filter = filter.allow(&[libc::SYS_read, libc::SYS_write]);
         let of = name.to_owned();
         let output = confined
             .spawn("console-out", &filter, move || copy_out(ours.as_fd(), rustix::stdio::stdout(), &of))
-            .map_err(|e| fault(chain(&e)))?;
+            .map_err(Error::Console)?;
         let terminal = Terminal::take();
         let (keys, commands) = if terminal.is_some() { Some(pair()?).unzip() } else { (None, None) };
         if let Some(commands) = &commands {
-            commands.set_nonblocking(true).map_err(|e| fault(chain(&e)))?;
+            commands.set_nonblocking(true).map_err(no_descriptor)?;
             say(format_args!("this terminal is the console of {name}; Ctrl-] is the way out: press it for help"));
         }
         let of = name.to_owned();
@@ -111,7 +106,7 @@ impl Console {
             Some(keys) => type_in(rustix::stdio::stdin(), copy_in.as_fd(), keys.as_fd(), &of),
             None => copy_in_whole(rustix::stdio::stdin(), copy_in.as_fd()),
         };
-        confined.spawn("console-in", &filter, input).map_err(|e| fault(chain(&e)))?;
+        confined.spawn("console-in", &filter, input).map_err(Error::Console)?;
         Ok(Console {
             core_end,
             output: Some(output),
@@ -126,10 +121,8 @@ impl Console {
     }
 
     /// The end that a core gets.
-    pub fn core_end(&self) -> Result<OwnedFd, Fault> {
-        self.core_end.try_clone().map(OwnedFd::from).map_err(|e| {
-            Fault::new(Code::Unavailable, "set up the console", chain(&e), "Raise this user's limit of open files")
-        })
+    pub fn core_end(&self) -> Result<OwnedFd, Error> {
+        self.core_end.try_clone().map(OwnedFd::from).map_err(no_descriptor)
     }
 
     /// Waits until what the guest wrote has been written out, but not for ever: the reader may have stopped reading.
@@ -139,6 +132,10 @@ impl Console {
             let _written = output.finishes_within(DRAIN);
         }
     }
+}
+
+fn no_descriptor(source: io::Error) -> Error {
+    Error::NoDescriptor { tried: "set up the console", source }
 }
 
 impl Drop for Console {

@@ -5,9 +5,10 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use ipc::{Code, Fault};
 use schema::vm_capnp::{MAX_GRACE_MILLISECONDS, exit, vm, vm_info};
 use tokio::sync::watch;
+
+use crate::error::Error;
 
 /// How long the core may take to answer: whoever asks waits two seconds (`volt list`), and should hear that it is the core's.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -78,22 +79,21 @@ impl Control {
 
     async fn ended(&self) -> Result<Exit, capnp::Error> {
         let mut end = self.end.subscribe();
-        let exit = end.wait_for(Option::is_some).await.map_err(|_| gone())?.clone();
-        exit.ok_or_else(gone)
+        let exit = end.wait_for(Option::is_some).await.map_err(|_| told(&Error::SupervisorEnded))?.clone();
+        exit.ok_or_else(|| told(&Error::SupervisorEnded))
     }
 }
 
-fn gone() -> capnp::Error {
-    Fault::new(Code::Revoked, "watch the VM", "its supervisor has ended", "Run it again").into()
+/// As whoever called is told of it.
+fn told(error: &Error) -> capnp::Error {
+    error.fault().into()
 }
 
 struct Handle(Rc<Control>);
 
 impl vm::Server for Handle {
     async fn start(self: Rc<Self>, _: vm::StartParams, _: vm::StartResults) -> Result<(), capnp::Error> {
-        let why = "volt run starts the VM by itself";
-        Err(Fault::new(Code::WrongState, format!("start the VM {}", self.0.name), why, "Nothing needs to be done")
-            .into())
+        Err(told(&Error::StartsItself(self.0.name.clone())))
     }
 
     async fn info(self: Rc<Self>, _: vm::InfoParams, mut results: vm::InfoResults) -> Result<(), capnp::Error> {
@@ -106,14 +106,9 @@ impl vm::Server for Handle {
             info.set_state(vm_info::State::Stopped);
             set_exit(info.init_exit(), exit);
         } else if let Some(core) = core {
-            let answer = tokio::time::timeout(DEADLINE, core.info_request().send().promise).await.map_err(|_| {
-                capnp::Error::from(Fault::new(
-                    Code::Unavailable,
-                    "ask the core",
-                    format!("it did not answer within {} s", DEADLINE.as_secs()),
-                    format!("See whether it is stopped, or end it: volt stop {}", self.0.name),
-                ))
-            })??;
+            let answer = tokio::time::timeout(DEADLINE, core.info_request().send().promise);
+            let late = |_| told(&Error::CoreMute { name: self.0.name.clone(), limit: DEADLINE });
+            let answer = answer.await.map_err(late)??;
             let core = answer.get()?.get_info()?;
             info.set_state(core.get_state()?);
             info.set_console_dropped(core.get_console_dropped());
@@ -124,14 +119,7 @@ impl vm::Server for Handle {
     async fn stop(self: Rc<Self>, params: vm::StopParams, _: vm::StopResults) -> Result<(), capnp::Error> {
         let grace = params.get()?.get_grace_milliseconds();
         if grace > MAX_GRACE_MILLISECONDS {
-            let why = format!("a grace of {grace} ms is more than {MAX_GRACE_MILLISECONDS}");
-            return Err(Fault::new(
-                Code::InvalidArgument,
-                format!("stop the VM {}", self.0.name),
-                why,
-                "Give at most ten minutes",
-            )
-            .into());
+            return Err(told(&Error::Grace { name: self.0.name.clone(), grace }));
         }
         self.0.request_stop(Duration::from_millis(grace.into()));
         self.0.ended().await.map(drop)
@@ -152,6 +140,7 @@ fn set_exit(mut builder: exit::Builder<'_>, exit: &Exit) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipc::{Code, Fault};
 
     fn in_runtime<T>(test: impl AsyncFnOnce(Rc<Control>) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -7,14 +7,12 @@
 //! lease, descriptors) is given back by the kernel closing its links.
 
 use std::{
-    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
 };
 
 use confine::{Cgroup, Policy, Rule};
-use ipc::{Code, Fault};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     fs::FlockOperation,
@@ -24,6 +22,7 @@ use rustix::{
 use schema::programs::JANITOR;
 
 use crate::{
+    error::{Error, HelperError},
     helper,
     host::{
         lock::{lock, open_dir},
@@ -34,13 +33,15 @@ use crate::{
     vm::cell::Cell,
 };
 
+/// What it is called.
+const WHO: &str = "janitor";
 /// Where a janitor with a root of its own finds the sockets, and the cgroups.
 const VMS: &str = "/vms";
 const CGROUPS: &str = "/cgroups";
 /// What the janitor says once it is narrow.
 const READY: &[u8] = b"r";
 /// How long the janitor may take to confine itself: it waits for nobody in that, but for a busy host.
-const START: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+const START: Duration = Duration::from_secs(60);
 /// How long it may take to clear up.
 const LIMIT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How often, a hundredth of a second apart, to look whether the last process of a VM has left its cgroup.
@@ -63,18 +64,15 @@ impl AsFd for Watch {
 
 impl Watch {
     /// Waits until the janitor has confined itself: without it nothing may start.
-    pub fn ready(&self, paths: &Paths) -> Result<(), Fault> {
-        let limit = Some(&START);
+    pub fn ready(&self, paths: &Paths) -> Result<(), Error> {
+        let limit = Timespec { tv_sec: START.as_secs().cast_signed(), tv_nsec: 0 };
         let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
-        let answered = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, limit));
+        let answered = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&limit)));
         match answered.map(|count| (count > 0).then(|| read(&self.0, &mut [0; 1]))) {
             Ok(Some(1)) => Ok(()),
-            Ok(Some(_)) => Err(not_started(paths, "the janitor has ended, for the reason that it gave")),
-            Ok(None) => Err(not_started(
-                paths,
-                "the janitor did not answer within 60 s: it is stopped, or the host is overloaded",
-            )),
-            Err(e) => Err(not_started(paths, e)),
+            Ok(Some(_)) => Err(not_started(paths, HelperError::Ended(WHO))),
+            Ok(None) => Err(not_started(paths, HelperError::Late { who: WHO, limit: START })),
+            Err(e) => Err(not_started(paths, e.into())),
         }
     }
 
@@ -90,10 +88,10 @@ impl Janitor {
     /// Starts the janitor before there is anything to watch over: until it hears from [`watch`](Janitor::watch) it holds `lock` as
     /// well, so that what a supervisor which was killed meanwhile left there can be nobody else's. Must run while this
     /// process has one thread.
-    pub fn start(paths: &Paths, name: &str, lock: OwnedFd, cell: &Cell, policy: Policy) -> Result<Janitor, Fault> {
+    pub fn start(paths: &Paths, name: &str, lock: OwnedFd, cell: &Cell, policy: Policy) -> Result<Janitor, Error> {
         let (wait, socket) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|e| not_started(paths, e))?;
+                .map_err(|e| not_started(paths, e.into()))?;
         // A pid namespace takes root.
         let forked = match helper::fork_orphan(if cell.user.is_some() { libc::CLONE_NEWPID } else { 0 }) {
             Err(Errno::PERM) if policy != Policy::Strict => {
@@ -102,7 +100,7 @@ impl Janitor {
             }
             forked => forked,
         };
-        if forked.map_err(|e| not_started(paths, e))? {
+        if forked.map_err(|e| not_started(paths, e.into()))? {
             drop(socket);
             helper::end(run(wait, lock, paths, name, cell, policy));
         }
@@ -110,24 +108,23 @@ impl Janitor {
     }
 
     /// Tells it what was bound, gives the lock back, and returns what keeps it waiting.
-    pub fn watch(self, paths: &Paths, own: &[Own]) -> Result<Watch, Fault> {
+    pub fn watch(self, paths: &Paths, own: &[Own]) -> Result<Watch, Error> {
         let message: Vec<u8> =
             own.iter().flat_map(|own| [own.inode.0, own.inode.1]).flat_map(u64::to_le_bytes).collect();
         match rustix::net::send(&self.socket, &message, SendFlags::NOSIGNAL) {
             Ok(MESSAGE) if message.len() == MESSAGE => {
                 // Not only closed: the janitor has it as well, and may be slow to hear of this, or stopped.
-                rustix::fs::flock(&self.lock, FlockOperation::Unlock).map_err(|e| not_started(paths, e))?;
+                rustix::fs::flock(&self.lock, FlockOperation::Unlock).map_err(|e| not_started(paths, e.into()))?;
                 Ok(Watch(self.socket))
             }
-            Ok(_) => Err(not_started(paths, io::Error::other("its sockets have gone"))),
-            Err(e) => Err(not_started(paths, e)),
+            Ok(_) => Err(not_started(paths, HelperError::NoSockets)),
+            Err(e) => Err(not_started(paths, e.into())),
         }
     }
 }
 
-fn not_started(paths: &Paths, why: impl std::fmt::Display) -> Fault {
-    let remedy = "Raise this user's limit of processes and open files, and see volt doctor";
-    Fault::new(Code::Unavailable, format!("watch over {}", paths.vms().display()), why.to_string(), remedy)
+fn not_started(paths: &Paths, source: HelperError) -> Error {
+    Error::Janitor { vms: paths.vms(), source }
 }
 
 /// Bytes of what the janitor is told: device and inode of the two sockets.
@@ -154,10 +151,8 @@ fn read(wait: &OwnedFd, buffer: &mut [u8]) -> usize {
     }
 }
 
-fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, policy: Policy) -> Result<(), Fault> {
-    let fault = |e: confine::Error| {
-        Fault::new(Code::Unavailable, "confine the janitor", ipc::chain(&e), "See volt --help on --confinement")
-    };
+fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, policy: Policy) -> Result<(), Error> {
+    let unconfined = |source| Error::Unconfined { what: "the janitor", source };
     let null = helper::leave_terminal().ok();
     // It outlives whoever started the VM, and whatever ends them. What stays is the keeper's, or volt doctor's, to say.
     let _kept = confine::reset_inherited();
@@ -182,7 +177,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     let folder = paths.vms();
     let folders = [Some((folder.clone(), VMS)), cgroups.map(|path| (path.to_owned(), CGROUPS))];
     let folders: Vec<_> = folders.into_iter().flatten().collect();
-    let (sandbox, alone) = helper::tidier(&JANITOR, policy, &folders).map_err(fault)?;
+    let (sandbox, alone) = helper::tidier(&JANITOR, policy, &folders).map_err(unconfined)?;
     // The VM's user is taken until the last process of it is gone.
     let kept = [Some(&wait), null.as_ref(), cell.claim.as_ref()].into_iter().flatten();
     let sandbox = kept.fold(sandbox, |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()));
@@ -190,7 +185,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
         own.iter_mut().for_each(|own| *own = own.seen_in(Path::new(VMS)));
         cgroup = cgroup.map(|cgroup| cgroup.seen_in(Path::new(CGROUPS)));
     }
-    let confined = sandbox.confine().map_err(fault)?;
+    let confined = sandbox.confine().map_err(unconfined)?;
     // In the root that it has now: a descriptor from before would lead out of that. Its own, as a lock belongs to whoever opened.
     let dir = open_dir(if alone { Path::new(VMS) } else { &folder })?;
     let mut filter = helper::tidying("janitor")
@@ -208,7 +203,7 @@ fn run(wait: OwnedFd, claimed: OwnedFd, paths: &Paths, name: &str, cell: &Cell, 
     if let Some(null) = null {
         let _ = rustix::stdio::dup2_stderr(null);
     }
-    let _narrow = confined.enter(&filter).map_err(fault)?;
+    let _narrow = confined.enter(&filter).map_err(unconfined)?;
     let _gone = rustix::io::write(&wait, READY);
     read(&wait, &mut [0u8; 1]);
     // Where the lock cannot be had the sockets stay: the next `volt run` sweeps them up.

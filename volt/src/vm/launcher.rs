@@ -17,13 +17,13 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::Duration,
 };
 
 use confine::{Cgroup, Child, Limit, Policy, Root, Sandbox, Spawn, User};
-use ipc::{Code, Fault, chain};
+use ipc::chain;
 use rustix::{
     event::Timespec,
     io::Errno,
@@ -41,6 +41,7 @@ use tokio::{
 };
 
 use crate::{
+    error::{Error, HelperError},
     helper,
     host::paths::Paths,
     output::say,
@@ -50,6 +51,8 @@ use crate::{
     },
 };
 
+/// What it is called.
+const WHO: &str = "launcher";
 /// Descriptors of a request: those of a core with all its devices.
 const FDS: usize = 64;
 /// How long a start may take: an exec on a busy host, which has a deadline of its own within this.
@@ -135,15 +138,12 @@ impl Request {
 
 impl Forked {
     /// Starts the launcher. Must run while this process has one thread.
-    pub fn start(role: &Role<'_>) -> Result<Forked, Fault> {
-        let failed = |why: String| {
-            let remedy = "Raise this user's limits of processes and open files (ulimit -u, ulimit -n)";
-            Fault::new(Code::Unavailable, "start the launcher of the VM's programs", why, remedy)
-        };
+    pub fn start(role: &Role<'_>) -> Result<Forked, Error> {
+        let failed = |e: Errno| Error::NoLauncher(e.into());
         let (socket, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|e| failed(chain(&e)))?;
-        let Some(process) = helper::fork(0).map_err(|e| failed(chain(&e)))? else {
+                .map_err(failed)?;
+        let Some(process) = helper::fork(0).map_err(failed)? else {
             drop(socket);
             helper::end(become_launcher(role, &theirs).and_then(|programs| serve(&theirs, &programs)));
         };
@@ -156,12 +156,10 @@ impl Forked {
     }
 
     /// Begins to talk. Needs the runtime.
-    pub fn connect(self) -> Result<Launcher, Fault> {
+    pub fn connect(self) -> Result<Launcher, Error> {
         let watch = |fd| {
-            ipc::watch(fd, Interest::READABLE).map_err(|e| {
-                let remedy = "Raise this user's limit of open files";
-                Fault::new(Code::Unavailable, "talk to the launcher of the VM's programs", chain(&e), remedy)
-            })
+            ipc::watch(fd, Interest::READABLE)
+                .map_err(|source| Error::NoDescriptor { tried: "talk to the launcher of the VM's programs", source })
         };
         Ok(Launcher { socket: watch(self.socket)?, process: watch(self.process)?, asked: Mutex::new(0) })
     }
@@ -170,21 +168,21 @@ impl Forked {
 impl Launcher {
     /// Starts a program. Returns once it was executed. Dropped before that, what was started all the same is killed with the
     /// next question, or by the launcher's end.
-    pub async fn launch(&self, request: Request) -> Result<Process, Fault> {
+    pub async fn launch(&self, request: Request) -> Result<Process, Error> {
         let program = request.program;
-        let failed = |why: String| {
-            let remedy = "See whether Volt's programs are all in one folder, and what was said above";
-            Fault::new(Code::Unavailable, format!("start {program}"), why, remedy)
-        };
-        let place = launched().position(|name| name == program).and_then(|place| u8::try_from(place).ok());
-        let place = place.ok_or_else(|| failed("it is no program of a VM".into()))?;
+        self.started(request).await.map_err(|source| Error::NotLaunched { program, source })
+    }
+
+    async fn started(&self, request: Request) -> Result<Process, HelperError> {
+        let place = launched().position(|name| name == request.program);
+        let place = place.and_then(|place| u8::try_from(place).ok()).ok_or(HelperError::NoProgram)?;
         let question = Question::Start(place, request.args.iter().map(String::as_str).collect());
         let fds: Vec<BorrowedFd<'_>> = request.fds.iter().map(AsFd::as_fd).collect();
-        let (answer, fds) = self.ask(&question, &fds, START_DEADLINE).await.map_err(&failed)?;
+        let (answer, fds) = self.ask(&question, &fds, START_DEADLINE).await?;
         match (Answer::read(&answer), fds.into_iter().next()) {
-            (Some((_, Answer::Started(pid))), Some(pidfd)) => Process::new(pid, pidfd).map_err(|e| failed(chain(&e))),
-            (Some((_, Answer::Refused(why))), _) => Err(failed(why.to_owned())),
-            _ => Err(failed("the launcher's answer is no answer".into())),
+            (Some((_, Answer::Started(pid))), Some(pidfd)) => Ok(Process::new(pid, pidfd)?),
+            (Some((_, Answer::Refused(why))), _) => Err(HelperError::Refused(why.to_owned())),
+            _ => Err(HelperError::NoAnswer(WHO)),
         }
     }
 
@@ -222,13 +220,13 @@ impl Launcher {
         question: &Question<'_>,
         fds: &[BorrowedFd<'_>],
         deadline: Duration,
-    ) -> Result<(Vec<u8>, Vec<OwnedFd>), String> {
+    ) -> Result<(Vec<u8>, Vec<OwnedFd>), HelperError> {
         let exchange = async {
             let mut number = self.asked.lock().await;
             *number = number.wrapping_add(1);
             let packet = question.write(*number);
             if packet.len() > LONGEST || fds.len() > FDS {
-                return Err(format!("its arguments are over {LONGEST} bytes, or its descriptors over {FDS}"));
+                return Err(HelperError::TooLong { bytes: LONGEST, fds: FDS });
             }
             loop {
                 match send(self.socket.get_ref(), &packet, fds) {
@@ -249,21 +247,15 @@ impl Launcher {
                 }
             }
         };
-        let late = || {
-            format!(
-                "the launcher did not answer within {} s: it is stopped, or the host is overloaded",
-                deadline.as_secs()
-            )
-        };
-        timeout(deadline, exchange).await.unwrap_or_else(|_| Err(late()))
+        timeout(deadline, exchange).await.unwrap_or(Err(HelperError::Late { who: WHO, limit: deadline }))
     }
 }
 
-fn ended(error: Errno) -> String {
+fn ended(error: Errno) -> HelperError {
     match error {
-        Errno::PIPE | Errno::CONNRESET => "the launcher has ended".into(),
-        Errno::AGAIN => "the launcher takes no more requests: it is stopped".into(),
-        other => chain(&other),
+        Errno::PIPE | Errno::CONNRESET => HelperError::Ended(WHO),
+        Errno::AGAIN => HelperError::Full(WHO),
+        other => other.into(),
     }
 }
 
@@ -309,26 +301,22 @@ struct Programs {
 }
 
 /// The launcher's wide phase and the entry into its narrow one.
-fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault> {
-    let fault = |why: &dyn std::error::Error| {
-        Fault::new(Code::Unavailable, "confine the launcher of the VM's programs", chain(why), "See volt doctor")
-    };
-    let open = |path: &Path| {
-        let opened = rustix::fs::open(path, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, 0.into());
-        opened.map_err(|e| {
-            let remedy = "Keep Volt's programs in one folder";
-            Fault::new(Code::Unavailable, format!("open {}", path.display()), chain(&e), remedy)
-        })
+fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Error> {
+    let unconfined = |source| Error::Unconfined { what: "the launcher of the VM's programs", source };
+    let failed = |e: Errno| Error::Launcher(e.into());
+    let open = |path: PathBuf| {
+        let opened = rustix::fs::open(&path, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, 0.into());
+        opened.map_err(|e| Error::NoProgram { path, source: e.into() })
     };
     let files =
-        launched().map(|name| Ok((name, open(&role.paths.program(name))?))).collect::<Result<Vec<_>, Fault>>()?;
-    let null = helper::leave_terminal().map_err(|e| fault(&e))?;
-    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ).map_err(|e| fault(&e))?;
+        launched().map(|name| Ok((name, open(role.paths.program(name))?))).collect::<Result<Vec<_>, Error>>()?;
+    let null = helper::leave_terminal().map_err(Error::Launcher)?;
+    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ).map_err(Error::Launcher)?;
     if let Some(cgroup) = role.cgroup {
-        cgroup.enter().map_err(|e| fault(&e))?;
+        cgroup.enter().map_err(unconfined)?;
     }
     if let Some(user) = role.user {
-        user.become_it().map_err(|e| fault(&e))?;
+        user.become_it().map_err(unconfined)?;
     }
     let isolated = match confine::isolate(&Root::empty()) {
         Ok(()) => true,
@@ -336,10 +324,10 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
             say(format_args!("runs without namespaces of the VM's own. {}", chain(&e)));
             false
         }
-        Err(e) => return Err(fault(&e)),
+        Err(e) => return Err(unconfined(e)),
     };
     // After the change of user, which undoes it.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| fault(&e))?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed)?;
 
     let mut sandbox = Sandbox::new(LAUNCHER.title, role.policy)
         .keep_fd(socket.as_raw_fd())
@@ -350,16 +338,16 @@ fn become_launcher(role: &Role<'_>, socket: &OwnedFd) -> Result<Programs, Fault>
         .limit(Limit::OpenFiles, u64::from(u16::MAX))
         .limit(Limit::Processes, if isolated { role.processes } else { u64::MAX });
     for (_, file) in &files {
-        let copy = file.try_clone().map_err(|e| fault(&e))?;
+        let copy = file.try_clone().map_err(Error::Launcher)?;
         sandbox = sandbox.keep_fd(file.as_raw_fd()).allow_exec(copy);
     }
-    let confined = sandbox.confine().map_err(|e| fault(&e))?;
-    let _narrow = confined.enter(&filters::launcher()).map_err(|e| fault(&e))?;
+    let confined = sandbox.confine().map_err(unconfined)?;
+    let _narrow = confined.enter(&filters::launcher()).map_err(unconfined)?;
     Ok(Programs { files, null, isolated })
 }
 
 /// Answers the supervisor until it has gone.
-fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
+fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Error> {
     let mut children: Vec<Child> = Vec::new();
     loop {
         let (packet, fds) = match receive(socket, RecvFlags::empty()) {
@@ -370,9 +358,7 @@ fn serve(socket: &OwnedFd, programs: &Programs) -> Result<(), Fault> {
                 moment();
                 continue;
             }
-            Err(e) => {
-                return Err(Fault::new(Code::Internal, "hear from the supervisor", chain(&e), "Report this defect"));
-            }
+            Err(e) => return Err(Error::Unheard(e.into())),
         };
         // A supervisor that sends what is no question is none any more.
         let Some((number, question)) = Question::read(&packet) else { return Ok(()) };

@@ -3,11 +3,10 @@
 
 use std::fs;
 
-use ipc::{Code, Fault};
 use rustix::process::{Resource, getrlimit};
 use schema::limits::THREAD_SPACE;
 
-use crate::config::VmConfig;
+use crate::{config::VmConfig, error::Error};
 
 /// Bytes of address space of a process that has guest RAM mapped, beside that: the program, its heap and stacks; and for each vCPU
 /// and device [`THREAD_SPACE`].
@@ -30,24 +29,13 @@ struct Need {
 }
 
 /// Whether that VM can run under the limits of this process.
-pub fn check(config: &VmConfig) -> Result<(), Fault> {
+pub fn check(config: &VmConfig) -> Result<(), Error> {
     needs(config).into_iter().try_for_each(|need| {
-        let hard = getrlimit(need.resource).maximum.unwrap_or(u64::MAX);
-        if hard >= need.least { Ok(()) } else { Err(refused(&config.name, &need, hard)) }
+        let limit = getrlimit(need.resource).maximum.unwrap_or(u64::MAX);
+        let Need { least, what, why, flag, unit, .. } = need;
+        let name = config.name.clone();
+        if limit >= least { Ok(()) } else { Err(Error::Limit { name, what, limit, why, least, flag, unit }) }
     })
-}
-
-fn refused(name: &str, need: &Need, hard: u64) -> Fault {
-    let Need { least, what, why, flag, unit, .. } = need;
-    let value = if *flag == 'n' { least.to_string() } else { "unlimited".into() };
-    Fault::new(
-        Code::Exhausted,
-        format!("run the VM {name}"),
-        format!("{what} is limited to {hard}, and {why} takes {least}"),
-        format!(
-            "Raise the hard limit where it was set (limits.conf, {unit}= of a unit), or with CAP_SYS_RESOURCE: ulimit -{flag} {value}"
-        ),
-    )
 }
 
 fn needs(config: &VmConfig) -> [Need; 3] {

@@ -14,7 +14,7 @@ use futures::{
     future::{join_all, select_all},
 };
 
-use ipc::{Code, Connection, Fault, chain};
+use ipc::Connection;
 use schema::{
     device_capnp::device_backend,
     limits,
@@ -24,7 +24,10 @@ use schema::{
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::vm::launcher::{Launcher, Process, Request};
+use crate::{
+    error::Error,
+    vm::launcher::{Launcher, Process, Request},
+};
 
 /// How long the core may take until the vCPUs run: every backend's handshake has a deadline of its own within it. The rest is
 /// reading kernel and initrd, from a slow disk on a busy host; whoever has waited enough may stop the VM meanwhile.
@@ -93,7 +96,7 @@ pub struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     /// Starts all processes, and the vCPUs.
-    pub async fn boot(launcher: &'a Launcher, parts: &Parts, console: OwnedFd) -> Result<Machine<'a>, Fault> {
+    pub async fn boot(launcher: &'a Launcher, parts: &Parts, console: OwnedFd) -> Result<Machine<'a>, Error> {
         let policy = parts.policy.to_string();
         let mut core = Request::new(VMM_CORE.program);
         core.arg("--confinement").arg(&policy);
@@ -161,11 +164,8 @@ impl<'a> Machine<'a> {
             Err(fault) => {
                 // A process that said why on its own standard error is the better witness: name it.
                 Err(match machine.first_ended().await {
-                    Some(ended) => {
-                        let tried = format!("start the VM {}", parts.name);
-                        Fault::new(fault.code, tried, format!("{ended}: {}", fault.why), "See what it said above")
-                    }
-                    None => fault,
+                    Some(ended) => Error::DiedAtStart { name: parts.name.clone(), ended, fault: Box::new(fault) },
+                    None => fault.into(),
                 })
             }
         }
@@ -235,14 +235,10 @@ async fn gone(processes: Vec<(String, Process)>, launcher: &Launcher) -> Vec<Str
     left
 }
 
-fn pair() -> Result<(UnixStream, UnixStream), Fault> {
-    UnixStream::pair().map_err(|e| {
-        Fault::new(Code::Unavailable, "make a socket pair", chain(&e), "Raise this user's limit of open files")
-    })
+fn pair() -> Result<(UnixStream, UnixStream), Error> {
+    UnixStream::pair().map_err(|source| Error::NoDescriptor { tried: "make a socket pair", source })
 }
 
-fn dup(fd: &OwnedFd) -> Result<OwnedFd, Fault> {
-    fd.try_clone().map_err(|e| {
-        Fault::new(Code::Unavailable, "duplicate a descriptor", chain(&e), "Raise this user's limit of open files")
-    })
+fn dup(fd: &OwnedFd) -> Result<OwnedFd, Error> {
+    fd.try_clone().map_err(|source| Error::NoDescriptor { tried: "duplicate a descriptor", source })
 }

@@ -2,11 +2,9 @@
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
-use disk::DiskError;
-use ipc::{Code, Fault, chain};
-
 use crate::{
     config::{self, KernelRef, VmConfig},
+    error::Error,
     host::kernels::open_image,
     output::say,
     vm::{machine::DiskPart, resources::KernelSource},
@@ -21,7 +19,7 @@ pub struct Opened {
 }
 
 /// Opens all that the user named, and KVM.
-pub fn open(config: &VmConfig) -> Result<Opened, Fault> {
+pub fn open(config: &VmConfig) -> Result<Opened, Error> {
     let disks = config.disks.iter().enumerate().map(|(n, disk)| open_disk(n, disk));
     Ok(Opened {
         kvm: open_kvm()?,
@@ -30,25 +28,15 @@ pub fn open(config: &VmConfig) -> Result<Opened, Fault> {
             KernelRef::Stored(name) => KernelSource::Stored(name.clone()),
         },
         initrd: config.initrd.as_deref().map(open_file).transpose()?,
-        disks: disks.collect::<Result<_, Fault>>()?,
+        disks: disks.collect::<Result<_, Error>>()?,
     })
 }
 
 /// Nobody else may write to the disk as long as this process, or one that it gives it to, has it open: over a guest's resets too.
-fn open_disk(n: usize, config: &config::Disk) -> Result<DiskPart, Fault> {
+fn open_disk(n: usize, config: &config::Disk) -> Result<DiskPart, Error> {
     let config::Disk { path, read_only } = config;
-    let disk = disk::Disk::open(path, *read_only).map_err(|e| {
-        let code = match e {
-            DiskError::Open { .. } => Code::PermissionDenied,
-            DiskError::Claimed { .. } | DiskError::Locked(_) | DiskError::Loop { .. } => Code::Conflict,
-            _ => Code::BadImage,
-        };
-        let remedy = match e {
-            DiskError::Open { .. } if !read_only => "Or add \",ro\" to a disk that is only read",
-            _ => "",
-        };
-        Fault::new(code, format!("open disk {n}"), chain(&e), remedy)
-    })?;
+    let disk = disk::Disk::open(path, *read_only);
+    let disk = disk.map_err(|source| Error::Disk { n, read_only: *read_only, source })?;
     if disk.memory > 0 {
         let (path, most) = (path.display(), disk.memory.div_ceil(1 << 20));
         say(format_args!(
@@ -60,23 +48,14 @@ fn open_disk(n: usize, config: &config::Disk) -> Result<DiskPart, Fault> {
     Ok(DiskPart { fd: disk.file.into(), guards, read_only: *read_only, memory: disk.memory, serial })
 }
 
-fn open_file(path: &Path) -> Result<OwnedFd, Fault> {
+fn open_file(path: &Path) -> Result<OwnedFd, Error> {
     opened(path, File::open(path).map(OwnedFd::from))
 }
 
-fn opened(path: &Path, file: std::io::Result<OwnedFd>) -> Result<OwnedFd, Fault> {
-    file.map_err(|e| {
-        let remedy = "Make it readable for this user";
-        Fault::new(Code::PermissionDenied, format!("open {}", path.display()), chain(&e), remedy)
-    })
+fn opened(path: &Path, file: std::io::Result<OwnedFd>) -> Result<OwnedFd, Error> {
+    file.map_err(|source| Error::Unreadable { path: path.to_owned(), source })
 }
 
-fn open_kvm() -> Result<OwnedFd, Fault> {
-    File::options().read(true).write(true).open("/dev/kvm").map(OwnedFd::from).map_err(|e| {
-        let remedy = match e.kind() {
-            std::io::ErrorKind::PermissionDenied => "Run as root, or as a member of the group that owns /dev/kvm",
-            _ => "Enable virtualisation in the firmware, or nested virtualisation on the outer host, and load kvm_intel or kvm_amd",
-        };
-        Fault::new(Code::Unavailable, "open /dev/kvm", chain(&e), remedy)
-    })
+fn open_kvm() -> Result<OwnedFd, Error> {
+    File::options().read(true).write(true).open("/dev/kvm").map(OwnedFd::from).map_err(Error::Kvm)
 }

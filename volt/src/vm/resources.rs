@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::future::{join_all, try_join};
-use ipc::{Code, Connection, Fault};
+use ipc::Connection;
 use schema::{
     addresses_capnp::{lease, pool},
     kernel_store_capnp::kernel_store,
@@ -16,6 +16,7 @@ use schema::{
 };
 
 use crate::{
+    error::Error,
     host::{
         absence::Borrowed,
         kernels,
@@ -45,11 +46,9 @@ pub type Network = (Connection, Connection);
 
 impl Services {
     /// From the links in the order that `run` asked for: kernel store, then, where there is a card, `netmgr` and `ipamd`.
-    pub fn new(links: Vec<Connection>) -> Result<Services, Fault> {
+    pub fn new(links: Vec<Connection>) -> Result<Services, Error> {
         let mut links = links.into_iter();
-        let kernels = links.next().ok_or_else(|| {
-            Fault::new(Code::Internal, "reach the kernel store", "no link was made", "Report this as a defect of volt")
-        })?;
+        let kernels = links.next().ok_or(Error::NoLink)?;
         Ok(Services { kernels, network: links.next().zip(links.next()) })
     }
 }
@@ -91,7 +90,7 @@ pub struct Address {
 }
 
 /// Fetches the sealed kernel, and closes the link: the store serves others.
-pub async fn kernel(link: Connection, source: KernelSource) -> Result<OwnedFd, Fault> {
+pub async fn kernel(link: Connection, source: KernelSource) -> Result<OwnedFd, Error> {
     let kernel = match source {
         KernelSource::Stored(name) => {
             let get = || {
@@ -107,11 +106,11 @@ pub async fn kernel(link: Connection, source: KernelSource) -> Result<OwnedFd, F
         }
     };
     let answer = link.ask("open the kernel", CALL_DEADLINE, || kernel.open_request().send()).await?;
-    link.claim(answer.get()?.get_image()?.get_bytes()?).await
+    Ok(link.claim(answer.get()?.get_image()?.get_bytes()?).await?)
 }
 
 /// Attaches one card for each of `networks`. What was taken when one fails is in `cards`, to be released.
-pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: &mut Vec<Card>) -> Result<(), Fault> {
+pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: &mut Vec<Card>) -> Result<(), Error> {
     let (netmgr, ipamd) = links;
     for name in networks {
         let pool = networks::pool(ipamd, name).await?;
@@ -127,9 +126,9 @@ pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: 
             card.address = Some(address);
             let (port, (tap, mac, mtu)) = attached?;
             card.port = Some(port);
-            Ok::<_, Fault>(CardPart { tap, life, mac, mtu })
+            Ok::<_, Error>(CardPart { tap, life, mac, mtu })
         };
-        let (part, refused) = part.await.map_or_else(|fault| (None, Some(fault)), |part| (Some(part), None));
+        let (part, refused) = part.await.map_or_else(|error| (None, Some(error)), |part| (Some(part), None));
         cards.push(Card { part, ..card });
         refused.map_or(Ok(()), Err)?;
     }
@@ -141,7 +140,7 @@ async fn allocate(
     pool: &pool::Client,
     network: &str,
     workload: &str,
-) -> Result<(lease::Client, Address, OwnedFd), Fault> {
+) -> Result<(lease::Client, Address, OwnedFd), Error> {
     let tried = format!("allocate an address for {workload} on {network}");
     let allocate = || {
         let mut request = pool.allocator_request();
@@ -168,7 +167,7 @@ async fn attach(
     name: &str,
     workload: &str,
     address: &str,
-) -> Result<(port::Client, Attached), Fault> {
+) -> Result<(port::Client, Attached), Error> {
     let tried = format!("attach {workload} to {name}");
     let create = || {
         let mut request = network.port_factory_request();
@@ -188,14 +187,7 @@ async fn attach(
     .await?;
     let info = info.get()?.get_info()?;
     let mac = info.get_mac()?.try_into().ok().and_then(Mac::new);
-    let mac = mac.ok_or_else(|| {
-        Fault::new(
-            Code::Internal,
-            &tried,
-            "netmgr gave a MAC address that no station can have",
-            "Report this as a defect of netmgr",
-        )
-    })?;
+    let mac = mac.ok_or_else(|| Error::NoMac { workload: workload.to_owned(), network: name.to_owned() })?;
     let tap = netmgr.claim(tap.get()?.get_tap()?.get_bytes()?).await?;
     Ok((port, (tap, mac, info.get_mtu())))
 }

@@ -11,13 +11,14 @@ use std::{
 };
 
 use confine::{Confined, Enclosure, Limit, MemoryWatch, Policy, Root, Sandbox};
-use ipc::{Clients, Code, Connection, Endpoint, Fault, Lane, Limits, chain};
+use ipc::{Clients, Connection, Endpoint, Lane, Limits, chain};
 use schema::{names::workload_of_vm, programs::SUPERVISOR, vm_capnp::exit::Reason};
 use tokio::sync::oneshot;
 
 use crate::{
     cmdline,
     config::VmConfig,
+    error::Error,
     host::{
         absence::Names,
         keeper,
@@ -62,13 +63,13 @@ struct Inputs {
 }
 
 /// Runs one VM until it ends.
-pub fn run(policy: Policy, config: &VmConfig) -> Result<i32, Fault> {
+pub fn run(policy: Policy, config: &VmConfig) -> Result<i32, Error> {
     limits::check(config)?;
     let paths = Paths::prepare()?;
     let policy = told::once(&paths, policy);
     // Of all that may be in the way of a second VM of one name, the name is said; it is claimed below.
     if matches!(ipc::is_served(&paths.vm(&config.name)), Ok(true)) {
-        return Err(name_taken(&config.name, "it runs already"));
+        return Err(Error::NameTaken(config.name.clone()));
     }
     let opened = opened::open(config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
@@ -80,7 +81,7 @@ pub fn run(policy: Policy, config: &VmConfig) -> Result<i32, Fault> {
     let wanted: &[Service] = if config.nets.is_empty() { &[Service::KernelStore] } else { &Service::ALL };
     let services = services::ensure(&paths, wanted, |missing| keeper::start(&paths, policy, missing))?;
     // The VM's processes are to be killed, and nobody else: the services and the janitor are there already.
-    let enclosure = confine::enclose().map_err(|e| not_confined(&e))?;
+    let enclosure = confine::enclose().map_err(unconfined)?;
     let role = Role { paths: &paths, policy, user: cell.user, cgroup: cell.cgroup.as_ref(), processes: cell.processes };
     let launcher = Forked::start(&role)?;
 
@@ -96,36 +97,26 @@ pub fn run(policy: Policy, config: &VmConfig) -> Result<i32, Fault> {
     let confined = confine(policy, &enclosure, &opened, &services, &cell, &others)?;
     let console = Console::start(&confined, &config.name)?;
     let runtime = runtime()?;
-    let _narrow = confined.enter(&filters::supervisor()).map_err(|e| not_confined(&e))?;
+    let _narrow = confined.enter(&filters::supervisor()).map_err(unconfined)?;
     let inputs = Inputs { endpoint, clients, services, names, signals, console, launcher, watch, memory };
     runtime.run(supervise(&paths, policy, config, opened, inputs))
 }
 
 /// Claims the VM's name: its control socket exists as long as this process.
-fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(Endpoint, Watch), Fault> {
+fn claim(paths: &Paths, name: &str, cell: &mut Cell, policy: Policy) -> Result<(Endpoint, Watch), Error> {
     let path = paths.vm(name);
     let lock = take_lock(&paths.vms())?;
     sockets::sweep(&paths.vms());
     let janitor = Janitor::start(paths, name, lock, cell, policy)?;
     cell.build(name, policy)?;
     let endpoint = Endpoint::bind(&path, 0o600).map_err(|e| match e {
-        ipc::Error::AlreadyExists { .. } => name_taken(name, chain(&e)),
-        _ => {
-            let remedy = "Or name another runtime directory in VOLT_RUNTIME_DIR";
-            Fault::new(Code::Unavailable, format!("run a VM called {name}"), chain(&e), remedy)
-        }
+        ipc::Error::AlreadyExists { .. } => Error::NameTaken(name.to_owned()),
+        source => Error::Unbound { path: path.clone(), source },
     })?;
     let watch = janitor.watch(paths, &Own::both(&path))?;
     // From here on removing the sockets is the janitor's: this process will not be able to.
     let (rpc, lane) = endpoint.into_fds();
-    let endpoint = Endpoint::from_fds(rpc, lane)
-        .map_err(|e| Fault::new(Code::Internal, "serve the VM's socket", chain(&e), "Report this as a defect"))?;
-    Ok((endpoint, watch))
-}
-
-fn name_taken(name: &str, why: impl Into<String>) -> Fault {
-    let remedy = format!("Choose another name, or end that VM: volt stop {name}");
-    Fault::new(Code::AlreadyExists, format!("run a VM called {name}"), why, remedy)
+    Ok((Endpoint::from_fds(rpc, lane).map_err(Error::SocketLost)?, watch))
 }
 
 fn confine(
@@ -135,7 +126,7 @@ fn confine(
     services: &[Dialled],
     cell: &Cell,
     others: &[BorrowedFd<'_>],
-) -> Result<Confined, Fault> {
+) -> Result<Confined, Error> {
     let mut sandbox = Sandbox::new(SUPERVISOR.title, policy)
         .signals_within(enclosure)
         // The guest's console may go to a file.
@@ -143,7 +134,7 @@ fn confine(
         .keep_fd(opened.kvm.as_raw_fd());
     // In no user namespace of its own: there it could not tell root from other peers. So namespaces take root.
     if let Some(user) = cell.user {
-        (sandbox, _) = sandbox.user(user).root(&Root::empty(), true).map_err(|e| not_confined(&e))?;
+        (sandbox, _) = sandbox.user(user).root(&Root::empty(), true).map_err(unconfined)?;
     }
     // Nobody else gets the VM's user as long as this process, or the janitor, has it.
     if let Some(claim) = &cell.claim {
@@ -159,16 +150,11 @@ fn confine(
     for fd in others.iter().map(AsRawFd::as_raw_fd).chain(links::fds_of(services)) {
         sandbox = sandbox.keep_fd(fd);
     }
-    sandbox.confine().map_err(|e| not_confined(&e))
+    sandbox.confine().map_err(unconfined)
 }
 
-fn not_confined(error: &confine::Error) -> Fault {
-    Fault::new(
-        Code::Unavailable,
-        "confine the supervisor",
-        chain(error),
-        "Use --confinement best-effort to run with what this host has",
-    )
+fn unconfined(source: confine::Error) -> Error {
+    Error::Unconfined { what: "the supervisor", source }
 }
 
 async fn supervise(
@@ -177,7 +163,7 @@ async fn supervise(
     config: &VmConfig,
     opened: Opened,
     inputs: Inputs,
-) -> Result<i32, Fault> {
+) -> Result<i32, Error> {
     let Inputs { endpoint, clients, services, names, signals, mut console, launcher, watch, memory } = inputs;
     let control = Control::new(&config.name, config.vcpus, config.memory);
     let launcher = launcher.connect()?;
@@ -203,7 +189,7 @@ async fn supervise(
             }
         }
         Ok(None) => Ok(Exit::stopped("it was stopped before it started")),
-        Err(fault) => Err(services::with_log(paths, fault)),
+        Err(error) => Err(error.with_log(paths.log())),
     };
     let internal = |detail| Exit { reason: Reason::InternalError, detail };
     let result = match result {
@@ -229,19 +215,13 @@ async fn supervise(
     console.finish();
     // Whoever hears of the end over the control socket may use the name again.
     watch.clear();
-    control.set_ended(result.as_ref().map_or_else(|fault| internal(fault.to_string()), Exit::clone));
+    control.set_ended(result.as_ref().map_or_else(|error| internal(error.fault().to_string()), Exit::clone));
     // They hear of it before the connections go.
     drop(stop);
     let _served = serving.await;
     let exit = result?;
     if !is_orderly(&exit) {
-        let tried = format!("run the VM {}", config.name);
-        return Err(Fault::new(
-            Code::Internal,
-            tried,
-            exit.detail,
-            "See the console above, and dmesg if a process was killed by SIGSYS",
-        ));
+        return Err(Error::Failed { name: config.name.clone(), detail: exit.detail });
     }
     Ok(0)
 }
@@ -254,8 +234,8 @@ fn is_orderly(exit: &Exit) -> bool {
 /// `None` when a stop was asked for first: what was under way is dropped, and with it what it had made.
 async fn unless_stopped<T>(
     control: &Control,
-    work: impl Future<Output = Result<T, Fault>>,
-) -> Result<Option<T>, Fault> {
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<Option<T>, Error> {
     let mut stop = control.stop_requests();
     tokio::select! {
         biased;
@@ -272,7 +252,7 @@ async fn prepare(
     kernels: Connection,
     network: Option<&Network>,
     cards: &mut Vec<Card>,
-) -> Result<Parts, Fault> {
+) -> Result<Parts, Error> {
     let workload = workload_of_vm(&config.name);
     let attach = async {
         match network {
@@ -318,7 +298,7 @@ async fn boot_and_watch(
     control: &Rc<Control>,
     console: &Console,
     left: &mut bool,
-) -> Result<Exit, Fault> {
+) -> Result<Exit, Error> {
     loop {
         let boot = async { Machine::boot(launcher, parts, console.core_end()?).await };
         let Some(machine) = unless_stopped(control, boot).await? else {

@@ -6,21 +6,19 @@ use std::{
     time::Duration,
 };
 
-use ipc::{Code, Fault, chain};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::vm::{console::KeyCommand, control::Control, terminal::Terminal};
+use crate::{
+    error::Error,
+    vm::{console::KeyCommand, control::Control, terminal::Terminal},
+};
 
 /// How long the guest may take to power off after the first Ctrl-C or SIGTERM.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 /// Takes the signals that end a program as something to read, from here on and in every thread; but for those that
 /// whoever started us wants ignored (`nohup`). Those that stop a job for using its terminal in the background do not.
-pub fn block_signals() -> Result<OwnedFd, Fault> {
-    let fault = || {
-        let why = std::io::Error::last_os_error().to_string();
-        Fault::new(Code::Unavailable, "watch for signals", why, "Raise this user's limit of open files")
-    };
+pub fn block_signals() -> Result<OwnedFd, Error> {
     // SAFETY: the sets are initialised by sigemptyset or from one that is, a zeroed sigaction is a valid one, and all
     // outlive the calls that read or fill them.
     let fd = unsafe {
@@ -42,7 +40,7 @@ pub fn block_signals() -> Result<OwnedFd, Fault> {
         libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
     };
     if fd < 0 {
-        return Err(fault());
+        return Err(Error::NoDescriptor { tried: "watch for signals", source: std::io::Error::last_os_error() });
     }
     // SAFETY: signalfd has just made it, and nothing else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -55,12 +53,10 @@ pub fn obey(
     commands: Option<OwnedFd>,
     terminal: Option<Rc<Terminal>>,
     control: &Rc<Control>,
-) -> Result<(), Fault> {
+) -> Result<(), Error> {
     let watch = |fd| {
-        ipc::watch(fd, Interest::READABLE).map_err(|e| {
-            let remedy = "Raise this user's limit of open files";
-            Fault::new(Code::Unavailable, "watch for signals and keys", chain(&e), remedy)
-        })
+        ipc::watch(fd, Interest::READABLE)
+            .map_err(|source| Error::NoDescriptor { tried: "watch for signals and keys", source })
     };
     let (signals, of_signals) = (watch(signals)?, control.clone());
     tokio::task::spawn_local(async move {
