@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rustix::fs::{AtFlags, CWD};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use crate::error::Error;
 
@@ -48,6 +49,15 @@ const MIGRATIONS: [&str; 2] = [
     ALTER TABLE pool ADD COLUMN next INTEGER NOT NULL DEFAULT 0 CHECK (next BETWEEN 0 AND 4294967295);
 ",
 ];
+
+/// Whether another process serves the database at `path`. Reads nothing of it, and takes nothing: it asks who has the lock by which
+/// [`configure`] decides that (SQLite's `os.h`: 512 bytes from PENDING_BYTE on, 1 GiB).
+pub fn is_in_use(path: &Path) -> bool {
+    let lock = Flock { start: 1 << 30, length: 512, ..Flock::from(FlockType::WriteLock) };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // One that cannot be opened is [`open`]'s to refuse.
+    rustix::fs::open(path, flags, Mode::empty()).is_ok_and(|file| matches!(fcntl_getlk(&file, &lock), Ok(Some(_))))
+}
 
 /// Opens the database at `path`, or makes an empty one: exclusively, checked, and brought to the current schema.
 ///
