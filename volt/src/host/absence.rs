@@ -94,6 +94,7 @@ impl Names {
 }
 
 /// The names in a read of events (inotify(7)): each is a header of four numbers, the last of which is how long a name follows.
+/// By hand, as rustix's reader takes it on trust that events are whole, and reads again by itself, beside the runtime.
 fn names_of(mut events: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (header, rest) = events.split_first_chunk::<16>()?;
