@@ -178,6 +178,8 @@ pub enum Error {
         fault: Box<Fault>,
         #[source]
         undone: Box<Error>,
+        /// Where the first of them may have said more, if it has gone.
+        log: Option<PathBuf>,
     },
     /// Nobody has defined it.
     #[error("use the network {0}: it is not defined")]
@@ -358,9 +360,11 @@ impl Error {
             Error::Unreachable { socket, .. } => format!("See what is there, and whose: ls -l {}", shell(socket)).into(),
             Error::EndedAtOnce { log, .. } | Error::Halfway { log, .. } => format!("See also {}", log.display()).into(),
             Error::Service(fault) => (&fault.remedy).into(),
-            Error::NotUndone { fault, .. } => (&fault.remedy).into(),
-            Error::Gone { fault, log } if fault.remedy.is_empty() => format!("See also {}", log.display()).into(),
-            Error::Gone { fault, log } => format!("{}. See also {}", fault.remedy, log.display()).into(),
+            Error::NotUndone { fault, log: None, .. } => (&fault.remedy).into(),
+            Error::Gone { fault, log } | Error::NotUndone { fault, log: Some(log), .. } => {
+                let dot = if fault.remedy.is_empty() { "" } else { ". " };
+                format!("{}{dot}See also {}", fault.remedy, log.display()).into()
+            }
             Error::Undefined(_) => "Define it: volt network define FILE.json".into(),
             Error::NoNetwork(_) => "See volt network list for those that are".into(),
             Error::NoVm { .. } => "See volt list for those that run".into(),
@@ -398,6 +402,9 @@ impl Error {
     pub fn with_log(self, log: PathBuf) -> Error {
         match self {
             Error::Service(fault) if fault.code == Code::Unavailable => Error::Gone { fault: Box::new(fault), log },
+            Error::NotUndone { fault, undone, .. } if fault.code == Code::Unavailable => {
+                Error::NotUndone { fault, undone, log: Some(log) }
+            }
             other => other,
         }
     }
@@ -409,9 +416,9 @@ impl Error {
                 name_file(&mut fault, tried);
                 Error::Service(fault)
             }
-            Error::NotUndone { mut fault, undone } => {
+            Error::NotUndone { mut fault, undone, log } => {
                 name_file(&mut fault, tried);
-                Error::NotUndone { fault, undone }
+                Error::NotUndone { fault, undone, log }
             }
             other => other,
         }
@@ -488,13 +495,12 @@ mod tests {
 
     #[test]
     fn half_that_was_not_undone_is_told_with_the_fault_that_led_to_it() {
-        let error = Error::NotUndone { fault: service().into(), undone: Box::new(Error::NoRight) };
+        let error = Error::NotUndone { fault: service().into(), undone: Box::new(Error::NoRight), log: None };
         let error = error.of_file("define the network in a.json");
-        assert_eq!(
-            error.fault().to_string(),
-            "unavailable: define the network in a.json: ask it: it has gone; and what was done until then is not undone: \
-             start netmgr, which makes networks: this user lacks CAP_NET_ADMIN. Ask again."
-        );
+        let line = "unavailable: define the network in a.json: ask it: it has gone; and what was done until then is not undone: \
+                    start netmgr, which makes networks: this user lacks CAP_NET_ADMIN. Ask again.";
+        assert_eq!(error.fault().to_string(), line);
+        assert_eq!(error.with_log("/log".into()).fault().to_string(), format!("{line} See also /log."));
         let same = Error::from(service()).of_file("ask it");
         assert_eq!(same.fault(), service());
     }

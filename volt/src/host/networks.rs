@@ -91,7 +91,7 @@ pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Resu
 fn half(fault: Fault, undone: Result<(), Error>) -> Error {
     match undone {
         Ok(()) => fault.into(),
-        Err(undone) => Error::NotUndone { fault: Box::new(fault), undone: Box::new(undone) },
+        Err(undone) => Error::NotUndone { fault: Box::new(fault), undone: Box::new(undone), log: None },
     }
 }
 
