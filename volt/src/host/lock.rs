@@ -29,19 +29,17 @@ pub fn take_lock(path: &Path) -> Result<OwnedFd, Error> {
         let whose = dir.try_clone().ok();
         let holds = || whose.as_ref().and_then(holder);
         let before = holds();
-        let error = match lock(dir, path) {
-            Ok(lock) => return Ok(lock),
-            Err(error) => error,
+        let dir = match lock(dir, path) {
+            Err(Error::Locked { dir, .. }) => dir,
+            // Had at last; or refused by the kernel, which asking again does not change.
+            done => return done,
         };
         let now = holds();
         // Of those who start hundreds of VMs at once, each has it for a moment, and between two nobody has.
         if (now.is_none() || now != before) && Instant::now() < give_up {
             continue;
         }
-        return Err(match error {
-            Error::Locked { dir, .. } => Error::Locked { dir, holder: now },
-            other => other,
-        });
+        return Err(Error::Locked { dir, holder: now });
     }
 }
 
