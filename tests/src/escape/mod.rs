@@ -23,6 +23,7 @@ pub mod foothold;
 mod kernel;
 mod limits;
 mod network;
+mod proc;
 mod processes;
 pub mod record;
 pub mod report;
