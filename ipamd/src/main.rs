@@ -1,9 +1,8 @@
-//! The program `ipamd`: arguments, then confinement, then service. Phase 1 makes the state directory, looks whether another one serves
-//! it, and binds or checks the sockets; the database is opened, and the first byte of a client read, in phase 2.
+//! The program `ipamd`: arguments, then confinement, then service. Phase 1 makes the state directory, looks whether another process
+//! serves what is there, and binds or checks the sockets; the database is opened, and the first byte of a client read, in phase 2.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
 
 use clap::Parser;
 use ipamd::database::{Database, Group};
@@ -25,9 +24,6 @@ struct Arguments {
     options: Options,
 }
 
-/// The database's name in the state directory.
-const DATABASE: &str = "ipamd.sqlite";
-
 fn main() {
     service::main(&IPAMD, run)
 }
@@ -42,7 +38,7 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
 fn start(Arguments { state, options }: &Arguments) -> Result<(Serving, Owner<Group>), Error> {
     // Before there are sockets, which stay.
     let folder = state.take(options)?;
-    wait_until_free(&folder.join(DATABASE))?;
+    file::wait_until_free(&folder.join(file::NAME))?;
     let wide = options.begin(&IPAMD)?;
     // The database thread lists nothing.
     let found = lives::found(&folder).map_err(|error| state.failed(error))?;
@@ -52,21 +48,9 @@ fn start(Arguments { state, options }: &Arguments) -> Result<(Serving, Owner<Gro
     Ok((starting.enter()?, group))
 }
 
-/// Waits until nobody serves the database, for as long as a predecessor that was just killed may still be on its way out. Whoever comes
-/// between this and the lock is told by that.
-fn wait_until_free(path: &Path) -> Result<(), Error> {
-    for _ in 0..40 {
-        if !file::is_in_use(path) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Err(Error::InUse(path.into()))
-}
-
 /// What the database says, and the lives that were found.
 fn take_over(folder: &Path, found: &[(LeaseId, Ipv4Addr)]) -> Result<Group, Error> {
-    let path = folder.join(DATABASE);
+    let path = folder.join(file::NAME);
     let ledger = Ledger::open(Store::open(&path)?, Limits::default(), Now::read());
     let mut ledger = ledger.map_err(|fault| Error::Load(path, fault))?;
     let strays = ledger.sweep(found);
