@@ -10,14 +10,10 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD};
 use rustix::io::Errno;
-use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 use crate::error::Error;
-
-/// The database's name in the state directory.
-pub const NAME: &str = "ipamd.sqlite";
 
 /// "ipam" in the file's header, where SQLite keeps the application's own mark.
 const APPLICATION_ID: u32 = 0x6970_616d;
@@ -52,30 +48,6 @@ const MIGRATIONS: [&str; 2] = [
     ALTER TABLE pool ADD COLUMN next INTEGER NOT NULL DEFAULT 0 CHECK (next BETWEEN 0 AND 4294967295);
 ",
 ];
-
-/// Waits until nobody serves the database, for as long as a predecessor that was just killed may still be on its way out. Whoever comes
-/// between this and the lock is told by that.
-///
-/// # Errors
-/// [`Error::InUse`].
-pub fn wait_until_free(path: &Path) -> Result<(), Error> {
-    for _ in 0..40 {
-        if !is_in_use(path) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Err(Error::InUse(path.into()))
-}
-
-/// Whether another process serves the database at `path`. Reads nothing of it, and takes nothing: it asks who has the lock by which
-/// [`configure`] decides that (SQLite's `os.h`: 512 bytes from PENDING_BYTE on, 1 GiB).
-fn is_in_use(path: &Path) -> bool {
-    let lock = Flock { start: 1 << 30, length: 512, ..Flock::from(FlockType::WriteLock) };
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // One that cannot be opened is [`open`]'s to refuse.
-    rustix::fs::open(path, flags, Mode::empty()).is_ok_and(|file| matches!(fcntl_getlk(&file, &lock), Ok(Some(_))))
-}
 
 /// Opens the database at `path`, or makes an empty one: exclusively, checked, and brought to the current schema.
 ///

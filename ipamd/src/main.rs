@@ -1,5 +1,5 @@
-//! The program `ipamd`: arguments, then confinement, then service. Phase 1 makes the state directory, looks whether another process
-//! serves what is there, and binds or checks the sockets; the database is opened, and the first byte of a client read, in phase 2.
+//! The program `ipamd`: arguments, then confinement, then service. Phase 1 makes the state directory and binds or checks the sockets;
+//! the database is opened, and the first byte of a client read, in phase 2.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -9,7 +9,7 @@ use ipamd::database::{Database, Group};
 use ipamd::error::Error;
 use ipamd::ledger::{Ledger, Limits, Now};
 use ipamd::store::{LeaseId, Store};
-use ipamd::{file, filters, lives, rpc};
+use ipamd::{filters, lives, rpc};
 use ipc::Lane;
 use schema::programs::IPAMD;
 use service::{Options, Owner, Serving, StateDir};
@@ -38,7 +38,6 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
 fn start(Arguments { state, options }: &Arguments) -> Result<(Serving, Owner<Group>), Error> {
     // Before there are sockets, which stay.
     let folder = state.take(options)?;
-    file::wait_until_free(&folder.join(file::NAME))?;
     let wide = options.begin(&IPAMD)?;
     // The database thread lists nothing.
     let found = lives::found(&folder).map_err(|error| state.failed(error))?;
@@ -50,7 +49,7 @@ fn start(Arguments { state, options }: &Arguments) -> Result<(Serving, Owner<Gro
 
 /// What the database says, and the lives that were found.
 fn take_over(folder: &Path, found: &[(LeaseId, Ipv4Addr)]) -> Result<Group, Error> {
-    let path = folder.join(file::NAME);
+    let path = folder.join("ipamd.sqlite");
     let ledger = Ledger::open(Store::open(&path)?, Limits::default(), Now::read());
     let mut ledger = ledger.map_err(|fault| Error::Load(path, fault))?;
     let strays = ledger.sweep(found);
