@@ -5,6 +5,7 @@
 
 mod args;
 mod device;
+mod offload;
 mod receive;
 mod stage;
 mod tap;

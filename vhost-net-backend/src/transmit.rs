@@ -1,12 +1,15 @@
-//! From the guest to the TAP: one chain, one frame, one `writev` straight out of the guest's memory.
+//! From the guest to the TAP: one chain, one frame, one `writev` straight out of the guest's memory, but for the first bytes.
 //!
-//! Header and frame are read by the kernel alone, once; it checks the header against the frame and refuses what does
-//! not fit.
+//! These are copied first, so that the guest cannot change them between the look at what it asks for ([`crate::offload`]) and the
+//! kernel's. Each byte is read once.
 
 use device::{BoxError, Chain, IoVecs, Popped, Progress, Ring};
 use rustix::io::Errno;
 
-use crate::tap::{HEADER, Tap};
+use crate::{
+    offload::{self, START},
+    tap::{HEADER, Tap},
+};
 
 /// Frames before the other direction has its turn.
 const BUDGET: usize = 64;
@@ -18,7 +21,7 @@ pub const MAX_FRAME: usize = HEADER + 18 + 65535;
 enum Sent {
     /// It was a frame of so many bytes.
     Frame(u64),
-    /// It is none, or the kernel does not take it.
+    /// It is none, asks for what must not be done, or the kernel does not take it.
     Dropped,
     /// The TAP takes no more at present.
     Blocked,
@@ -77,8 +80,15 @@ impl Transmitter {
         if !chain.writable.is_empty() || len <= HEADER as u64 || len > MAX_FRAME as u64 {
             return Ok(Sent::Dropped);
         }
+        let mut start = [0; START];
+        let copied = chain.readable.read(0, &mut start);
+        let start = start.get_mut(..copied).unwrap_or_default();
+        if !offload::may(start) {
+            return Ok(Sent::Dropped);
+        }
         let mut frame = IoVecs::new();
-        frame.push(&chain.readable, 0, len);
+        frame.push_private(start);
+        frame.push(&chain.readable, copied as u64, len - copied as u64);
         match frame.writev(self.tap.fd()) {
             Ok(_) => Ok(Sent::Frame(len - HEADER as u64)),
             Err(error) => match Errno::from_io_error(&error) {

@@ -47,6 +47,13 @@ fn malformed_chains_to_send_come_back_and_nothing_is_sent() {
     bytes.extend(frame(60, 1));
     ram.write(OUT, &bytes);
     assert_eq!(transmit.round_trip(ram, &[out(OUT, bytes.len() as u32)]), 0);
+    // One that it takes: a checksum that is written over what has been looked at, and other work than was offered.
+    for (flags, segments, offset) in [(NEEDS_CSUM, 0, 10), (NEEDS_CSUM, 3, 6), (0, GSO_TCPV4, 0)] {
+        let mut bytes = vec![flags, segments, 0, 0, 8, 0, 20, 0, offset, 0, 0, 0];
+        bytes.extend(frame(60, 1));
+        ram.write(OUT, &bytes);
+        assert_eq!(transmit.round_trip(ram, &[out(OUT, bytes.len() as u32)]), 0);
+    }
     // A chain that goes around.
     transmit.set_descriptor(ram, 200, Part { flags: NEXT, ..out(OUT, 60) }, 200);
     transmit.make_available(ram, 200);
