@@ -29,7 +29,9 @@ interface Ipam {
   #   {"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"},
   #    "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}
   # Defines the pool of that network, or changes it if no lease or durable reservation would fall outside. `gateway`, `pool` and `reservations` may be
-  # absent: the first address, everything between the gateway and the broadcast address, none. Unknown keys are refused.
+  # absent: the first address, everything between the gateway and the broadcast address, none. So may `"type"`, which is "bridged" in this version, and
+  # `"mtu"`, the bytes that a frame of the network holds (`minMtu` to `maxMtu` of network.capnp): what its bridge has. Unknown keys are refused.
+  # docs/network.schema.json is the JSON schema of it.
   # Errors: invalidArgument (says which key and why), conflict (overlaps another pool, or a live lease would fall outside).
 
   pool @1 (network :Text) -> (pool :Pool);
@@ -88,6 +90,8 @@ struct PoolInfo {
   # Addresses of the range that are neither leased, reserved nor within their grace period.
   config @7 :Text;
   # The JSON text that `definePool` would accept to make this pool again.
+  mtu @8 :UInt32;
+  # Bytes that a frame of the network holds; 0 where the configuration says nothing of it.
 }
 
 interface Allocator {

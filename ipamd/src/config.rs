@@ -4,12 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use schema::names;
-use schema::net::{Subnet, is_of_hosts, is_prefix, prefix_rule};
+use schema::net::{Subnet, is_mtu, is_of_hosts, is_prefix, mtu_rule, prefix_rule};
 
 use crate::json::Json;
 
 /// The longest configuration text that is accepted, in bytes.
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
+
+/// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
+const KEYS: [&str; 7] = ["network", "type", "subnet", "gateway", "mtu", "pool", "reservations"];
+const POOL_KEYS: [&str; 2] = ["start", "end"];
+
+/// The kind of network that there is, and those that are to come.
+const KIND: &str = "bridged";
+const LATER_KINDS: [&str; 4] = ["isolated", "host-only", "macvtap", "sriov"];
 
 /// A checked configuration: the gateway and the range are host addresses of the subnet, so are the reservations, and those are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +28,8 @@ pub struct PoolConfig {
     pub subnet: Subnet,
     /// The router's address, never handed out.
     pub gateway: Ipv4Addr,
+    /// Bytes that a frame of it holds; `None` for what its bridge has, which is 1500 where it is new.
+    pub mtu: Option<u32>,
     /// First address of the range that is handed out without a reservation.
     pub start: Ipv4Addr,
     /// Last address of that range, included.
@@ -59,7 +69,7 @@ impl PoolConfig {
     /// Parses and checks a configuration text.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, in the order subnet, gateway, range, reservations, name.
+    /// The first thing that is wrong with it, in the order type, subnet, gateway, MTU, range, reservations, name.
     pub fn parse(text: &str) -> Result<PoolConfig, ConfigError> {
         let config = PoolConfig::read(text)?;
         if names::is_network(&config.network) {
@@ -90,18 +100,19 @@ impl PoolConfig {
                 "Mend it at that line and column",
             )
         })?;
-        let [network, subnet, gateway, pool, reservations] =
-            fields("", &tree, ["network", "subnet", "gateway", "pool", "reservations"])?;
+        let [network, kind, subnet, gateway, mtu, pool, reservations] = fields("", &tree, KEYS)?;
 
         let name = required("network", network)?;
+        kind.map(check_kind).transpose()?;
         let subnet = parse_subnet(required("subnet", subnet)?)?;
         let gateway = match gateway {
             Some(value) => host("gateway", value, &subnet)?,
             None => Ipv4Addr::from(subnet.network().to_bits().saturating_add(1)),
         };
+        let mtu = mtu.map(parse_mtu).transpose()?;
         let [start, end] = match pool {
             Some(pool) => {
-                let [start, end] = fields("pool.", pool, ["start", "end"])?;
+                let [start, end] = fields("pool.", pool, POOL_KEYS)?;
                 [
                     host("pool.start", present("pool.start", start)?, &subnet)?,
                     host("pool.end", present("pool.end", end)?, &subnet)?,
@@ -127,20 +138,21 @@ impl PoolConfig {
             Some(value) => parse_reservations(value, &subnet, gateway)?,
             None => BTreeMap::new(),
         };
-        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, start, end, reservations })
+        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, mtu, start, end, reservations })
     }
 
-    /// The text that makes this pool again: every key present, reservations by workload.
+    /// The text that makes this pool again: every key present but those whose absence says the same, reservations by workload.
     pub fn to_json(&self) -> String {
         let reservations: Vec<String> =
             self.reservations.iter().map(|(workload, address)| format!("\"{workload}\":\"{address}\"")).collect();
         // All but the name, which may be of a time with a wider rule, was checked to need no escape.
         let network = serde_json::Value::from(self.network.as_str());
         format!(
-            "{{\"network\":{},\"subnet\":\"{}\",\"gateway\":\"{}\",\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
+            "{{\"network\":{},\"subnet\":\"{}\",\"gateway\":\"{}\",{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
             network,
             self.subnet,
             self.gateway,
+            self.mtu.map_or_else(String::new, |mtu| format!("\"mtu\":{mtu},")),
             self.start,
             self.end,
             reservations.join(",")
@@ -201,6 +213,28 @@ fn text<'a>(key: &str, value: &'a Json) -> Result<&'a str, ConfigError> {
         Json::Text(text) => Ok(text),
         other => Err(error(key, other.kind(), "a string is needed here", "Put it in double quotes")),
     }
+}
+
+fn check_kind(value: &Json) -> Result<(), ConfigError> {
+    let kind = text("type", value)?;
+    let refuse = |why: &str| {
+        let remedy = format!("Write \"{KIND}\", or leave it out, which is the same");
+        Err(error("type", format_args!("{kind:?}"), why, remedy))
+    };
+    match kind {
+        KIND => Ok(()),
+        _ if LATER_KINDS.contains(&kind) => refuse("networks of this kind are not available in this version"),
+        _ => refuse("there is no such kind of network"),
+    }
+}
+
+fn parse_mtu(value: &Json) -> Result<u32, ConfigError> {
+    let (found, number) = match value {
+        Json::Number(number) => (number.to_string(), u32::try_from(*number).ok()),
+        other => (other.kind().to_owned(), None),
+    };
+    let remedy = "Write a number, such as 1500, or leave it out";
+    number.filter(|mtu| is_mtu(*mtu)).ok_or_else(|| error("mtu", found, mtu_rule(), remedy))
 }
 
 fn parse_subnet(value: &str) -> Result<Subnet, ConfigError> {

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use serde_json::Value;
 
 const SHOWN: &str = r#"{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"},
   "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}"#;
@@ -23,6 +24,102 @@ fn the_documented_text_is_accepted() {
 }
 
 #[test]
+fn kind_and_mtu_are_taken_and_said_again_where_their_absence_says_something_else() {
+    let with = |keys: &str| PoolConfig::parse(&format!(r#"{{{keys}"network":"n","subnet":"10.0.0.0/24"}}"#)).unwrap();
+    let plain = with("");
+    assert_eq!((plain.mtu, with(r#""type":"bridged","#)), (None, plain.clone()));
+    assert!(!plain.to_json().contains("mtu") && !plain.to_json().contains("type"), "as an earlier release wrote it");
+    for mtu in [1280, 9000, 65_521] {
+        let config = with(&format!(r#""mtu":{mtu},"#));
+        assert_eq!(config.mtu, Some(mtu));
+        assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
+    }
+}
+
+const SCHEMA: &str = include_str!("../../docs/network.schema.json");
+
+/// Whether a JSON schema allows a value, as far as ours goes; texts' patterns and formats aside.
+fn allows(schema: &Value, value: &Value) -> bool {
+    let known =
+        ["$schema", "title", "description", "examples", "default", "pattern", "format", "type", "required", "enum"];
+    let more = ["minimum", "maximum", "properties", "additionalProperties", "propertyNames"];
+    let keys = schema.as_object().unwrap().keys();
+    keys.for_each(|key| {
+        assert!(known.contains(&key.as_str()) || more.contains(&key.as_str()), "{key} is not looked at")
+    });
+    let is = match schema["type"].as_str() {
+        None => true,
+        Some("object") => value.is_object(),
+        Some("string") => value.is_string(),
+        Some("integer") => value.is_u64(),
+        Some(other) => panic!("{other}"),
+    };
+    let listed = schema["enum"].as_array().is_none_or(|list| list.contains(value));
+    let within = |bound: &str, beyond: fn(u64, u64) -> bool| match (schema[bound].as_u64(), value.as_u64()) {
+        (Some(bound), Some(value)) => !beyond(value, bound),
+        _ => true,
+    };
+    let has_all = schema["required"]
+        .as_array()
+        .is_none_or(|keys| keys.iter().all(|key| value.get(key.as_str().unwrap()).is_some()));
+    let mut entries = value.as_object().into_iter().flatten();
+    let members = entries.all(|(key, value)| match (&schema["properties"][key], &schema["additionalProperties"]) {
+        (Value::Null, Value::Bool(others)) => *others,
+        (Value::Null, others) => allows(others, value),
+        (own, _) => allows(own, value),
+    });
+    is && listed
+        && within("minimum", |value, least| value < least)
+        && within("maximum", |value, most| value > most)
+        && has_all
+        && members
+}
+
+#[test]
+fn published_schema_has_the_parser_s_keys_and_allows_what_it_takes() {
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    let keys =
+        |of: &Value| of["properties"].as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(keys(&schema), KEYS.map(str::to_owned).into());
+    assert_eq!(keys(&schema["properties"]["pool"]), POOL_KEYS.map(str::to_owned).into());
+    let page = include_str!("../../docs/RUNNING.md");
+    let (_, shown) = page.split_once("file volt0.json -->\n```json\n").unwrap();
+    let (shown, _) = shown.split_once("```").unwrap();
+    let examples = schema["examples"].as_array().unwrap().iter().map(Value::to_string);
+    for text in examples.chain([SHOWN.to_owned(), shown.to_owned()]) {
+        let config = PoolConfig::parse(&text).unwrap();
+        for text in [text, config.to_json()] {
+            assert!(allows(&schema, &serde_json::from_str(&text).unwrap()), "{text}");
+        }
+    }
+    assert_eq!(schema["properties"]["type"]["enum"], serde_json::json!([KIND]));
+}
+
+#[test]
+fn published_schema_allows_nothing_that_the_parser_refuses_for_its_keys_kinds_and_bounds() {
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    for (from, to) in [
+        ("\"network\":", "\"netwrk\":"),
+        ("\"network\":", "\"vlan\":7,\"network\":"),
+        ("\"network\":", "\"type\":\"isolated\",\"network\":"),
+        ("\"network\":", "\"mtu\":1279,\"network\":"),
+        ("\"network\":", "\"mtu\":65522,\"network\":"),
+        ("\"network\":", "\"mtu\":\"1500\",\"network\":"),
+        ("\"network\":\"volt0\",", ""),
+        ("\"subnet\":\"10.42.0.0/24\",", ""),
+        ("\"start\":\"10.42.0.2\",", ""),
+        ("\"start\":", "\"first\":\"10.42.0.2\",\"start\":"),
+        ("\"volt0\"", "5"),
+        ("\"10.42.0.20\"", "true"),
+    ] {
+        let text = SHOWN.replace(from, to);
+        assert_ne!(text, SHOWN, "{from}");
+        PoolConfig::parse(&text).unwrap_err();
+        assert!(!allows(&schema, &serde_json::from_str(&text).unwrap()), "{text}");
+    }
+}
+
+#[test]
 fn absent_keys_get_the_documented_defaults() {
     let config = PoolConfig::parse(r#"{"network":"n","subnet":"172.16.0.0/30"}"#).unwrap();
     assert_eq!((config.gateway, config.start, config.end), (ip("172.16.0.1"), ip("172.16.0.2"), ip("172.16.0.2")));
@@ -38,6 +135,21 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
     };
     for (from, to, key, why) in [
         ("\"network\":", "\"netwrk\":", "netwrk", "no such key"),
+        ("\"network\":", "\"vlan\":7,\"network\":", "vlan", "no such key"),
+        ("\"end\":", "\"mtu\":1500,\"end\":", "pool.mtu", "no such key"),
+        ("\"network\":", "\"type\":\"isolated\",\"network\":", "type", "not available in this version"),
+        ("\"network\":", "\"type\":\"host-only\",\"network\":", "type", "not available in this version"),
+        ("\"network\":", "\"type\":\"macvtap\",\"network\":", "type", "not available in this version"),
+        ("\"network\":", "\"type\":\"sriov\",\"network\":", "type", "not available in this version"),
+        ("\"network\":", "\"type\":\"Bridged\",\"network\":", "type", "no such kind"),
+        ("\"network\":", "\"type\":[],\"network\":", "type", "a string is needed"),
+        ("\"network\":", "\"mtu\":1279,\"network\":", "mtu", "1280 to 65521"),
+        ("\"network\":", "\"mtu\":65522,\"network\":", "mtu", "1280 to 65521"),
+        ("\"network\":", "\"mtu\":0,\"network\":", "mtu", "1280 to 65521"),
+        ("\"network\":", "\"mtu\":-1500,\"network\":", "mtu", "1280 to 65521"),
+        ("\"network\":", "\"mtu\":1500.5,\"network\":", "mtu", "1280 to 65521"),
+        ("\"network\":", "\"mtu\":18446744073709551615,\"network\":", "mtu", "1280 to 65521"),
+        ("\"network\":", "\"mtu\":\"1500\",\"network\":", "mtu", "1280 to 65521"),
         ("\"start\":", "\"first\":", "pool.first", "no such key"),
         ("\"network\":\"volt0\",", "", "network", "required"),
         ("\"start\":\"10.42.0.2\",", "", "pool.start", "required"),

@@ -27,6 +27,7 @@ pub fn pool_config(data: &[u8]) {
     };
     assert_eq!(PoolConfig::read(&config.to_json()), Ok(config.clone()));
     let PoolConfig { subnet, gateway, start, end, reservations, .. } = &config;
+    assert!(config.mtu.is_none_or(schema::net::is_mtu));
     assert!((8..=30).contains(&subnet.prefix()) && subnet.overlaps(subnet));
     assert!([gateway, start, end].into_iter().chain(reservations.values()).all(|address| subnet.has_host(*address)));
     assert!(start <= end && !config.in_range(*gateway));

@@ -13,7 +13,9 @@ pub enum Json {
     Text(String),
     /// An object, its keys in the order of the text and each of them unique.
     Object(Vec<(String, Json)>),
-    /// Anything else, as words for an error message ("a number").
+    /// A whole number that is not below zero.
+    Number(u64),
+    /// Anything else, as words for an error message ("a list").
     Other(&'static str),
 }
 
@@ -23,6 +25,7 @@ impl Json {
         match self {
             Json::Text(_) => "a string",
             Json::Object(_) => "an object",
+            Json::Number(_) => "a number",
             Json::Other(kind) => kind,
         }
     }
@@ -55,8 +58,8 @@ impl<'de> Visitor<'de> for Tree {
         Ok(Json::Other("a number"))
     }
 
-    fn visit_u64<E: Error>(self, _: u64) -> Result<Json, E> {
-        Ok(Json::Other("a number"))
+    fn visit_u64<E: Error>(self, v: u64) -> Result<Json, E> {
+        Ok(Json::Number(v))
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<Json, E> {

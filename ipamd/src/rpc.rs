@@ -290,6 +290,7 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
     to.set_range_end(config.end.to_string());
     to.set_free(free);
     to.set_config(text);
+    to.set_mtu(config.mtu.unwrap_or(0));
 }
 
 fn write_lease(mut to: lease_info::Builder, info: &Info) {

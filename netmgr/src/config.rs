@@ -2,10 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use schema::{
-    net::{is_of_hosts, is_prefix, prefix_rule},
-    network_capnp::{MAX_MTU, MIN_MTU},
-};
+use schema::net::{is_mtu, is_of_hosts, is_prefix, mtu_rule, prefix_rule};
 
 use crate::{address::Address, error::Error, names};
 
@@ -38,12 +35,8 @@ impl Config {
             }
             _ => Some(gateway_address(gateway, prefix)?),
         };
-        if mtu != 0 && !(MIN_MTU..=MAX_MTU).contains(&mtu) {
-            return Err(Error::argument(
-                "MTU",
-                &mtu.to_string(),
-                &format!("it must be {MIN_MTU} to {MAX_MTU} bytes (the most that a TAP takes), or 0 for the default"),
-            ));
+        if mtu != 0 && !is_mtu(mtu) {
+            return Err(Error::argument("MTU", &mtu.to_string(), &format!("{}; or 0 for the default", mtu_rule())));
         }
         Ok(Config { name: name.to_owned(), address, mtu })
     }

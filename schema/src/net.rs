@@ -3,7 +3,7 @@
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
-use crate::network_capnp::{MAX_PREFIX_LENGTH, MIN_PREFIX_LENGTH};
+use crate::network_capnp::{MAX_MTU, MAX_PREFIX_LENGTH, MIN_MTU, MIN_PREFIX_LENGTH};
 
 /// The name of the network that exists without anybody having defined it.
 pub const DEFAULT_NETWORK: &str = "volt0";
@@ -77,6 +77,16 @@ pub fn is_prefix(bits: u8) -> bool {
 /// What [`is_prefix`] asks for, in words.
 pub fn prefix_rule() -> String {
     format!("the prefix length must be {MIN_PREFIX_LENGTH} to {MAX_PREFIX_LENGTH}")
+}
+
+/// Whether a network can have frames of that many bytes.
+pub fn is_mtu(bytes: u32) -> bool {
+    (MIN_MTU..=MAX_MTU).contains(&bytes)
+}
+
+/// What [`is_mtu`] asks for, in words.
+pub fn mtu_rule() -> String {
+    format!("it must be {MIN_MTU} to {MAX_MTU} bytes, which is what IPv6 needs and what a TAP takes")
 }
 
 /// Whether hosts have addresses such as this: not of this host, loopback, multicast or reserved (RFC 6890). Behind a prefix that

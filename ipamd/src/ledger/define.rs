@@ -18,6 +18,7 @@ fn built_in() -> PoolConfig {
         network: DEFAULT_NETWORK.into(),
         subnet: DEFAULT_SUBNET,
         gateway: DEFAULT_GATEWAY,
+        mtu: None,
         start,
         end,
         reservations: BTreeMap::new(),
