@@ -32,6 +32,9 @@ interface Host {
 
   removeNetwork @3 (network :Text) -> ();
   # Takes a network that has no ports off the host. Errors: notFound, wrongState (ports are attached).
+
+  networks @4 () -> (networks :List(Text));
+  # The names of all networks, in order; `maxNetworks` at most.
 }
 
 struct TenantQuota {

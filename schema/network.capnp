@@ -22,6 +22,9 @@ const maxAddressBytes :UInt8 = 72;
 # Bytes of one port's addresses, so that they fit its interface's alias: for each family what all of them begin with (3 bytes of IPv4 at most, 15 of
 # IPv6), once, and the rest of each. 16 of a /24 and 16 of a /112 take 65; of such as have nothing in common there is room for four of IPv6 and two of IPv4.
 
+const maxListedPorts :UInt32 = 256;
+# Ports that `Network.ports` gives at one time.
+
 struct NetworkConfig {
   name @0 :Text;
   # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash, and not "all" or "default".
@@ -40,6 +43,9 @@ interface Network {
 
   portFactory @1 (maxPorts :UInt32) -> (factory :PortFactory);
   # A factory for at most `maxPorts` ports at one time (1 to `maxPorts` of this file). Ports are released when their holder drops them, the factory's end changes nothing.
+
+  ports @2 (after :Text) -> (ports :List(PortInfo));
+  # Its ports in the order of their workloads' names, at most `maxListedPorts` from the one behind `after` on; empty for the start.
 }
 
 struct NetworkInfo {
@@ -47,7 +53,7 @@ struct NetworkInfo {
   index @1 :UInt32;
   # Interface index of the bridge.
   ports @2 :List(PortInfo);
-  # At most `maxPorts` of this file.
+  # At most `maxPorts` of this file, and without their addresses, which `Network.ports` says.
 }
 
 interface PortFactory {

@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     os::fd::{OwnedFd, RawFd},
     sync::Arc,
     time::Duration,
@@ -19,7 +20,7 @@ use rtnetlink::LinkUnspec;
 use service::{Lost, State};
 use tokio::sync::watch;
 
-use schema::net::Mac;
+use schema::{net::Mac, network_capnp::MAX_LISTED_PORTS};
 
 use crate::{
     bridge,
@@ -216,6 +217,11 @@ impl Manager {
         }
     }
 
+    /// The names of all networks.
+    pub fn names(&self) -> Vec<String> {
+        self.networks.keys().cloned().collect()
+    }
+
     /// Takes a network off the host.
     pub fn remove(&mut self, name: &str) -> Result<(), Error> {
         let id = self.network(name)?;
@@ -242,6 +248,14 @@ impl Manager {
         let ports = network.ports.iter().filter(|(_, port)| !port.leaves());
         let ports = ports.map(|(workload, port)| PortFacts::of(port, workload, &id.name)).collect();
         Ok((network.config.clone(), network.index, ports))
+    }
+
+    /// The ports of a network behind that workload's.
+    pub fn ports(&mut self, id: &NetworkId, after: &str) -> Result<Vec<PortFacts>, Error> {
+        let network = find(&mut self.networks, id)?;
+        let behind = network.ports.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        let ports = behind.filter(|(_, port)| !port.leaves()).take(MAX_LISTED_PORTS as usize);
+        Ok(ports.map(|(workload, port)| PortFacts::of(port, workload, &id.name)).collect())
     }
 
     /// Makes a tenant.

@@ -108,6 +108,21 @@ impl host::Server for Host {
         let name = name.map_err(&failed)?.to_owned();
         self.0.manager.ask(move |manager| manager.remove(&name)).await.map_err(failed)
     }
+
+    async fn networks(
+        self: Rc<Self>,
+        _: host::NetworksParams,
+        mut results: host::NetworksResults,
+    ) -> Result<(), capnp::Error> {
+        let failed = while_trying("list the networks".into());
+        let names = self.0.manager.ask(|manager| Ok(manager.names())).await.map_err(failed)?;
+        let count = u32::try_from(names.len()).unwrap_or(0);
+        let mut list = results.get().init_networks(count);
+        for (at, name) in (0..count).zip(&names) {
+            list.set(at, name);
+        }
+        Ok(())
+    }
 }
 
 fn quote(name: &Result<&str, Error>) -> String {
@@ -177,6 +192,22 @@ impl network::Server for Network {
         Ok(())
     }
 
+    async fn ports(
+        self: Rc<Self>,
+        params: network::PortsParams,
+        mut results: network::PortsResults,
+    ) -> Result<(), capnp::Error> {
+        let (id, failed) = (self.id.clone(), while_trying(format!("list the ports of network {}", self.id.name)));
+        let after = text("workload name", params.get()?.get_after()).map_err(&failed)?.to_owned();
+        let ports = self.context.manager.ask(move |manager| manager.ports(&id, &after)).await.map_err(failed)?;
+        let mut list = results.get().init_ports(u32::try_from(ports.len()).unwrap_or(0));
+        for (at, facts) in (0..list.len()).zip(&ports) {
+            write_port(list.reborrow().get(at), facts);
+            write_addresses(list.reborrow().get(at), facts);
+        }
+        Ok(())
+    }
+
     async fn port_factory(
         self: Rc<Self>,
         params: network::PortFactoryParams,
@@ -213,6 +244,9 @@ fn write_port(mut to: port_info::Builder<'_>, facts: &PortFacts) {
     to.set_mac(&facts.mac.bytes());
     to.set_network(&facts.network);
     to.set_mtu(facts.mtu);
+}
+
+fn write_addresses(to: port_info::Builder<'_>, facts: &PortFacts) {
     let count = u32::try_from(facts.sources.iter().count()).unwrap_or(0);
     let mut addresses = to.init_addresses(count);
     for (at, address) in (0..count).zip(facts.sources.iter()) {
@@ -293,7 +327,9 @@ impl Port {
 impl port::Server for Port {
     async fn info(self: Rc<Self>, _: port::InfoParams, mut results: port::InfoResults) -> Result<(), capnp::Error> {
         self.check()?;
-        write_port(results.get().init_info(), &self.held.port.facts);
+        let mut info = results.get().init_info();
+        write_port(info.reborrow(), &self.held.port.facts);
+        write_addresses(info, &self.held.port.facts);
         Ok(())
     }
 

@@ -19,7 +19,7 @@ fn addresses_are_told_in_order_and_are_in_the_interface_s_mark() {
             let port = client.tap_from(&factory, "vm-web", &[], &given).await.unwrap();
             let info = client.port(&port).await.unwrap();
             assert_eq!(info.addresses, ["10.42.0.9", "10.42.0.10", "2001:db8::1", "fd00::10"]);
-            assert_eq!(client.info(&network).await.unwrap().ports, [info]);
+            assert_eq!(client.ports(&network, "").await.unwrap(), [info]);
             let alias = text(&interface("tap-web").unwrap(), "ifalias");
             assert!(alias.contains(" volt0 1500 - 43"), "{alias}");
         });
@@ -176,7 +176,7 @@ fn later_netmgr_knows_whose_address_it_is_and_one_of_a_mark_without_any_is_nobod
         run(async {
             let client = netmgr.connect().await;
             let network = client.define_default().await;
-            assert_eq!(client.info(&network).await.unwrap().ports, [none, info.clone()]);
+            assert_eq!(client.ports(&network, "").await.unwrap(), [none, info.clone()]);
             let factory = client.factory(&network, 2).await.unwrap();
             let fault = client.tap_from(&factory, "vm-b", &[], &["fd00::7"]).await.err().unwrap();
             assert!(fault.code == Code::AlreadyExists && fault.why.contains("vm-web"), "{fault}");

@@ -373,3 +373,19 @@ fn unusable_configuration_is_refused_by_name_and_changes_nothing() {
         });
     });
 }
+
+#[test]
+fn networks_are_listed_by_name_until_they_are_removed() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            assert_eq!(client.networks().await.unwrap(), [""; 0]);
+            client.define("volt1", "10.43.0.1", 24, 0).await.unwrap();
+            client.define_default().await;
+            assert_eq!(client.networks().await.unwrap(), ["volt0", "volt1"]);
+            client.remove("volt0").await.unwrap();
+            assert_eq!(client.networks().await.unwrap(), ["volt1"]);
+        });
+    });
+}

@@ -11,6 +11,7 @@ use std::{
 use common::*;
 use ipc::Code;
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink};
+use schema::network_capnp::MAX_LISTED_PORTS;
 
 /// ioctl requests that tell what a TAP is.
 fn tap_flags(fd: &impl AsRawFd) -> (i16, i32) {
@@ -104,6 +105,7 @@ fn tap_carries_frames_behind_a_12_byte_header_to_the_gateway() {
             frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
             frame.extend(guest);
             frame.extend([10, 42, 0, 9, 0, 0, 0, 0, 0, 0, 10, 42, 0, 1]);
+            forwards("tap-web").await;
             rustix::io::write(&tap, &frame).unwrap();
             eventually("the gateway answers", || {
                 let mut buffer = [0; 2048];
@@ -412,6 +414,42 @@ fn factory_makes_as_many_ports_as_it_was_given_and_no_more() {
             let _other = client.tap(&other, "vm-d").await.unwrap();
             client.release(&first).await.unwrap();
             client.tap(&factory, "vm-c").await.unwrap();
+        });
+    });
+}
+
+/// With as much to say of each as there may be: one answer with all of them would be longer than any that is read.
+#[test]
+fn ports_of_a_full_network_are_listed_in_pages() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = client.define("exactly15bytes_", "10.0.0.1", 8, 0).await.unwrap();
+            let count = MAX_LISTED_PORTS + 1;
+            let factory = client.factory(&network, count).await.unwrap();
+            let name = |n: u32| format!("{n:0>63}");
+            let addresses = |n: u32| {
+                let (high, low) = (n >> 8, n & 255);
+                let four = (1..=16).map(|each| format!("10.{}.{low}.{each}", high + 1));
+                let six = (16..32).map(|each| format!("2001:db8:aaaa:bbbb:cccc:dddd:{:x}:ff{each}", n + 0xf000));
+                four.chain(six).collect::<Vec<_>>()
+            };
+            let mut ports = Vec::new();
+            for n in 0..count {
+                let addresses = addresses(n);
+                let given: Vec<&str> = addresses.iter().map(String::as_str).collect();
+                ports.push(client.tap_from(&factory, &name(n), &[], &given).await.unwrap());
+            }
+            let first = client.ports(&network, "").await.unwrap();
+            let last = &first[first.len() - 1].workload;
+            let second = client.ports(&network, last).await.unwrap();
+            assert_eq!((first.len() as u32, second.len()), (MAX_LISTED_PORTS, 1));
+            for (n, port) in (0..).zip(first.iter().chain(&second)) {
+                assert_eq!((&port.workload, port.addresses.len()), (&name(n), 32));
+            }
+            assert_eq!(client.ports(&network, &second[0].workload).await.unwrap(), []);
+            assert_eq!(client.info(&network).await.unwrap().ports.len() as u32, count);
         });
     });
 }

@@ -60,9 +60,12 @@ pub enum Command {
     List,
     /// Stop a VM: press its power button, and end it when it has not powered off in time.
     Stop(StopArgs),
-    /// Define, list and remove networks and their address pools.
+    /// Define, show and remove networks and their address pools.
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// See who is attached to the networks.
+    #[command(subcommand)]
+    Port(PortCommand),
     /// Keep guest kernels.
     #[command(subcommand)]
     Kernel(KernelCommand),
@@ -144,16 +147,34 @@ pub struct StopArgs {
 pub enum NetworkCommand {
     /// Define a network, or change it, from a JSON file.
     Define {
-        /// The JSON file: network, subnet, gateway, pool, reservations.
+        /// The JSON file: network, type, subnet, gateway, mtu, pool, reservations.
         file: PathBuf,
     },
     /// List the networks, their subnets, and how many of their addresses are free.
     List,
+    /// Show a network: its kind, subnet, gateway and pool, how many addresses are free, its MTU, and how many ports it has.
+    Show {
+        /// Name of the network.
+        name: String,
+    },
+    /// Print a network's definition, as JSON that `define` takes.
+    Export {
+        /// Name of the network.
+        name: String,
+    },
     /// Remove a network that nobody uses: its bridge, its pool, and the reservations in its file.
     Remove {
         /// Name of the network.
         name: String,
     },
+}
+
+/// `volt port ...`
+#[derive(Debug, Subcommand)]
+pub enum PortCommand {
+    /// List the ports of all networks: whose they are, their interfaces, MAC addresses, and the addresses that their guests may
+    /// send from.
+    List,
 }
 
 /// `volt kernel ...`

@@ -19,7 +19,7 @@ use schema::{
 };
 
 use crate::{
-    cli::{Command, KernelCommand, NetworkCommand, StopArgs},
+    cli::{Command, KernelCommand, NetworkCommand, PortCommand, StopArgs},
     config::{check_file, check_name},
     error::Error,
     filters,
@@ -60,6 +60,20 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
         }),
         Command::Network(NetworkCommand::List) => ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
             print_rows(&["NETWORK", "SUBNET", "FREE"], &networks::list(first(&links)?).await?)
+        }),
+        Command::Network(NetworkCommand::Show { name }) => ask(&paths, policy, &NETWORK, &[], async |links| {
+            let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
+            let row = networks::show(netmgr, ipamd, name).await?;
+            print_rows(&["NETWORK", "TYPE", "SUBNET", "GATEWAY", "POOL", "FREE", "MTU", "PORTS"], &[row])
+        }),
+        Command::Network(NetworkCommand::Export { name }) => {
+            ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
+                print(&format!("{}\n", networks::export(first(&links)?, name).await?))
+            })
+        }
+        Command::Port(PortCommand::List) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
+            let rows = networks::ports(first(&links)?).await?;
+            print_rows(&["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES"], &rows)
         }),
         Command::Kernel(command) => kernel(&paths, policy, command),
         Command::Run(_) | Command::Keep(_) | Command::Doctor(_) => Ok(0),

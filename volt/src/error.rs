@@ -184,8 +184,8 @@ pub enum Error {
     /// Nobody has defined it.
     #[error("use the network {0}: it is not defined")]
     Undefined(String),
-    /// Nobody has defined it, and it is to be removed.
-    #[error("remove the network {0}: there is none of that name")]
+    /// Nobody has defined it, and it is to be shown or removed.
+    #[error("find the network {0}: there is none of that name")]
     NoNetwork(String),
 
     /// No VM of that name has a supervisor.

@@ -80,6 +80,12 @@ pub async fn settle(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// Waits until the bridge forwards what comes from a port: the kernel has it so a moment after the port is up, on a busy machine later.
+pub async fn forwards(name: &str) {
+    let state = |port: Value| text(&port["linkinfo"]["info_slave_data"], "state");
+    settle(&format!("{name} forwards"), || interface(name).map(state).is_some_and(|state| state == "forwarding")).await;
+}
+
 /// Closes a TAP that no netmgr holds, and waits until it is gone: what other tests start at this moment has a copy of the descriptor
 /// between its fork and its exec.
 pub async fn close(tap: std::os::fd::OwnedFd, index: u32) {
@@ -171,6 +177,19 @@ impl Client {
     pub async fn info(&self, network: &network::Client) -> Result<Info, Fault> {
         let answer = self.connection.call("look", DEADLINE, network.info_request().send()).await?;
         Ok(Info::read(answer.get()?.get_info()?))
+    }
+
+    /// The ports behind that of `after`.
+    pub async fn ports(&self, network: &network::Client, after: &str) -> Result<Vec<Port>, Fault> {
+        let mut request = network.ports_request();
+        request.get().set_after(after);
+        let answer = self.connection.call("list the ports", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_ports()?.iter().map(Port::read).collect())
+    }
+
+    pub async fn networks(&self) -> Result<Vec<String>, Fault> {
+        let answer = self.connection.call("list the networks", DEADLINE, self.host.networks_request().send()).await?;
+        Ok(answer.get()?.get_networks()?.iter().map(|name| name.unwrap().to_string().unwrap()).collect())
     }
 
     pub async fn factory(&self, network: &network::Client, max: u32) -> Result<port_factory::Client, Fault> {

@@ -2,18 +2,23 @@
 //! and either may refuse: who can is asked before anything is changed, and what only one has done is undone. Whoever is killed halfway
 //! leaves what the next definition or removal of that network brings in order.
 
-use futures::future::try_join_all;
-use ipc::{Connection, Fault};
+use capnp::capability::Response;
+use futures::future::{join_all, try_join_all};
+use ipc::{Code, Connection, Fault};
 use schema::{
     addresses_capnp::{ipam, pool, pool_info},
     host_capnp::host,
-    network_capnp::network,
+    net::Mac,
+    network_capnp::{network, port_info},
 };
 
 use crate::{
     error::Error,
     host::links::{CALL_DEADLINE, text},
 };
+
+/// The only kind of network that there is.
+const KIND: &str = "bridged";
 
 /// What a bridge is made of.
 pub struct Definition {
@@ -30,7 +35,7 @@ impl Definition {
             name: text(info.get_network()?)?,
             gateway: text(info.get_gateway()?)?,
             prefix: info.get_prefix_length(),
-            mtu: 0,
+            mtu: info.get_mtu(),
         })
     }
 }
@@ -130,19 +135,29 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
     Ok(answer.get()?.get_network()?)
 }
 
-/// How `netmgr` has a network, if it has it.
-async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, Error> {
-    let tried = format!("look at the network {name}");
+/// A network as `netmgr` has it, if it has it.
+async fn network(netmgr: &Connection, name: &str, tried: &str) -> Result<Option<network::Client>, Error> {
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().network_request();
         request.get().set_network(name);
         request.send()
     };
-    let network = match netmgr.ask(&tried, CALL_DEADLINE, send).await.map_err(Error::Service) {
-        Err(error) if error.is_unknown() => return Ok(None),
-        answer => answer?.get()?.get_network()?,
-    };
-    let answer = netmgr.ask(&tried, CALL_DEADLINE, || network.info_request().send()).await?;
+    match netmgr.ask(tried, CALL_DEADLINE, send).await.map_err(Error::Service) {
+        Err(error) if error.is_unknown() => Ok(None),
+        answer => Ok(Some(answer?.get()?.get_network()?)),
+    }
+}
+
+/// What `netmgr` says of a network, if it has it.
+async fn info(netmgr: &Connection, name: &str) -> Result<Option<Response<network::info_results::Owned>>, Error> {
+    let tried = format!("look at the network {name}");
+    let Some(network) = network(netmgr, name, &tried).await? else { return Ok(None) };
+    Ok(Some(netmgr.ask(&tried, CALL_DEADLINE, || network.info_request().send()).await?))
+}
+
+/// How `netmgr` has a network, if it has it.
+async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, Error> {
+    let Some(answer) = info(netmgr, name).await? else { return Ok(None) };
     let config = answer.get()?.get_info()?.get_config()?;
     Ok(Some(Definition {
         name: name.to_owned(),
@@ -160,6 +175,100 @@ async fn remove_bridge(netmgr: &Connection, name: &str) -> Result<(), Error> {
     };
     netmgr.ask(&format!("remove the network {name}"), CALL_DEADLINE, send).await?;
     Ok(())
+}
+
+/// A network that is defined, or built in, as JSON text that [`define`] takes.
+pub async fn export(ipamd: &Connection, name: &str) -> Result<String, Error> {
+    of_list(ipamd, name, |pool| text(pool.get_config()?)).await
+}
+
+/// What there is to say of a network: name, kind, subnet, gateway, pool, free addresses, MTU, ports. Nothing is made for that: a bridge that is
+/// not there has no MTU unless its definition says one.
+pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<[String; 8], Error> {
+    let (of_pool, mtu) = of_list(ipamd, name, |pool| {
+        let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
+        let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
+        Ok((of_pool, pool.get_mtu()))
+    })
+    .await?;
+    let (mtu, ports) = match info(netmgr, name).await? {
+        None => (mtu, 0),
+        Some(answer) => {
+            let info = answer.get()?.get_info()?;
+            (info.get_config()?.get_mtu(), info.get_ports()?.len())
+        }
+    };
+    let mtu = if mtu == 0 { "-".to_owned() } else { mtu.to_string() };
+    let [subnet, gateway, range, free] = of_pool;
+    Ok([name.to_owned(), KIND.to_owned(), subnet, gateway, range, free, mtu, ports.to_string()])
+}
+
+/// What `read` takes of a network's pool, without defining that.
+async fn of_list<T>(
+    ipamd: &Connection,
+    name: &str,
+    read: impl FnOnce(pool_info::Reader<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let tried = format!("look at the network {name}");
+    let answer = ipamd.ask(&tried, CALL_DEADLINE, || ipamd.bootstrap::<ipam::Client>().list_request().send()).await?;
+    let found = answer
+        .get()?
+        .get_pools()?
+        .iter()
+        .find(|pool| pool.get_network().is_ok_and(|network| network.as_bytes() == name.as_bytes()));
+    read(found.ok_or_else(|| Error::NoNetwork(name.to_owned()))?)
+}
+
+/// All ports of all networks of this host: network, workload, interface, MAC address, addresses.
+pub async fn ports(netmgr: &Connection) -> Result<Vec<[String; 5]>, Error> {
+    const TRIED: &str = "list the ports";
+    let answer =
+        netmgr.ask(TRIED, CALL_DEADLINE, || netmgr.bootstrap::<host::Client>().networks_request().send()).await?;
+    let names = answer.get()?.get_networks()?;
+    let listed = names.iter().map(|name| async move {
+        let name = text(name?)?;
+        match network(netmgr, &name, TRIED).await? {
+            // It was removed meanwhile.
+            None => Ok(Vec::new()),
+            Some(network) => ports_of(netmgr, &name, &network, TRIED).await,
+        }
+    });
+    Ok(join_all(listed).await.into_iter().collect::<Result<Vec<_>, Error>>()?.concat())
+}
+
+async fn ports_of(
+    netmgr: &Connection,
+    name: &str,
+    network: &network::Client,
+    tried: &str,
+) -> Result<Vec<[String; 5]>, Error> {
+    let mut rows: Vec<[String; 5]> = Vec::new();
+    loop {
+        let after = rows.last().map_or("", |[_, workload, ..]| workload).to_owned();
+        let page = || {
+            let mut request = network.ports_request();
+            request.get().set_after(&after);
+            request.send()
+        };
+        let answer = match netmgr.ask(tried, CALL_DEADLINE, page).await {
+            Err(fault) if fault.code == Code::Revoked => return Ok(rows),
+            answer => answer?,
+        };
+        let page = answer.get()?.get_ports()?;
+        if page.is_empty() {
+            return Ok(rows);
+        }
+        for port in page {
+            rows.push(port_row(name, port)?);
+        }
+    }
+}
+
+fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 5], Error> {
+    let mac = port.get_mac()?.try_into().ok().and_then(Mac::new).map_or_else(|| "-".into(), |mac| mac.to_string());
+    let addresses = port.get_addresses()?.iter().map(|address| text(address?)).collect::<Result<Vec<_>, _>>()?;
+    let addresses = if addresses.is_empty() { "-".to_owned() } else { addresses.join(", ") };
+    Ok([network.to_owned(), text(port.get_workload()?)?, text(port.get_interface_name()?)?, mac, addresses])
 }
 
 /// Names of all networks with their subnets and how many addresses are free.

@@ -225,9 +225,9 @@ fn ports(host: &Host) -> Vec<(String, Vec<String>)> {
         let link = Connection::connect(&socket).await.unwrap();
         let mut request = link.bootstrap::<host::Client>().network_request();
         request.get().set_network("volt0");
-        let info = request.send().pipeline.get_network().info_request();
-        let answer = link.call("look at a network", PATIENCE, info.send()).await.unwrap();
-        let ports = answer.get().unwrap().get_info().unwrap().get_ports().unwrap();
+        let ports = request.send().pipeline.get_network().ports_request();
+        let answer = link.call("look at a network", PATIENCE, ports.send()).await.unwrap();
+        let ports = answer.get().unwrap().get_ports().unwrap();
         let text = |text: capnp::text::Reader<'_>| text.to_string().unwrap();
         let ports = ports.iter().map(|port| {
             let addresses = port.get_addresses().unwrap().iter().map(|address| text(address.unwrap()));
@@ -301,4 +301,105 @@ fn two_installations_on_one_network_namespace_do_not_share_volt0() {
     end_services();
     ip("link delete volt0");
     other(host.full("web", &off)).ok();
+}
+
+/// The rows of a table, each in words.
+fn rows(table: &str) -> Vec<Vec<&str>> {
+    table.lines().map(|line| line.split_whitespace().collect()).collect()
+}
+
+#[test]
+fn mtu_of_a_network_is_its_bridge_s_and_its_cards_and_bad_keys_change_nothing() {
+    let Some(host) = Host::new() else { return };
+    let with = |keys: &str| LAB.replacen('{', &format!("{{{keys},"), 1);
+    define(&host, &with(r#""type":"bridged","mtu":9000"#)).ok();
+    let vm = Running::start(host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])).args(["--net", "lab0"]));
+    vm.says("up");
+    let mtu = |interface: &str| ip(&format!("-o link show dev {interface}")).contains(" mtu 9000 ");
+    assert!(mtu("lab0") && mtu("tap-web"), "{}", ip("link"));
+    for (keys, words) in [
+        (r#""mtu":1279"#, ["mtu = 1279", "1280 to 65521"]),
+        (r#""mtu":65522"#, ["mtu = 65522", "1280 to 65521"]),
+        (r#""mtu":"9000""#, ["mtu = a string", "1280 to 65521"]),
+        (r#""type":"isolated""#, ["type", "not available in this version"]),
+        (r#""type":"routed""#, ["type", "no such kind"]),
+        (r#""vlan":7"#, ["vlan", "no such key"]),
+    ] {
+        define(&host, &with(keys)).refused(&["network.json", words[0], words[1]]);
+        assert!(mtu("lab0") && mtu("tap-web"));
+    }
+    // Without the key it is what the bridge has.
+    define(&host, LAB).ok();
+    assert!(mtu("lab0"));
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+}
+
+#[test]
+fn network_is_shown_and_exported_as_what_defines_it_again() {
+    let Some(host) = Host::new() else { return };
+    let volt = |words: &[&str]| host.run(&mut host.volt(words));
+    // Nothing is made of a question about the built-in one.
+    assert!(volt(&["network", "export", "volt0"]).ok().out.contains(r#""subnet":"10.42.0.0/24""#));
+    let shown = volt(&["network", "show", "volt0"]).ok().out;
+    let head = ["NETWORK", "TYPE", "SUBNET", "GATEWAY", "POOL", "FREE", "MTU", "PORTS"];
+    let row = ["volt0", "bridged", "10.42.0.0/24", "10.42.0.1", "10.42.0.2-10.42.0.254", "253", "-", "0"];
+    assert_eq!(rows(&shown), [head, row]);
+    assert!(!exists("volt0"));
+
+    let text = r#"{"network":"lab0","type":"bridged","subnet":"10.9.0.0/24","gateway":"10.9.0.254","mtu":1400,
+        "pool":{"start":"10.9.0.7","end":"10.9.0.9"},"reservations":{"vm-web":"10.9.0.8","vm-db":"10.9.0.99"}}"#;
+    define(&host, text).ok();
+    let exported = volt(&["network", "export", "lab0"]).ok().out;
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let mut given = json(text);
+    given.as_object_mut().unwrap().remove("type");
+    assert_eq!(json(&exported), given);
+    let shown = volt(&["network", "show", "lab0"]).ok().out;
+    assert_eq!(
+        rows(&shown)[1],
+        ["lab0", "bridged", "10.9.0.0/24", "10.9.0.254", "10.9.0.7-10.9.0.9", "2", "1400", "0"]
+    );
+    remove(&host, "lab0").ok();
+    for question in ["show", "export"] {
+        volt(&["network", question, "lab0"]).refused(&["notFound", "lab0", "volt network list"]);
+    }
+    define(&host, &exported).ok();
+    assert_eq!(volt(&["network", "export", "lab0"]).ok().out, exported);
+    assert_eq!(volt(&["network", "show", "lab0"]).ok().out, shown);
+    // The built-in one as well.
+    let exported = volt(&["network", "export", "volt0"]).ok().out;
+    define(&host, &exported).ok();
+    assert_eq!(volt(&["network", "export", "volt0"]).ok().out, exported);
+}
+
+#[test]
+fn ports_of_all_networks_are_listed_with_what_their_guests_may_send_from() {
+    let Some(host) = Host::new() else { return };
+    let list = || host.run(&mut host.volt(&["port", "list"])).ok().out;
+    let head = ["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES"];
+    assert_eq!(rows(&list()), [head]);
+    define(&host, LAB).ok();
+    let spin = host.kernel("spin", &[&print("up"), SPIN]);
+    let vms = [("a-longer-name", "lab0"), ("web", "volt0")]
+        .map(|(name, network)| Running::start(host.plain(name, &spin).args(["--net", network])));
+    vms.iter().for_each(|vm| vm.says("up"));
+    let mac =
+        |tap: &str| ip(&format!("-d -o link show dev {tap}")).split_once("alias volt-vmm port ").unwrap().1.to_owned();
+    let listed = list();
+    let listed = rows(&listed);
+    assert_eq!(listed[0], head);
+    for (row, [network, workload, full, address]) in listed[1..].iter().zip([
+        ["lab0", "vm-a-longer-name", "tap-a-longer-name", "10.9.0.2"],
+        ["volt0", "vm-web", "tap-web", "10.42.0.2"],
+    ]) {
+        assert_eq!([row[0], row[1], row[4]], [network, workload, address]);
+        assert!(exists(row[2]) && mac(full).starts_with(&format!("{workload} {} {network} ", row[3])), "{row:?}");
+    }
+    assert_eq!(listed.len(), 3);
+    for name in ["a-longer-name", "web"] {
+        host.run(&mut host.volt(&["stop", name, "--grace", "0"])).ok();
+    }
+    vms.into_iter().for_each(|vm| _ = vm.end().ok());
+    assert_eq!(rows(&list()), [head]);
 }
