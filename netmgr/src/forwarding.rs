@@ -1,10 +1,15 @@
-//! A bridge's forwarding table (bridge(8), `fdb`): the entry that keeps a guest's MAC address on its port. Pure; touches nothing.
+//! Where frames go. A bridge's forwarding table (bridge(8), `fdb`) has the entry that keeps a guest's MAC address on its port; the host's own
+//! neighbours (ip-neighbour(8)) have whose that MAC address is. Pure; touches nothing.
+
+use std::net::IpAddr;
 
 use rtnetlink::{
     packet_core::parse_mac,
     packet_route::{
         AddressFamily,
-        neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState},
+        neighbour::{
+            NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState,
+        },
         route::RouteType,
     },
 };
@@ -72,6 +77,18 @@ impl Entry {
 pub fn all(bridge: u32) -> NeighbourMessage {
     let mut message = question(0, NeighbourFlags::empty(), NeighbourState::None);
     message.attributes.push(NeighbourAttribute::Controller(bridge));
+    message
+}
+
+/// The host's neighbour of that address behind a bridge, whoever that was.
+pub fn neighbour(bridge: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = question(bridge, NeighbourFlags::empty(), NeighbourState::None);
+    let (family, address) = match address {
+        IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+        IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+    };
+    message.header.family = family;
+    message.attributes.push(NeighbourAttribute::Destination(address));
     message
 }
 

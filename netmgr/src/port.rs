@@ -19,7 +19,7 @@ use schema::net::Mac;
 use crate::{
     ask::{incomplete, retried_if_passing},
     error::Error,
-    forwarding::Entry,
+    forwarding::{self, Entry},
     instance::Instance,
     link::Link,
     mark, names,
@@ -147,6 +147,11 @@ fn try_attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
         return Err(Error::BridgeGone(network.to_owned()));
     }
     let whom = || LinkUnspec::new_with_index(port.index);
+    // Which the host may have known by another MAC address: what it sends there now, nobody would take.
+    for address in wanted.sources.iter() {
+        let neighbour = RouteNetlinkMessage::DelNeighbour(forwarding::neighbour(bridge, address));
+        batch.add("forget who had an address", 0, neighbour).optional();
+    }
     bring_up(&mut batch, wanted, port.index);
     let mut links = rtnl.run(batch.get(whom())).map_err(|error| refine(rtnl, error, wanted, None))?.into_iter();
     let port = links.next().ok_or(incomplete("make a port"))?;

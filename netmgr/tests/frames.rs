@@ -34,11 +34,12 @@ impl Station {
         let (workload, address) = (format!("vm-{station}"), format!("10.42.0.{station}"));
         let port = client.tap_from(&factory, &workload, &mac(station), &[&address]).await.unwrap();
         let tap = client.fd(&port).await.unwrap();
+        forwards(&client.port(&port).await.unwrap().interface).await;
         (port, Station(tap))
     }
 
     /// A TAP that somebody else has put on the bridge, `up0`.
-    fn uplink() -> Station {
+    async fn uplink() -> Station {
         let tap = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
         rustix::io::ioctl_fionbio(&tap, true).unwrap();
         // SAFETY: all-zero bytes are a valid ifreq; both requests read what outlives the call.
@@ -53,6 +54,7 @@ impl Station {
             assert_eq!(libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header), 0);
         }
         ip("link set up0 master volt0 up");
+        forwards("up0").await;
         Station(tap.into())
     }
 
@@ -62,6 +64,21 @@ impl Station {
         frame.extend([&to[..], &mac(from), &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &mac(from), &[10, 42, 0, from]].concat());
         frame.extend([0, 0, 0, 0, 0, 0, 10, 42, 0, what]);
         rustix::io::write(&self.0, &frame).unwrap();
+    }
+
+    /// The MAC address that answers its request for `10.42.0.what`.
+    fn is_answered_by(&self, what: u8) -> [u8; 6] {
+        let (mut frame, mut answered) = ([0; 2048], None);
+        eventually("it is answered", || {
+            if let Ok(54..) = rustix::io::read(&self.0, &mut frame[..])
+                && frame[24..34] == [8, 6, 0, 1, 8, 0, 6, 4, 0, 2]
+                && frame[43] == what
+            {
+                answered = Some(frame[34..40].try_into().unwrap());
+            }
+            answered.is_some()
+        });
+        answered.unwrap()
     }
 
     /// What came, up to and with `last`.
@@ -120,7 +137,7 @@ fn address_of_a_guest_does_not_move_to_a_port_that_somebody_else_has_put_on_the_
             client.define_default().await;
             let (_a, a) = Station::guest(&client, A).await;
             let (_b, b) = Station::guest(&client, B).await;
-            let up = Station::uplink();
+            let up = Station::uplink().await;
             for _ in 0..3 {
                 up.sends(BROADCAST, B, 100);
             }
@@ -173,7 +190,7 @@ fn multicast_reaches_a_guest_that_has_not_asked_for_it_also_with_a_querier_about
             client.define_default().await;
             let (_a, a) = Station::guest(&client, A).await;
             let (_b, b) = Station::guest(&client, B).await;
-            let up = Station::uplink();
+            let up = Station::uplink().await;
             // An MLD query (RFC 3810, section 5.1), with the router alert that it comes with.
             let router = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, C];
             let all = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
@@ -190,6 +207,107 @@ fn multicast_reaches_a_guest_that_has_not_asked_for_it_also_with_a_querier_about
             assert_eq!(b.hears_until(100), [100]);
             let options = &interface("volt0").unwrap()["linkinfo"]["info_data"];
             assert_eq!((&options["mcast_snooping"], &options["forward_delay"]), (&0.into(), &0.into()), "{options}");
+        });
+    });
+}
+
+/// A bridge takes the lowest address of its ports, unless it was given one; guests would lose the gateway with the port that had that.
+#[test]
+fn gateway_answers_at_the_same_mac_address_when_the_port_with_the_lowest_one_goes() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            client.define_default().await;
+            let (_a, a) = Station::guest(&client, A).await;
+            let up = Station::uplink().await;
+            ip("link set up0 address 00:00:00:00:00:01");
+            let gateway = || {
+                let text = text(&interface("volt0").unwrap(), "address");
+                let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+                <[u8; 6]>::try_from(bytes).unwrap()
+            };
+            let (before, mut up) = (gateway(), Some(up));
+            for round in 0..6 {
+                a.sends(before, A, 1);
+                assert_eq!(a.is_answered_by(1), before, "{round}");
+                if round == 2 {
+                    drop(up.take());
+                    settle("the lowest port is gone", || interface("up0").is_none()).await;
+                }
+            }
+            assert_eq!(gateway(), before);
+        });
+    });
+}
+
+/// A UDP datagram (RFC 768) of that many bytes with its IPv4 header, from one guest to another.
+fn datagram(from: u8, to: u8, length: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0];
+    packet.extend(length.to_be_bytes());
+    // May not be taken apart.
+    packet.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 10, 42, 0, from, 10, 42, 0, to]);
+    let sum = checksum(&packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend([0x27, 0x10, 0x27, 0x10]);
+    packet.extend([(length - 20).to_be_bytes(), [0, 0]].concat());
+    packet.resize(length.into(), 0x55);
+    packet
+}
+
+#[test]
+fn frames_as_long_as_the_network_s_mtu_reach_another_guest_whole_and_longer_ones_do_not() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            client.define("volt0", "10.42.0.1", 24, 9000).await.unwrap();
+            let (_a, a) = Station::guest(&client, A).await;
+            let (_b, b) = Station::guest(&client, B).await;
+            // 8,900 bytes of a ping; all that a frame holds; and more, by more than the VLAN's tag that a bridge allows for.
+            for (length, arrives) in [(8928, true), (9000, true), (9100, false)] {
+                let packet = datagram(A, B, length);
+                let frame = [&[0; 12][..], &mac(B), &mac(A), &[8, 0], &packet].concat();
+                assert_eq!(rustix::io::write(&a.0, &frame), Ok(frame.len()));
+                a.sends(mac(B), A, 100);
+                let (mut heard, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+                eventually("what came last has come", || match rustix::io::read(&b.0, &mut buffer[..]) {
+                    Ok(length) if buffer[24..26] == [8, 0] => {
+                        heard.push(buffer[26..length].to_vec());
+                        false
+                    }
+                    Ok(54..) => buffer[24..26] == [8, 6] && buffer[53] == 100,
+                    _ => false,
+                });
+                assert_eq!(heard == [packet], arrives, "{length}: {} came", heard.len());
+            }
+        });
+    });
+}
+
+/// The host would go on sending to who had the address before, for as long as it takes that to be in order.
+#[test]
+fn host_asks_anew_whose_an_address_is_that_comes_back_with_another_mac_address() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            client.define_default().await;
+            let (first, _a) = Station::guest(&client, A).await;
+            // Without a port the bridge would be without a carrier, and the host forget all.
+            let _b = Station::guest(&client, B).await;
+            ip("neigh replace 10.42.0.10 lladdr 02:00:00:00:00:0a dev volt0 nud reachable");
+            ip("neigh replace 10.42.0.99 lladdr 02:00:00:00:00:63 dev volt0 nud reachable");
+            client.release(&first).await.unwrap();
+            let factory = client.factory(&client.network("volt0").await.unwrap(), 1).await.unwrap();
+            let port = client.tap_from(&factory, "vm-next", &mac(C), &["10.42.0.10"]).await.unwrap();
+            let next = Station(client.fd(&port).await.unwrap());
+            forwards("tap-next").await;
+            let host = std::net::UdpSocket::bind("10.42.0.1:0").unwrap();
+            host.send_to(b"hello", "10.42.0.10:9").unwrap();
+            next.hears_until(A);
+            let others = ip("neigh show 10.42.0.99");
+            assert!(others.contains("02:00:00:00:00:63"), "{others}");
         });
     });
 }

@@ -147,6 +147,11 @@ fn harm(commands: &[&str]) {
     for command in commands {
         if let Some(arguments) = command.strip_prefix("BRIDGE ") {
             let arguments = arguments.replace("GUEST", &guest_mac(&interface(WEB).unwrap()));
+            if arguments.ends_with("dynamic") {
+                // Which the kernel takes of a port that is in use, a moment after it has its carrier.
+                let is_used = || interface("up0").unwrap()["linkinfo"]["info_slave_data"]["state"] == "forwarding";
+                eventually("up0 is in use", is_used);
+            }
             let output = std::process::Command::new("bridge").args(arguments.split(' ')).output().unwrap();
             assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
             continue;
