@@ -23,6 +23,8 @@ pub enum Layer {
     Seccomp,
     /// The capability bounding set.
     BoundingSet,
+    /// nf_tables in the family `bridge`. `netmgr`'s alone, who asks for it.
+    PacketFilter,
 }
 
 impl Layer {
@@ -36,6 +38,9 @@ impl Layer {
             Layer::Scopes => "Linux 6.12",
             Layer::Seccomp => "Linux 4.14 with CONFIG_SECCOMP_FILTER",
             Layer::BoundingSet => "root, or systemd's CapabilityBoundingSet=",
+            Layer::PacketFilter => {
+                "nf_tables for bridges: modprobe nf_tables, or a kernel with CONFIG_NF_TABLES_BRIDGE"
+            }
         }
     }
 }
@@ -50,6 +55,7 @@ impl fmt::Display for Layer {
             Layer::Scopes => "Landlock scopes",
             Layer::Seccomp => "seccomp",
             Layer::BoundingSet => "capability bounding set",
+            Layer::PacketFilter => "a filter of what guests send",
         })
     }
 }

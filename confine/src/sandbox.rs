@@ -33,6 +33,7 @@ pub struct Sandbox {
     enclosed: bool,
     limits: Limits,
     heap: Heap,
+    lacking: Vec<Layer>,
 }
 
 impl Sandbox {
@@ -49,6 +50,7 @@ impl Sandbox {
             enclosed: false,
             limits: Limits::safe(),
             heap: Heap::Growing,
+            lacking: Vec::new(),
         }
     }
 
@@ -183,6 +185,12 @@ impl Sandbox {
         self
     }
 
+    /// Says that this program has found a layer missing that is its own: refused by [`confine`](Sandbox::confine), or said there, by the policy.
+    pub fn lacks(mut self, layer: Layer) -> Sandbox {
+        self.lacking.push(layer);
+        self
+    }
+
     /// Phase 2 for the process: closes fds, cuts all five capability sets, sets the rlimits, `no_new_privs` and
     /// non-dumpable, and restricts paths, network and scopes with Landlock at the newest ABI that the kernel has.
     ///
@@ -193,12 +201,16 @@ impl Sandbox {
     pub fn confine(self) -> Result<Confined, Error> {
         single_threaded()?;
         let missing = missing_when_keeping(self.capability);
-        if !missing.is_empty() {
-            match self.policy {
-                Policy::Strict => return Err(Error::Missing(missing)),
-                Policy::BestEffort => crate::say!("{}: runs without {}", self.program, list(&missing)),
-                Policy::BestEffortQuiet => {}
+        // What a program alone can find out, nobody has said before it.
+        let said = match self.policy {
+            Policy::BestEffortQuiet => self.lacking.clone(),
+            _ => missing.iter().chain(&self.lacking).copied().collect(),
+        };
+        if !said.is_empty() {
+            if self.policy == Policy::Strict {
+                return Err(Error::Missing(said));
             }
+            crate::say!("{}: runs without {}", self.program, list(&said));
         }
         runtime::settle(self.heap);
         // A process that was forked, or executed by a descriptor, has another's name, or a number (in `ps`, in the kernel's log).
