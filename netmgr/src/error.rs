@@ -58,6 +58,9 @@ pub enum Error {
     /// No tun driver.
     #[error("/dev/net/tun cannot be opened")]
     NoTun(#[source] io::Error),
+    /// No nf_tables, or none for bridges.
+    #[error("the kernel cannot look at what guests send: it lacks nf_tables, or its family bridge")]
+    NoFilter(#[source] io::Error),
     /// EPERM.
     #[error("the kernel does not let netmgr {0}")]
     NoRight(String),
@@ -107,7 +110,7 @@ impl Error {
             Error::PortsAttached { .. } => Code::WrongState,
             Error::Quota(_) | Error::Full { .. } => Code::Exhausted,
             Error::Busy(_) => Code::Overloaded,
-            Error::NoTun(_) | Error::Deadline { .. } | Error::BridgeGone(_) => Code::Unavailable,
+            Error::NoTun(_) | Error::NoFilter(_) | Error::Deadline { .. } | Error::BridgeGone(_) => Code::Unavailable,
             Error::NoRight(_) => Code::PermissionDenied,
             Error::Kernel { .. } if self.passes() => Code::Unavailable,
             Error::Kernel { .. } | Error::Answer { .. } | Error::Ending => Code::Internal,
@@ -145,6 +148,10 @@ impl Error {
                 "Let the user that netmgr runs as read and write it (it is root's by default)".into()
             }
             Error::NoTun(_) => "Load the driver (modprobe tun), and see that /dev/net/tun exists".into(),
+            Error::NoFilter(_) => {
+                "Load the module (modprobe nf_tables), or boot a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE"
+                    .into()
+            }
             Error::NoRight(_) => NET_ADMIN_REMEDY.into(),
             Error::Kernel { .. } if self.passes() => "Try again; if it lasts, the host is short of memory".into(),
             Error::Kernel { .. } => "See the kernel's log (dmesg)".into(),

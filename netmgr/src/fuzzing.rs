@@ -10,6 +10,7 @@ use crate::{
     mark::{self, BridgeMark, PortMark},
     message::Message,
     netlink::{answer, messages},
+    nft::{Said, concerns},
 };
 
 /// A datagram on a netlink socket: it comes to its end, and what is read of it is within what the kernel's own types hold.
@@ -43,6 +44,9 @@ pub fn netlink_answers(data: &[u8]) {
     }
     // A message has a header at least, and the first that is none is the last.
     assert!(count <= data.len() / 16 + 1);
+    // The same, as what nf_tables says.
+    assert!(messages::<Said>(data).count() <= data.len() / 16 + 1);
+    let _ = concerns(data, "volt-vmm");
 }
 
 fn interface(link: &Link) {

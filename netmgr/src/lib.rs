@@ -1,8 +1,9 @@
 //! `netmgr`: makes bridges, TAPs and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
-//! May touch rtnetlink, /dev/net/tun and two settings under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest memory, a frame, or
+//! May touch rtnetlink, nf_tables' netlink, /dev/net/tun and two settings under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest
+//! memory, a frame, or
 //! any other file.
 //!
-//! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the thread `rtnl` owns the [`Manager`] and speaks rtnetlink with the kernel. A thread
+//! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the thread `rtnl` owns the [`Manager`] and speaks netlink with the kernel. A thread
 //! rather than a task: the kernel carries out rtnetlink requests while it holds its network lock, and a process waits for that lock without a
 //! way to give up. So the main thread never enters the kernel's network code, and its deadlines hold.
 
@@ -25,6 +26,7 @@ mod monitor;
 mod names;
 mod netlink;
 mod network;
+mod nft;
 mod port;
 mod route;
 mod rpc;
@@ -36,12 +38,12 @@ mod tap;
 use std::{os::fd::RawFd, path::Path};
 
 use clap::Parser;
-use confine::{Capability, caps};
+use confine::{Capability, Layer, caps};
 use ipc::Lane;
 use schema::programs::NETMGR;
 use service::{Options, Owner, Serving};
 
-use crate::{instance::Instance, manager::Manager, monitor::Monitor, rpc::Host, rtnl::Rtnl};
+use crate::{instance::Instance, manager::Manager, monitor::Monitor, nft::Filter, rpc::Host, rtnl::Rtnl};
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.
 #[derive(Parser)]
@@ -90,14 +92,21 @@ fn start(arguments: &Arguments) -> Result<(Serving, Owner<Manager>, Monitor), Fa
         return Err(Failure::NoRight);
     }
     let wide = arguments.options.begin(&NETMGR)?;
-    // Before stock is taken, so that no change comes between.
-    let monitor = Monitor::open().map_err(Failure::Rtnl)?;
     let instance = arguments.instance.clone().unwrap_or_default();
-    let manager = Rtnl::open().and_then(|rtnl| Manager::recover(rtnl, instance)).map_err(Failure::Rtnl)?;
+    let filter = match Filter::open(&instance) {
+        Err(error::Error::NoFilter(_)) => None,
+        filter => Some(filter.map_err(Failure::Rtnl)?),
+    };
+    // Before stock is taken, so that no change comes between.
+    let monitor = Monitor::open(filter.as_ref()).map_err(Failure::Rtnl)?;
+    let manager = Rtnl::open().and_then(|rtnl| Manager::recover(rtnl, filter, instance)).map_err(Failure::Rtnl)?;
     warn_of_bridge_filter();
-    let fds: Vec<RawFd> = manager.fds().chain([monitor.fd()]).collect();
+    let fds: Vec<RawFd> = manager.fds().chain(monitor.fds()).collect();
 
-    let wide = wide.keep(|sandbox| sandbox::keep(sandbox, arguments.options.user(), &fds))?;
+    let wide = wide.keep(|sandbox| {
+        let sandbox = if manager.filters() { sandbox } else { sandbox.lacks(Layer::PacketFilter) };
+        sandbox::keep(sandbox, arguments.options.user(), &fds)
+    })?;
     let mut starting = wide.confine::<Failure>()?;
     let manager = starting.thread("rtnl", &sandbox::rtnl(), || Ok(manager))?;
     Ok((starting.enter()?, manager, monitor))
@@ -116,9 +125,48 @@ fn warn_of_bridge_filter() {
 
 #[cfg(test)]
 mod tests {
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    };
     use testkit::attempt::attempt;
 
     use super::*;
+
+    /// Has this process's kernel know no netlink but rtnetlink.
+    fn kernel_without_a_packet_filter() {
+        let is = |argument, value: i32| {
+            let value = u64::from(value.unsigned_abs());
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value).unwrap()
+        };
+        let conditions = vec![is(0, libc::AF_NETLINK), is(2, libc::NETLINK_NETFILTER)];
+        let rules = [(libc::SYS_socket, vec![SeccompRule::new(conditions).unwrap()])].into();
+        let refused = SeccompAction::Errno(libc::EPROTONOSUPPORT.unsigned_abs());
+        let arch = std::env::consts::ARCH.try_into().unwrap();
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch).unwrap();
+        seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn kernel_that_cannot_look_at_frames_is_refused_under_strict_and_said_otherwise() {
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
+        }
+        let started = |confinement: &str| {
+            testkit::namespace::network().unwrap();
+            kernel_without_a_packet_filter();
+            let socket = tempfile::tempdir().unwrap().keep().join("s");
+            let socket = socket.to_str().unwrap();
+            start(&Arguments::parse_from(["netmgr", "--socket", socket, "--confinement", confinement])).map(drop)
+        };
+        attempt(move || {
+            let refused = ipc::chain(&started("strict").unwrap_err());
+            assert!(refused.contains("a filter of what guests send (needs nf_tables for bridges"), "{refused}");
+        })
+        .passes();
+        attempt(move || started("best-effort-quiet").unwrap())
+            .passes()
+            .says("netmgr: runs without a filter of what guests send (needs nf_tables for bridges: modprobe nf_tables");
+    }
 
     #[test]
     fn a_panic_is_said_under_each_thread_s_filter_and_one_of_the_rtnl_thread_ends_netmgr() {

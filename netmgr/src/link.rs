@@ -1,7 +1,7 @@
 //! An interface, as the kernel describes it, and whether it is one of netmgr's. Pure; touches nothing.
 
 use rtnetlink::{
-    packet_core::{Parseable, parse_mac},
+    packet_core::{Parseable, parse_mac, parse_u16},
     packet_route::link::{InfoKind, LinkFlags, LinkHeader},
 };
 
@@ -23,6 +23,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
+const IFLA_BRPORT_GROUP_FWD_MASK: u16 = 31;
 pub(crate) const IFLA_INET6_CONF: u16 = 2;
 const DEVCONF_ACCEPT_RA: usize = 3;
 const DEVCONF_DISABLE_IPV6: usize = 26;
@@ -64,6 +65,8 @@ pub struct Link {
     pub learning: bool,
     /// Whether it is a port of a bridge that is sent frames to addresses of which that does not know where they are.
     pub flood: bool,
+    /// Which of the frames for a bridge itself are forwarded that come by this port of one, a bit each.
+    pub forwarded: u16,
     /// Whether the host's IPv6 is on on it.
     pub ipv6: bool,
     /// Whether the host takes what routers advertise there.
@@ -127,6 +130,9 @@ impl Link {
                         match one.kind() {
                             IFLA_BRPORT_LEARNING => self.learning = switch(one.value(), "state of a port")?,
                             IFLA_BRPORT_UNICAST_FLOOD => self.flood = switch(one.value(), "state of a port")?,
+                            IFLA_BRPORT_GROUP_FWD_MASK => {
+                                self.forwarded = parse_u16(one.value()).map_err(|_| Malformed("state of a port"))?;
+                            }
                             _ => {}
                         }
                     }
@@ -262,6 +268,7 @@ mod tests {
                 .set_port_data(InfoPortData::BridgePort(vec![
                     InfoBridgePort::Learning(false),
                     InfoBridgePort::UnicastFlood(true),
+                    InfoBridgePort::GroupFwdMask(0xfffd),
                 ]));
             let mut bytes = body(&builder.arp(false).carrier(false).build());
             let other_name = attribute(libc::IFLA_ALT_IFNAME, b"other\0");
@@ -288,6 +295,7 @@ mod tests {
             snooping: true,
             learning: false,
             flood: true,
+            forwarded: 0xfffd,
             ipv6: true,
             accept_ra: false,
             group: 3,

@@ -9,7 +9,7 @@
 //! Ports that are given up go a little later, many at a time ([`State::tidy`]), so that nobody's end is in front of another's start.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Bound,
     os::fd::{OwnedFd, RawFd},
     sync::Arc,
@@ -27,8 +27,10 @@ use crate::{
     config::{self, Config},
     error::Error,
     instance::Instance,
+    link::Link,
     mark, names,
     network::{Held, Network, Port, PortState, Quota, TenantId},
+    nft::Filter,
     port::{self, Made, Wanted},
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
@@ -132,31 +134,43 @@ struct Leaving {
 /// All that netmgr knows.
 pub struct Manager {
     rtnl: Rtnl,
+    /// `None` where the kernel has none.
+    filter: Option<Filter>,
     instance: Instance,
     networks: BTreeMap<String, Network>,
     tenants: BTreeMap<u64, String>,
     leaving: Vec<Leaving>,
     serial: u64,
+    /// Why what guests send is not looked at as it should be, once that was said.
+    unguarded: Option<String>,
 }
 
 impl Manager {
     /// Takes stock of what an earlier netmgr of this instance has left, and mends it.
-    pub fn recover(mut rtnl: Rtnl, instance: Instance) -> Result<Manager, Error> {
+    pub fn recover(mut rtnl: Rtnl, filter: Option<Filter>, instance: Instance) -> Result<Manager, Error> {
         let snapshot = rtnl.snapshot()?;
         let (networks, tenants, leaving) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let mut manager = Manager { rtnl, instance, networks, tenants, leaving, serial: 0 };
+        let mut manager = Manager { rtnl, filter, instance, networks, tenants, leaving, serial: 0, unguarded: None };
         for (index, config) in bridge::existing(&snapshot, &manager.instance) {
             let serial = manager.next();
             let network = manager.networks.entry(config.name.clone());
             network.or_insert(Network::new(serial, index, config)).adopt(&snapshot.links, &manager.instance);
         }
         manager.mend_with(&snapshot);
+        if manager.networks.is_empty() {
+            manager.clear();
+        }
         Ok(manager)
+    }
+
+    /// Whether what guests send can be looked at.
+    pub fn filters(&self) -> bool {
+        self.filter.is_some()
     }
 
     /// The descriptors that the sandbox has to keep.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
-        self.rtnl.fds()
+        self.rtnl.fds().chain(self.filter.iter().map(Filter::fd))
     }
 
     /// Brings what the kernel has to what it should have; whether it was so.
@@ -166,9 +180,50 @@ impl Manager {
     }
 
     fn mend_with(&mut self, snapshot: &Snapshot) -> bool {
+        // Before a TAP comes onto a bridge again.
+        let Ok(guarded) = self.guard(&snapshot.links) else { return false };
         let Manager { rtnl, instance, networks, .. } = self;
+        let ports = |networks: &BTreeMap<String, Network>| networks.values().map(|network| network.ports.len()).sum();
+        let before: usize = ports(networks);
         // Each of them, whatever the others were.
-        networks.values_mut().filter_map(|network| (!network.mend(rtnl, instance, snapshot)).then_some(())).count() == 0
+        let harmed =
+            networks.values_mut().filter_map(|network| (!network.mend(rtnl, instance, snapshot)).then_some(())).count();
+        let lost = ports(networks) != before;
+        let forgotten = !lost || self.rtnl.links().and_then(|links| self.guard(&links)).is_ok();
+        guarded && harmed == 0 && forgotten
+    }
+
+    /// Sees to it that each port may send what it may and no more; whether it was so. What cannot be mended is said, once.
+    fn guard(&mut self, links: &[Link]) -> Result<bool, Error> {
+        let Manager { filter: Some(filter), networks, unguarded, .. } = self else { return Ok(true) };
+        if networks.is_empty() {
+            return Ok(true);
+        }
+        let there: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        let ports = networks.values().flat_map(|network| network.ports.values().map(Port::sends));
+        let outcome = filter.mend(ports, |interface| there.contains(interface));
+        let trouble =
+            outcome.as_ref().err().map(|error| error.fault("mend the rules of what guests may send").to_string());
+        match &trouble {
+            Some(trouble) if unguarded.as_ref() != Some(trouble) => confine::say!("netmgr: {trouble}"),
+            Some(_) => {}
+            None if matches!(outcome, Ok(true)) => confine::say!(
+                "netmgr: the rules of what guests may send are there again; something else on this host had changed them"
+            ),
+            None => {}
+        }
+        *unguarded = trouble;
+        outcome.map(|changed| !changed)
+    }
+
+    /// Takes the rules away, where there is no network.
+    fn clear(&mut self) {
+        if let Some(filter) = &mut self.filter
+            && let Err(error) = filter.clear()
+            && !matches!(error, Error::NoRight(_))
+        {
+            confine::say!("netmgr: {}", error.fault("take the rules of what guests may send away"));
+        }
     }
 
     /// Defines a network, or changes one. Ports that are there keep the MTU they were made with.
@@ -205,8 +260,11 @@ impl Manager {
         let network = networks.entry(name.clone()).or_insert_with(|| Network::new(serial, index, config.clone()));
         (network.index, network.config) = (index, config);
         network.adopt(&links, instance);
-        network.mend_ports(rtnl, instance, &links)?;
-        Ok(NetworkId { name, serial: network.serial })
+        let id = NetworkId { name, serial: network.serial };
+        self.guard(&links)?;
+        let Manager { rtnl, instance, networks, .. } = self;
+        find(networks, &id)?.mend_ports(rtnl, instance, &links)?;
+        Ok(id)
     }
 
     /// The network of that name.
@@ -239,6 +297,9 @@ impl Manager {
         }
         bridge::remove(rtnl, bridge::Wanted { config: &network.config, owner: instance }, network.index)?;
         networks.remove(name);
+        if networks.is_empty() {
+            self.clear();
+        }
         Ok(())
     }
 
@@ -313,7 +374,7 @@ impl Manager {
             return Err(Error::Revoked("tenant"));
         }
         let serial = self.next();
-        let Manager { rtnl, instance, networks, .. } = self;
+        let Manager { rtnl, filter, instance, networks, .. } = self;
         let network = find(networks, id)?;
         network.settle(rtnl, instance)?;
         // One of an earlier netmgr's may have ended since.
@@ -336,7 +397,7 @@ impl Manager {
         let mtu = network.config.mtu;
         let (name, bridge) = ("", network.index);
         let wanted = Wanted { name, network: &id.name, bridge, mtu, workload, mac, sources, owner: instance };
-        let (tap, index, interface) = make(rtnl, wanted)?;
+        let (tap, index, interface) = make(rtnl, filter, wanted)?;
         let (tap, (state, seen)) = (Arc::new(tap), watch::channel(PortState::Attached));
         let held = Held { serial, _tap: tap.clone(), state, tenant: account.tenant, slot };
         let port = Port { index, interface, mac, mtu, sources: sources.clone(), held: Some(held) };
@@ -388,7 +449,7 @@ impl Manager {
         batch.append(&mut later);
         self.leaving = batch.split_off(batch.len().min(BATCH));
         let serial = self.next();
-        let Manager { rtnl, instance, networks, .. } = self;
+        let Manager { rtnl, filter, instance, networks, .. } = self;
         let group = group(instance, serial);
         let mut gone = Vec::new();
         for Leaving { id, answer } in batch {
@@ -407,7 +468,13 @@ impl Manager {
                 Some((port.index, port.wanted(&id.workload, &id.network.name, *bridge, instance)))
             })
             .collect();
-        let mut outcomes = port::detach(rtnl, &interfaces, group).into_iter();
+        let outcomes = port::detach(rtnl, &interfaces, group);
+        if let Some(filter) = filter {
+            let taken = interfaces.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok());
+            // What this leaves there, the next look takes away.
+            let _ = filter.remove(taken.map(|((_, wanted), _)| wanted.name));
+        }
+        let mut outcomes = outcomes.into_iter();
         for (id, port, answer) in gone {
             let outcome = port.and_then(|_| outcomes.next()).unwrap_or(Ok(()));
             match (answer, outcome) {
@@ -444,9 +511,9 @@ impl State for Manager {
 }
 
 /// Makes a TAP under the workload's name, or, where a port on another network has that, under its second one.
-fn make(rtnl: &mut Rtnl, wanted: Wanted<'_>) -> Result<(OwnedFd, u32, String), Error> {
+fn make(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: Wanted<'_>) -> Result<(OwnedFd, u32, String), Error> {
     let first = names::tap(wanted.workload).name;
-    if let Made::Port(tap, index) = port::attach(rtnl, &Wanted { name: &first, ..wanted })? {
+    if let Made::Port(tap, index) = port::attach(rtnl, filter, &Wanted { name: &first, ..wanted })? {
         return Ok((tap, index, first));
     }
     let mark = |rtnl: &mut Rtnl, name: &str| {
@@ -465,7 +532,7 @@ fn make(rtnl: &mut Rtnl, wanted: Wanted<'_>) -> Result<(OwnedFd, u32, String), E
         Some(_) => {}
     }
     let second = names::tap_on(wanted.network, wanted.workload).name;
-    match port::attach(rtnl, &Wanted { name: &second, ..wanted })? {
+    match port::attach(rtnl, filter, &Wanted { name: &second, ..wanted })? {
         Made::Port(tap, index) => Ok((tap, index, second)),
         Made::NameTaken if mark(rtnl, &second)?.is_some() => Err(Error::PortInUse { interface: second }),
         Made::NameTaken => Err(foreign(second)),

@@ -1,5 +1,5 @@
-//! Hears of changes to interfaces, addresses and routes, and has the rtnl thread look at what there is now. Touches one socket, reads of what
-//! comes over it only whether it may concern a network, and asks the kernel for nothing: a look at the network is the rtnl thread's.
+//! Hears of changes to interfaces, addresses, routes and rules, and has the rtnl thread look at what there is now. Touches two sockets, reads of
+//! what comes over them only whether it may concern a network, and asks the kernel for nothing: a look at the network is the rtnl thread's.
 
 use std::{
     convert::Infallible,
@@ -16,11 +16,17 @@ use rustix::{
 use service::Owner;
 use tokio::{io::Interest, time::sleep};
 
-use crate::{error::Error, manager::Manager};
+use crate::{
+    error::Error,
+    manager::Manager,
+    nft::{self, Filter},
+};
 
 /// RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_IFADDR (linux/rtnetlink.h). The last one tells that
 /// somebody has switched the host's IPv6 on on a bridge: the setting itself has no message.
 const GROUPS: [u32; 5] = [1, 3, 5, 7, 9];
+/// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
+const RULES: u32 = 7;
 /// RTPROT_KERNEL: a route that the kernel makes for an address.
 const BY_KERNEL: u8 = 2;
 /// The least time between two looks.
@@ -32,39 +38,68 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const MESSAGES: usize = 4096;
 /// Bytes that are read of a message: its header, and a route's or a neighbour's (`nlmsghdr`, and `rtmsg` or `ndmsg`).
 const START: usize = 16 + 12;
+/// Bytes that are read of a message about rules: what is longer may concern any table.
+const LONGEST: usize = 8 * 1024;
 /// As everything on this thread receives (its filter knows no other way).
 const RECEIVE: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::CMSG_CLOEXEC);
 
-/// A socket that the kernel tells of changes.
-pub struct Monitor(OwnedFd);
+/// Sockets that the kernel tells of changes.
+pub struct Monitor {
+    links: OwnedFd,
+    /// And the table whose changes are of interest.
+    rules: Option<(OwnedFd, String)>,
+}
+
+fn open(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
+    let mut socket = sys::Socket::new(protocol)?;
+    socket.bind(&sys::SocketAddr::new(0, 0))?;
+    groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+    socket.as_fd().try_clone_to_owned()
+}
 
 impl Monitor {
-    /// Opens it, in phase 1: later no socket can be made.
-    pub fn open() -> Result<Monitor, Error> {
-        let open = || {
-            let mut socket = sys::Socket::new(sys::protocols::NETLINK_ROUTE)?;
-            socket.bind(&sys::SocketAddr::new(0, 0))?;
-            GROUPS.into_iter().try_for_each(|group| socket.add_membership(group))?;
-            socket.as_fd().try_clone_to_owned()
+    /// Opens them, in phase 1: later no socket can be made.
+    pub fn open(filter: Option<&Filter>) -> Result<Monitor, Error> {
+        let failed = |what: &str| {
+            let tried = format!("tell of changes to {what}");
+            move |source| Error::Kernel { tried, source, detail: String::new() }
         };
-        let failed =
-            |source| Error::Kernel { tried: "tell of changes to interfaces".into(), source, detail: String::new() };
-        open().map(Monitor).map_err(failed)
+        let links = open(sys::protocols::NETLINK_ROUTE, &GROUPS).map_err(failed("interfaces"))?;
+        let rules = match filter.map(|filter| (open(sys::protocols::NETLINK_NETFILTER, &[RULES]), filter.table())) {
+            // Who may not hear of rules may not change any.
+            Some((Err(error), _)) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            Some((socket, table)) => Some((socket.map_err(failed("rules"))?, table.to_owned())),
+            None => None,
+        };
+        Ok(Monitor { links, rules })
     }
 
-    /// The socket's descriptor, for the sandbox to keep.
-    pub fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+    /// The sockets' descriptors, for the sandbox to keep.
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> {
+        [&self.links].into_iter().chain(self.rules.iter().map(|(socket, _)| socket)).map(AsRawFd::as_raw_fd)
     }
 
     /// Has all looked at after each change, and again until all is as it should be; ends when the socket fails.
     pub async fn watch(self, manager: &Owner<Manager>) -> io::Result<Infallible> {
-        let socket = ipc::watch(self.0, Interest::READABLE)?;
+        let links = ipc::watch(self.links, Interest::READABLE)?;
+        let rules =
+            self.rules.map(|(socket, table)| Ok::<_, io::Error>((ipc::watch(socket, Interest::READABLE)?, table)));
+        let rules = rules.transpose()?;
+        let rules_changed = async || match &rules {
+            Some((socket, table)) => {
+                let take = |socket: &OwnedFd| take::<LONGEST>(socket, |message| nft::concerns(message, table));
+                socket.async_io(Interest::READABLE, take).await
+            }
+            None => std::future::pending().await,
+        };
         // What could not be mended at the start is looked at again as well.
         let (mut settled, mut pause) = (false, PAUSE);
         loop {
             if settled {
-                socket.async_io(Interest::READABLE, take).await?;
+                tokio::select! {
+                    heard = links.async_io(Interest::READABLE, |socket| take::<START>(socket, may_concern)) => heard?,
+                    heard = rules_changed() => heard?,
+                }
             }
             settled = match manager.ask(|manager| manager.mend()).await {
                 Ok(whole) => whole,
@@ -81,13 +116,13 @@ impl Monitor {
 
 /// Takes what there is; `WouldBlock` if none of it may concern a network. That some was lost, as more came than the socket holds, says as much
 /// as any message: everything is looked at.
-fn take(socket: &OwnedFd) -> io::Result<()> {
+fn take<const START: usize>(socket: &OwnedFd, concerns: impl Fn(&[u8]) -> bool) -> io::Result<()> {
     let mut heard = false;
     for _ in 0..MESSAGES {
         let mut start = [0; START];
         let buffers = &mut [IoSliceMut::new(&mut start)];
         match rustix::net::recvmsg(socket, buffers, &mut RecvAncillaryBuffer::default(), RECEIVE) {
-            Ok(message) => heard |= may_concern(start.get(..message.bytes).unwrap_or_default()),
+            Ok(message) => heard |= concerns(start.get(..message.bytes).unwrap_or_default()),
             Err(Errno::NOBUFS) => heard = true,
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if heard => break,

@@ -114,6 +114,11 @@ impl<Q: Question> Socket<Q> {
         Ok(Socket { socket, asks: PhantomData, next: 1, buffer: Vec::with_capacity(BUFFER), unheard: false })
     }
 
+    /// Lets requests of that many bytes be sent at once, in phase 1; the kernel's own limit, where it does not let that be raised.
+    pub fn let_send(&self, bytes: usize) {
+        let _ = sockopt::set_socket_send_buffer_size_force(&self.socket, bytes);
+    }
+
     /// The socket's descriptor, for the sandbox to keep.
     pub fn fd(&self) -> i32 {
         self.socket.as_raw_fd()

@@ -24,6 +24,7 @@ use crate::{
     link::Link,
     mark::{self, PortMark},
     names,
+    nft::Sender,
     port::{self, Wanted},
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
@@ -132,6 +133,11 @@ impl Port {
     pub fn wanted<'a>(&'a self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
         let Port { interface: name, mac, mtu, sources, .. } = self;
         Wanted { name, network, bridge, mtu: *mtu, workload, mac: *mac, sources, owner }
+    }
+
+    /// What may come from it.
+    pub fn sends(&self) -> Sender<'_> {
+        Sender { interface: &self.interface, mac: self.mac, sources: &self.sources }
     }
 
     /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended.

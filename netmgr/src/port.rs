@@ -23,10 +23,15 @@ use crate::{
     instance::Instance,
     link::Link,
     mark, names,
+    nft::{Filter, Sender},
     rtnl::{Batch, LinkBuilder, Rtnl},
     sources::Sources,
     tap,
 };
+
+/// What a bridge forwards of a port's frames for 01:80:c2:00:00:00 to :0f, a bit each: all but that of a pause, which it does not let be forwarded,
+/// and drops. What it forwards comes to the filter, which drops it; that of LLDP would otherwise be handed to the host past any filter.
+pub const FORWARDED: u16 = 0xfffd;
 
 /// A port to be made.
 #[derive(Clone, Copy)]
@@ -50,6 +55,11 @@ pub struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// What may come from it.
+    pub fn sends(&self) -> Sender<'_> {
+        Sender { interface: self.name, mac: self.mac, sources: self.sources }
+    }
+
     fn mark(&self) -> String {
         mark::port(self.workload, self.mac, self.network, self.mtu, self.owner, self.sources)
     }
@@ -72,6 +82,7 @@ impl Wanted<'_> {
             && (link.master, link.up, link.no_carrier, link.mtu) == (self.bridge, true, false, self.mtu)
             && link.mac == Some(self.mac.host_side())
             && !(link.learning || link.flood)
+            && link.forwarded == FORWARDED
             && self.full().is_none_or(|full| link.alternatives.contains(&full))
     }
 
@@ -96,14 +107,16 @@ pub enum Made {
     NameTaken,
 }
 
-/// Makes a TAP and puts it on the bridge, ready for frames: two exchanges with the kernel beside the three system calls that make the TAP and
-/// those for one setting. (The bridge's table is asked for by the interface's index, which only the first one's answer tells.) On an error the TAP, which is not persistent, goes with its only descriptor, and all that was done to it.
-pub fn attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
-    retried_if_passing(|| try_attach(rtnl, wanted))
+/// Makes a TAP and puts it on the bridge, ready for frames: three exchanges with the kernel beside the three system calls that make the TAP and
+/// those for one setting. The first, while the TAP has its name and is on no bridge yet, tells the `filter` what may come from it. (The bridge's
+/// table is asked for by the interface's index, which only the second one's answer tells.) On an error the TAP, which is not persistent, goes
+/// with its only descriptor, and all that was done to it.
+pub fn attach(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>) -> Result<Made, Error> {
+    retried_if_passing(|| try_attach(rtnl, filter, wanted))
 }
 
-fn try_attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
-    let (Wanted { name, network, bridge, .. }, full) = (*wanted, wanted.full());
+fn try_attach(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>) -> Result<Made, Error> {
+    let name = wanted.name;
     let tap = match tap::make(name) {
         Ok(tap) => tap,
         Err(tap::Failure::NameTaken) => return Ok(Made::NameTaken),
@@ -120,6 +133,25 @@ fn try_attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
             return Err(Error::Kernel { tried: format!("make TAP {name}"), source, detail: String::new() });
         }
     };
+    if let Some(filter) = filter {
+        filter.add(wanted.sends())?;
+    }
+    match put_on_bridge(rtnl, wanted) {
+        Ok(index) => Ok(Made::Port(tap, index)),
+        Err(error) => {
+            drop(tap);
+            // What this leaves there, the next look takes away.
+            if let Some(filter) = filter {
+                let _ = filter.remove([name].into_iter());
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Configures a TAP and puts it on its bridge; gives its interface index.
+fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
+    let (Wanted { name, network, bridge, .. }, full) = (*wanted, wanted.full());
     let whom = || LinkUnspec::new_with_name(name);
     let mark = wanted.mark();
     let mut batch = Batch::default();
@@ -161,15 +193,20 @@ fn try_attach(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<Made, Error> {
             why: "it has not become what it should be".into(),
         });
     }
-    Ok(Made::Port(tap, port.index))
+    Ok(port.index)
 }
 
-/// Has the bridge learn nothing from what comes from a TAP, and not send it what might be anybody's; and, if need be, forget what it has learnt.
+/// Has the bridge learn nothing from what comes from a TAP, hand none of it to the host past the filter ([`FORWARDED`]), and not send it what might
+/// be anybody's; and, if need be, forget what it has learnt.
 fn learn_nothing(batch: &mut Batch, whom: LinkBuilder, name: &str, forget: bool) {
-    let mut settings = vec![InfoBridgePort::Learning(false), InfoBridgePort::UnicastFlood(false)];
+    let mut settings = vec![
+        InfoBridgePort::Learning(false),
+        InfoBridgePort::UnicastFlood(false),
+        InfoBridgePort::GroupFwdMask(FORWARDED),
+    ];
     settings.extend(forget.then_some(InfoBridgePort::Flush));
     let port = whom.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(settings));
-    let tried = format!("switch off learning and flooding of unknown addresses on TAP {name}");
+    let tried = format!("set what the bridge learns from TAP {name}, and forwards to and from it");
     batch.add(tried, 0, RouteNetlinkMessage::NewLink(port.build()));
 }
 

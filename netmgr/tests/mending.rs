@@ -50,7 +50,7 @@ fn whole() -> Result<(), String> {
         && text(&tap, "address").starts_with("fe:")
         && tap["mtu"] == 1500
         && text(&tap, "master") == "volt0"
-        && (as_port["learning"] == false && as_port["flood"] == false)
+        && (as_port["learning"] == false && as_port["flood"] == false && as_port["group_fwd_mask"] == "0xfffd")
         && forwarded == ["tap-web NOARP sticky"]
         && alias.starts_with("volt-vmm port vm-web ")
         && alias.ends_with(" volt0 1500 -")
@@ -92,7 +92,7 @@ fn way_to_a_guest() -> String {
 }
 
 /// What others may do to a network and its port.
-const HARM: [&[&str]; 40] = [
+const HARM: [&[&str]; 41] = [
     &["link delete volt0"],
     &["link set volt0 down"],
     &["addr flush dev volt0"],
@@ -130,6 +130,7 @@ const HARM: [&[&str]; 40] = [
     &["link set volt0 type bridge forward_delay 1500"],
     &["link set tap-web type bridge_slave learning on"],
     &["link set tap-web type bridge_slave flood on"],
+    &["link set tap-web type bridge_slave group_fwd_mask 0"],
     &["BRIDGE fdb del GUEST dev tap-web master"],
     &["BRIDGE fdb replace GUEST dev tap-web master static"],
     &["link add up0 type veth peer up1", "link set up0 master volt0", "BRIDGE fdb replace GUEST dev up0 master static"],

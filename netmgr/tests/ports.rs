@@ -90,7 +90,7 @@ fn tap_carries_frames_behind_a_12_byte_header_to_the_gateway() {
             let client = netmgr.connect().await;
             let factory = client.factory(&client.define_default().await, 1).await.unwrap();
             let guest = [0x02, 0, 0, 0, 0, 9];
-            let port = client.tap_with(&factory, "vm-web", &guest).await.unwrap();
+            let port = client.tap_from(&factory, "vm-web", &guest, &["10.42.0.9"]).await.unwrap();
             let tap = client.fd(&port).await.unwrap();
             let (flags, header) = tap_flags(&tap);
             assert_eq!(

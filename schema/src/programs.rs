@@ -227,10 +227,10 @@ pub const NETMGR: Process = Process {
     commands: &[],
     started_by: Starter::Keeper,
     user: User::Service(1),
-    work: "bridges, TAPs, ports",
-    holds: "`CAP_NET_ADMIN`, two netlink sockets, `/dev/net/tun`, the host's IPv6 settings of interfaces",
+    work: "bridges, TAPs, ports, and the rules of what comes from a port",
+    holds: "`CAP_NET_ADMIN`, four netlink sockets, `/dev/net/tun`, the host's IPv6 settings of interfaces",
     never: "root's user, guest memory, other files",
-    loss: "the host's interfaces, addresses and routes",
+    loss: "the host's interfaces, addresses, routes and packet filters",
     capabilities: &["CAP_NET_ADMIN"],
     threads: &["main", "rtnl"],
 };

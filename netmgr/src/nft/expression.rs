@@ -1,0 +1,216 @@
+//! What a rule says: fields of a frame, tests of them, and a verdict; and how nf_tables has it written, as expressions one after the other
+//! (linux/netfilter/nf_tables.h). Pure; touches nothing.
+//!
+//! A test whose field cannot be read ends its rule without a verdict (NFT_BREAK): what is let through has to be read and found right.
+
+use super::{
+    rules::{Chain, Set},
+    wire::{Attributes, DATA_VALUE},
+};
+
+/// NFT_REG32_00, the first of 16 registers of four bytes each.
+const REGISTER: u32 = 8;
+/// Bytes of a register.
+const WIDTH: usize = 4;
+
+/// What is read of a frame.
+#[derive(Clone, Copy, Debug)]
+pub enum Field {
+    /// The name of the interface that it came by, padded with zeros to 16 bytes.
+    Interface,
+    /// What the kernel takes it for: its type, behind a VLAN tag that was taken off.
+    Protocol,
+    /// The transport protocol: of IPv4, or behind those IPv6 extension headers that the kernel looks behind. Cannot be read of a packet whose
+    /// lengths lie, or whose headers go beyond its end.
+    Transport,
+    /// Bytes of the Ethernet header: where they are, and how many. Its type is the one of a VLAN tag, also of one that was taken off.
+    Ether(u32, usize),
+    /// Bytes of the ARP, IPv4 or IPv6 header, and what is behind it.
+    Network(u32, usize),
+    /// Bytes of the transport header. Cannot be read of a later fragment, which has none.
+    Header(u32, usize),
+    /// Bytes of an IPv6 fragment header.
+    Fragment(u32, usize),
+}
+
+impl Field {
+    fn len(self) -> usize {
+        match self {
+            Field::Interface => libc::IFNAMSIZ,
+            Field::Protocol => 2,
+            Field::Transport => 1,
+            Field::Ether(_, len) | Field::Network(_, len) | Field::Header(_, len) | Field::Fragment(_, len) => len,
+        }
+    }
+}
+
+/// What has to be so for a rule to have its verdict.
+#[derive(Clone, Copy, Debug)]
+pub enum Test {
+    /// The field is that.
+    Is(Field, &'static [u8]),
+    /// It can be read, and is not that.
+    IsNot(Field, &'static [u8]),
+    /// Of the field, the bits of the mask are those.
+    Masked(Field, &'static [u8], &'static [u8]),
+    /// Of the field, a bit of the mask is set.
+    Any(Field, &'static [u8]),
+    /// It can be read.
+    Read(Field),
+    /// The field is in the set.
+    In(Field, Set),
+    /// The interface with the field is in the set of what ports may send.
+    OfPort(Field, Set),
+    /// It can be read, and is not in that set.
+    NotOfPort(Field, Set),
+}
+
+/// What becomes of a frame for which a rule's tests hold.
+#[derive(Clone, Copy, Debug)]
+pub enum Verdict {
+    /// Counted and dropped.
+    Drop,
+    /// It is as it should be: what other tables say of it decides.
+    Return,
+    /// What a chain of ours says, and where that says nothing the next rule.
+    Jump(Chain),
+    /// What a chain of ours says.
+    Goto(Chain),
+}
+
+// NFT_CMP_*.
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const AT_LEAST: u32 = 5;
+// NFT_PAYLOAD_*_HEADER.
+const ETHER: u32 = 0;
+const NETWORK: u32 = 1;
+const TRANSPORT: u32 = 2;
+/// IPPROTO_FRAGMENT.
+const FRAGMENT: u8 = 44;
+/// NFT_LOOKUP_F_INV.
+const NOT_IN: u32 = 1;
+/// NFT_RETURN, NFT_GOTO and NFT_JUMP; NF_DROP.
+const RETURN: i32 = -5;
+const GOTO: i32 = -4;
+const JUMP: i32 = -3;
+const DROP: i32 = 0;
+
+/// Writes a rule's expressions: NFTA_RULE_EXPRESSIONS.
+pub fn write(list: &mut Attributes, tests: &[Test], verdict: Verdict) {
+    tests.iter().for_each(|test| write_test(list, *test));
+    if matches!(verdict, Verdict::Drop) {
+        one(list, "counter", |_| ());
+    }
+    let (code, chain) = match verdict {
+        Verdict::Drop => (DROP, None),
+        Verdict::Return => (RETURN, None),
+        Verdict::Jump(chain) => (JUMP, Some(chain)),
+        Verdict::Goto(chain) => (GOTO, Some(chain)),
+    };
+    // NFTA_IMMEDIATE_DREG: the verdict's; NFTA_IMMEDIATE_DATA.
+    one(list, "immediate", |data| {
+        data.number(1, 0).nested(2, |data| {
+            // NFTA_DATA_VERDICT: NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN.
+            data.nested(2, |verdict| {
+                verdict.number(1, code as u32);
+                if let Some(chain) = chain {
+                    verdict.text(2, chain.name());
+                }
+            });
+        });
+    });
+}
+
+fn write_test(list: &mut Attributes, test: Test) {
+    match test {
+        Test::Is(field, value) => {
+            load(list, field, REGISTER);
+            compare(list, EQUAL, value);
+        }
+        Test::IsNot(field, value) => {
+            load(list, field, REGISTER);
+            compare(list, NOT_EQUAL, value);
+        }
+        Test::Masked(field, mask, value) => {
+            load(list, field, REGISTER);
+            keep(list, mask);
+            compare(list, EQUAL, value);
+        }
+        Test::Any(field, mask) => {
+            load(list, field, REGISTER);
+            keep(list, mask);
+            compare(list, NOT_EQUAL, &vec![0; mask.len()]);
+        }
+        Test::Read(field) => {
+            load(list, field, REGISTER);
+            compare(list, AT_LEAST, &vec![0; field.len()]);
+        }
+        Test::In(field, set) => {
+            load(list, field, REGISTER);
+            look_up(list, set, 0);
+        }
+        Test::OfPort(field, set) => {
+            load_with_interface(list, field);
+            look_up(list, set, 0);
+        }
+        Test::NotOfPort(field, set) => {
+            load_with_interface(list, field);
+            look_up(list, set, NOT_IN);
+        }
+    }
+}
+
+/// NFTA_EXPR_NAME and NFTA_EXPR_DATA, in a NFTA_LIST_ELEM.
+fn one(list: &mut Attributes, name: &str, data: impl FnOnce(&mut Attributes)) {
+    list.nested(1, |one| _ = one.text(1, name).nested(2, data));
+}
+
+/// An interface and a field, one behind the other, as a set of both has them.
+fn load_with_interface(list: &mut Attributes, field: Field) {
+    load(list, Field::Interface, REGISTER);
+    load(list, field, REGISTER + (libc::IFNAMSIZ / WIDTH) as u32);
+}
+
+fn load(list: &mut Attributes, field: Field, register: u32) {
+    let len = field.len() as u32;
+    // NFTA_META_DREG, NFTA_META_KEY.
+    let meta = |key| move |data: &mut Attributes| _ = data.number(1, register).number(2, key);
+    // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN.
+    let payload = |base, at| {
+        move |data: &mut Attributes| _ = data.number(1, register).number(2, base).number(3, at).number(4, len)
+    };
+    match field {
+        Field::Interface => one(list, "meta", meta(libc::NFT_META_IIFNAME as u32)),
+        Field::Protocol => one(list, "meta", meta(libc::NFT_META_PROTOCOL as u32)),
+        Field::Transport => one(list, "meta", meta(libc::NFT_META_L4PROTO as u32)),
+        Field::Ether(at, _) => one(list, "payload", payload(ETHER, at)),
+        Field::Network(at, _) => one(list, "payload", payload(NETWORK, at)),
+        Field::Header(at, _) => one(list, "payload", payload(TRANSPORT, at)),
+        // NFTA_EXTHDR_DREG, _TYPE, _OFFSET, _LEN.
+        Field::Fragment(at, _) => one(list, "exthdr", |data| {
+            data.number(1, register).bytes(2, &[FRAGMENT]).number(3, at).number(4, len);
+        }),
+    }
+}
+
+/// NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA.
+fn compare(list: &mut Attributes, how: u32, value: &[u8]) {
+    one(list, "cmp", |data| {
+        data.number(1, REGISTER).number(2, how).nested(3, |data| _ = data.bytes(DATA_VALUE, value));
+    });
+}
+
+/// NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR.
+fn keep(list: &mut Attributes, mask: &[u8]) {
+    one(list, "bitwise", |data| {
+        data.number(1, REGISTER).number(2, REGISTER).number(3, mask.len() as u32);
+        data.nested(4, |data| _ = data.bytes(DATA_VALUE, mask));
+        data.nested(5, |data| _ = data.bytes(DATA_VALUE, &vec![0; mask.len()]));
+    });
+}
+
+/// NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_LOOKUP_FLAGS.
+fn look_up(list: &mut Attributes, set: Set, flags: u32) {
+    one(list, "lookup", |data| _ = data.text(1, set.name()).number(2, REGISTER).number(5, flags));
+}

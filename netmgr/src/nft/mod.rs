@@ -1,0 +1,399 @@
+//! The packet filter (nf_tables) that keeps guests to what is theirs: a table of this installation's own, in the family `bridge`, and the
+//! elements of its ports. Touches one netlink socket, on the rtnl thread; runs no program.
+//!
+//! Ports are *elements* of sets, keyed by their interfaces' names, and never rules: to add one takes as long with a thousand of them.
+//! A port's elements are there from before its TAP is on a bridge until after that has gone.
+//!
+//! What is there is known by the kernel's generation of the rules, which each change by anybody raises. Each change of ours is one batch,
+//! which the kernel takes as a whole or not at all, and which names the generation that it goes on from: where somebody has changed
+//! anything since, the kernel refuses it, and what there is of this table is looked at first. If that is not what this netmgr has put
+//! there, or it is a netmgr's first look, all of the table is put there anew, in one batch: at each moment the old one is in force or the new
+//! one. What an earlier netmgr has left is not compared: it goes, with whatever anybody has made of it. Other tables are never touched.
+
+mod expression;
+#[cfg(test)]
+mod model;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::RawFd,
+};
+
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
+use schema::net::Mac;
+
+pub use self::wire::{Said, concerns};
+use self::{
+    rules::{Element, Set},
+    wire::{Attributes, DATA_VALUE, ELEM_KEY, ELEMENTS, ELEMENTS_SET, Kind, LIST_ELEM, Object, Request, TABLE},
+};
+use crate::{
+    ask::{self, failed, incomplete, refused, retried_if_passing},
+    attribute::Malformed,
+    error::Error,
+    instance::Instance,
+    netlink::{self, Socket},
+    sources::Sources,
+};
+
+/// How often a change is tried that somebody else's changes come before.
+const TRIES: usize = 16;
+/// The most bytes of a batch: some ten thousand ports' elements. The kernel's own limit is a few hundred of them.
+const LONGEST_BATCH: usize = 8 << 20;
+
+const MAKE: &str = "set the rules of what guests may send";
+const CHANGE: &str = "change what guests may send";
+const CLEAR: &str = "take the rules of what guests may send away";
+const LOOK: &str = "look at the rules of what guests may send";
+
+/// Whose frames are looked at, and what they may be from.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender<'a> {
+    /// Its interface's name.
+    pub interface: &'a str,
+    /// The guest's MAC address.
+    pub mac: Mac,
+    /// The addresses that it may send from; of a family of which there is none, it may send nothing.
+    pub sources: &'a Sources,
+}
+
+/// The ports' elements, by interface.
+type Elements = BTreeMap<String, BTreeSet<Element>>;
+
+/// What is known of the table in the kernel.
+#[derive(Debug)]
+struct Known {
+    /// At which generation it was so.
+    generation: u32,
+    /// The table, its sets, chains and rules, as the kernel has told of them when they had just been made.
+    objects: Vec<Object>,
+}
+
+/// What there is in the kernel: the table, its sets, chains and rules, and what is in its sets.
+type Seen = (Vec<Object>, BTreeSet<Element>);
+
+/// What became of a batch.
+enum Sent {
+    Done,
+    /// Somebody has changed rules, of whichever table, since the generation that it names.
+    Late,
+}
+
+/// The table in the kernel.
+pub struct Filter {
+    socket: Socket<Request>,
+    table: String,
+    /// The ports' elements: those that are in the table, if it is known, and else those that are to be.
+    elements: Elements,
+    known: Option<Known>,
+}
+
+impl Filter {
+    /// Opens the socket, in phase 1; [`Error::NoFilter`] where the kernel has none that takes the rules.
+    pub fn open(instance: &Instance) -> Result<Filter, Error> {
+        let refused = |source: io::Error| match source.raw_os_error() {
+            Some(libc::EPROTONOSUPPORT) => Error::NoFilter(source),
+            _ => Error::Kernel { tried: "open a socket to nf_tables".into(), source, detail: String::new() },
+        };
+        let socket = Socket::open().map_err(refused)?;
+        socket.let_send(LONGEST_BATCH);
+        let mut filter = Filter { socket, table: rules::table(instance), elements: Elements::new(), known: None };
+        match filter.probe() {
+            // Not to be changed here is what each change says.
+            Ok(()) | Err(Error::NoRight(_)) => Ok(filter),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sees whether the kernel takes the rules: has it make a table of them under a name of its own, and take it away, in one batch.
+    fn probe(&mut self) -> Result<(), Error> {
+        let name = format!("{}-probe", self.table);
+        let requests = rules::make(&name).and_then(|requests| Ok([requests, rules::clear(&name)?].concat()));
+        let requests = requests.map_err(|why| unsent(MAKE, why))?;
+        retried_if_passing(|| self.send(MAKE, None, requests.clone()).map(drop)).map_err(|error| match error {
+            Error::Kernel { source, .. } if lacks_filter(&source) => Error::NoFilter(source),
+            error => error,
+        })
+    }
+
+    /// The table's name.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// The socket's descriptor, for the sandbox to keep.
+    pub fn fd(&self) -> RawFd {
+        self.socket.fd()
+    }
+
+    /// Sees to it that the table is as it should be and holds the elements of these ports and of none that has gone, as `there` tells;
+    /// whether somebody else had changed it. (An interface that is there may be a port's that could not be taken away.)
+    pub fn mend<'a>(
+        &mut self,
+        ports: impl Iterator<Item = Sender<'a>>,
+        there: impl Fn(&str) -> bool,
+    ) -> Result<bool, Error> {
+        let wanted: Elements = ports.map(|port| (port.interface.to_owned(), port.elements())).collect();
+        let changed = self.known.is_some() && !self.is_whole()?;
+        let gone = self.elements.keys().filter(|interface| !wanted.contains_key(*interface) && !there(interface));
+        let gone: Elements = gone.map(|interface| (interface.clone(), BTreeSet::new())).collect();
+        self.change(wanted.into_iter().chain(gone).collect())?;
+        Ok(changed)
+    }
+
+    /// Lets a port send what it may, before it is on a bridge: one exchange with the kernel.
+    pub fn add(&mut self, port: Sender<'_>) -> Result<(), Error> {
+        self.change(Elements::from([(port.interface.to_owned(), port.elements())]))
+    }
+
+    /// Forgets ports, whose interfaces have gone: one exchange with the kernel.
+    pub fn remove<'a>(&mut self, interfaces: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+        self.change(interfaces.map(|interface| (interface.to_owned(), BTreeSet::new())).collect())
+    }
+
+    /// Takes the table away, where there is no port any more.
+    pub fn clear(&mut self) -> Result<(), Error> {
+        let requests = rules::clear(&self.table).map_err(|why| unsent(CLEAR, why))?;
+        (self.elements, self.known) = (Elements::new(), None);
+        self.send(CLEAR, None, requests).map(drop)
+    }
+
+    /// Has each of these interfaces have those elements and no others.
+    fn change(&mut self, wanted: Elements) -> Result<(), Error> {
+        retried_if_passing(|| self.try_change(&wanted))
+    }
+
+    fn try_change(&mut self, wanted: &Elements) -> Result<(), Error> {
+        for _ in 0..TRIES {
+            let Some(known) = &self.known else {
+                self.note(wanted);
+                return self.replace();
+            };
+            let generation = known.generation;
+            let (mut gone, mut new) = (Vec::new(), Vec::new());
+            let none = BTreeSet::new();
+            for (interface, elements) in wanted {
+                let there = self.elements.get(interface).unwrap_or(&none);
+                gone.extend(there.difference(elements));
+                new.extend(elements.difference(there));
+            }
+            if gone.is_empty() && new.is_empty() {
+                return Ok(());
+            }
+            let lists = [(Kind::DelSetElem, gone), (Kind::NewSetElem, new)];
+            let lists = lists.into_iter().map(|(kind, elements)| lists_of(&self.table, kind, elements));
+            let requests = lists.collect::<Result<Vec<_>, _>>().map_err(|why| unsent(CHANGE, why))?.concat();
+            // What has become of it is not known until it is.
+            let known = self.known.take();
+            match self.send(CHANGE, Some(generation), requests) {
+                Ok(Sent::Done) => {
+                    self.note(wanted);
+                    self.known = known.map(|known| Known { generation: after(generation), ..known });
+                    return Ok(());
+                }
+                Ok(Sent::Late) => {
+                    self.known = known;
+                    self.is_whole()?;
+                }
+                // Elements that are not as this netmgr knows them, or an answer that was lost: all is put there anew.
+                Err(error @ (Error::NoRight(_) | Error::Deadline { .. })) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Err(restless())
+    }
+
+    fn note(&mut self, wanted: &Elements) {
+        for (interface, elements) in wanted {
+            if elements.is_empty() {
+                self.elements.remove(interface);
+            } else {
+                self.elements.insert(interface.clone(), elements.clone());
+            }
+        }
+    }
+
+    /// Whether the table is as this netmgr has put it there; forgets what it knows if not.
+    fn is_whole(&mut self) -> Result<bool, Error> {
+        for _ in 0..TRIES {
+            let Some(expected) = self.known.as_ref().map(|known| known.generation) else { return Ok(false) };
+            let generation = self.generation()?;
+            if generation == expected {
+                return Ok(true);
+            }
+            let Some((objects, elements)) = self.look()? else {
+                self.known = None;
+                return Ok(false);
+            };
+            if self.generation()? != generation {
+                continue;
+            }
+            let expected = self.elements.values().flatten().cloned().chain(rules::constants()).collect();
+            self.known = self
+                .known
+                .take_if(|known| known.objects == objects && elements == expected)
+                .map(|known| Known { generation, ..known });
+            return Ok(self.known.is_some());
+        }
+        Err(restless())
+    }
+
+    /// Puts the table there anew, whatever there is.
+    fn replace(&mut self) -> Result<(), Error> {
+        for _ in 0..TRIES {
+            let generation = self.generation()?;
+            let constants: Vec<Element> = rules::constants().collect();
+            let elements = self.elements.values().flatten().chain(&constants).collect();
+            let requests = rules::make(&self.table).and_then(|mut requests| {
+                requests.extend(lists_of(&self.table, Kind::NewSetElem, elements)?);
+                Ok(requests)
+            });
+            let requests = requests.map_err(|why| unsent(MAKE, why))?;
+            match self.send(MAKE, Some(generation), requests) {
+                Ok(Sent::Done) => {}
+                Ok(Sent::Late) => continue,
+                Err(error) => return Err(error),
+            }
+            // Only who reads what it has made knows by which numbers to tell it from another's.
+            if let Some((objects, _)) = self.look()?
+                && self.generation()? == after(generation)
+            {
+                self.known = Some(Known { generation: after(generation), objects });
+                return Ok(());
+            }
+        }
+        Err(restless())
+    }
+
+    /// Sends one batch.
+    fn send(&mut self, tried: &str, generation: Option<u32>, requests: Vec<Request>) -> Result<Sent, Error> {
+        let unanswered = |message, flags| {
+            let mut request = netlink::request(message, flags);
+            request.header.flags &= !NLM_F_ACK;
+            request
+        };
+        let mut batch = vec![unanswered(Request::begin(generation), 0)];
+        batch.extend(requests.into_iter().map(|request| {
+            let flags = request.flags();
+            unanswered(request, flags)
+        }));
+        // One answer for all of them, so that no number of answers is more than the socket holds: the first refusal, or that there was none.
+        if let Some(last) = batch.last_mut() {
+            last.header.flags |= NLM_F_ACK;
+        }
+        batch.push(unanswered(Request::end(), 0));
+        let answers = self.socket.exchange(batch, |_| ()).map_err(|failure| failed(failure, tried))?;
+        match answers.into_iter().next() {
+            Some(Ok(())) => Ok(Sent::Done),
+            Some(Err(refusal)) if refusal.errno == libc::ERESTART => Ok(Sent::Late),
+            Some(Err(refusal)) => Err(refused(refusal, tried)),
+            None => Err(incomplete(tried)),
+        }
+    }
+
+    /// The generation of the rules of this network namespace.
+    fn generation(&mut self) -> Result<u32, Error> {
+        let request = netlink::request(Request::generation(), 0);
+        let (found, answers) = ask::question(&mut self.socket, LOOK, &[request], |found: &mut Option<u32>, said| {
+            if let Said::Generation(generation) = said {
+                *found = Some(generation);
+            }
+        })?;
+        match answers.into_iter().next() {
+            Some(Err(refusal)) => Err(refused(refusal, LOOK)),
+            _ => found.ok_or_else(|| incomplete(LOOK)),
+        }
+    }
+
+    /// The table, its sets, chains and rules, and what is in its sets; `None` if some of it is not there.
+    fn look(&mut self) -> Result<Option<Seen>, Error> {
+        let (mut objects, mut elements) = (Vec::new(), BTreeSet::new());
+        for kind in [Kind::GetTable, Kind::GetSet, Kind::GetChain, Kind::GetRule] {
+            let Some(said) = self.list(kind, Attributes::default())? else { return Ok(None) };
+            objects.extend(said.into_iter().filter_map(|said| match said {
+                Said::Object { table, object } if table == self.table => Some(object),
+                _ => None,
+            }));
+        }
+        for set in Set::ALL {
+            let mut attributes = Attributes::default();
+            attributes.text(TABLE, &self.table).text(ELEMENTS_SET, set.name());
+            let Some(said) = self.list(Kind::GetSetElem, attributes)? else { return Ok(None) };
+            for said in said {
+                if let Said::Elements { table, set: of, keys } = said
+                    && (table.as_str(), of.as_str()) == (self.table.as_str(), set.name())
+                {
+                    elements.extend(keys.into_iter().map(|key| Element { set, key }));
+                }
+            }
+        }
+        Ok(Some((objects, elements)))
+    }
+
+    /// A list; `None` if what it would be of is not there.
+    fn list(&mut self, kind: Kind, attributes: Attributes) -> Result<Option<Vec<Said>>, Error> {
+        let request = Request::new(kind, attributes).map_err(|why| unsent(LOOK, why))?;
+        let request = netlink::request(request, NLM_F_DUMP);
+        let (found, answers) =
+            ask::question(&mut self.socket, LOOK, &[request], |found: &mut Vec<Said>, said| found.push(said))?;
+        match answers.into_iter().next() {
+            Some(Ok(())) => Ok(Some(found)),
+            Some(Err(refusal)) if refusal.errno == libc::ENOENT => Ok(None),
+            Some(Err(refusal)) => Err(refused(refusal, LOOK)),
+            None => Err(incomplete(LOOK)),
+        }
+    }
+}
+
+impl Sender<'_> {
+    fn elements(&self) -> BTreeSet<Element> {
+        rules::elements(self.interface, self.mac, self.sources.iter()).into_iter().collect()
+    }
+}
+
+/// The generation that follows: the kernel leaves 0 out.
+fn after(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
+}
+
+/// Lists of elements, of as many requests as it takes: an attribute's length has 16 bits.
+fn lists_of(table: &str, kind: Kind, elements: Vec<&Element>) -> Result<Vec<Request>, Malformed> {
+    let mut requests = Vec::new();
+    for set in Set::ALL {
+        let mut rest = elements.iter().filter(|element| element.set == set).peekable();
+        while rest.peek().is_some() {
+            let mut list = Attributes::default();
+            while let Some(element) = rest.next_if(|element| list.has_room(element.key.len() + ELEMENT_HEADERS)) {
+                list.nested(LIST_ELEM, |one| {
+                    one.nested(ELEM_KEY, |key| _ = key.bytes(DATA_VALUE, &element.key));
+                });
+            }
+            let mut attributes = Attributes::default();
+            attributes.text(TABLE, table).text(ELEMENTS_SET, set.name()).list(ELEMENTS, list);
+            requests.push(Request::new(kind, attributes)?);
+        }
+    }
+    Ok(requests)
+}
+
+/// Bytes of an element in a list beside its key: three attributes' headers, and what fills the last one up.
+const ELEMENT_HEADERS: usize = 3 * 4 + 3;
+
+/// Whether that refusal means that this kernel has no nf_tables, none for bridges, or not all that the rules take.
+fn lacks_filter(source: &io::Error) -> bool {
+    const LACKS: [i32; 5] = [libc::EOPNOTSUPP, libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT, libc::ENOENT, libc::EINVAL];
+    source.raw_os_error().is_some_and(|errno| LACKS.contains(&errno))
+}
+
+fn unsent(tried: &str, why: Malformed) -> Error {
+    Error::Answer { tried: tried.to_owned(), why: why.to_string().into() }
+}
+
+fn restless() -> Error {
+    Error::Answer { tried: CHANGE.to_owned(), why: "something else changes rules each time before it is done".into() }
+}

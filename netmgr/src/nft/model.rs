@@ -1,0 +1,163 @@
+//! What a guest may send, told without nf_tables: who knows neither the kernel's way to look at a frame nor the rules, but what they are for. The
+//! kernel is compared with it. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::Sender;
+
+/// Whether what a port's guest sends may be let through.
+pub fn passes(port: Sender<'_>, frame: &[u8]) -> bool {
+    sends(port, frame).is_some()
+}
+
+/// `Some` where all is as it should be.
+fn sends(port: Sender<'_>, frame: &[u8]) -> Option<()> {
+    let (to, rest) = frame.split_first_chunk::<6>()?;
+    let (from, rest) = rest.split_first_chunk::<6>()?;
+    let (kind, packet) = rest.split_first_chunk::<2>()?;
+    let for_the_bridge = to[..5] == [1, 0x80, 0xc2, 0, 0] && to[5] < 16;
+    must(!for_the_bridge && *from == port.mac.bytes())?;
+    match u16::from_be_bytes(*kind) {
+        0x0806 => arp(port, packet),
+        0x0800 => ipv4(port, packet),
+        0x86dd => ipv6(port, packet),
+        _ => None,
+    }
+}
+
+fn must(so: bool) -> Option<()> {
+    so.then_some(())
+}
+
+fn has(port: Sender<'_>, address: impl Into<IpAddr>) -> bool {
+    port.sources.has(address.into())
+}
+
+fn arp(port: Sender<'_>, packet: &[u8]) -> Option<()> {
+    must(packet.len() >= 28 && packet[..6] == [0, 1, 8, 0, 6, 4])?;
+    let operation = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]);
+    must(packet.get(8..14)? == port.mac.bytes())?;
+    let address = |at: usize| packet.get(at..at + 4).map(|bytes| Ipv4Addr::from(<[u8; 4]>::try_from(bytes).unwrap()));
+    let sender = address(14)?;
+    if sender.is_unspecified() {
+        // Of a probe for nobody's address nothing bad can come.
+        let any = port.sources.iter().any(|ip| ip.is_ipv4());
+        let target = address(24)?;
+        return must(operation == 1 && any && (target.is_unspecified() || has(port, target)));
+    }
+    must(matches!(operation, 1 | 2) && has(port, sender))
+}
+
+fn ipv4(port: Sender<'_>, packet: &[u8]) -> Option<()> {
+    must(packet.len() >= 20 && packet[0] >> 4 == 4)?;
+    let header = usize::from(packet[0] & 15) * 4;
+    let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    must(header >= 20 && length >= header && packet.len() >= length)?;
+    let later = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
+    let protocol = packet[9];
+    let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap());
+    let (from, to) = (address(12), address(16));
+    let ports = packet.get(header..header + 4);
+    if from.is_unspecified() {
+        let any = port.sources.iter().any(|ip| ip.is_ipv4());
+        return must(any && to.is_broadcast() && protocol == 17 && !later && ports? == [0, 68, 0, 67]);
+    }
+    must(has(port, from))?;
+    must(later || protocol != 17 || packet.get(header..header + 2)? != [0, 67])
+}
+
+/// A walk along extension headers.
+struct Headers {
+    /// The number of the header at the end.
+    last: u8,
+    /// Where it is.
+    at: usize,
+    /// Whether there is a later fragment's header.
+    later: bool,
+}
+
+/// Headers behind which nobody looks.
+fn hidden(header: u8) -> bool {
+    matches!(header, 0 | 43 | 44 | 51 | 59 | 60 | 135 | 139 | 140 | 253 | 254)
+}
+
+/// `None` where there is no telling what it is.
+fn walk(packet: &[u8]) -> Option<Headers> {
+    let mut headers = Headers { last: packet[6], at: 40, later: false };
+    // The authentication header is not looked behind.
+    while matches!(headers.last, 0 | 43 | 44 | 60) {
+        let [next, length] = *packet.get(headers.at..headers.at + 2)? else { return None };
+        // Of a routing header, the kernel looks at how far it has come.
+        must(headers.last != 43 || packet.len() >= headers.at + 4)?;
+        if headers.last == 44 {
+            let offset = u16::from_be_bytes([*packet.get(headers.at + 2)?, *packet.get(headers.at + 3)?]) & 0xfff8;
+            // No further headers in a fragment.
+            must(!hidden(next))?;
+            headers.later = offset != 0;
+            headers.at += 8;
+        } else {
+            headers.at += (usize::from(length) + 1) * 8;
+        }
+        headers.last = next;
+    }
+    Some(headers)
+}
+
+fn ipv6(port: Sender<'_>, packet: &[u8]) -> Option<()> {
+    must(packet.len() >= 40 && packet[0] >> 4 == 6)?;
+    let length = usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+    must(packet.len() >= 40 + length)?;
+    let from = Ipv6Addr::from(<[u8; 16]>::try_from(&packet[8..24]).unwrap());
+    let [a, b, c, d, e, f] = port.mac.bytes();
+    let own = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    let any = port.sources.iter().any(|ip| ip.is_ipv6());
+    let may = |address: Ipv6Addr| any && (has(port, address) || address == own || address.is_unspecified());
+    must(may(from))?;
+    let headers = walk(packet)?;
+    must(!hidden(headers.last))?;
+    if headers.later {
+        return must(!from.is_unspecified());
+    }
+    let header = packet.get(headers.at..);
+    match headers.last {
+        58 => {
+            let kind = *header?.first()?;
+            if matches!(kind, 131 | 132 | 143) {
+                return Some(());
+            }
+            if matches!(kind, 133 | 135 | 136) {
+                must(packet[6] == 58)?;
+                return discovery(port, packet, from, length, may);
+            }
+            must(!from.is_unspecified() && matches!(kind, 1..=4 | 128 | 129))
+        }
+        _ if from.is_unspecified() => None,
+        17 => must(header?.get(..2)? != [0x02, 0x23]),
+        _ => Some(()),
+    }
+}
+
+/// Neighbour discovery, right behind the IPv6 header, with one option at most.
+fn discovery(
+    port: Sender<'_>,
+    packet: &[u8],
+    from: Ipv6Addr,
+    length: usize,
+    may: impl Fn(Ipv6Addr) -> bool,
+) -> Option<()> {
+    let kind = packet[40];
+    let fixed = if kind == 133 { 8 } else { 24 };
+    let option = match length.checked_sub(fixed)? {
+        0 => None,
+        8 => Some(packet.get(40 + fixed..48 + fixed)?),
+        _ => return None,
+    };
+    let is = |kind: u8| option.is_none_or(|option| option[..2] == [kind, 1] && option[2..] == port.mac.bytes());
+    let target = || packet.get(48..64).map(|bytes| Ipv6Addr::from(<[u8; 16]>::try_from(bytes).unwrap()));
+    match kind {
+        133 => must(!from.is_unspecified() && is(1)),
+        135 if from.is_unspecified() => must(may(target()?) && option.is_none_or(|option| option[..2] == [14, 1])),
+        135 => must(is(1)),
+        _ => must(!from.is_unspecified() && may(target()?) && is(2)),
+    }
+}

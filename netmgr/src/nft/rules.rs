@@ -1,0 +1,447 @@
+//! The rules: what a guest may send, whoever it says it is. One table of the family `bridge` for each installation, which is always the
+//! same but for the elements of four sets, the ports'. Pure; touches nothing.
+//!
+//! What comes from a port is let through where it is read and found right, and dropped otherwise: an allow-list, with a drop at each end. (Where
+//! a drop comes before that, the field that it looks at can be read of all that comes there.)
+//! Let through is no more than that: nothing here accepts, so that a policy has its say after this, and never before.
+//!
+//! * Nothing but ARP, IPv4 and IPv6 in plain Ethernet frames: no VLAN tag (also none of VLAN 0, or two), no 802.3 or SNAP, in which whoever
+//!   receives it finds the same packets (CVE-2021-27853, CVE-2021-27861); no frame for the bridge itself (IEEE 802.1D's group).
+//! * The source's MAC address, and each address in ARP (RFC 826) and neighbour discovery (RFC 4861), is the port's.
+//! * No router advertisement or redirect, and nothing that a DHCP server sends, at whatever place behind extension headers: what is behind
+//!   headers that cannot be looked behind is not let through, nor are headers before the transport's within a fragment. Neighbour discovery
+//!   has none at all, and no fragments (RFC 6980).
+//! * A later fragment has no transport header to look at, and is let through: nobody puts a packet together of which the first fragment is
+//!   missing, and that one was looked at. What is looked at of a header is in its first eight bytes, of which a later fragment, which is
+//!   at eight bytes or more, overwrites nothing.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use schema::net::Mac;
+
+use super::{
+    expression::{
+        self,
+        Field::{self, Ether, Fragment, Header, Interface, Network, Protocol, Transport},
+        Test::{self, Any, In, Is, IsNot, Masked, NotOfPort, OfPort, Read},
+        Verdict::{self, Drop, Goto, Jump, Return},
+    },
+    wire::{Attributes, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, Kind, RULE_CHAIN, Request, SET_NAME, TABLE},
+};
+use crate::{attribute::Malformed, instance::Instance};
+
+/// A set of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Set {
+    /// The ports' interfaces.
+    Ports,
+    /// Which MAC address each may send from.
+    Macs,
+    /// Which IPv4 addresses, and 0.0.0.0, with which a lease is asked for, where there is one.
+    Ipv4,
+    /// Which IPv6 addresses, with the link-local one that follows from the MAC address, and ::, where there is one.
+    Ipv6,
+    /// The numbers of IPv6 headers behind which nobody looks.
+    Hidden,
+    /// ICMPv6: errors, and echo.
+    Messages,
+    /// ICMPv6: which groups somebody is in.
+    Reports,
+}
+
+impl Set {
+    /// All of them.
+    pub const ALL: [Set; 7] = [Set::Ports, Set::Macs, Set::Ipv4, Set::Ipv6, Set::Hidden, Set::Messages, Set::Reports];
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Set::Ports => "ports",
+            Set::Macs => "macs",
+            Set::Ipv4 => "ipv4",
+            Set::Ipv6 => "ipv6",
+            Set::Hidden => "hidden",
+            Set::Messages => "messages",
+            Set::Reports => "reports",
+        }
+    }
+
+    /// What nft(8) takes its keys for (its own numbers, six bits each), and the length of one in bytes.
+    fn key(self) -> (u32, usize) {
+        const IFNAME: u32 = 41;
+        let of_port = |kind: u32, len: usize| (IFNAME << 6 | kind, libc::IFNAMSIZ + len);
+        match self {
+            Set::Ports => (IFNAME, libc::IFNAMSIZ),
+            Set::Macs => of_port(9, 8),
+            Set::Ipv4 => of_port(7, 4),
+            Set::Ipv6 => of_port(8, 16),
+            Set::Hidden => (12, 1),
+            Set::Messages | Set::Reports => (29, 1),
+        }
+    }
+
+    /// What is in it for ever.
+    fn constants(self) -> &'static [u8] {
+        match self {
+            // Hop-by-hop, routing, fragment, AH, none, destination options, mobility, HIP, Shim6, and two to experiment with. Not ESP (50):
+            // who can read what is in it shares a key with who sends it.
+            Set::Hidden => &[0, 43, 44, 51, 59, 60, 135, 139, 140, 253, 254],
+            Set::Messages => &[1, 2, 3, 4, 128, 129],
+            Set::Reports => &[131, 132, 143],
+            _ => &[],
+        }
+    }
+}
+
+/// A chain of the table. Named so that nft(8) can read what it lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chain {
+    /// What comes into any bridge.
+    Source,
+    /// What any bridge hands to the host itself.
+    Host,
+    /// What comes from a port of ours.
+    Guest,
+    /// With its MAC address.
+    Own,
+    /// ARP of it.
+    Arp,
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+    /// ICMPv6.
+    Icmpv6,
+    /// Neighbour solicitations.
+    Solicitation,
+    /// Neighbour advertisements.
+    Advertisement,
+    /// Router solicitations.
+    Router,
+}
+
+impl Chain {
+    /// All of them, in an order in which each is there before what leads to it.
+    pub const ALL: [Chain; 11] = [
+        Chain::Solicitation,
+        Chain::Advertisement,
+        Chain::Router,
+        Chain::Icmpv6,
+        Chain::Arp,
+        Chain::Ipv4,
+        Chain::Ipv6,
+        Chain::Own,
+        Chain::Guest,
+        Chain::Host,
+        Chain::Source,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Chain::Source => "source",
+            Chain::Host => "host",
+            Chain::Guest => "guest",
+            Chain::Own => "guest_own",
+            Chain::Arp => "guest_arp",
+            Chain::Ipv4 => "guest_ipv4",
+            Chain::Ipv6 => "guest_ipv6",
+            Chain::Icmpv6 => "guest_icmpv6",
+            Chain::Solicitation => "guest_solicitation",
+            Chain::Advertisement => "guest_advertisement",
+            Chain::Router => "guest_router",
+        }
+    }
+
+    /// NF_BR_PRE_ROUTING and NF_BR_LOCAL_IN, where the kernel comes to it by itself.
+    fn hook(self) -> Option<u32> {
+        match self {
+            Chain::Source => Some(0),
+            Chain::Host => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Its rules, in their order.
+    pub fn rules(self) -> &'static [Rule] {
+        match self {
+            // A set, and not a map of verdicts: with each element of such a map, the kernel walks the rules behind each of its elements.
+            Chain::Source => &[("what a guest sends", &[In(Interface, Set::Ports)], Jump(Chain::Guest))],
+            // Most frames for that group a bridge hands to the host without any other hook, and the host takes IPv4 and UDP out of them.
+            Chain::Host => &[("for the bridge itself", &[In(Interface, Set::Ports), FOR_THE_BRIDGE], Drop)],
+            Chain::Guest => &[
+                ("for the bridge itself", &[FOR_THE_BRIDGE], Drop),
+                ("from its MAC address", &[OfPort(ETHER_SOURCE, Set::Macs)], Goto(Chain::Own)),
+                ("another's MAC address", &[], Drop),
+            ],
+            Chain::Own => &[
+                ("ARP", &[Is(ETHER_TYPE, ARP), Is(Protocol, ARP), Read(ARP_TARGET)], Goto(Chain::Arp)),
+                ("IPv4", &[Is(ETHER_TYPE, IPV4), Is(Protocol, IPV4), Read(Transport)], Goto(Chain::Ipv4)),
+                ("IPv6", &[Is(ETHER_TYPE, IPV6), Is(Protocol, IPV6), Read(Transport)], Goto(Chain::Ipv6)),
+                ("nothing of these, as VLAN tags, SNAP, or cut off", &[], Drop),
+            ],
+            Chain::Arp => ARP_RULES,
+            Chain::Ipv4 => IPV4_RULES,
+            Chain::Ipv6 => IPV6_RULES,
+            Chain::Icmpv6 => ICMPV6_RULES,
+            Chain::Solicitation => SOLICITATION_RULES,
+            Chain::Advertisement => ADVERTISEMENT_RULES,
+            Chain::Router => ROUTER_RULES,
+        }
+    }
+}
+
+/// What it is about, which nft(8) lists with it; the tests, all of which have to hold; and what then becomes of the frame.
+pub type Rule = (&'static str, &'static [Test], Verdict);
+
+const ETHER_TO: Field = Ether(0, 6);
+const ETHER_SOURCE: Field = Ether(6, 6);
+const ETHER_TYPE: Field = Ether(12, 2);
+const ARP: &[u8] = &[0x08, 0x06];
+const IPV4: &[u8] = &[0x08, 0x00];
+const IPV6: &[u8] = &[0x86, 0xdd];
+/// 01:80:c2:00:00:00 to :0f.
+const FOR_THE_BRIDGE: Test = Masked(ETHER_TO, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0], &[1, 0x80, 0xc2, 0, 0, 0]);
+
+const ARP_OPERATION: Field = Network(6, 2);
+const ARP_SENDER: Field = Network(14, 4);
+/// At its end, so that all of it can be read where this can.
+const ARP_TARGET: Field = Network(24, 4);
+const ARP_RULES: &[Rule] = &[
+    ("not of Ethernet", &[IsNot(Network(0, 2), &[0, 1])], Drop),
+    ("not of IPv4", &[IsNot(Network(2, 2), IPV4)], Drop),
+    ("not with a MAC address", &[IsNot(Network(4, 1), &[6])], Drop),
+    ("not with an IPv4 address", &[IsNot(Network(5, 1), &[4])], Drop),
+    ("another's MAC address", &[NotOfPort(Network(8, 6), Set::Macs)], Drop),
+    ("another's address", &[NotOfPort(ARP_SENDER, Set::Ipv4)], Drop),
+    // RFC 5227.
+    (
+        "whether somebody has its address",
+        &[Is(ARP_SENDER, &[0; 4]), Is(ARP_OPERATION, &[0, 1]), OfPort(ARP_TARGET, Set::Ipv4)],
+        Return,
+    ),
+    ("of no address", &[Is(ARP_SENDER, &[0; 4])], Drop),
+    ("request", &[Is(ARP_OPERATION, &[0, 1])], Return),
+    ("reply", &[Is(ARP_OPERATION, &[0, 2])], Return),
+    // RFC 903 and its like.
+    ("reverse ARP", &[], Drop),
+];
+
+const UDP: &[u8] = &[17];
+/// UDP's.
+const SOURCE_PORT: Field = Header(0, 2);
+const LATER: Test = Any(Network(6, 2), &[0x1f, 0xff]);
+const IPV4_SOURCE: Field = Network(12, 4);
+const IPV4_RULES: &[Rule] = &[
+    ("another's address", &[NotOfPort(IPV4_SOURCE, Set::Ipv4)], Drop),
+    // Before what looks at transport headers: not each kernel knows that a later fragment has none.
+    ("later fragment", &[IsNot(IPV4_SOURCE, &[0; 4]), LATER], Return),
+    ("later fragment of no address", &[LATER], Drop),
+    (
+        "DHCP client without an address",
+        &[
+            Is(IPV4_SOURCE, &[0; 4]),
+            Is(Network(16, 4), &[0xff; 4]),
+            Is(Transport, UDP),
+            Is(Header(0, 4), &[0, 68, 0, 67]),
+        ],
+        Return,
+    ),
+    ("of no address", &[Is(IPV4_SOURCE, &[0; 4])], Drop),
+    ("not UDP", &[IsNot(Transport, UDP)], Return),
+    ("no DHCP server's", &[IsNot(SOURCE_PORT, &[0, 67])], Return),
+    ("DHCP server's, or cut off", &[], Drop),
+];
+
+const ICMPV6: &[u8] = &[58];
+const NO_ADDRESS: Test = Is(IPV6_SOURCE, &[0; 16]);
+const LATER_OF_IPV6: Test = Any(Fragment(2, 2), &[0xff, 0xf8]);
+const IPV6_LENGTH: Field = Network(4, 2);
+const IPV6_NEXT: Field = Network(6, 1);
+const IPV6_SOURCE: Field = Network(8, 16);
+const IPV6_RULES: &[Rule] = &[
+    ("another's address", &[NotOfPort(IPV6_SOURCE, Set::Ipv6)], Drop),
+    ("nobody can look behind its headers", &[In(Transport, Set::Hidden)], Drop),
+    ("headers in a fragment before the one that matters", &[In(Fragment(0, 1), Set::Hidden)], Drop),
+    ("later fragment", &[IsNot(IPV6_SOURCE, &[0; 16]), LATER_OF_IPV6], Return),
+    ("later fragment of no address", &[LATER_OF_IPV6], Drop),
+    ("ICMPv6", &[Is(Transport, ICMPV6)], Goto(Chain::Icmpv6)),
+    ("of no address", &[NO_ADDRESS], Drop),
+    ("not UDP", &[IsNot(Transport, UDP)], Return),
+    ("no DHCPv6 server's", &[IsNot(SOURCE_PORT, &[0x02, 0x23])], Return),
+    ("DHCPv6 server's, or cut off", &[], Drop),
+];
+
+const ICMPV6_TYPE: Field = Header(0, 1);
+const ICMPV6_RULES: &[Rule] = &[
+    ("groups that somebody is in", &[In(ICMPV6_TYPE, Set::Reports)], Return),
+    (
+        "neighbour solicitation, without headers before it",
+        &[Is(ICMPV6_TYPE, &[135]), Is(IPV6_NEXT, ICMPV6)],
+        Goto(Chain::Solicitation),
+    ),
+    ("of no address", &[NO_ADDRESS], Drop),
+    ("errors and echo", &[In(ICMPV6_TYPE, Set::Messages)], Return),
+    (
+        "neighbour advertisement, without headers before it",
+        &[Is(ICMPV6_TYPE, &[136]), Is(IPV6_NEXT, ICMPV6)],
+        Goto(Chain::Advertisement),
+    ),
+    (
+        "router solicitation, without headers before it",
+        &[Is(ICMPV6_TYPE, &[133]), Is(IPV6_NEXT, ICMPV6)],
+        Goto(Chain::Router),
+    ),
+    ("router's, redirect, any other, or cut off", &[], Drop),
+];
+
+/// Of a neighbour solicitation or advertisement, which is right behind the IPv6 header, as is what follows.
+const TARGET: Field = Network(48, 16);
+/// The type and the length (in eight bytes) of its one option, and the MAC address in it.
+const OPTION: Field = Network(64, 2);
+const OPTION_MAC: Field = Network(66, 6);
+const SOLICITATION_RULES: &[Rule] = &[
+    ("whether somebody has its address", &[NO_ADDRESS, OfPort(TARGET, Set::Ipv6), Is(IPV6_LENGTH, &[0, 24])], Return),
+    // RFC 7527.
+    (
+        "whether somebody has its address, with a nonce",
+        &[NO_ADDRESS, OfPort(TARGET, Set::Ipv6), Is(IPV6_LENGTH, &[0, 32]), Is(OPTION, &[14, 1])],
+        Return,
+    ),
+    ("of no address", &[NO_ADDRESS], Drop),
+    ("who has that address", &[Is(IPV6_LENGTH, &[0, 24])], Return),
+    (
+        "who has that address, from its MAC address",
+        &[Is(IPV6_LENGTH, &[0, 32]), Is(OPTION, &[1, 1]), OfPort(OPTION_MAC, Set::Macs)],
+        Return,
+    ),
+    ("another's MAC address, or other options", &[], Drop),
+];
+const ADVERTISEMENT_RULES: &[Rule] = &[
+    ("its address", &[OfPort(TARGET, Set::Ipv6), Is(IPV6_LENGTH, &[0, 24])], Return),
+    (
+        "its address and MAC address",
+        &[OfPort(TARGET, Set::Ipv6), Is(IPV6_LENGTH, &[0, 32]), Is(OPTION, &[2, 1]), OfPort(OPTION_MAC, Set::Macs)],
+        Return,
+    ),
+    ("another's address or MAC address, or other options", &[], Drop),
+];
+/// The same of a router solicitation.
+const ROUTER_OPTION: Field = Network(48, 2);
+const ROUTER_OPTION_MAC: Field = Network(50, 6);
+const ROUTER_RULES: &[Rule] = &[
+    ("who is a router", &[Is(IPV6_LENGTH, &[0, 8])], Return),
+    (
+        "who is a router, from its MAC address",
+        &[Is(IPV6_LENGTH, &[0, 16]), Is(ROUTER_OPTION, &[1, 1]), OfPort(ROUTER_OPTION_MAC, Set::Macs)],
+        Return,
+    ),
+    ("another's MAC address, or other options", &[], Drop),
+];
+
+/// The table's name.
+pub fn table(instance: &Instance) -> String {
+    if *instance == Instance::default() { "volt-vmm".into() } else { format!("volt-vmm-{instance}") }
+}
+
+/// One element of a set: its key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Element {
+    /// The set.
+    pub set: Set,
+    /// As the kernel has it.
+    pub key: Vec<u8>,
+}
+
+/// What a port's guest may send from, by the port's interface.
+pub fn elements(interface: &str, mac: Mac, addresses: impl Iterator<Item = IpAddr>) -> Vec<Element> {
+    let of_port = |set, bytes: &[u8]| Element { set, key: [&name(interface), bytes].concat() };
+    let mut elements = vec![of_port(Set::Ports, &[]), of_port(Set::Macs, &[&mac.bytes()[..], &[0; 2]].concat())];
+    let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
+    for address in addresses {
+        match address {
+            IpAddr::V4(ip) => ipv4.push(ip),
+            IpAddr::V6(ip) => ipv6.push(ip),
+        }
+    }
+    if !ipv4.is_empty() {
+        ipv4.push(Ipv4Addr::UNSPECIFIED);
+    }
+    if !ipv6.is_empty() {
+        ipv6.extend([link_local(mac), Ipv6Addr::UNSPECIFIED]);
+    }
+    elements.extend(ipv4.into_iter().map(|ip| of_port(Set::Ipv4, &ip.octets())));
+    elements.extend(ipv6.into_iter().map(|ip| of_port(Set::Ipv6, &ip.octets())));
+    elements
+}
+
+/// An interface's name, padded.
+fn name(interface: &str) -> [u8; libc::IFNAMSIZ] {
+    let mut name = [0; libc::IFNAMSIZ];
+    name.iter_mut().zip(interface.bytes()).for_each(|(to, from)| *to = from);
+    name
+}
+
+/// The link-local address that follows from a MAC address (RFC 4291, appendix A).
+pub fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.bytes();
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// What is always in the table.
+pub fn constants() -> impl Iterator<Item = Element> {
+    Set::ALL.into_iter().flat_map(|set| set.constants().iter().map(move |key| Element { set, key: vec![*key] }))
+}
+
+fn named(table: &str) -> Attributes {
+    let mut attributes = Attributes::default();
+    attributes.text(TABLE, table);
+    attributes
+}
+
+/// The requests that take the table away.
+pub fn clear(table: &str) -> Result<Vec<Request>, Malformed> {
+    // One is made so that there is one to delete.
+    [Kind::NewTable, Kind::DelTable].into_iter().map(|kind| Request::new(kind, named(table))).collect()
+}
+
+/// The requests that make the table, without elements, in place of any of its name.
+pub fn make(table: &str) -> Result<Vec<Request>, Malformed> {
+    let named = || named(table);
+    let mut requests = clear(table)?;
+    requests.push(Request::new(Kind::NewTable, named())?);
+    for (id, set) in (1..).zip(Set::ALL) {
+        let (kind, len) = set.key();
+        let mut attributes = named();
+        // NFTA_SET_FLAGS, _KEY_TYPE, _KEY_LEN, _ID.
+        attributes.text(SET_NAME, set.name()).number(3, 0).number(4, kind).number(5, len as u32).number(10, id);
+        // NFTA_SET_USERDATA, as nft(8) has it: the order of a key's bytes is of type 0. Without it, it shows no names of interfaces.
+        attributes.bytes(13, &[&[0, 4][..], &1_u32.to_ne_bytes()].concat());
+        requests.push(Request::new(Kind::NewSet, attributes)?);
+    }
+    for chain in Chain::ALL {
+        let mut attributes = named();
+        attributes.text(CHAIN_NAME, chain.name());
+        if let Some(hook) = chain.hook() {
+            // NFTA_HOOK_HOOKNUM and _PRIORITY; NF_ACCEPT; NFTA_CHAIN_TYPE.
+            attributes.nested(CHAIN_HOOK, |data| _ = data.number(1, hook).number(2, PRIORITY as u32));
+            attributes.number(CHAIN_POLICY, 1).text(7, "filter");
+        }
+        requests.push(Request::new(Kind::NewChain, attributes)?);
+    }
+    for chain in Chain::ALL {
+        for (about, tests, verdict) in chain.rules() {
+            let mut attributes = named();
+            attributes.text(RULE_CHAIN, chain.name());
+            // NFTA_RULE_EXPRESSIONS.
+            attributes.nested(4, |list| expression::write(list, tests, *verdict));
+            // NFTA_RULE_USERDATA, as nft(8) has it: a comment is of type 0, has a length of one byte, and a zero at its end.
+            let comment = [&[0, about.len() as u8 + 1], about.as_bytes(), &[0]].concat();
+            attributes.bytes(7, &comment);
+            requests.push(Request::new(Kind::NewRule, attributes)?);
+        }
+    }
+    Ok(requests)
+}
+
+/// Before what anybody else usually has in a bridge: changes of addresses (-300), and filters (-200).
+const PRIORITY: i32 = -400;

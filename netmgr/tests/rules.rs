@@ -1,0 +1,236 @@
+//! The rules of what guests may send, as the program keeps them: there before a TAP is on its bridge, and as long as that is there; whatever happens to
+//! them or to the program. Runs it as root, each test in a network namespace of its own. (What the rules do to frames: `src/nft/tests`.)
+
+mod common;
+
+use std::{collections::BTreeSet, process::Command, time::Duration};
+
+use common::*;
+use serde_json::Value;
+use testkit::skip;
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+/// Runs a test in a network namespace of its own, if there is nft(8) to look at its rules with; says so if not.
+fn with_nft(test: impl FnOnce() + Send + 'static) {
+    if Command::new("nft").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        in_own_network(test);
+    } else {
+        skip!("nft is not installed (Debian's package nftables)");
+    }
+}
+
+/// Runs a command of nft's, which must succeed; gives its output.
+fn nft(command: &str) -> String {
+    let output = Command::new("nft").arg(command).output().unwrap();
+    assert!(output.status.success(), "nft {command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The tables of this network namespace.
+fn tables() -> String {
+    nft("list tables")
+}
+
+/// All of the table.
+fn table() -> String {
+    let output = Command::new("nft").args(["list", "table", "bridge", "volt-vmm"]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The elements of a set of the table, one as `interface address`.
+fn elements(set: &str) -> BTreeSet<String> {
+    let output = Command::new("nft").args(["-j", "list", "set", "bridge", "volt-vmm", set]).output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let sets = said["nftables"].as_array().into_iter().flatten().filter_map(|object| object.get("set"));
+    let elements = sets.flat_map(|set| set["elem"].as_array().cloned().unwrap_or_default());
+    let text = |part: &Value| part.as_str().unwrap_or_default().to_owned();
+    elements
+        .map(|element| match element["concat"].as_array() {
+            Some(parts) => parts.iter().map(text).collect::<Vec<_>>().join(" "),
+            None => text(&element),
+        })
+        .collect()
+}
+
+fn set(elements: &[&str]) -> BTreeSet<String> {
+    elements.iter().map(|element| (*element).to_owned()).collect()
+}
+
+#[test]
+fn port_brings_its_elements_and_takes_them_with_it_and_the_last_network_the_table() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            assert_eq!(tables(), "");
+            let factory = client.factory(&client.define_default().await, 3).await.unwrap();
+            let web = client.tap_from(&factory, "vm-web", &MAC, &["10.42.0.9", "fd00::9"]).await.unwrap();
+            let db = client.tap(&factory, "vm-db").await.unwrap();
+            assert_eq!(elements("ports"), set(&["tap-web", "tap-db"]));
+            assert!(elements("macs").contains("tap-web 02:00:00:00:00:09"));
+            assert_eq!(elements("ipv4"), set(&["tap-web 0.0.0.0", "tap-web 10.42.0.9"]));
+            assert_eq!(elements("ipv6"), set(&["tap-web ::", "tap-web fd00::9", "tap-web fe80::ff:fe00:9"]));
+            client.release(&web).await.unwrap();
+            assert_eq!((elements("ports"), elements("ipv6")), (set(&["tap-db"]), set(&[])));
+            // One that could not be made leaves none, and takes none of another's: its names are taken.
+            for (workload, interface) in [("vm-x", "tap-x"), ("vm-y", "tap-y")] {
+                ip(&format!("link add {interface} type veth peer p{interface}"));
+                client.tap(&factory, workload).await.err().unwrap();
+            }
+            assert_eq!(elements("ports"), set(&["tap-db"]));
+            drop(db);
+            settle("the port is gone", || elements("ports").is_empty()).await;
+            nft("add table bridge volt-vmm-other");
+            client.remove("volt0").await.unwrap();
+            assert_eq!(tables(), "table bridge volt-vmm-other\n");
+        });
+    });
+}
+
+#[test]
+fn no_tap_is_on_a_bridge_without_its_elements() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut seen = 0;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    // In this order, while none goes: what is on the bridge has had its elements before.
+                    let links: Value = serde_json::from_str(&ip("-j link show")).unwrap();
+                    let on_bridge = links.as_array().unwrap().iter().filter(|link| link["master"] == "volt0");
+                    let on_bridge: BTreeSet<String> = on_bridge.map(|link| text(link, "ifname")).collect();
+                    assert!(on_bridge.is_subset(&elements("ports")), "{on_bridge:?}: {:?}", elements("ports"));
+                    assert!(on_bridge.is_subset(&macs()), "{on_bridge:?}");
+                    seen = seen.max(on_bridge.len());
+                }
+                seen
+            });
+            run(async {
+                let client = netmgr.connect().await;
+                let factory = client.factory(&client.define_default().await, 60).await.unwrap();
+                let mut ports = Vec::new();
+                for n in 0..60 {
+                    ports.push(client.tap(&factory, &format!("vm-{n}")).await.unwrap());
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                assert_eq!(elements("ports").len(), 60);
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+                ports
+            });
+            assert!(watcher.join().unwrap() > 0);
+        });
+    });
+}
+
+/// The interfaces that have a MAC address to send from.
+fn macs() -> BTreeSet<String> {
+    elements("macs").iter().map(|element| element.split(' ').next().unwrap().to_owned()).collect()
+}
+
+/// What others may do to the rules.
+const HARM: [&[&str]; 6] = [
+    &["flush ruleset"],
+    &["delete table bridge volt-vmm"],
+    &["insert rule bridge volt-vmm source accept"],
+    &["flush chain bridge volt-vmm guest"],
+    &["delete element bridge volt-vmm ports { tap-web }"],
+    &["add element bridge volt-vmm ipv4 { tap-web . 10.42.0.1 }"],
+];
+
+#[test]
+fn rules_that_somebody_changes_are_there_again_at_once_after_a_start_and_after_an_attach() {
+    for commands in HARM {
+        with_nft(move || {
+            let mut netmgr = Netmgr::start();
+            let harm = || {
+                nft("add table inet volt-vmm");
+                commands.iter().for_each(|command| _ = nft(command));
+            };
+            let (tap, index, whole) = run(async {
+                let client = netmgr.connect().await;
+                let factory = client.factory(&client.define_default().await, 3).await.unwrap();
+                let web = client.tap_from(&factory, "vm-web", &MAC, &["10.42.0.9"]).await.unwrap();
+                let tap = client.fd(&web).await.unwrap();
+                let index = client.port(&web).await.unwrap().index;
+                let whole = table();
+                harm();
+                settle(&format!("{commands:?} is mended"), || table() == whole).await;
+                // By the attach alone, or with it: what netmgr hears meanwhile may come before it.
+                harm();
+                let db = client.tap(&factory, "vm-db").await.unwrap();
+                assert_eq!(elements("ports"), set(&["tap-web", "tap-db"]), "{commands:?}");
+                client.release(&db).await.unwrap();
+                settle(&format!("{commands:?} is mended"), || table() == whole).await;
+                netmgr.kill();
+                (tap, index, whole)
+            });
+            // And by the next start, whatever the last one has left.
+            harm();
+            nft("add table bridge volt-vmm");
+            let next = Netmgr::start();
+            assert_eq!(table(), whole, "{commands:?}");
+            if commands != ["flush ruleset"] {
+                assert!(tables().contains("table inet volt-vmm\n"), "{commands:?}");
+            }
+            run(async {
+                let client = next.connect().await;
+                assert_eq!(client.info(&client.network("volt0").await.unwrap()).await.unwrap().ports.len(), 1);
+                close(tap, index).await;
+                settle("the port's elements are gone", || elements("ports").is_empty()).await;
+            });
+        });
+    }
+}
+
+#[test]
+fn netmgr_that_is_killed_at_any_moment_leaves_no_element_behind_the_next_start() {
+    with_nft(|| {
+        for moment in 0..20 {
+            let mut netmgr = Netmgr::start();
+            run(async {
+                let client = netmgr.connect().await;
+                let work = async {
+                    let factory = client.factory(&client.define_default().await, 9).await?;
+                    for n in 0..9 {
+                        client.tap_from(&factory, &format!("vm-{n}"), &[], &[&format!("10.42.0.{}", n + 2)]).await?;
+                    }
+                    Ok::<_, ipc::Fault>(())
+                };
+                let _ = tokio::time::timeout(Duration::from_micros(moment * 700), work).await;
+                netmgr.kill();
+            });
+            let next = Netmgr::start();
+            let left: BTreeSet<String> = elements("ports").union(&macs()).cloned().collect();
+            assert!(left.is_empty() && elements("ipv4").is_empty(), "{moment}: {left:?}");
+            run(async {
+                let client = next.connect().await;
+                client.define_default().await;
+                client.remove("volt0").await.unwrap();
+            });
+            assert_eq!(tables(), "");
+        }
+    });
+}
+
+#[test]
+fn two_installations_keep_their_own_rules() {
+    with_nft(|| {
+        let (one, other) = (Netmgr::start(), Netmgr::start_with(|command| _ = command.args(["--instance", "b2"])));
+        run(async {
+            let (one, other) = (one.connect().await, other.connect().await);
+            let first = one.factory(&one.define_default().await, 1).await.unwrap();
+            let second = other.define("volt1", "10.43.0.1", 24, 0).await.unwrap();
+            let second = other.factory(&second, 1).await.unwrap();
+            let _web = one.tap(&first, "vm-web").await.unwrap();
+            let before = table();
+            let db = other.tap(&second, "vm-db").await.unwrap();
+            assert_eq!(elements("ports"), set(&["tap-web"]));
+            assert!(nft("list set bridge volt-vmm-b2 ports").contains("\"tap-db\""));
+            other.release(&db).await.unwrap();
+            other.remove("volt1").await.unwrap();
+            assert_eq!((tables(), table()), ("table bridge volt-vmm\n".into(), before));
+        });
+    });
+}
