@@ -113,6 +113,10 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
 /// Parsers, state machines, protocols: whatever needs nothing. Everything that is in the crates' sources.
 fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     tally.record("schema/volt.request is current", schema::check(workspace));
+    // Without them, the tests that look at netlink's other end say that they are skipped.
+    if let Err(why) = debian::install(&["iproute2", "nftables"]) {
+        println!("Without iproute2 and nftables: {why:#}");
+    }
     let programs = workspace.tests(&["--lib", "--bins"])?;
     programs.into_iter().try_for_each(|(name, program)| harness::run(&name, program, tally))?;
     harness::run_several("documentation", workspace.doc_tests(), tally)
@@ -120,7 +124,7 @@ fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
 fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
-    debian::install(&["iproute2", "qemu-utils", "util-linux", "xz-utils"])?;
+    debian::install(&["iproute2", "nftables", "qemu-utils", "util-linux", "xz-utils"])?;
     // Without them, the tests of clients in Python and in C++ say that they are skipped.
     for packages in [&["python3-venv"][..], &["g++", "capnproto", "libcapnp-dev"]] {
         if let Err(why) = debian::install(packages) {
