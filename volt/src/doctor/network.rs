@@ -21,16 +21,36 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE_EXCL: u16 = 0x600;
 const NLMSG_ERROR: u16 = 2;
 
-/// nftables, by asking for the generation of its rules (NFT_MSG_GETGEN).
+/// nftables for bridges, by which guests are kept to their own addresses: by having it make a chain that sees what comes in.
 pub fn nftables(owned: bool) -> Check {
     let tried = in_network(owned, || {
-        const GETGEN: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_GETGEN as u16;
-        // nfgenmsg: any family, version 0, no resource.
-        ask(Some(netlink::NETFILTER), &message(GETGEN, NLM_F_REQUEST, &[0; 4]))
+        const TABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
+        const NEW_TABLE: u16 = TABLES | libc::NFT_MSG_NEWTABLE as u16;
+        const NEW_CHAIN: u16 = TABLES | libc::NFT_MSG_NEWCHAIN as u16;
+        // NFNL_MSG_BATCH_BEGIN and _END: what is between them is one change. nfgenmsg: no family, version 0, nf_tables.
+        const BEGIN: u16 = 0x10;
+        const END: u16 = 0x11;
+        const BATCH: &[u8] = &[0, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8];
+        // nfgenmsg: the family bridge. Then NFTA_TABLE_NAME "t".
+        const TABLE: &[u8] = b"\x07\0\0\0\x06\0\x01\0t\0\0\0";
+        // The same, NFTA_CHAIN_NAME "c", NFTA_CHAIN_HOOK that holds NFTA_HOOK_HOOKNUM and _PRIORITY, both 0, NFTA_CHAIN_TYPE "filter".
+        const CHAIN: &[u8] = b"\x07\0\0\0\x06\0\x01\0t\0\0\0\x06\0\x03\0c\0\0\0\
+            \x14\0\x04\x80\x08\0\x01\0\0\0\0\0\x08\0\x02\0\0\0\0\0\x0b\0\x07\0filter\0\0";
+        let batch = [
+            message(BEGIN, NLM_F_REQUEST, BATCH),
+            message(NEW_TABLE, NLM_F_REQUEST | NLM_F_CREATE_EXCL, TABLE),
+            message(NEW_CHAIN, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_EXCL, CHAIN),
+            message(END, NLM_F_REQUEST, BATCH),
+        ];
+        ask(Some(netlink::NETFILTER), &batch.concat())
     });
     match tried {
-        Ok(()) => Check::ok("nftables", "answers in a network namespace"),
-        Err(errno) => refused("nftables", errno, "a kernel with nf_tables: modprobe nf_tables"),
+        Ok(()) => Check::ok("nftables", "took a chain for bridges in a network namespace"),
+        Err(errno) => refused(
+            "nftables",
+            errno,
+            "a kernel with nf_tables for bridges (CONFIG_NF_TABLES_BRIDGE): modprobe nf_tables",
+        ),
     }
 }
 
