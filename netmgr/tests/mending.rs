@@ -139,11 +139,13 @@ const HARM: [&[&str]; 41] = [
         "link set up0 master volt0",
         "link set up1 up",
         "link set up0 up",
+        "FORWARDING up0",
         "BRIDGE fdb replace GUEST dev up0 master dynamic",
     ],
 ];
 
-/// Runs them; `ALIAS` stands for an empty text, `GUEST` for the guest's MAC address, and `IPV6` for a setting that is no interface's.
+/// Runs them; `ALIAS` stands for an empty text, `GUEST` for the guest's MAC address, and `IPV6` for a setting that is no interface's. `FORWARDING`
+/// waits until a port forwards: one that has just come up does not take an entry that may move.
 fn harm(commands: &[&str]) {
     for command in commands {
         if let Some(arguments) = command.strip_prefix("BRIDGE ") {
@@ -155,6 +157,12 @@ fn harm(commands: &[&str]) {
             }
             let output = std::process::Command::new("bridge").args(arguments.split(' ')).output().unwrap();
             assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+            continue;
+        }
+        if let Some(port) = command.strip_prefix("FORWARDING ") {
+            eventually("the port forwards", || {
+                interface(port).is_some_and(|port| port["linkinfo"]["info_slave_data"]["state"] == "forwarding")
+            });
             continue;
         }
         if let Some(interface) = command.strip_prefix("IPV6 on ") {
