@@ -41,7 +41,7 @@ const SCHEMA: &str = include_str!("../../docs/network.schema.json");
 /// Whether a JSON schema allows a value, as far as ours goes; texts' patterns and formats aside.
 fn allows(schema: &Value, value: &Value) -> bool {
     let known =
-        ["$schema", "title", "description", "examples", "default", "pattern", "format", "type", "required", "enum"];
+        ["$comment", "title", "description", "examples", "default", "pattern", "format", "type", "required", "enum"];
     let more = ["minimum", "maximum", "properties", "additionalProperties", "propertyNames"];
     let keys = schema.as_object().unwrap().keys();
     keys.for_each(|key| {
