@@ -58,12 +58,28 @@ fn ipv4(port: Sender<'_>, packet: &[u8]) -> Option<()> {
     let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap());
     let (from, to) = (address(12), address(16));
     let ports = packet.get(header..header + 4);
+    let asks_for_own_lease = || {
+        let whole = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff == 0;
+        let message = packet.get(header + 8..).unwrap_or_default();
+        whole && message.get(..3) == Some(&[1, 1, 6]) && message.get(28..34) == Some(&port.mac.bytes())
+    };
     if from.is_unspecified() {
         let any = port.sources.iter().any(|ip| ip.is_ipv4());
-        return must(any && to.is_broadcast() && protocol == 17 && !later && ports? == [0, 68, 0, 67]);
+        must(any && to.is_broadcast() && protocol == 17 && !later && ports? == [0, 68, 0, 67])?;
+        return must(asks_for_own_lease());
     }
     must(has(port, from))?;
-    must(later || protocol != 17 || packet.get(header..header + 2)? != [0, 67])
+    match protocol {
+        _ if later => Some(()),
+        1 => must(!matches!(packet.get(header)?, 5 | 9)),
+        2 => must(matches!(packet.get(header)?, 0x12 | 0x16 | 0x17 | 0x22)),
+        17 => match ports? {
+            [0, 67, ..] | [_, _, 0, 68] => None,
+            [_, _, 0, 67] => must(asks_for_own_lease()),
+            _ => Some(()),
+        },
+        _ => Some(()),
+    }
 }
 
 /// A walk along extension headers.
@@ -132,7 +148,7 @@ fn ipv6(port: Sender<'_>, packet: &[u8]) -> Option<()> {
             must(!from.is_unspecified() && matches!(kind, 1..=4 | 128 | 129))
         }
         _ if from.is_unspecified() => None,
-        17 => must(header?.get(..2)? != [0x02, 0x23]),
+        17 => must(header?.get(..2)? != [0x02, 0x23] && header?.get(2..4)? != [0x02, 0x22]),
         _ => Some(()),
     }
 }

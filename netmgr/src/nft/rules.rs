@@ -8,12 +8,13 @@
 //! * Nothing but ARP, IPv4 and IPv6 in plain Ethernet frames: no VLAN tag (also none of VLAN 0, or two), no 802.3 or SNAP, in which whoever
 //!   receives it finds the same packets (CVE-2021-27853, CVE-2021-27861); no frame for the bridge itself (IEEE 802.1D's group).
 //! * The source's MAC address, and each address in ARP (RFC 826) and neighbour discovery (RFC 4861), is the port's.
-//! * No router advertisement or redirect, and nothing that a DHCP server sends, at whatever place behind extension headers: what is behind
-//!   headers that cannot be looked behind is not let through, nor are headers before the transport's within a fragment. Neighbour discovery
-//!   has none at all, and no fragments (RFC 6980).
+//! * No router advertisement or redirect, no question for groups of multicast, and nothing that a DHCP server sends or a client takes for
+//!   that, at whatever place behind extension headers: what is behind headers that cannot be looked behind is not let through, nor are
+//!   headers before the transport's within a fragment. Neighbour discovery has none at all, and no fragments (RFC 6980).
+//! * Who asks a DHCP server for a lease asks for the port's MAC address.
 //! * A later fragment has no transport header to look at, and is let through: nobody puts a packet together of which the first fragment is
 //!   missing, and that one was looked at. What is looked at of a header is in its first eight bytes, of which a later fragment, which is
-//!   at eight bytes or more, overwrites nothing.
+//!   at eight bytes or more, overwrites nothing; where more is looked at, which is of DHCP, the packet is whole.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -47,11 +48,14 @@ pub enum Set {
     Messages,
     /// ICMPv6: which groups somebody is in.
     Reports,
+    /// IGMP: the same.
+    Memberships,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 7] = [Set::Ports, Set::Macs, Set::Ipv4, Set::Ipv6, Set::Hidden, Set::Messages, Set::Reports];
+    pub const ALL: [Set; 8] =
+        [Set::Ports, Set::Macs, Set::Ipv4, Set::Ipv6, Set::Hidden, Set::Messages, Set::Reports, Set::Memberships];
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
@@ -62,6 +66,7 @@ impl Set {
             Set::Hidden => "hidden",
             Set::Messages => "messages",
             Set::Reports => "reports",
+            Set::Memberships => "memberships",
         }
     }
 
@@ -76,6 +81,7 @@ impl Set {
             Set::Ipv6 => of_port(8, 16),
             Set::Hidden => (12, 1),
             Set::Messages | Set::Reports => (29, 1),
+            Set::Memberships => (42, 1),
         }
     }
 
@@ -87,6 +93,8 @@ impl Set {
             Set::Hidden => &[0, 43, 44, 51, 59, 60, 135, 139, 140, 253, 254],
             Set::Messages => &[1, 2, 3, 4, 128, 129],
             Set::Reports => &[131, 132, 143],
+            // Of version 1, 2 and 3, and that somebody leaves one.
+            Set::Memberships => &[0x12, 0x16, 0x22, 0x17],
             _ => &[],
         }
     }
@@ -229,7 +237,16 @@ const ARP_RULES: &[Rule] = &[
 const UDP: &[u8] = &[17];
 /// UDP's.
 const SOURCE_PORT: Field = Header(0, 2);
+const TARGET_PORT: Field = Header(2, 2);
+const ICMP: &[u8] = &[1];
+const IGMP: &[u8] = &[2];
+const MESSAGE_TYPE: Field = Header(0, 1);
 const LATER: Test = Any(Network(6, 2), &[0x1f, 0xff]);
+/// Neither that nor the first of several.
+const WHOLE: Test = Masked(Network(6, 2), &[0x3f, 0xff], &[0, 0]);
+/// In DHCP (RFC 2131): what comes from a client, which has a MAC address, and that address.
+const DHCP_REQUEST: Test = Is(Header(8, 3), &[1, 1, 6]);
+const DHCP_MAC: Test = OfPort(Header(36, 6), Set::Macs);
 const IPV4_SOURCE: Field = Network(12, 4);
 const IPV4_RULES: &[Rule] = &[
     ("another's address", &[NotOfPort(IPV4_SOURCE, Set::Ipv4)], Drop),
@@ -243,13 +260,27 @@ const IPV4_RULES: &[Rule] = &[
             Is(Network(16, 4), &[0xff; 4]),
             Is(Transport, UDP),
             Is(Header(0, 4), &[0, 68, 0, 67]),
+            WHOLE,
+            DHCP_REQUEST,
+            DHCP_MAC,
         ],
         Return,
     ),
     ("of no address", &[Is(IPV4_SOURCE, &[0; 4])], Drop),
+    // RFC 792 and RFC 1256.
+    ("other ICMP", &[Is(Transport, ICMP), IsNot(MESSAGE_TYPE, &[5]), IsNot(MESSAGE_TYPE, &[9])], Return),
+    ("router's, redirect, or cut off", &[Is(Transport, ICMP)], Drop),
+    ("groups that somebody is in", &[Is(Transport, IGMP), In(MESSAGE_TYPE, Set::Memberships)], Return),
+    ("router's question for groups, or cut off", &[Is(Transport, IGMP)], Drop),
     ("not UDP", &[IsNot(Transport, UDP)], Return),
-    ("no DHCP server's", &[IsNot(SOURCE_PORT, &[0, 67])], Return),
-    ("DHCP server's, or cut off", &[], Drop),
+    // Most clients look at the port that an offer is for and not at the one that it is from.
+    ("no DHCP", &[IsNot(SOURCE_PORT, &[0, 67]), IsNot(TARGET_PORT, &[0, 67]), IsNot(TARGET_PORT, &[0, 68])], Return),
+    (
+        "DHCP client with its MAC address",
+        &[IsNot(SOURCE_PORT, &[0, 67]), Is(TARGET_PORT, &[0, 67]), WHOLE, DHCP_REQUEST, DHCP_MAC],
+        Return,
+    ),
+    ("DHCP server's, DHCP with another's MAC address, or cut off", &[], Drop),
 ];
 
 const ICMPV6: &[u8] = &[58];
@@ -267,28 +298,27 @@ const IPV6_RULES: &[Rule] = &[
     ("ICMPv6", &[Is(Transport, ICMPV6)], Goto(Chain::Icmpv6)),
     ("of no address", &[NO_ADDRESS], Drop),
     ("not UDP", &[IsNot(Transport, UDP)], Return),
-    ("no DHCPv6 server's", &[IsNot(SOURCE_PORT, &[0x02, 0x23])], Return),
+    ("no DHCPv6 server's", &[IsNot(SOURCE_PORT, &[0x02, 0x23]), IsNot(TARGET_PORT, &[0x02, 0x22])], Return),
     ("DHCPv6 server's, or cut off", &[], Drop),
 ];
 
-const ICMPV6_TYPE: Field = Header(0, 1);
 const ICMPV6_RULES: &[Rule] = &[
-    ("groups that somebody is in", &[In(ICMPV6_TYPE, Set::Reports)], Return),
+    ("groups that somebody is in", &[In(MESSAGE_TYPE, Set::Reports)], Return),
     (
         "neighbour solicitation, without headers before it",
-        &[Is(ICMPV6_TYPE, &[135]), Is(IPV6_NEXT, ICMPV6)],
+        &[Is(MESSAGE_TYPE, &[135]), Is(IPV6_NEXT, ICMPV6)],
         Goto(Chain::Solicitation),
     ),
     ("of no address", &[NO_ADDRESS], Drop),
-    ("errors and echo", &[In(ICMPV6_TYPE, Set::Messages)], Return),
+    ("errors and echo", &[In(MESSAGE_TYPE, Set::Messages)], Return),
     (
         "neighbour advertisement, without headers before it",
-        &[Is(ICMPV6_TYPE, &[136]), Is(IPV6_NEXT, ICMPV6)],
+        &[Is(MESSAGE_TYPE, &[136]), Is(IPV6_NEXT, ICMPV6)],
         Goto(Chain::Advertisement),
     ),
     (
         "router solicitation, without headers before it",
-        &[Is(ICMPV6_TYPE, &[133]), Is(IPV6_NEXT, ICMPV6)],
+        &[Is(MESSAGE_TYPE, &[133]), Is(IPV6_NEXT, ICMPV6)],
         Goto(Chain::Router),
     ),
     ("router's, redirect, any other, or cut off", &[], Drop),

@@ -67,6 +67,11 @@ fn udp(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
     [&from.to_be_bytes()[..], &to.to_be_bytes(), &(8 + data.len() as u16).to_be_bytes(), &[0, 0], data].concat()
 }
 
+/// What a client of DHCP sends that has that MAC address, and the server's answer.
+fn dhcp(operation: u8, mac: Ethernet) -> Vec<u8> {
+    [&[operation, 1, 6, 0][..], &[0; 24], &mac, &[0; 206]].concat()
+}
+
 fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, rest: &[u8]) -> Vec<u8> {
     let length = (rest.len() as u16).to_be_bytes();
     [&[0x60, 0, 0, 0][..], &length, &[next, 255], &from.octets(), &to.octets(), rest].concat()
@@ -110,10 +115,15 @@ fn right() -> Vec<(&'static str, Vec<u8>)> {
         ("ARP reply", own(ARP, &arp(2, OWN, OWN4, GATEWAY))),
         ("gratuitous ARP", frame(EVERYBODY, OWN, ARP, &arp(1, OWN, OWN4, OWN4))),
         ("ARP probe", frame(EVERYBODY, OWN, ARP, &arp(1, OWN, NONE4, OWN4))),
-        ("UDP", own(IPV4, &ipv4(OWN4, GATEWAY, UDP, 0, &udp(68, 67, &[])))),
+        ("UDP", own(IPV4, &ipv4(OWN4, GATEWAY, UDP, 0, &udp(68, 53, &[])))),
+        ("DHCP request", own(IPV4, &ipv4(OWN4, GATEWAY, UDP, 0, &udp(68, 67, &dhcp(1, OWN))))),
+        ("the same not to be broken up", own(IPV4, &ipv4(OWN4, GATEWAY, UDP, 0x4000, &udp(68, 67, &dhcp(1, OWN))))),
+        ("echo", own(IPV4, &ipv4(OWN4, OTHER4, 1, 0, &[8, 0, 0, 0, 0, 1, 0, 1]))),
+        ("IGMP report", own(IPV4, &ipv4(OWN4, OTHER4, 2, 0, &[0x22, 0, 0, 0, 0, 0, 0, 0]))),
+        ("IGMP leave", own(IPV4, &ipv4(OWN4, OTHER4, 2, 0, &[0x17, 0, 0, 0, 224, 0, 0, 251]))),
         ("TCP", own(IPV4, &ipv4(OWN4, OTHER4, TCP, 0, &[0; 20]))),
         ("TCP from 67", own(IPV4, &ipv4(OWN4, OTHER4, TCP, 0, &[0, 67, 0, 0]))),
-        ("first fragment", own(IPV4, &ipv4(OWN4, OTHER4, UDP, 0x2000, &udp(68, 67, &[0; 64])))),
+        ("first fragment", own(IPV4, &ipv4(OWN4, OTHER4, UDP, 0x2000, &udp(68, 53, &[0; 64])))),
         ("later fragment", own(IPV4, &ipv4(OWN4, OTHER4, UDP, 100, &[0, 67, 0, 68, 1, 2]))),
         (
             "multicast",
@@ -126,7 +136,7 @@ fn right() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "DHCP discover",
-            frame(EVERYBODY, OWN, IPV4, &ipv4(NONE4, Ipv4Addr::BROADCAST, UDP, 0, &udp(68, 67, &[1; 240]))),
+            frame(EVERYBODY, OWN, IPV4, &ipv4(NONE4, Ipv4Addr::BROADCAST, UDP, 0, &udp(68, 67, &dhcp(1, OWN)))),
         ),
         ("echo of IPv6", own(IPV6, &ipv6(OWN6, OTHER6, ICMPV6, &echo))),
         ("echo from the link's address", own(IPV6, &ipv6(OWN_LINK, ALL_NODES, ICMPV6, &echo))),
@@ -184,7 +194,28 @@ fn wrong() -> Vec<(&'static str, Vec<u8>)> {
         ("no address, and not DHCP", own(IPV4, &ipv4(NONE4, Ipv4Addr::BROADCAST, UDP, 0, &udp(68, 68, &[])))),
         ("later fragment of no address", own(IPV4, &ipv4(NONE4, Ipv4Addr::BROADCAST, UDP, 9, &udp(68, 67, &[])))),
         ("another's later fragment", own(IPV4, &ipv4(OTHER4, GATEWAY, UDP, 9, &[0; 64]))),
-        ("DHCP offer", own(IPV4, &ipv4(OWN4, OTHER4, UDP, 0, &udp(67, 68, &[2; 240])))),
+        (
+            "redirect of IPv4",
+            own(IPV4, &ipv4(OWN4, OTHER4, 1, 0, &[&[5, 1, 0, 0, 10, 42, 0, 2][..], &[0; 28]].concat())),
+        ),
+        (
+            "its router advertisement",
+            own(IPV4, &ipv4(OWN4, OTHER4, 1, 0, &[9, 0, 0, 0, 1, 2, 7, 8, 10, 42, 0, 2, 0, 0, 0, 0])),
+        ),
+        ("ICMP that is cut off", own(IPV4, &ipv4(OWN4, OTHER4, 1, 0, &[]))),
+        ("IGMP query", own(IPV4, &ipv4(OWN4, OTHER4, 2, 0, &[0x11, 100, 0, 0, 0, 0, 0, 0]))),
+        ("IGMP query in fragments", own(IPV4, &ipv4(OWN4, OTHER4, 2, 0x2000, &[0x11, 100, 0, 0, 0, 0, 0, 0]))),
+        (
+            "DHCP discover of another's MAC address",
+            frame(EVERYBODY, OWN, IPV4, &ipv4(NONE4, Ipv4Addr::BROADCAST, UDP, 0, &udp(68, 67, &dhcp(1, OTHER)))),
+        ),
+        ("the same from its address", own(IPV4, &ipv4(OWN4, GATEWAY, UDP, 0, &udp(500, 67, &dhcp(1, OTHER))))),
+        ("DHCP request in fragments", own(IPV4, &ipv4(OWN4, GATEWAY, UDP, 0x2000, &udp(68, 67, &dhcp(1, OWN))))),
+        ("DHCP request that is cut off", own(IPV4, &ipv4(OWN4, GATEWAY, UDP, 0, &udp(68, 67, &dhcp(1, OWN)[..30])))),
+        ("DHCP answer for a server", own(IPV4, &ipv4(OWN4, GATEWAY, UDP, 0, &udp(68, 67, &dhcp(2, OWN))))),
+        ("DHCP offer from another port", own(IPV4, &ipv4(OWN4, OTHER4, UDP, 0, &udp(500, 68, &dhcp(2, OTHER))))),
+        ("DHCPv6 advertise from another port", own(IPV6, &ipv6(OWN_LINK, ALL_NODES, UDP, &udp(500, 546, &[2; 20])))),
+        ("DHCP offer", own(IPV4, &ipv4(OWN4, OTHER4, UDP, 0, &udp(67, 68, &dhcp(2, OTHER))))),
         ("DHCP offer in fragments", own(IPV4, &ipv4(OWN4, OTHER4, UDP, 0x2000, &udp(67, 68, &[2; 240])))),
         ("UDP whose port is in the next fragment", own(IPV4, &ipv4(OWN4, OTHER4, UDP, 0x2000, &[0]))),
         ("longer than it is", own(IPV4, &ipv4(OWN4, OTHER4, TCP, 0, &[0; 20])[..30])),

@@ -82,9 +82,12 @@ fn is_field(said: &Value, field: Field) -> bool {
             ("ether", "daddr", "ll", 0, 6),
             ("ether", "saddr", "ll", 6, 6),
             ("ether", "type", "ll", 12, 2),
+            ("icmp", "type", "th", 0, 1),
+            ("igmp", "type", "th", 0, 1),
             ("udp", "sport", "th", 0, 2),
             ("udp", "dport", "th", 2, 2),
             ("th", "sport", "th", 0, 2),
+            ("th", "dport", "th", 2, 2),
             ("arp", "daddr ip", "nh", 24, 4),
         ];
         let name = &said["payload"];
@@ -114,7 +117,11 @@ fn is_number(said: &Value, bytes: &[u8]) -> bool {
         ("ip", &[8, 0]),
         ("ip6", &[0x86, 0xdd]),
         ("ip", &[0]),
+        ("icmp", &[1]),
+        ("igmp", &[2]),
         ("udp", &[17]),
+        ("redirect", &[5]),
+        ("router-advertisement", &[9]),
         ("ipv6-icmp", &[58]),
         ("01:80:c2:00:00:00", &[1, 0x80, 0xc2, 0, 0, 0]),
         ("ff:ff:ff:ff:ff:f0", &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]),
@@ -193,9 +200,16 @@ fn nft_lists_the_rules_of_the_model_and_the_elements_of_its_ports() {
                 // Of UDP's two ports, which are one test, nft(8) says each, and then not that it is UDP; nor that it is ARP, where it names a field of it.
                 const PORTS: [Test; 2] =
                     [Test::Is(Field::Header(0, 2), &[0, 68]), Test::Is(Field::Header(2, 2), &[0, 67])];
-                let both = matches!(tests, [.., Test::Is(Field::Header(0, 4), [0, 68, 0, 67])]);
+                let both = tests.iter().any(|test| matches!(test, Test::Is(Field::Header(0, 4), [0, 68, 0, 67])));
+                // Nor which protocol it is, where it names a field of that.
+                let names = |protocol: &[u8]| {
+                    let of = |part: &Value| part["match"]["left"]["payload"]["protocol"].clone();
+                    let of_it = |part: &&Value| is_number(&of(part), protocol) && !of(part).is_null();
+                    let said = |part: &&Value| part["match"]["left"] == json!({"meta": {"key": "l4proto"}});
+                    parts.iter().any(of_it) && !parts.iter().any(said)
+                };
                 let expected = tests.iter().flat_map(|test| match test {
-                    Test::Is(Field::Transport, _) if both => vec![],
+                    Test::Is(Field::Transport, protocol) if names(protocol) => vec![],
                     Test::Is(Field::Protocol, [8, 6]) => vec![],
                     Test::Is(Field::Header(0, 4), _) if both => PORTS.to_vec(),
                     test => vec![*test],
@@ -226,8 +240,8 @@ fn nft_lists_the_rules_of_the_model_and_the_elements_of_its_ports() {
         let ipv6 = ["::", "fd00::1", "fe80::ff:fe00:1"].map(|ip| format!("tap-1 {ip}"));
         assert_eq!(elements(Set::Ipv6)[..3], ipv6);
         assert_eq!((elements(Set::Ipv4).len(), elements(Set::Ipv6).len()), (6, 9));
-        let counts = [Set::Hidden, Set::Messages, Set::Reports].map(|set| elements(set).len());
-        assert_eq!(counts, [11, 6, 3]);
+        let counts = [Set::Hidden, Set::Messages, Set::Reports, Set::Memberships].map(|set| elements(set).len());
+        assert_eq!(counts, [11, 6, 3, 4]);
     });
 }
 
