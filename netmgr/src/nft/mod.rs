@@ -43,6 +43,8 @@ use crate::{
 
 /// How often a change is tried that somebody else's changes come before.
 const TRIES: usize = 16;
+/// How often all of the table is looked at, or put there anew, to know of it.
+const LOOKS: usize = 4;
 /// The most bytes of a batch: some ten thousand ports' elements. The kernel's own limit is a few hundred of them.
 const LONGEST_BATCH: usize = 8 << 20;
 
@@ -139,7 +141,7 @@ impl Filter {
         there: impl Fn(&str) -> bool,
     ) -> Result<bool, Error> {
         let wanted: Elements = ports.map(|port| (port.interface.to_owned(), port.elements())).collect();
-        let changed = self.known.is_some() && !self.is_whole()?;
+        let changed = self.known.is_some() && !self.is_whole().unwrap_or(true);
         let gone = self.elements.keys().filter(|interface| !wanted.contains_key(*interface) && !there(interface));
         let gone: Elements = gone.map(|interface| (interface.clone(), BTreeSet::new())).collect();
         self.change(wanted.into_iter().chain(gone).collect())?;
@@ -198,14 +200,17 @@ impl Filter {
                 }
                 Ok(Sent::Late) => {
                     self.known = known;
-                    self.is_whole()?;
+                    // What cannot be told of it for all that others change meanwhile is put there anew.
+                    _ = self.is_whole();
                 }
                 // Elements that are not as this netmgr knows them, or an answer that was lost: all is put there anew.
                 Err(error @ (Error::NoRight(_) | Error::Deadline { .. })) => return Err(error),
                 Err(_) => {}
             }
         }
-        Err(restless())
+        self.known = None;
+        self.note(wanted);
+        self.replace()
     }
 
     fn note(&mut self, wanted: &Elements) {
@@ -218,56 +223,52 @@ impl Filter {
         }
     }
 
-    /// Whether the table is as this netmgr has put it there; forgets what it knows if not.
+    /// Whether the table is as this netmgr has put it there; forgets what it knows if not, or if that cannot be told.
     fn is_whole(&mut self) -> Result<bool, Error> {
-        for _ in 0..TRIES {
-            let Some(expected) = self.known.as_ref().map(|known| known.generation) else { return Ok(false) };
+        let Some(known) = self.known.take() else { return Ok(false) };
+        for _ in 0..LOOKS {
             let generation = self.generation()?;
-            if generation == expected {
+            if generation == known.generation {
+                self.known = Some(known);
                 return Ok(true);
             }
-            let Some((objects, elements)) = self.look()? else {
-                self.known = None;
-                return Ok(false);
-            };
+            let Some((objects, elements)) = self.look()? else { return Ok(false) };
             if self.generation()? != generation {
                 continue;
             }
             let expected = self.elements.values().flatten().cloned().chain(rules::constants()).collect();
-            self.known = self
-                .known
-                .take_if(|known| known.objects == objects && elements == expected)
-                .map(|known| Known { generation, ..known });
+            if known.objects == objects && elements == expected {
+                self.known = Some(Known { generation, ..known });
+            }
             return Ok(self.known.is_some());
         }
         Err(restless())
     }
 
-    /// Puts the table there anew, whatever there is.
+    /// Puts the table there anew, whatever there is. Where others change rules all the time, it is there all the same, but not known: the next
+    /// change puts it there again.
     fn replace(&mut self) -> Result<(), Error> {
-        for _ in 0..TRIES {
+        let constants: Vec<Element> = rules::constants().collect();
+        let elements = self.elements.values().flatten().chain(&constants).collect();
+        let requests = rules::make(&self.table).and_then(|mut requests| {
+            requests.extend(lists_of(&self.table, Kind::NewSetElem, elements)?);
+            Ok(requests)
+        });
+        let requests = requests.map_err(|why| unsent(MAKE, why))?;
+        for _ in 0..LOOKS {
             let generation = self.generation()?;
-            let constants: Vec<Element> = rules::constants().collect();
-            let elements = self.elements.values().flatten().chain(&constants).collect();
-            let requests = rules::make(&self.table).and_then(|mut requests| {
-                requests.extend(lists_of(&self.table, Kind::NewSetElem, elements)?);
-                Ok(requests)
-            });
-            let requests = requests.map_err(|why| unsent(MAKE, why))?;
-            match self.send(MAKE, Some(generation), requests) {
-                Ok(Sent::Done) => {}
-                Ok(Sent::Late) => continue,
-                Err(error) => return Err(error),
+            if let Sent::Late = self.send(MAKE, Some(generation), requests.clone())? {
+                continue;
             }
             // Only who reads what it has made knows by which numbers to tell it from another's.
-            if let Some((objects, _)) = self.look()?
+            if let Ok(Some((objects, _))) = self.look()
                 && self.generation()? == after(generation)
             {
                 self.known = Some(Known { generation: after(generation), objects });
                 return Ok(());
             }
         }
-        Err(restless())
+        self.send(MAKE, None, requests).map(drop)
     }
 
     /// Sends one batch.

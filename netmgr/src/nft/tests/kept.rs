@@ -1,6 +1,9 @@
 //! How the filter is kept: made whole, brought back whatever others do, and never more than its own.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use serde_json::{Value, json};
 
@@ -433,4 +436,41 @@ fn list_during_which_rules_change_is_asked_for_again() {
 #[test]
 fn generation_after_the_last_is_the_first() {
     assert_eq!([1, 7, u32::MAX].map(after), [2, 8, 1]);
+}
+
+#[test]
+fn somebody_who_changes_rules_all_the_time_keeps_nobody_from_changing_these() {
+    in_own_network(|| {
+        let (mut filter, ports, done) = (filter(), Ports::of(1000), AtomicBool::new(false));
+        mend(&mut filter, &ports);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut other = Filter::open(&"b".parse().unwrap()).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    other.clear().unwrap();
+                }
+            });
+            let (more, taken) = (mac(9), sources(&["10.43.0.9"]));
+            for n in 0..3 {
+                let interface = format!("tap-more{n}");
+                let added = filter.add(Sender { interface: &interface, mac: more, sources: &taken });
+                let gone = filter.remove(["tap-7"].into_iter());
+                // It comes back with a look, as does all that somebody has taken away.
+                Filter::open(&Instance::default()).unwrap().clear().unwrap();
+                let mended = filter.mend(ports.senders(), |interface| interface.starts_with("tap-more"));
+                if added.is_err() || gone.is_err() || mended.is_err() {
+                    done.store(true, Ordering::Relaxed);
+                    panic!("{n}: {added:?}, {gone:?}, {mended:?}");
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let (_, there) = filter.look().unwrap().unwrap();
+        let expected: BTreeSet<Element> =
+            filter.elements.values().flatten().cloned().chain(rules::constants()).collect();
+        assert_eq!(there.len(), expected.len());
+        assert!(there == expected && filter.elements.len() == 1003);
+        // And then it is known again.
+        assert!(!filter.mend(ports.senders(), |_| true).unwrap() && filter.known.is_some());
+    });
 }
