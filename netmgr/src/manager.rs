@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use rtnetlink::LinkUnspec;
+use rtnetlink::{LinkUnspec, packet_route::link::InfoKind};
 use service::{Lost, State};
 use tokio::sync::watch;
 
@@ -30,7 +30,7 @@ use crate::{
     link::Link,
     mark, names,
     network::{Held, Network, Port, PortState, Quota, TenantId},
-    nft::Filter,
+    nft::{Filter, Sender},
     port::{self, Made, Wanted},
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
@@ -156,6 +156,7 @@ impl Manager {
             let network = manager.networks.entry(config.name.clone());
             network.or_insert(Network::new(serial, index, config)).adopt(&snapshot.links, &manager.instance);
         }
+        manager.keep_guarding(&snapshot.links);
         manager.mend_with(&snapshot);
         if manager.networks.is_empty() {
             manager.clear();
@@ -193,14 +194,34 @@ impl Manager {
         guarded && harmed == 0 && forgotten
     }
 
+    /// Has the TAPs on our bridges send no more than they may as yet, whether they can be told to be ports or not: somebody may have cleared
+    /// the mark of one whose guest still runs.
+    fn keep_guarding(&mut self, links: &[Link]) {
+        let Manager { filter: Some(filter), networks, .. } = self else { return };
+        let bridges: BTreeSet<u32> = networks.values().map(|network| network.index).collect();
+        let taps = links.iter().filter(|link| link.kind == Some(InfoKind::Tun) && bridges.contains(&link.master));
+        let names: BTreeSet<&str> = taps.map(|link| link.name.as_str()).collect();
+        if let Err(error) = filter.adopt(|interface| names.contains(interface))
+            && !matches!(error, Error::NoRight(_))
+        {
+            confine::say!("netmgr: {}", error.fault("see what guests of an earlier netmgr may send"));
+        }
+    }
+
     /// Sees to it that each port may send what it may and no more; whether it was so. What cannot be mended is said, once.
     fn guard(&mut self, links: &[Link]) -> Result<bool, Error> {
         let Manager { filter: Some(filter), networks, unguarded, .. } = self else { return Ok(true) };
         if networks.is_empty() {
             return Ok(true);
         }
-        let there: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
-        let ports = networks.values().flat_map(|network| network.ports.values().map(Port::sends));
+        let taps = || links.iter().filter(|link| link.kind == Some(InfoKind::Tun));
+        let there: BTreeSet<&str> = taps().map(|link| link.name.as_str()).collect();
+        let names: BTreeMap<u32, &str> = taps().map(|link| (link.index, link.name.as_str())).collect();
+        let ports = networks.values().flat_map(|network| network.ports.values()).flat_map(|port| {
+            // And by the name that somebody has given it, until it has its own again.
+            let renamed = names.get(&port.index).filter(|name| **name != port.interface);
+            [Some(port.sends()), renamed.map(|interface| Sender { interface, ..port.sends() })].into_iter().flatten()
+        });
         let outcome = filter.mend(ports, |interface| there.contains(interface));
         let trouble =
             outcome.as_ref().err().map(|error| error.fault("mend the rules of what guests may send").to_string());

@@ -185,6 +185,59 @@ fn rules_that_somebody_changes_are_there_again_at_once_after_a_start_and_after_a
 }
 
 #[test]
+fn tap_whose_name_somebody_else_has_is_looked_at_by_the_one_that_it_was_given() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let factory = client.factory(&client.define_default().await, 3).await.unwrap();
+            let _web = client.tap_from(&factory, "vm-web", &MAC, &["10.42.0.9"]).await.unwrap();
+            ip("link set dev tap-web name stranger");
+            ip("link add tap-web type bridge");
+            let renamed = ["stranger 02:00:00:00:00:09", "tap-web 02:00:00:00:00:09"];
+            settle("both names are looked at", || elements("macs") == set(&renamed)).await;
+            assert_eq!(elements("ports"), set(&["stranger", "tap-web"]));
+            ip("link del tap-web");
+            settle("it has its name again", || elements("macs") == set(&renamed[1..])).await;
+            assert_eq!(text(&interface("tap-web").unwrap(), "master"), "volt0");
+            // Whoever has that name next is not looked at.
+            ip("link add stranger type veth peer peer");
+            ip("link set stranger master volt0");
+            settle("all is as it was", || elements("ports") == set(&["tap-web"])).await;
+        });
+    });
+}
+
+#[test]
+fn tap_whose_mark_is_cleared_while_there_is_no_netmgr_sends_no_more_than_before() {
+    with_nft(|| {
+        let mut netmgr = Netmgr::start();
+        let (tap, index) = run(async {
+            let client = netmgr.connect().await;
+            let factory = client.factory(&client.define_default().await, 3).await.unwrap();
+            let web = client.tap_from(&factory, "vm-web", &MAC, &["10.42.0.9"]).await.unwrap();
+            let (tap, index) = (client.fd(&web).await.unwrap(), client.port(&web).await.unwrap().index);
+            // Before the connection's end, with which the port would go.
+            netmgr.kill();
+            (tap, index)
+        });
+        let cleared = Command::new("ip").args(["link", "set", "dev", "tap-web", "alias", ""]).status().unwrap();
+        assert!(cleared.success());
+        // One that is not on a bridge of ours is none of netmgr's.
+        nft("add element bridge volt-vmm ports { elsewhere }");
+        let next = Netmgr::start();
+        assert_eq!(elements("ports"), set(&["tap-web"]));
+        assert_eq!(elements("macs"), set(&["tap-web 02:00:00:00:00:09"]));
+        assert_eq!(elements("ipv4"), set(&["tap-web 0.0.0.0", "tap-web 10.42.0.9"]));
+        run(async {
+            let _client = next.connect().await;
+            close(tap, index).await;
+            settle("nothing of it is left", || elements("ports").is_empty()).await;
+        });
+    });
+}
+
+#[test]
 fn netmgr_that_is_killed_at_any_moment_leaves_no_element_behind_the_next_start() {
     with_nft(|| {
         for moment in 0..20 {

@@ -133,6 +133,17 @@ impl Filter {
         self.socket.fd()
     }
 
+    /// Takes over what an earlier netmgr let those interfaces send that are chosen: they may be ports that nobody can tell as such any more.
+    pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let Some((_, elements)) = self.look()? else { return Ok(()) };
+        for element in elements {
+            if let Some(interface) = element.interface().filter(|interface| chosen(interface)) {
+                self.elements.entry(interface.to_owned()).or_default().insert(element);
+            }
+        }
+        Ok(())
+    }
+
     /// Sees to it that the table is as it should be and holds the elements of these ports and of none that has gone, as `there` tells;
     /// whether somebody else had changed it. (An interface that is there may be a port's that could not be taken away.)
     pub fn mend<'a>(

@@ -382,6 +382,14 @@ pub struct Element {
     pub key: Vec<u8>,
 }
 
+impl Element {
+    /// Whose it is; `None` for one of those that are always there.
+    pub fn interface(&self) -> Option<&str> {
+        let name = self.key.first_chunk::<{ libc::IFNAMSIZ }>()?.split(|byte| *byte == 0).next()?;
+        str::from_utf8(name).ok()
+    }
+}
+
 /// What a port's guest may send from, by the port's interface.
 pub fn elements(interface: &str, mac: Mac, addresses: impl Iterator<Item = IpAddr>) -> Vec<Element> {
     let of_port = |set, bytes: &[u8]| Element { set, key: [&name(interface), bytes].concat() };
