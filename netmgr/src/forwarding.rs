@@ -22,27 +22,27 @@ use crate::attribute::{Malformed, behind};
 const NDA_LLADDR: u16 = 2;
 const NDA_VLAN: u16 = 5;
 
-/// An entry: frames to an address go to a port.
+/// An entry that was put there, and neither ages nor moves, whatever comes by another way: frames to an address go to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Index of the port's interface.
     pub index: u32,
     /// Whose frames.
     pub mac: Mac,
-    /// Whether it was put there, neither ages nor moves: the bridge takes no frame that comes by another way for a reason to change it.
-    pub kept: bool,
 }
 
 impl Entry {
     /// The one that a guest's port has.
     pub fn of(index: u32, mac: Mac) -> Entry {
-        Entry { index, mac, kept: true }
+        Entry { index, mac }
     }
 
-    /// Reads it behind a message's header; `None` for what is of another table, or of a VLAN, which bridges of ours do not look at.
+    /// Reads it behind a message's header; `None` for what is of another table, may age or move, is the host's own, or is of a VLAN, which bridges
+    /// of ours do not look at.
     pub fn read(body: &[u8]) -> Result<Option<Entry>, Malformed> {
         let header = NeighbourHeader::parse(body).map_err(|_| Malformed("message about a bridge's table"))?;
-        if header.family != AddressFamily::Bridge {
+        let stays = header.state == NeighbourState::Noarp && header.flags.contains(NeighbourFlags::Sticky);
+        if header.family != AddressFamily::Bridge || !stays {
             return Ok(None);
         }
         let (mut mac, mut vlan) = (None, false);
@@ -56,8 +56,7 @@ impl Entry {
                 _ => {}
             }
         }
-        let kept = header.state == NeighbourState::Noarp && header.flags.contains(NeighbourFlags::Sticky);
-        Ok(mac.filter(|_| !vlan).map(|mac| Entry { index: header.ifindex, mac, kept }))
+        Ok(mac.filter(|_| !vlan).map(|mac| Entry::of(header.ifindex, mac)))
     }
 
     /// It, to be put into the table of the bridge that the port is on.
@@ -112,7 +111,7 @@ mod tests {
     use crate::attribute::attribute;
 
     #[test]
-    fn entry_is_read_as_it_was_written_and_one_that_ages_moves_or_is_the_host_s_is_not_kept() {
+    fn entry_is_read_as_it_was_written_and_one_that_ages_moves_or_is_the_host_s_is_none() {
         let mac = Mac::new([2, 0, 0, 0, 0, 7]).unwrap();
         let body = |message: &NeighbourMessage| {
             let mut body = vec![0; message.buffer_len()];
@@ -128,7 +127,7 @@ mod tests {
         ] {
             let mut other = message.clone();
             (other.header.state, other.header.flags) = (state, flags);
-            assert_eq!(Entry::read(&body(&other)).unwrap(), Some(Entry { kept: false, ..Entry::of(7, mac) }));
+            assert_eq!(Entry::read(&body(&other)).unwrap(), None);
         }
         // A neighbour of the host, a VLAN's entry, and one without an address.
         let mut neighbour = message.clone();

@@ -2,7 +2,7 @@
 //! Runs on the rtnl thread.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -258,13 +258,13 @@ impl Network {
         let Network { index: bridge, config, ports, .. } = self;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let kept = if ports.is_empty() { Vec::new() } else { rtnl.forwarding(*bridge)? };
-        let kept: BTreeMap<u32, Entry> =
-            kept.into_iter().filter(|entry| entry.kept).map(|entry| (entry.index, entry)).collect();
+        let kept: BTreeSet<(u32, [u8; 6])> =
+            kept.into_iter().map(|Entry { index, mac }| (index, mac.bytes())).collect();
         let (mut mended, mut failed) = (false, None);
         ports.retain(|workload, port| {
             let wanted = port.wanted(workload, &config.name, *bridge, owner);
             let is = |link: &&Link| wanted.is(link) && !rtnl.hears_routers(link);
-            let is_kept = kept.get(&port.index) == Some(&wanted.entry(port.index));
+            let is_kept = kept.contains(&(port.index, port.mac.bytes()));
             if port.leaves() || is_kept && links.get(&port.index).is_some_and(is) {
                 return true;
             }

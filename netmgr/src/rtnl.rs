@@ -195,13 +195,13 @@ impl Rtnl {
         Ok(Snapshot { links: self.links()?, addresses: self.addresses()?, routes: self.routes(None)? })
     }
 
-    /// What a bridge's table has; nothing where there is no such bridge.
+    /// What a bridge's table has that stays; nothing where there is no such bridge.
     pub fn forwarding(&mut self, bridge: u32) -> Result<Vec<Entry>, Error> {
         let all = RouteNetlinkMessage::GetNeighbour(forwarding::all(bridge));
         or_none(self.dump("list what a bridge forwards", all, keep_entry), libc::ENODEV)
     }
 
-    /// What the table of the bridge that a port is on has for an address, wherever it leads.
+    /// What the table of the bridge that a port is on has for an address, wherever it leads, if that stays.
     pub fn forwards(&mut self, port: u32, mac: Mac) -> Result<Option<Entry>, Error> {
         const TRIED: &str = "look at what a bridge forwards";
         let request = netlink::request(RouteNetlinkMessage::GetNeighbour(Entry::asked(port, mac)), 0);
