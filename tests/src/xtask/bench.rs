@@ -126,8 +126,15 @@ fn measure(
     let scenario = format!("bench-{}", bench.name);
     debian::say(&format!("measuring {} in the lab; this takes a few minutes", bench.name));
     let dir = workspace.lab().join("runs").join(&scenario);
-    let lab =
-        Lab { emulator, kernel, image, scenario: &scenario, clock: bench.clock, deadline: Duration::from_secs(900) };
+    let lab = Lab {
+        emulator,
+        kernel,
+        image,
+        scenario: &scenario,
+        clock: bench.clock,
+        deadline: Duration::from_secs(900),
+        silence: None,
+    };
     let mut figures = Figures::new();
     lab.run(&dir, &mut |event| {
         if let Event::Figure(name, value) = event {

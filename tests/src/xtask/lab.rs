@@ -30,17 +30,23 @@ use crate::{debian::Kernel, emulator::Emulator};
 /// How long the lab host may take to boot, up to the driver's first line. It takes 5 to 15 s.
 const UP: Duration = Duration::from_secs(120);
 
-/// The lab host did not get as far as its driver.
+/// The lab host did not get as far as its driver; or it did, and then said nothing for so long.
 #[derive(Debug)]
-struct NeverUp;
+enum StoodStill {
+    NeverUp,
+    Silent(Duration),
+}
 
-impl std::fmt::Display for NeverUp {
+impl std::fmt::Display for StoodStill {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "The lab host did not boot within {} s", UP.as_secs())
+        match self {
+            StoodStill::NeverUp => write!(f, "The lab host did not boot within {} s", UP.as_secs()),
+            StoodStill::Silent(silence) => write!(f, "The lab host said nothing for {} s", silence.as_secs()),
+        }
     }
 }
 
-impl std::error::Error for NeverUp {}
+impl std::error::Error for StoodStill {}
 
 /// How the lab host's time passes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -113,6 +119,8 @@ pub struct Lab<'a> {
     pub clock: Clock,
     /// Wall time after which it is ended.
     pub deadline: Duration,
+    /// After how long without a word it stands still, where that can be told from work. It is then started once more, from the beginning.
+    pub silence: Option<Duration>,
 }
 
 impl Lab<'_> {
@@ -122,9 +130,9 @@ impl Lab<'_> {
         fs::create_dir_all(dir)?;
         let console = dir.join("console.log");
         let mut outcome = self.boot(dir, &console, report);
-        if outcome.as_ref().is_err_and(|e| e.is::<NeverUp>()) {
-            // Seen once in some dozen boots: the emulated machine stood still before anything of ours ran.
-            eprintln!("xtask: the lab host did not come up; starting it once more");
+        if let Some(why) = outcome.as_ref().err().and_then(|error| error.downcast_ref::<StoodStill>()) {
+            // Seen once in some dozen boots: the emulated machine stands still, also before anything of ours runs.
+            eprintln!("xtask: {why}; starting it once more");
             outcome = self.boot(dir, &console, report);
         }
         let _ = fs::remove_file(dir.join("initrd"));
@@ -154,15 +162,20 @@ impl Lab<'_> {
         });
         loop {
             let deadline = if up { self.deadline } else { UP };
-            match lines.recv_timeout(deadline.saturating_sub(start.elapsed())) {
+            let left = deadline.saturating_sub(start.elapsed());
+            let silence = self.silence.filter(|silence| up && *silence < left);
+            match lines.recv_timeout(silence.unwrap_or(left)) {
                 Ok(line) => match Event::parse(line.trim_end()) {
                     Some(Event::Up) => up = true,
                     Some(Event::End) => break,
                     Some(event) => report(event),
                     None => bail!("The lab's driver wrote {line:?}, which means nothing"),
                 },
-                Err(RecvTimeoutError::Timeout) if !up => return Err(NeverUp.into()),
+                Err(RecvTimeoutError::Timeout) if !up => return Err(StoodStill::NeverUp.into()),
                 Err(RecvTimeoutError::Timeout) => {
+                    if let Some(silence) = silence {
+                        return Err(StoodStill::Silent(silence).into());
+                    }
                     bail!("Scenario {} did not end within {} s and was ended", self.scenario, self.deadline.as_secs())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
