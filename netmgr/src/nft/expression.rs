@@ -4,7 +4,7 @@
 //! A test whose field cannot be read ends its rule without a verdict (NFT_BREAK): what is let through has to be read and found right.
 
 use super::{
-    rules::{Chain, Set},
+    table::{Chain, Set},
     wire::{Attributes, DATA_VALUE},
 };
 

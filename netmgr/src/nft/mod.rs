@@ -14,6 +14,7 @@ mod expression;
 #[cfg(test)]
 mod model;
 mod rules;
+mod table;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -29,7 +30,8 @@ use schema::net::Mac;
 
 pub use self::wire::{Said, concerns};
 use self::{
-    rules::{Element, Set},
+    rules::Element,
+    table::Set,
     wire::{Attributes, DATA_VALUE, ELEM_KEY, ELEMENTS, ELEMENTS_SET, Kind, LIST_ELEM, Object, Request, TABLE},
 };
 use crate::{

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         expression::{Field, Test, Verdict},
-        rules::Chain,
+        table::Chain,
     },
     *,
 };
