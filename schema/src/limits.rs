@@ -20,8 +20,8 @@ pub const DEVICE_HEAP: usize = 32 << 20;
 pub const THREAD_SPACE: u64 = 4 << 20;
 /// Descriptors of the program of a VM that has most of them: three a vCPU, and two eventfds a virtqueue, with room to spare.
 pub const CORE_FILES: u64 = 4096;
-/// How long all backends of a VM together may take for their handshakes, counted from `Vm.start`.
-pub const HANDSHAKES: Duration = Duration::from_secs(10);
+/// How long a backend may take for its handshake, counted from when the core is up, as for all others of its VM. Its program may be starting yet.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How much of the store's time an import may take, all its parts together: to read the image, to unpack it and to keep the kernel.
 pub const IMPORT_WORK: Duration = Duration::from_secs(60);
 /// How long an import may take: its work, and as long again for others, whose steps are between its own.

@@ -23,7 +23,7 @@ use super::{DeviceSpec, Error, MAX_CONFIG, MAX_QUEUES, RamRegion};
 /// What a backend has for each operation, from its first message to its last.
 #[derive(Clone, Copy)]
 pub(super) struct Deadlines {
-    /// The backend's program may be starting yet.
+    /// [`schema::limits::HANDSHAKE`], but in tests.
     pub handshake: Duration,
     /// A vCPU waits for this.
     pub operation: Duration,
@@ -31,7 +31,7 @@ pub(super) struct Deadlines {
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { handshake: Duration::from_secs(10), operation: Duration::from_secs(5) }
+        Self { handshake: schema::limits::HANDSHAKE, operation: Duration::from_secs(5) }
     }
 }
 

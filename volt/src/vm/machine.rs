@@ -32,7 +32,7 @@ use crate::{
 /// How long the core may take until the vCPUs run: every backend's handshake has a deadline of its own within it. The rest is
 /// reading kernel and initrd, from a slow disk on a busy host; whoever has waited enough may stop the VM meanwhile.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-const _: () = assert!(START_DEADLINE.as_secs() > limits::HANDSHAKES.as_secs());
+const _: () = assert!(START_DEADLINE.as_secs() > limits::HANDSHAKE.as_secs());
 /// How long a process may take to end whose end its links told of: the kernel closes those first.
 const MOMENT: Duration = Duration::from_millis(100);
 /// How long processes may take to end by themselves once their work is over, and then once they were killed.
