@@ -20,7 +20,7 @@ use rtnetlink::{LinkUnspec, packet_route::link::InfoKind};
 use service::{Lost, State};
 use tokio::sync::watch;
 
-use schema::{net::Mac, network_capnp::MAX_LISTED_PORTS};
+use schema::{limits::SERVICE_ANSWER, net::Mac, network_capnp::MAX_LISTED_PORTS};
 
 use crate::{
     bridge,
@@ -517,7 +517,7 @@ impl Manager {
 }
 
 impl State for Manager {
-    const DEADLINE: Option<Duration> = Some(Duration::from_secs(10));
+    const DEADLINE: Option<Duration> = Some(SERVICE_ANSWER);
     // What the last connection's end has released is off the host before netmgr is, if the kernel lets it.
     const FAREWELL: Option<Duration> = Manager::DEADLINE;
 

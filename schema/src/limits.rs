@@ -26,5 +26,9 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 pub const IMPORT_WORK: Duration = Duration::from_secs(60);
 /// How long an import may take: its work, and as long again for others, whose steps are between its own.
 pub const IMPORT: Duration = Duration::from_secs(2 * IMPORT_WORK.as_secs());
+/// How long a service lets a caller wait for a job, before it says what it is busy with.
+pub const SERVICE_ANSWER: Duration = Duration::from_secs(10);
+/// How long whoever calls it waits: until that is heard.
+pub const SERVICE_CALL: Duration = Duration::from_secs(12);
 /// How long a service stays without any connection, where `volt` has started it.
 pub const IDLE_EXIT: Duration = Duration::from_secs(30);

@@ -16,7 +16,7 @@ use rustix::{
 use crate::error::Error;
 
 /// How long a service may take to answer one call.
-pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+pub const CALL_DEADLINE: Duration = schema::limits::SERVICE_CALL;
 /// How long until the kernel may have what it lacks.
 const MOMENT: Duration = Duration::from_millis(10);
 
