@@ -75,6 +75,10 @@ interface Pool {
   # or because it let its connection go. It has to be the open file that `life` gave, or a duplicate of it, still locked.
   # Errors: badToken, notFound (it is not the life of a lease of this pool: that one has ended, or has a newer life; or it is another file, or this
   # one but opened anew).
+
+  reservation @6 (workload :Text) -> (reservation :Reservation);
+  # The durable reservation of that workload, without its `sturdyRef`: for who clears away what nobody has the reference of any more.
+  # Errors: notFound (nothing is reserved for it, or by the pool's configuration).
 }
 
 struct PoolInfo {

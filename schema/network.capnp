@@ -22,6 +22,9 @@ const maxAddressBytes :UInt8 = 72;
 # Bytes of one port's addresses, so that they fit its interface's alias: for each family what all of them begin with (3 bytes of IPv4 at most, 15 of
 # IPv6), once, and the rest of each. 16 of a /24 and 16 of a /112 take 65; of such as have nothing in common there is room for four of IPv6 and two of IPv4.
 
+const maxRoutes :UInt8 = 16;
+# Routes that `PortFactory.createVeth` makes.
+
 const maxListedPorts :UInt32 = 256;
 # Ports that `Network.ports` gives at one time.
 
@@ -46,6 +49,13 @@ interface Network {
 
   ports @2 (after :Text) -> (ports :List(PortInfo));
   # Its ports in the order of their workloads' names, at most `maxListedPorts` from the one behind `after` on; empty for the start.
+
+  restore @3 (sturdyRef :Data) -> (port :Port);
+  # The durable port whose `sturdyRef` (32 bytes) this is: as `createVeth` gave it. Errors: notFound.
+
+  durablePort @4 (workload :Text) -> (port :Port);
+  # The durable port of that workload, without its `sturdyRef`: for who clears away what nobody has the reference of any more.
+  # Errors: invalidArgument, notFound (the workload has no port here, or one that is not durable).
 }
 
 struct NetworkInfo {
@@ -70,17 +80,34 @@ interface PortFactory {
   # or unique local (fc00::/7): the link-local one follows from the MAC address. They stay as they are as long as the port is there.
   # Errors: invalidArgument, alreadyExists (the workload has a port on this network, or the MAC address or one of `addresses` is another port's), exhausted
   # (quota), unavailable (no /dev/net/tun).
+
+  createVeth @1 (workload :Text, mac :Data, addresses :List(Text), netns :FdLane.FdToken, netlink :FdLane.FdToken, insideName :Text = "eth0",
+      routes :List(Text), durable :Bool) -> (port :Port, sturdyRef :Data);
+  # A pair of veths for the container of that workload: veth-<id>-h on the bridge, where <id> is the workload without "container-" (shortened as a TAP's
+  # name), and `insideName` (1 to 15 bytes, as a network's name) in the container's network namespace, with the alternative name veth-<id>-c. `workload`, `mac`
+  # and `addresses` are as in `createTap`, and what the container sends is looked at as what a guest sends.
+  # `netns` is a descriptor of that namespace, and `netlink` one of a socket (AF_NETLINK, NETLINK_ROUTE, not connected, with nothing waiting to be read)
+  # that was opened in it by somebody who has CAP_NET_ADMIN there: all that is done within is done through it, and by its right. Within, `lo` is
+  # brought up, and the interface gets its MAC address, its MTU and `addresses` (IPv4 with the network's prefix length, IPv6 with 64), comes up, and
+  # has a route by way of the network's gateway for each of `routes`: IPv4 subnets in CIDR notation, such as "0.0.0.0/0"; at most `maxRoutes`.
+  # The port is bound to its holder, as a TAP's; or, if it is `durable`, it stays whatever becomes of its capabilities, of its connection and of the service,
+  # until `Port.release` or until the namespace ends, which is an end of both kinds. `sturdyRef` (32 bytes; empty for one that is not durable) restores a
+  # durable one (`Network.restore`); only its hash is kept, so it cannot be asked for twice. A tenant's factory makes no durable ones.
+  # Errors: those of `createTap` but for /dev/net/tun; badToken; conflict (there is an interface `insideName` within, or a route in the way);
+  # invalidArgument (`netns` or `netlink` is not what it should be, or not of the same namespace, or it is that of the service), permissionDenied
+  # (who opened `netlink` may not configure that namespace; `durable`, of a tenant's), unavailable (nothing is heard on `netlink`).
 }
 
 interface Port {
   # Holding this keeps one port attached. It is bound to its holder: when the last reference is dropped, or the connection it came over
-  # ends, the interface is taken off the host at once.
+  # ends, the interface is taken off the host at once. But for a durable one: that stays until `release`, or until its network namespace ends.
 
   info @0 () -> (info :PortInfo);
 
   tap @1 () -> (tap :FdLane.FdToken);
   # The TAP's queue, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR and ready to carry frames behind a 12-byte
-  # virtio_net_hdr_v1. The same open file each time: it has one queue. Errors: overloaded (tokens), revoked (released, or lost).
+  # virtio_net_hdr_v1. The same open file each time: it has one queue. Errors: overloaded (tokens), revoked (released, or lost), wrongState (it is a
+  # veth's port).
 
   release @2 () -> ();
   # Gives the port back now. Every later call on it fails with `revoked`.
