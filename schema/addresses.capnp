@@ -30,7 +30,9 @@ interface Ipam {
   #    "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}
   # Defines the pool of that network, or changes it if no lease or durable reservation would fall outside. `gateway`, `pool` and `reservations` may be
   # absent: the first address, everything between the gateway and the broadcast address, none. So may `"type"`, which is "bridged" in this version, and
-  # `"mtu"`, the bytes that a frame of the network holds (`minMtu` to `maxMtu` of network.capnp): what its bridge has. Unknown keys are refused.
+  # `"mtu"`, the bytes that a frame of the network holds (`minMtu` to `maxMtu` of network.capnp): what its bridge has. `"ipv6":true` gives it IPv6 beside, in
+  # a subnet that follows from the installation and its name; `"subnet6"`, such as "fd12:3456:789a:1::/64", in that one, with `"gateway6"` or the subnet's
+  # ::1 for the bridge. No address of it is handed out here: a guest's follows from its MAC address (network.capnp). Unknown keys are refused.
   # docs/network.schema.json is the JSON schema of it.
   # Errors: invalidArgument (says which key and why), conflict (overlaps another pool, or a live lease would fall outside).
 
@@ -96,6 +98,8 @@ struct PoolInfo {
   # The JSON text that `definePool` would accept to make this pool again.
   mtu @8 :UInt32;
   # Bytes that a frame of the network holds; 0 where the configuration says nothing of it.
+  ipv6 @9 :Text;
+  # As `NetworkConfig` of network.capnp has it: the bridge's IPv6 address with its prefix, "auto", or empty for a network without.
 }
 
 interface Allocator {

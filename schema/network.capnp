@@ -11,6 +11,8 @@ const maxPorts :UInt32 = 1024;
 const minPrefixLength :UInt8 = 8;
 const maxPrefixLength :UInt8 = 30;
 # Of an IPv4 subnet, here and in addresses.capnp.
+const ipv6PrefixLength :UInt8 = 64;
+# Of an IPv6 subnet: behind it an interface identifier has its place (RFC 4291, section 2.5.1).
 const minMtu :UInt32 = 1280;
 const maxMtu :UInt32 = 65521;
 # Bytes: the least that IPv6 runs on, and the most that a TAP takes.
@@ -37,6 +39,10 @@ struct NetworkConfig {
   # Of the subnet: `minPrefixLength` to `maxPrefixLength`.
   mtu @3 :UInt32;
   # Bytes, `minMtu` to `maxMtu`; 0 for the one that the network has, or, where it is new, the kernel's default.
+  ipv6 @4 :Text;
+  # The bridge's own IPv6 address, with its prefix of `ipv6PrefixLength` bits, such as "fd12:3456:789a:1::1/64": global unicast (2000::/3) or unique local
+  # (fc00::/7). "auto" for one in the unique local subnet that follows from the installation and the network's name, which is what `Network.info`
+  # says then. Empty for a network without IPv6: the host's is off on its bridge.
 }
 
 interface Network {
@@ -76,8 +82,11 @@ interface PortFactory {
   # full one kept as alternative name. `mac` is the guest's address, 6 bytes, unicast; empty for the address that is derived from network and workload.
   # `addresses` are those that the guest may send from, such as "10.42.0.10" or "fd00::10": whoever holds a lease gives its address. None of a family: the
   # guest sends nothing of it. At most `maxIpv4Addresses`, `maxIpv6Addresses` and `maxAddressBytes`. One of IPv4 is a host's of the network's subnet and not
-  # the gateway (on a network without a gateway: any unicast address that is not of the loopback network); one of IPv6 is global unicast (2000::/3)
-  # or unique local (fc00::/7): the link-local one follows from the MAC address. They stay as they are as long as the port is there.
+  # the gateway (on a network without a gateway: any unicast address that is not of the loopback network). One of IPv6 is of the network's IPv6 subnet
+  # and not the gateway (on a network without: any that is global unicast, 2000::/3, or unique local, fc00::/7), and not the first of its subnet of
+  # `ipv6PrefixLength` bits, which is any router's (RFC 4291, section 2.6.1). "::" stands for the one of the network's IPv6 subnet that follows from the
+  # MAC address, as a guest makes it by itself that hears of the subnet from a router (RFC 4291, appendix A); so does the link-local one, which any guest
+  # with an IPv6 address may send from too. They stay as they are as long as the port is there.
   # Errors: invalidArgument, alreadyExists (the workload has a port on this network, or the MAC address or one of `addresses` is another port's), exhausted
   # (quota), unavailable (no /dev/net/tun).
 
@@ -130,4 +139,6 @@ struct PortInfo {
   # Bytes.
   addresses @6 :List(Text);
   # Those that the guest may send from: IPv4, then IPv6, each in order. Empty for a port that an earlier release has made.
+  gateways @7 :List(Text);
+  # The bridge's own addresses, each with its prefix, such as "10.42.0.1/24": IPv4, then IPv6. Not in `NetworkInfo`, whose `config` has them.
 }
