@@ -32,10 +32,10 @@ fn tables() -> String {
     nft("list tables")
 }
 
-/// All of the table.
+/// All of both tables.
 fn table() -> String {
-    let output = Command::new("nft").args(["list", "table", "bridge", "volt-vmm"]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap()
+    let of = |family| Command::new("nft").args(["list", "table", family, "volt-vmm"]).output().unwrap().stdout;
+    String::from_utf8([of("bridge"), of("inet")].concat()).unwrap()
 }
 
 /// The elements of a set of the table, one as `interface address`.
@@ -130,9 +130,10 @@ fn macs() -> BTreeSet<String> {
 }
 
 /// What others may do to the rules.
-const HARM: [&[&str]; 6] = [
+const HARM: [&[&str]; 7] = [
     &["flush ruleset"],
     &["delete table bridge volt-vmm"],
+    &["delete table inet volt-vmm"],
     &["insert rule bridge volt-vmm source accept"],
     &["flush chain bridge volt-vmm guest"],
     &["delete element bridge volt-vmm ports { tap-web }"],
@@ -145,7 +146,7 @@ fn rules_that_somebody_changes_are_there_again_at_once_after_a_start_and_after_a
         with_nft(move || {
             let mut netmgr = Netmgr::start();
             let harm = || {
-                nft("add table inet volt-vmm");
+                nft("add table inet volt-vmm-other");
                 commands.iter().for_each(|command| _ = nft(command));
             };
             let (tap, index, whole) = run(async {
@@ -172,7 +173,7 @@ fn rules_that_somebody_changes_are_there_again_at_once_after_a_start_and_after_a
             let next = Netmgr::start();
             assert_eq!(table(), whole, "{commands:?}");
             if commands != ["flush ruleset"] {
-                assert!(tables().contains("table inet volt-vmm\n"), "{commands:?}");
+                assert!(tables().contains("table inet volt-vmm-other\n"), "{commands:?}");
             }
             run(async {
                 let client = next.connect().await;
@@ -283,7 +284,7 @@ fn two_installations_keep_their_own_rules() {
             assert!(nft("list set bridge volt-vmm-b2 ports").contains("\"tap-db\""));
             other.release(&db).await.unwrap();
             other.remove("volt1").await.unwrap();
-            assert_eq!((tables(), table()), ("table bridge volt-vmm\n".into(), before));
+            assert_eq!((tables(), table()), ("table bridge volt-vmm\ntable inet volt-vmm\n".into(), before));
         });
     });
 }

@@ -1,14 +1,14 @@
-//! The packet filter (nf_tables) that keeps guests to what is theirs: a table of this installation's own, in the family `bridge`, and the
-//! elements of its ports. Touches one netlink socket, on the rtnl thread; runs no program.
+//! The packet filter (nf_tables) that keeps guests to what is theirs: a table of this installation's own in each of the families `bridge` and
+//! `inet`, and the elements of its ports. Touches one netlink socket, on the rtnl thread; runs no program.
 //!
 //! Ports are *elements* of sets, keyed by their interfaces' names, and never rules: to add one takes as long with a thousand of them.
 //! A port's elements are there from before its TAP is on a bridge until after that has gone.
 //!
 //! What is there is known by the kernel's generation of the rules, which each change by anybody raises. Each change of ours is one batch,
 //! which the kernel takes as a whole or not at all, and which names the generation that it goes on from: where somebody has changed
-//! anything since, the kernel refuses it, and what there is of this table is looked at first. If that is not what this netmgr has put
-//! there, or it is a netmgr's first look, all of the table is put there anew, in one batch: at each moment the old one is in force or the new
-//! one. What an earlier netmgr has left is not compared: it goes, with whatever anybody has made of it. Other tables are never touched.
+//! anything since, the kernel refuses it, and what there is of these tables is looked at first. If that is not what this netmgr has put
+//! there, or it is a netmgr's first look, all of them is put there anew, in one batch: at each moment the old ones are in force or the new
+//! ones. What an earlier netmgr has left is not compared: it goes, with whatever anybody has made of it. Other tables are never touched.
 
 mod expression;
 #[cfg(test)]
@@ -31,8 +31,11 @@ use schema::net::Mac;
 pub use self::wire::{Said, concerns};
 use self::{
     rules::Element,
-    table::Set,
-    wire::{Attributes, DATA_VALUE, ELEM_KEY, ELEMENTS, ELEMENTS_SET, Kind, LIST_ELEM, Object, Request, TABLE},
+    table::{Family, Set},
+    wire::{
+        Attributes, DATA_VALUE, ELEM_DATA, ELEM_KEY, ELEM_KEY_END, ELEMENTS, ELEMENTS_SET, Item, Kind, LIST_ELEM,
+        Object, Request, TABLE,
+    },
 };
 use crate::{
     ask::{self, failed, incomplete, refused, retried_if_passing},
@@ -69,16 +72,16 @@ pub struct Sender<'a> {
 /// The ports' elements, by interface.
 type Elements = BTreeMap<String, BTreeSet<Element>>;
 
-/// What is known of the table in the kernel.
+/// What is known of the tables in the kernel.
 #[derive(Debug)]
 struct Known {
     /// At which generation it was so.
     generation: u32,
-    /// The table, its sets, chains and rules, as the kernel has told of them when they had just been made.
+    /// The tables, their sets, chains and rules, as the kernel has told of them when they had just been made.
     objects: Vec<Object>,
 }
 
-/// What there is in the kernel: the table, its sets, chains and rules, and what is in its sets.
+/// What there is in the kernel: the tables, their sets, chains and rules, and what is in the sets.
 type Seen = (Vec<Object>, BTreeSet<Element>);
 
 /// What became of a batch.
@@ -88,11 +91,11 @@ enum Sent {
     Late,
 }
 
-/// The table in the kernel.
+/// The tables in the kernel.
 pub struct Filter {
     socket: Socket<Request>,
     table: String,
-    /// The ports' elements: those that are in the table, if it is known, and else those that are to be.
+    /// The ports' elements: those that are in the tables, if these are known, and else those that are to be.
     elements: Elements,
     known: Option<Known>,
 }
@@ -117,7 +120,7 @@ impl Filter {
     /// Sees whether the kernel takes the rules: has it make a table of them under a name of its own, and take it away, in one batch.
     fn probe(&mut self) -> Result<(), Error> {
         let name = format!("{}-probe", self.table);
-        let requests = rules::make(&name).and_then(|requests| Ok([requests, rules::clear(&name)?].concat()));
+        let requests = all(|family| Ok([rules::make(&name, family)?, rules::clear(&name, family)?].concat()));
         let requests = requests.map_err(|why| unsent(MAKE, why))?;
         retried_if_passing(|| self.send(MAKE, None, requests.clone()).map(drop)).map_err(|error| match error {
             Error::Kernel { source, .. } if lacks_filter(&source) => Error::NoFilter(source),
@@ -125,7 +128,7 @@ impl Filter {
         })
     }
 
-    /// The table's name.
+    /// The tables' name.
     pub fn table(&self) -> &str {
         &self.table
     }
@@ -137,17 +140,17 @@ impl Filter {
 
     /// Takes over what an earlier netmgr let those interfaces send that are chosen: they may be ports that nobody can tell as such any more.
     pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let Some((_, elements)) = self.look()? else { return Ok(()) };
+        let (_, elements) = self.look()?;
         for element in elements {
-            if let Some(interface) = element.interface().filter(|interface| chosen(interface)) {
+            if let Some(interface) = element.port().filter(|interface| chosen(interface)) {
                 self.elements.entry(interface.to_owned()).or_default().insert(element);
             }
         }
         Ok(())
     }
 
-    /// Sees to it that the table is as it should be and holds the elements of these ports and of none that has gone, as `there` tells;
-    /// whether somebody else had changed it. (An interface that is there may be a port's that could not be taken away.)
+    /// Sees to it that the tables are as they should be and hold the elements of these ports and of none that has gone, as `there` tells;
+    /// whether somebody else had changed them. (An interface that is there may be a port's that could not be taken away.)
     pub fn mend<'a>(
         &mut self,
         ports: impl Iterator<Item = Sender<'a>>,
@@ -171,9 +174,9 @@ impl Filter {
         self.change(interfaces.map(|interface| (interface.to_owned(), BTreeSet::new())).collect())
     }
 
-    /// Takes the table away, where there is no port any more.
+    /// Takes the tables away, where there is no port any more.
     pub fn clear(&mut self) -> Result<(), Error> {
-        let requests = rules::clear(&self.table).map_err(|why| unsent(CLEAR, why))?;
+        let requests = all(|family| rules::clear(&self.table, family)).map_err(|why| unsent(CLEAR, why))?;
         (self.elements, self.known) = (Elements::new(), None);
         self.send(CLEAR, None, requests).map(drop)
     }
@@ -236,7 +239,7 @@ impl Filter {
         }
     }
 
-    /// Whether the table is as this netmgr has put it there; forgets what it knows if not, or if that cannot be told.
+    /// Whether the tables are as this netmgr has put them there; forgets what it knows if not, or if that cannot be told.
     fn is_whole(&mut self) -> Result<bool, Error> {
         let Some(known) = self.known.take() else { return Ok(false) };
         for _ in 0..LOOKS {
@@ -245,7 +248,7 @@ impl Filter {
                 self.known = Some(known);
                 return Ok(true);
             }
-            let Some((objects, elements)) = self.look()? else { return Ok(false) };
+            let (objects, elements) = self.look()?;
             if self.generation()? != generation {
                 continue;
             }
@@ -258,12 +261,12 @@ impl Filter {
         Err(restless())
     }
 
-    /// Puts the table there anew, whatever there is. Where others change rules all the time, it is there all the same, but not known: the next
-    /// change puts it there again.
+    /// Puts the tables there anew, whatever there is. Where others change rules all the time, they are there all the same, but not known: the
+    /// next change puts them there again.
     fn replace(&mut self) -> Result<(), Error> {
         let constants: Vec<Element> = rules::constants().collect();
         let elements = self.elements.values().flatten().chain(&constants).collect();
-        let requests = rules::make(&self.table).and_then(|mut requests| {
+        let requests = all(|family| rules::make(&self.table, family)).and_then(|mut requests| {
             requests.extend(lists_of(&self.table, Kind::NewSetElem, elements)?);
             Ok(requests)
         });
@@ -274,7 +277,7 @@ impl Filter {
                 continue;
             }
             // Only who reads what it has made knows by which numbers to tell it from another's.
-            if let Ok(Some((objects, _))) = self.look()
+            if let Ok((objects, _)) = self.look()
                 && self.generation()? == after(generation)
             {
                 self.known = Some(Known { generation: after(generation), objects });
@@ -324,40 +327,41 @@ impl Filter {
         }
     }
 
-    /// The table, its sets, chains and rules, and what is in its sets; `None` if some of it is not there.
-    fn look(&mut self) -> Result<Option<Seen>, Error> {
+    /// The tables, their sets, chains and rules, and what is in the sets.
+    fn look(&mut self) -> Result<Seen, Error> {
         let (mut objects, mut elements) = (Vec::new(), BTreeSet::new());
-        for kind in [Kind::GetTable, Kind::GetSet, Kind::GetChain, Kind::GetRule] {
-            let Some(said) = self.list(kind, Attributes::default())? else { return Ok(None) };
-            objects.extend(said.into_iter().filter_map(|said| match said {
-                Said::Object { table, object } if table == self.table => Some(object),
-                _ => None,
-            }));
+        for family in Family::ALL {
+            for kind in [Kind::GetTable, Kind::GetSet, Kind::GetChain, Kind::GetRule] {
+                let said = self.list(kind, family, Attributes::default())?;
+                objects.extend(said.into_iter().filter_map(|said| match said {
+                    Said::Object { table, object } if table == self.table => Some(object),
+                    _ => None,
+                }));
+            }
         }
         for set in Set::ALL {
             let mut attributes = Attributes::default();
             attributes.text(TABLE, &self.table).text(ELEMENTS_SET, set.name());
-            let Some(said) = self.list(Kind::GetSetElem, attributes)? else { return Ok(None) };
-            for said in said {
-                if let Said::Elements { table, set: of, keys } = said
-                    && (table.as_str(), of.as_str()) == (self.table.as_str(), set.name())
+            for said in self.list(Kind::GetSetElem, set.family(), attributes)? {
+                if let Said::Elements { table: (family, table), set: of, items } = said
+                    && (family, table.as_str(), of.as_str()) == (set.family(), self.table.as_str(), set.name())
                 {
-                    elements.extend(keys.into_iter().map(|key| Element { set, key }));
+                    elements.extend(items.into_iter().map(|item| Element { set, item }));
                 }
             }
         }
-        Ok(Some((objects, elements)))
+        Ok((objects, elements))
     }
 
-    /// A list; `None` if what it would be of is not there.
-    fn list(&mut self, kind: Kind, attributes: Attributes) -> Result<Option<Vec<Said>>, Error> {
-        let request = Request::new(kind, attributes).map_err(|why| unsent(LOOK, why))?;
+    /// A list; an empty one if what it would be of is not there.
+    fn list(&mut self, kind: Kind, family: Family, attributes: Attributes) -> Result<Vec<Said>, Error> {
+        let request = Request::new(kind, family, attributes).map_err(|why| unsent(LOOK, why))?;
         let request = netlink::request(request, NLM_F_DUMP);
         let (found, answers) =
             ask::question(&mut self.socket, LOOK, &[request], |found: &mut Vec<Said>, said| found.push(said))?;
         match answers.into_iter().next() {
-            Some(Ok(())) => Ok(Some(found)),
-            Some(Err(refusal)) if refusal.errno == libc::ENOENT => Ok(None),
+            Some(Ok(())) => Ok(found),
+            Some(Err(refusal)) if refusal.errno == libc::ENOENT => Ok(Vec::new()),
             Some(Err(refusal)) => Err(refused(refusal, LOOK)),
             None => Err(incomplete(LOOK)),
         }
@@ -375,6 +379,11 @@ fn after(generation: u32) -> u32 {
     generation.checked_add(1).unwrap_or(1)
 }
 
+/// The requests that each family takes.
+fn all(of: impl Fn(Family) -> Result<Vec<Request>, Malformed>) -> Result<Vec<Request>, Malformed> {
+    Ok(Family::ALL.into_iter().map(of).collect::<Result<Vec<_>, _>>()?.concat())
+}
+
 /// Lists of elements, of as many requests as it takes: an attribute's length has 16 bits.
 fn lists_of(table: &str, kind: Kind, elements: Vec<&Element>) -> Result<Vec<Request>, Malformed> {
     let mut requests = Vec::new();
@@ -382,23 +391,31 @@ fn lists_of(table: &str, kind: Kind, elements: Vec<&Element>) -> Result<Vec<Requ
         let mut rest = elements.iter().filter(|element| element.set == set).peekable();
         while rest.peek().is_some() {
             let mut list = Attributes::default();
-            while let Some(element) = rest.next_if(|element| list.has_room(element.key.len() + ELEMENT_HEADERS)) {
+            while let Some(Element { item, .. }) = rest.next_if(|element| list.has_room(length(&element.item))) {
                 list.nested(LIST_ELEM, |one| {
-                    one.nested(ELEM_KEY, |key| _ = key.bytes(DATA_VALUE, &element.key));
+                    // What is deleted is told by its key.
+                    let data = if kind == Kind::NewSetElem { &item.data[..] } else { &[] };
+                    for (part, bytes) in [(ELEM_KEY, &item.key[..]), (ELEM_KEY_END, &item.end), (ELEM_DATA, data)] {
+                        if !bytes.is_empty() {
+                            one.nested(part, |value| _ = value.bytes(DATA_VALUE, bytes));
+                        }
+                    }
                 });
             }
             let mut attributes = Attributes::default();
             attributes.text(TABLE, table).text(ELEMENTS_SET, set.name()).list(ELEMENTS, list);
-            requests.push(Request::new(kind, attributes)?);
+            requests.push(Request::new(kind, set.family(), attributes)?);
         }
     }
     Ok(requests)
 }
 
-/// Bytes of an element in a list beside its key: three attributes' headers, and what fills the last one up.
-const ELEMENT_HEADERS: usize = 3 * 4 + 3;
+/// The most bytes of an element in a list: its own header, and for each part two, and what fills it up.
+fn length(item: &Item) -> usize {
+    4 + [&item.key, &item.end, &item.data].iter().map(|part| part.len() + 2 * 4 + 3).sum::<usize>()
+}
 
-/// Whether that refusal means that this kernel has no nf_tables, none for bridges, or not all that the rules take.
+/// Whether that refusal means that this kernel has no nf_tables, none of these families, or not all that the rules take.
 fn lacks_filter(source: &io::Error) -> bool {
     const LACKS: [i32; 5] = [libc::EOPNOTSUPP, libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT, libc::ENOENT, libc::EINVAL];
     source.raw_os_error().is_some_and(|errno| LACKS.contains(&errno))

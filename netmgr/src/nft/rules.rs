@@ -27,8 +27,10 @@ use super::{
         Test::{self, Any, In, Is, IsNot, Masked, NotOfPort, OfPort, Read},
         Verdict::{self, Drop, Goto, Jump, Return},
     },
-    table::{Chain, Set},
-    wire::{Attributes, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, Kind, RULE_CHAIN, Request, SET_NAME, TABLE},
+    table::{Chain, Family, Set, Type},
+    wire::{
+        Attributes, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, Item, Kind, LIST_ELEM, RULE_CHAIN, Request, SET_NAME, TABLE,
+    },
 };
 use crate::{attribute::Malformed, instance::Instance};
 
@@ -237,26 +239,32 @@ pub fn table(instance: &Instance) -> String {
     if *instance == Instance::default() { "volt-vmm".into() } else { format!("volt-vmm-{instance}") }
 }
 
-/// One element of a set: its key.
+/// One element of a set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Element {
     /// The set.
     pub set: Set,
     /// As the kernel has it.
-    pub key: Vec<u8>,
+    pub item: Item,
 }
 
 impl Element {
-    /// Whose it is; `None` for one of those that are always there.
-    pub fn interface(&self) -> Option<&str> {
-        let name = self.key.first_chunk::<{ libc::IFNAMSIZ }>()?.split(|byte| *byte == 0).next()?;
+    /// One that is no range, and has no data.
+    pub fn new(set: Set, key: Vec<u8>) -> Element {
+        Element { set, item: Item { key, ..Item::default() } }
+    }
+
+    /// The port whose it is, by its interface; `None` for any other.
+    pub fn port(&self) -> Option<&str> {
+        let (Family::Bridge, Some(Type::Interface)) = (self.set.family(), self.set.key().first()) else { return None };
+        let name = self.item.key.first_chunk::<{ libc::IFNAMSIZ }>()?.split(|byte| *byte == 0).next()?;
         str::from_utf8(name).ok()
     }
 }
 
 /// What a port's guest may send from, by the port's interface.
 pub fn elements(interface: &str, mac: Mac, addresses: impl Iterator<Item = IpAddr>) -> Vec<Element> {
-    let of_port = |set, bytes: &[u8]| Element { set, key: [&name(interface), bytes].concat() };
+    let of_port = |set, bytes: &[u8]| Element::new(set, [&name(interface), bytes].concat());
     let mut elements = vec![of_port(Set::Ports, &[]), of_port(Set::Macs, &[&mac.bytes()[..], &[0; 2]].concat())];
     let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
     for address in addresses {
@@ -289,9 +297,9 @@ pub fn link_local(mac: Mac) -> Ipv6Addr {
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
-/// What is always in the table.
+/// What is always in a table.
 pub fn constants() -> impl Iterator<Item = Element> {
-    Set::ALL.into_iter().flat_map(|set| set.constants().iter().map(move |key| Element { set, key: vec![*key] }))
+    Set::ALL.into_iter().flat_map(|set| set.constants().iter().map(move |key| Element::new(set, vec![*key])))
 }
 
 fn named(table: &str) -> Attributes {
@@ -300,37 +308,38 @@ fn named(table: &str) -> Attributes {
     attributes
 }
 
-/// The requests that take the table away.
-pub fn clear(table: &str) -> Result<Vec<Request>, Malformed> {
+/// The requests that take the table of a family away.
+pub fn clear(table: &str, family: Family) -> Result<Vec<Request>, Malformed> {
     // One is made so that there is one to delete.
-    [Kind::NewTable, Kind::DelTable].into_iter().map(|kind| Request::new(kind, named(table))).collect()
+    [Kind::NewTable, Kind::DelTable].into_iter().map(|kind| Request::new(kind, family, named(table))).collect()
 }
 
-/// The requests that make the table, without elements, in place of any of its name.
-pub fn make(table: &str) -> Result<Vec<Request>, Malformed> {
+/// The requests that make the table of a family, without elements, in place of any of its name.
+pub fn make(table: &str, family: Family) -> Result<Vec<Request>, Malformed> {
     let named = || named(table);
-    let mut requests = clear(table)?;
-    requests.push(Request::new(Kind::NewTable, named())?);
-    for (id, set) in (1..).zip(Set::ALL) {
-        let (kind, len) = set.key();
+    let mut requests = clear(table, family)?;
+    requests.push(Request::new(Kind::NewTable, family, named())?);
+    for (id, set) in (1..).zip(Set::ALL).filter(|(_, set)| set.family() == family) {
         let mut attributes = named();
-        // NFTA_SET_FLAGS, _KEY_TYPE, _KEY_LEN, _ID.
-        attributes.text(SET_NAME, set.name()).number(3, 0).number(4, kind).number(5, len as u32).number(10, id);
+        describe(&mut attributes, set);
+        // NFTA_SET_ID.
+        attributes.number(10, id);
         // NFTA_SET_USERDATA, as nft(8) has it: the order of a key's bytes is of type 0. Without it, it shows no names of interfaces.
         attributes.bytes(13, &[&[0, 4][..], &1_u32.to_ne_bytes()].concat());
-        requests.push(Request::new(Kind::NewSet, attributes)?);
+        requests.push(Request::new(Kind::NewSet, family, attributes)?);
     }
-    for chain in Chain::ALL {
+    let chains = || Chain::ALL.into_iter().filter(|chain| chain.family() == family);
+    for chain in chains() {
         let mut attributes = named();
         attributes.text(CHAIN_NAME, chain.name());
         if let Some(hook) = chain.hook() {
             // NFTA_HOOK_HOOKNUM and _PRIORITY; NF_ACCEPT; NFTA_CHAIN_TYPE.
-            attributes.nested(CHAIN_HOOK, |data| _ = data.number(1, hook).number(2, PRIORITY as u32));
-            attributes.number(CHAIN_POLICY, 1).text(7, "filter");
+            attributes.nested(CHAIN_HOOK, |data| _ = data.number(1, hook.number).number(2, hook.priority as u32));
+            attributes.number(CHAIN_POLICY, 1).text(7, hook.kind);
         }
-        requests.push(Request::new(Kind::NewChain, attributes)?);
+        requests.push(Request::new(Kind::NewChain, family, attributes)?);
     }
-    for chain in Chain::ALL {
+    for chain in chains() {
         for (about, tests, verdict) in chain.rules() {
             let mut attributes = named();
             attributes.text(RULE_CHAIN, chain.name());
@@ -339,11 +348,33 @@ pub fn make(table: &str) -> Result<Vec<Request>, Malformed> {
             // NFTA_RULE_USERDATA, as nft(8) has it: a comment is of type 0, has a length of one byte, and a zero at its end.
             let comment = [&[0, about.len() as u8 + 1], about.as_bytes(), &[0]].concat();
             attributes.bytes(7, &comment);
-            requests.push(Request::new(Kind::NewRule, attributes)?);
+            requests.push(Request::new(Kind::NewRule, family, attributes)?);
         }
     }
     Ok(requests)
 }
 
-/// Before what anybody else usually has in a bridge: changes of addresses (-300), and filters (-200).
-const PRIORITY: i32 = -400;
+/// What a set holds: NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _DATA_TYPE, _DATA_LEN, _DESC.
+fn describe(attributes: &mut Attributes, set: Set) {
+    // NFT_SET_*.
+    const INTERVAL: u32 = 4;
+    const MAP: u32 = 8;
+    const CONCAT: u32 = 0x80;
+    let ((kind, len), data) = (Type::all(set.key()), Type::all(set.data()));
+    let ranges = if set.has_ranges() { INTERVAL | CONCAT } else { 0 };
+    let map = if set.data().is_empty() { 0 } else { MAP };
+    attributes.text(SET_NAME, set.name()).number(3, ranges | map).number(4, kind).number(5, len as u32);
+    if map != 0 {
+        attributes.number(6, data.0).number(7, data.1 as u32);
+    }
+    if ranges != 0 {
+        // NFTA_SET_DESC_CONCAT; NFTA_SET_FIELD_LEN.
+        attributes.nested(9, |desc| {
+            desc.nested(2, |fields| {
+                set.key().iter().for_each(|field| {
+                    fields.nested(LIST_ELEM, |one| _ = one.number(1, field.padded() as u32));
+                });
+            });
+        });
+    }
+}

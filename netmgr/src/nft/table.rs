@@ -1,6 +1,91 @@
-//! The sets and chains of the table: their names, and what of them is always the same. Pure; touches nothing.
+//! The sets and chains of the tables: their names, and what of them is always the same. Pure; touches nothing.
 
-/// A set of the table.
+/// A family of nf_tables. In each there is one table, and both have the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Frames on bridges.
+    Bridge,
+    /// IPv4 and IPv6 that come to the host, leave it, or are forwarded by it.
+    Inet,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 2] = [Family::Bridge, Family::Inet];
+
+    /// NFPROTO_*.
+    pub fn number(self) -> u8 {
+        match self {
+            Family::Bridge => libc::NFPROTO_BRIDGE as u8,
+            Family::Inet => libc::NFPROTO_INET as u8,
+        }
+    }
+
+    /// The one with that number.
+    pub fn numbered(number: u8) -> Option<Family> {
+        Family::ALL.into_iter().find(|family| family.number() == number)
+    }
+}
+
+/// What a field of a key or of an element's data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// An interface's name.
+    Interface,
+    /// A MAC address.
+    Mac,
+    /// An IPv4 address.
+    Ipv4,
+    /// An IPv6 address.
+    Ipv6,
+    /// A transport protocol.
+    Protocol,
+    /// An ICMPv6 message's type.
+    Icmpv6,
+    /// An IGMP message's.
+    Igmp,
+}
+
+impl Type {
+    /// nft(8)'s own number for it.
+    fn number(self) -> u32 {
+        match self {
+            Type::Ipv4 => 7,
+            Type::Ipv6 => 8,
+            Type::Mac => 9,
+            Type::Protocol => 12,
+            Type::Icmpv6 => 29,
+            Type::Interface => 41,
+            Type::Igmp => 42,
+        }
+    }
+
+    /// Bytes of it.
+    fn len(self) -> usize {
+        match self {
+            Type::Interface => libc::IFNAMSIZ,
+            Type::Mac => 6,
+            Type::Ipv4 => 4,
+            Type::Ipv6 => 16,
+            Type::Protocol | Type::Icmpv6 | Type::Igmp => 1,
+        }
+    }
+
+    /// Bytes of it among others, each of which begins at a register of four.
+    pub fn padded(self) -> usize {
+        self.len().next_multiple_of(4)
+    }
+
+    /// What nft(8) takes several of them for, one behind the other (six bits each), and their length in bytes.
+    pub fn all(types: &[Type]) -> (u32, usize) {
+        match types {
+            [one] => (one.number(), one.len()),
+            types => types.iter().fold((0, 0), |(kind, len), one| (kind << 6 | one.number(), len + one.padded())),
+        }
+    }
+}
+
+/// A set of a table, or a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Set {
     /// The ports' interfaces.
@@ -39,19 +124,32 @@ impl Set {
         }
     }
 
-    /// What nft(8) takes its keys for (its own numbers, six bits each), and the length of one in bytes.
-    pub fn key(self) -> (u32, usize) {
-        const IFNAME: u32 = 41;
-        let of_port = |kind: u32, len: usize| (IFNAME << 6 | kind, libc::IFNAMSIZ + len);
+    /// The table that it is in.
+    pub fn family(self) -> Family {
+        Family::Bridge
+    }
+
+    /// What its keys are made of.
+    pub fn key(self) -> &'static [Type] {
         match self {
-            Set::Ports => (IFNAME, libc::IFNAMSIZ),
-            Set::Macs => of_port(9, 8),
-            Set::Ipv4 => of_port(7, 4),
-            Set::Ipv6 => of_port(8, 16),
-            Set::Hidden => (12, 1),
-            Set::Messages | Set::Reports => (29, 1),
-            Set::Memberships => (42, 1),
+            Set::Ports => &[Type::Interface],
+            Set::Macs => &[Type::Interface, Type::Mac],
+            Set::Ipv4 => &[Type::Interface, Type::Ipv4],
+            Set::Ipv6 => &[Type::Interface, Type::Ipv6],
+            Set::Hidden => &[Type::Protocol],
+            Set::Messages | Set::Reports => &[Type::Icmpv6],
+            Set::Memberships => &[Type::Igmp],
         }
+    }
+
+    /// What its elements' data are made of, if it is a map.
+    pub fn data(self) -> &'static [Type] {
+        &[]
+    }
+
+    /// Whether its elements are ranges, of a key of two fields at least. (One field alone has ranges of another form.)
+    pub fn has_ranges(self) -> bool {
+        false
     }
 
     /// What is in it for ever.
@@ -69,7 +167,7 @@ impl Set {
     }
 }
 
-/// A chain of the table. Named so that nft(8) can read what it lists.
+/// A chain of a table. Named so that nft(8) can read what it lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chain {
     /// What comes into any bridge.
@@ -129,12 +227,30 @@ impl Chain {
         }
     }
 
-    /// NF_BR_PRE_ROUTING and NF_BR_LOCAL_IN, where the kernel comes to it by itself.
-    pub fn hook(self) -> Option<u32> {
+    /// The table that it is in.
+    pub fn family(self) -> Family {
+        Family::Bridge
+    }
+
+    /// Where the kernel comes to it by itself, if it does.
+    pub fn hook(self) -> Option<Hook> {
+        /// Before what anybody else usually has in a bridge: changes of addresses (-300), and filters (-200).
+        const FIRST: i32 = -400;
         match self {
-            Chain::Source => Some(0),
-            Chain::Host => Some(1),
+            Chain::Source => Some(Hook { number: 0, priority: FIRST, kind: "filter" }),
+            Chain::Host => Some(Hook { number: 1, priority: FIRST, kind: "filter" }),
             _ => None,
         }
     }
+}
+
+/// Where the kernel comes to a chain by itself. What that chain says nothing of goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// NF_BR_* or NF_INET_*: in both, 0 is before routing and 1 what is for the host.
+    pub number: u32,
+    /// The lower, the sooner.
+    pub priority: i32,
+    /// What may be done there: "filter" or "nat".
+    pub kind: &'static str,
 }

@@ -18,6 +18,8 @@ use crate::{
     netlink::{Question, messages},
 };
 
+use super::table::Family;
+
 /// NFNL_SUBSYS_NFTABLES, in the upper half of a message's type.
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -59,10 +61,10 @@ pub struct Request {
 }
 
 impl Request {
-    /// One about the family `bridge`; [`Malformed`] if it is too long to be sent.
-    pub fn new(kind: Kind, attributes: Attributes) -> Result<Request, Malformed> {
+    /// One about a family; [`Malformed`] if it is too long to be sent.
+    pub fn new(kind: Kind, family: Family, attributes: Attributes) -> Result<Request, Malformed> {
         let attributes = attributes.finish()?;
-        Ok(Request { kind: SUBSYSTEM << 8 | kind as u16, family: libc::NFPROTO_BRIDGE as u8, resource: 0, attributes })
+        Ok(Request { kind: SUBSYSTEM << 8 | kind as u16, family: family.number(), resource: 0, attributes })
     }
 
     /// The NLM_F_* that such a request takes: what is made may be there already, and a rule comes behind those that are there.
@@ -198,6 +200,8 @@ pub const ELEMENTS_SET: u16 = 2;
 pub const ELEMENTS: u16 = 3;
 pub const LIST_ELEM: u16 = 1;
 pub const ELEM_KEY: u16 = 1;
+pub const ELEM_DATA: u16 = 2;
+pub const ELEM_KEY_END: u16 = 10;
 pub const DATA_VALUE: u16 = 1;
 const GEN_ID: u16 = 1;
 
@@ -213,23 +217,35 @@ pub enum Said {
         /// The object.
         object: Object,
     },
-    /// Elements of a set, by their keys.
+    /// Elements of a set.
     Elements {
         /// The set's table.
-        table: String,
+        table: (Family, String),
         /// The set.
         set: String,
-        /// The keys.
-        keys: Vec<Vec<u8>>,
+        /// What each of them is.
+        items: Vec<Item>,
     },
     /// Nothing that netmgr asks for.
     Other,
+}
+
+/// What an element is, as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Item {
+    /// Its key; of a range, the first. Empty for one that stands for all others, which has none.
+    pub key: Vec<u8>,
+    /// Of a range, the last; else empty.
+    pub end: Vec<u8>,
+    /// What a map has for it; else empty.
+    pub data: Vec<u8>,
 }
 
 /// A table, a chain, a rule or a set, by its number, which no other of its kind in that table has ever had, and what somebody may change of
 /// it while it keeps that. (A rule is never changed: another one takes its place.)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
+    family: Family,
     kind: Kind,
     handle: Vec<u8>,
     /// A table's flags (dormant); a chain's name, hook and policy; a rule's chain; a set's name.
@@ -248,17 +264,17 @@ impl NetlinkDeserializable for Said {
             return Ok(Said::Other);
         }
         let kinds = [Kind::NewTable, Kind::NewChain, Kind::NewRule, Kind::NewSet, Kind::NewSetElem];
-        match kinds.into_iter().find(|kind| *kind as u16 == u16::from(low)) {
-            Some(_) if i32::from(family) != libc::NFPROTO_BRIDGE => Ok(Said::Other),
-            Some(Kind::NewSetElem) => elements(rest),
-            Some(kind) => object(kind, rest),
-            None if u16::from(low) == NEW_GEN => generation(rest),
-            None => Ok(Said::Other),
+        let kind = kinds.into_iter().find(|kind| *kind as u16 == u16::from(low));
+        match (kind, Family::numbered(family)) {
+            (Some(Kind::NewSetElem), Some(family)) => elements(family, rest),
+            (Some(kind), Some(family)) => object(family, kind, rest),
+            (None, _) if u16::from(low) == NEW_GEN => generation(rest),
+            _ => Ok(Said::Other),
         }
     }
 }
 
-/// Whether what is told of changes to rules may be about a table of that name in the family bridge.
+/// Whether what is told of changes to rules may be about a table of that name in a family of ours.
 pub fn concerns(told: &[u8], table: &str) -> bool {
     messages::<Changed>(told).any(|message| match message.map(|message| message.payload) {
         Ok(NetlinkPayload::InnerMessage(Changed(changed))) => changed.is_some_and(|changed| changed == table),
@@ -278,7 +294,7 @@ impl NetlinkDeserializable for Changed {
         let Some((&[family, ..], rest)) = body.split_first_chunk::<HEADER>() else {
             return Err(Malformed("message about rules"));
         };
-        if i32::from(family) != libc::NFPROTO_BRIDGE || header.message_type == SUBSYSTEM << 8 | NEW_GEN {
+        if Family::numbered(family).is_none() || header.message_type == SUBSYSTEM << 8 | NEW_GEN {
             return Ok(Changed(None));
         }
         // The first attribute of all of them.
@@ -299,14 +315,15 @@ fn generation(body: &[u8]) -> Result<Said, Malformed> {
     Err(Malformed("generation of rules"))
 }
 
-fn object(kind: Kind, body: &[u8]) -> Result<Said, Malformed> {
+fn object(family: Family, kind: Kind, body: &[u8]) -> Result<Said, Malformed> {
     let (handle, parts): (u16, &[u16]) = match kind {
         Kind::NewTable => (TABLE_HANDLE, &[TABLE_FLAGS]),
         Kind::NewChain => (CHAIN_HANDLE, &[CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY]),
         Kind::NewRule => (RULE_HANDLE, &[RULE_CHAIN]),
         _ => (SET_HANDLE, &[SET_NAME]),
     };
-    let (mut table, mut object) = (None, Object { kind, handle: Vec::new(), state: vec![Vec::new(); parts.len()] });
+    let state = vec![Vec::new(); parts.len()];
+    let (mut table, mut object) = (None, Object { family, kind, handle: Vec::new(), state });
     for one in attributes(body) {
         let one = one?;
         if one.kind() == TABLE {
@@ -320,8 +337,8 @@ fn object(kind: Kind, body: &[u8]) -> Result<Said, Malformed> {
     Ok(Said::Object { table: table.ok_or(Malformed("table's name"))?, object })
 }
 
-fn elements(body: &[u8]) -> Result<Said, Malformed> {
-    let (mut table, mut set, mut keys) = (None, None, Vec::new());
+fn elements(family: Family, body: &[u8]) -> Result<Said, Malformed> {
+    let (mut table, mut set, mut items) = (None, None, Vec::new());
     for one in attributes(body) {
         let one = one?;
         match one.kind() {
@@ -329,31 +346,34 @@ fn elements(body: &[u8]) -> Result<Said, Malformed> {
             ELEMENTS_SET => set = Some(text(one.value())),
             ELEMENTS => {
                 for element in attributes(one.value()) {
-                    keys.push(key(element?.value())?);
+                    items.push(item(element?.value())?);
                 }
             }
             _ => {}
         }
     }
     let lacks = || Malformed("list of a set's elements");
-    Ok(Said::Elements { table: table.ok_or_else(lacks)?, set: set.ok_or_else(lacks)?, keys })
+    Ok(Said::Elements { table: (family, table.ok_or_else(lacks)?), set: set.ok_or_else(lacks)?, items })
 }
 
-/// An element's key; empty for one that stands for all others, which has none.
-fn key(element: &[u8]) -> Result<Vec<u8>, Malformed> {
+fn item(element: &[u8]) -> Result<Item, Malformed> {
+    let mut item = Item::default();
     for part in attributes(element) {
         let part = part?;
-        if part.kind() != ELEM_KEY {
-            continue;
-        }
+        let value = match part.kind() {
+            ELEM_KEY => &mut item.key,
+            ELEM_KEY_END => &mut item.end,
+            ELEM_DATA => &mut item.data,
+            _ => continue,
+        };
         for data in attributes(part.value()) {
             let data = data?;
             if data.kind() == DATA_VALUE {
-                return Ok(data.value().to_vec());
+                *value = data.value().to_vec();
             }
         }
     }
-    Ok(Vec::new())
+    Ok(item)
 }
 
 #[cfg(test)]
@@ -372,13 +392,13 @@ mod tests {
         let of = |length: usize| {
             let mut attributes = Attributes::default();
             attributes.bytes(7, &vec![1; length]);
-            Request::new(Kind::NewTable, attributes)
+            Request::new(Kind::NewTable, Family::Inet, attributes)
         };
         assert_eq!(of(LONGEST - HEADER).unwrap().buffer_len(), HEADER + LONGEST.next_multiple_of(4));
         of(LONGEST - HEADER + 1).unwrap_err();
         let mut nested = Attributes::default();
         nested.nested(7, |inner| _ = inner.bytes(1, &vec![1; LONGEST]));
-        Request::new(Kind::NewTable, nested).unwrap_err();
+        Request::new(Kind::NewTable, Family::Inet, nested).unwrap_err();
         let mut full = Attributes::default();
         full.bytes(1, &vec![0; LONGEST - 3 * HEADER]);
         assert!(full.has_room(3) && !full.has_room(4));
@@ -389,7 +409,7 @@ mod tests {
         let table = attribute(TABLE, b"volt-vmm\0");
         let bridge = libc::NFPROTO_BRIDGE;
         assert!(matches!(said(10 << 8, bridge, &table), Ok(Said::Object { table, .. }) if table == "volt-vmm"));
-        for (kind, family) in [(10 << 8, libc::NFPROTO_INET), (1 << 8, bridge), (10 << 8 | 99, bridge)] {
+        for (kind, family) in [(10 << 8, libc::NFPROTO_ARP), (1 << 8, bridge), (10 << 8 | 99, bridge)] {
             assert_eq!(said(kind, family, &table), Ok(Said::Other));
         }
         assert_eq!(said(10 << 8 | 15, 0, &attribute(1, &[0, 0, 1, 2])), Ok(Said::Generation(0x0102)));
@@ -404,14 +424,14 @@ mod tests {
         let list = [element(b"abcd"), element(b"efgh"), attribute(LIST_ELEM, &attribute(3, &[0; 4]))].concat();
         let (table, set) = (attribute(TABLE, b"t\0"), attribute(ELEMENTS_SET, b"s\0"));
         let whole = [table, set, attribute(ELEMENTS, &list)].concat();
-        let keys = vec![b"abcd".to_vec(), b"efgh".to_vec(), Vec::new()];
+        let items = [&b"abcd"[..], b"efgh", b""].map(|key| Item { key: key.to_vec(), ..Item::default() }).to_vec();
         let kind = 10 << 8 | 12;
-        let expected = Said::Elements { table: "t".into(), set: "s".into(), keys };
+        let expected = Said::Elements { table: (Family::Bridge, "t".into()), set: "s".into(), items };
         assert_eq!(said(kind, libc::NFPROTO_BRIDGE, &whole), Ok(expected));
         for end in 0..whole.len() {
             // Where the list would begin, nobody can tell.
             let read = said(kind, libc::NFPROTO_BRIDGE, &whole[..end]);
-            assert!(read.is_err() || matches!(&read, Ok(Said::Elements { keys, .. }) if keys.is_empty()));
+            assert!(read.is_err() || matches!(&read, Ok(Said::Elements { items, .. }) if items.is_empty()));
         }
         for at in 0..whole.len() {
             for byte in [0, 1, 3, 0x7f, 0xff] {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         expression::{Field, Test, Verdict},
-        table::Chain,
+        table::{Chain, Hook},
     },
     *,
 };
@@ -40,7 +40,8 @@ fn listed() -> BTreeMap<String, Vec<Value>> {
 
 /// The table's number, which another one of its name does not have.
 fn handle() -> Option<u64> {
-    listed().get("table")?.iter().find(|table| table["name"] == "volt-vmm")?["handle"].as_u64()
+    listed().get("table")?.iter().find(|table| table["name"] == "volt-vmm" && table["family"] == "bridge")?["handle"]
+        .as_u64()
 }
 
 /// How many elements that set has, as nft(8) lists them.
@@ -171,20 +172,21 @@ fn nft_lists_the_rules_of_the_model_and_the_elements_of_its_ports() {
         let ports = Ports::new();
         mend(&mut filter(), &ports);
         let listed = listed();
-        assert_eq!(listed["table"].len(), 1);
+        assert_eq!(listed["table"].len(), 2);
         for (chain, said) in Chain::ALL.iter().zip(&listed["chain"]) {
             assert_eq!(said["name"], chain.name());
-            let hook = match chain {
-                Chain::Source => json!("prerouting"),
-                Chain::Host => json!("input"),
-                _ => Value::Null,
-            };
-            assert_eq!(said["hook"], hook);
-            if !hook.is_null() {
-                assert_eq!(
-                    (&said["type"], &said["prio"], &said["policy"]),
-                    (&json!("filter"), &json!(-400), &json!("accept"))
-                );
+            match chain.hook() {
+                Some(Hook { number, priority, kind }) => {
+                    assert_eq!(
+                        said["hook"],
+                        ["prerouting", "input", "forward", "output", "postrouting"][number as usize]
+                    );
+                    assert_eq!(
+                        (&said["type"], &said["prio"], &said["policy"]),
+                        (&json!(kind), &json!(priority), &json!("accept"))
+                    );
+                }
+                None => assert_eq!(said["hook"], Value::Null),
             }
             let rules: Vec<&Value> = listed["rule"].iter().filter(|rule| rule["chain"] == chain.name()).collect();
             assert_eq!(rules.len(), chain.rules().len());
@@ -278,9 +280,10 @@ fn port_that_goes_takes_its_elements_with_it_and_no_others() {
 }
 
 /// What others may do to the rules.
-const HARM: [&[&str]; 14] = [
+const HARM: [&[&str]; 15] = [
     &["flush ruleset"],
     &["delete table bridge volt-vmm"],
+    &["delete table inet volt-vmm"],
     &["flush table bridge volt-vmm"],
     &["flush chain bridge volt-vmm guest"],
     &["flush set bridge volt-vmm macs"],
@@ -307,7 +310,7 @@ fn whatever_others_do_to_the_table_is_undone_and_nothing_else_is_touched() {
         let whole = run(&format!("nft list table {TABLE}"));
         for harm in HARM {
             run("nft add table bridge volt-vmm-other");
-            run("nft add table inet volt-vmm");
+            run("nft add table inet volt-vmm-other");
             for command in harm {
                 let output = Command::new("nft").arg(command).output().unwrap();
                 assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
@@ -317,7 +320,7 @@ fn whatever_others_do_to_the_table_is_undone_and_nothing_else_is_touched() {
             assert!(!mend(&mut filter, &ports), "{harm:?}: only once");
             if harm != ["flush ruleset"] {
                 run("nft list table bridge volt-vmm-other");
-                run("nft list table inet volt-vmm");
+                run("nft list table inet volt-vmm-other");
             }
         }
     });
@@ -391,7 +394,7 @@ fn more_elements_than_an_attribute_holds_are_all_there() {
         let ports = Ports::of(4000);
         let mut filter = filter();
         mend(&mut filter, &ports);
-        let (objects, elements) = filter.look().unwrap().unwrap();
+        let (objects, elements) = filter.look().unwrap();
         let expected: BTreeSet<Element> =
             ports.senders().flat_map(|port| port.elements()).chain(rules::constants()).collect();
         assert_eq!(elements.len(), expected.len());
@@ -399,7 +402,7 @@ fn more_elements_than_an_attribute_holds_are_all_there() {
         assert_eq!(filter.known.as_ref().map(|known| &known.objects), Some(&objects));
         // And go as they came.
         filter.remove(ports.0.iter().map(|(interface, ..)| interface.as_str())).unwrap();
-        assert_eq!(filter.look().unwrap().unwrap().1.len(), rules::constants().count());
+        assert_eq!(filter.look().unwrap().1.len(), rules::constants().count());
     });
 }
 
@@ -465,7 +468,7 @@ fn somebody_who_changes_rules_all_the_time_keeps_nobody_from_changing_these() {
             }
             done.store(true, Ordering::Relaxed);
         });
-        let (_, there) = filter.look().unwrap().unwrap();
+        let (_, there) = filter.look().unwrap();
         let expected: BTreeSet<Element> =
             filter.elements.values().flatten().cloned().chain(rules::constants()).collect();
         assert_eq!(there.len(), expected.len());
