@@ -254,3 +254,36 @@ fn host_without_proc_sys_and_dev_gets_a_whole_report() {
     }
     assert_eq!(report.row("landlock").state, whole.row("landlock").state);
 }
+
+#[test]
+fn another_firewall_that_drops_and_frames_that_cross_it_are_named() {
+    if !is_root() || !works("nft", &["--version"]) {
+        return testkit::skip!("it takes root, and nft (package nftables)");
+    }
+    let within = |rules: &str| {
+        let script = format!(
+            "for rule in {rules} end; do [ \"$rule\" = end ] || nft \"$rule\" || exit 9; done; exec \"$0\" doctor --json"
+        );
+        Report::of(Command::new("unshare").args(["--net", "sh", "-c", &script, VOLT]))
+    };
+    let none = within("");
+    assert_eq!(none.row("firewall").state, "ok", "{none:?}");
+    assert!(none.row("forwarding").detail.starts_with("IPv4 off"), "{none:?}");
+    let chain = |policy: &str| {
+        format!("'add chain ip filter FORWARD {{ type filter hook forward priority 0; policy {policy}; }}'")
+    };
+    let ours = "'add table inet volt-vmm-x' 'add chain inet volt-vmm-x f { type filter hook forward priority 0; policy drop; }'";
+    let accepts = within(&format!("'add table ip filter' {} {ours}", chain("accept")));
+    assert_eq!(accepts.row("firewall").state, "ok", "{accepts:?}");
+    let drops = within(&format!("'add table ip filter' {}", chain("drop")));
+    let row = drops.row("firewall");
+    assert!(row.state == "limited" && row.detail.contains("ip filter FORWARD"), "{row:?}");
+    // The remedy works: it is one command.
+    let remedy = row.remedy.as_ref().unwrap().split_once("nft ").unwrap().1.replace("NETWORK", "volt0");
+    let mended = within(&format!("'add table ip filter' {} '{remedy}'", chain("drop")));
+    assert_eq!(mended.row("firewall").state, "limited", "its policy is what it was: {mended:?}");
+
+    let across = text("/proc/sys/net/bridge/bridge-nf-call-iptables") == "1";
+    let here = Report::of(&mut doctor(VOLT));
+    assert_eq!(here.row("bridge-netfilter").state, if across { "limited" } else { "ok" }, "{here:?}");
+}

@@ -7,10 +7,12 @@
 mod cgroups;
 mod confinement;
 mod cpu;
+mod firewall;
 mod host;
 mod kvm;
 mod memory;
 mod namespaces;
+mod netlink;
 mod network;
 mod probe;
 mod user;
@@ -143,6 +145,7 @@ fn examine(policy: Policy) -> Vec<Check> {
     let mut checks = vec![host::kernel(), kvm, speed, host::programs(), user::rights(), user::limits()];
     checks.extend([policy, confinement::landlock(), confinement::seccomp(), users, others, groups]);
     checks.extend(network);
+    checks.extend([firewall::forwarding(), firewall::others(), firewall::across()]);
     checks.extend([memory::available(), memory::huge_pages(), memory::swap(), memory::same_page_merging()]);
     checks.extend([cpu::threads(), cpu::mitigations()]);
     checks

@@ -6,20 +6,17 @@ use std::os::fd::AsRawFd;
 use rustix::{
     fs::{Mode, OFlags, open},
     io::Errno,
-    net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt::Timeout},
+    net::{Protocol, netlink},
 };
 
-use super::{Check, probe};
-
-/// How long the kernel may take to answer.
-const ANSWER: std::time::Duration = std::time::Duration::from_secs(2);
+use super::{
+    Check,
+    netlink::{NLM_F_ACK, NLM_F_CREATE_EXCL, NLM_F_REQUEST, ask, message},
+    probe,
+};
 
 /// NETLINK_ROUTE is protocol 0, which is `None` here.
 const ROUTE: Option<Protocol> = None;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_CREATE_EXCL: u16 = 0x600;
-const NLMSG_ERROR: u16 = 2;
 
 /// nftables for bridges, by which guests are kept to their own addresses: by having it make a chain that sees what comes in.
 pub fn nftables(owned: bool) -> Check {
@@ -113,56 +110,9 @@ fn refused(check: &'static str, errno: Errno, remedy: &str) -> Check {
     }
 }
 
-/// A netlink message: nlmsghdr, then `body`.
-fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
-    message.extend([0; 8]); // sequence number, port
-    message.extend(body);
-    message
-}
-
-/// Sends one message to the kernel and waits for its answer.
-fn ask(protocol: Option<Protocol>, message: &[u8]) -> Result<(), Errno> {
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER))?;
-    rustix::net::send(&socket, message, SendFlags::empty())?;
-    let mut buffer = [0_u8; 4096];
-    let (length, _) = rustix::net::recv(&socket, &mut buffer, RecvFlags::empty())?;
-    answer(buffer.get(..length).unwrap_or_default())
-}
-
-/// An answer's error, if it is one. NLMSG_ERROR with code 0 is an acknowledgement.
-fn answer(message: &[u8]) -> Result<(), Errno> {
-    let field = |at: usize| message.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-    let (Some(header), Some(_)) = (field(4), field(12)) else { return Err(Errno::BADMSG) };
-    let [low, high, ..]: [u8; 4] = header;
-    if u16::from_ne_bytes([low, high]) != NLMSG_ERROR {
-        return Ok(());
-    }
-    match i32::from_ne_bytes(field(16).ok_or(Errno::BADMSG)?) {
-        0 => Ok(()),
-        code => Err(Errno::from_raw_os_error(code.checked_neg().unwrap_or(libc::EIO))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answer_is_an_error_only_where_it_says_so() {
-        let error = |code: i32| message(NLMSG_ERROR, 0, &code.to_ne_bytes());
-        assert_eq!(answer(&error(0)), Ok(()));
-        assert_eq!(answer(&error(-libc::EOPNOTSUPP)), Err(Errno::OPNOTSUPP));
-        assert_eq!(answer(&error(i32::MIN)), Err(Errno::IO));
-        assert_eq!(answer(&message(0x0a0f, 0, &[0; 4])), Ok(()));
-        let whole = error(-1);
-        for length in 0..whole.len() {
-            assert_eq!(answer(&whole[..length]), Err(Errno::BADMSG), "{length}");
-        }
-    }
 
     #[test]
     fn right_that_is_lacking_is_not_taken_for_a_kernel_that_lacks_it() {
