@@ -30,8 +30,8 @@ interface Ipam {
   #   {"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"},
   #    "reservations":{"vm-web":"10.42.0.10","container-db":"10.42.0.20"}}
   # Defines the pool of that network, or changes it if no lease or durable reservation would fall outside. `gateway`, `pool` and `reservations` may be
-  # absent: the first address, everything between the gateway and the broadcast address, none. So may `"type"`, which is "bridged" in this version, and
-  # `"mtu"`, the bytes that a frame of the network holds (`minMtu` to `maxMtu` of network.capnp): what its bridge has. `"ipv6":true` gives it IPv6 beside, in
+  # absent: the first address, everything between the gateway and the broadcast address, none. So may `"type"`, which is "bridged" or
+  # "host-only", `"nat"`, which is true or, where it is absent, false, and `"mtu"`, the bytes that a frame of the network holds (`minMtu` to `maxMtu` of network.capnp): what its bridge has. `"ipv6":true` gives it IPv6 beside, in
   # a subnet that follows from the installation and its name; `"subnet6"`, such as "fd12:3456:789a:1::/64", in that one, with `"gateway6"` or the subnet's
   # ::1 for the bridge. No address of it is handed out here: a guest's follows from its MAC address (network.capnp). `"policy"` is what its ports
   # have that are made without one: `{"default":"deny","allow":["10.0.0.0/8 tcp 443"]}`, with rules as in `PolicyRules` of network.capnp; "allow" as the default
@@ -105,6 +105,9 @@ struct PoolInfo {
   # As `NetworkConfig` of network.capnp has it: the bridge's IPv6 address with its prefix, "auto", or empty for a network without.
   policy @10 :Net.PolicyRules;
   # As `NetworkConfig` has it; null where the configuration says nothing of it.
+  kind @11 :Net.NetworkKind;
+  nat @12 :Bool;
+  # As `NetworkConfig` has them.
 }
 
 interface Allocator {

@@ -32,6 +32,10 @@ const maxRules :UInt8 = 32;
 const maxRanges :UInt32 = 16384;
 # Ranges of addresses and ports that all policies in force take together, where no two overlap; one more fails with `exhausted`.
 
+const maxPublished :UInt32 = 64;
+# Ports of the host that are published for one port's guest; and of all ports, `maxPublishedByHost`.
+const maxPublishedByHost :UInt32 = 512;
+
 const maxListedPorts :UInt32 = 256;
 # Ports that `Network.ports` gives at one time.
 
@@ -51,6 +55,17 @@ struct NetworkConfig {
   policy @5 :PolicyRules;
   # What a port has that is made without a policy of its own. Ports that are there keep what they have. Null for none: its guest sends to wherever it
   # likes, but for the metadata of clouds (169.254.169.254, fd00:ec2::254).
+  kind @6 :NetworkKind;
+  nat @7 :Bool;
+  # Whether its guests reach what is beyond the host, under the host's address: what host-only ones do, and `bridged` ones where it is set. The host
+  # forwards for that. Nothing from beyond the host reaches a guest but answers, and what goes to a port that is published.
+}
+
+enum NetworkKind {
+  bridged @0;
+  # Its guests reach one another and the host.
+  hostOnly @1;
+  # Its guests reach one another, and what is beyond the host. Of the host they reach its echo under the gateway's address, and no service under any.
 }
 
 struct PolicyRules {
@@ -93,6 +108,19 @@ interface Network {
 
   portPolicy @7 (workload :Text) -> (policy :Policy);
   # What the port of that workload has; null for none. Errors: notFound.
+
+  publish @8 (workload :Text, sockets :List(FdLane.FdToken), guestPort :UInt16) -> (published :List(Published));
+  # Has what comes to ports of the host go to the guest of that workload's port here: to `guestPort` what comes to the first one, to the next what
+  # comes to the next, and so on. Each socket is one port: bound to it and to one address of the host, or to all (0.0.0.0, or :: with IPV6_V6ONLY), of TCP
+  # (listening) or UDP (without SO_REUSEADDR and SO_REUSEPORT), in the service's network namespace. Who could bind it has shown that it may have the
+  # port; it is kept, and nothing is read of it, so that nobody else has the port as long as it is published: until `unpublish`, or until the workload's
+  # port goes. After a restart of the service it is published still, and is kept by nobody unless the caller has kept a duplicate of the socket.
+  # Only what is for the host's own addresses is led there: from other hosts, from the host itself, also over 127.0.0.1, and from guests.
+  # Errors: badToken, invalidArgument (a socket is none of these, or `guestPort` is 0 or too high), notFound (it has no port here, or its port has no
+  # address of that family), alreadyExists (it is published, for whomever, under the same address or one that covers it), exhausted.
+
+  unpublish @9 (workload :Text, published :List(Published)) -> ();
+  # Ends it at once, also for what goes on by way of it. `guestPort` is not looked at. Errors: notFound (one of them is not published for it).
 }
 
 interface Policy {
@@ -181,6 +209,23 @@ interface Port {
 
   stats @6 () -> (stats :PortStats);
   # What its policy has allowed and denied. Errors: revoked.
+
+  publish @7 (sockets :List(FdLane.FdToken), guestPort :UInt16) -> (published :List(Published));
+  unpublish @8 (published :List(Published)) -> ();
+  # As `Network.publish` and `Network.unpublish` for this port's workload. Errors: theirs, and revoked.
+}
+
+struct Published {
+  protocol @0 :Protocol;
+  address @1 :Text;
+  # Of the host: one of its own, or "0.0.0.0" or "::" for all of that family.
+  port @2 :UInt16;
+  guestPort @3 :UInt16;
+
+  enum Protocol {
+    tcp @0;
+    udp @1;
+  }
 }
 
 struct PortStats {
@@ -210,4 +255,6 @@ struct PortInfo {
   # The bridge's own addresses, each with its prefix, such as "10.42.0.1/24": IPv4, then IPv6. Not in `NetworkInfo`, whose `config` has them.
   stats @8 :PortStats;
   # Null for a port without a policy. Only from `Network.ports`.
+  published @9 :List(Published);
+  # What of the host leads to its guest. Only from `Network.ports`.
 }
