@@ -6,6 +6,7 @@ mod doctor;
 mod functional;
 mod peers;
 mod report;
+mod suite;
 mod walls;
 
 use std::{path::Path, time::Duration};
@@ -35,6 +36,7 @@ fn run(scenario: &str, report: &mut Report) -> Result<()> {
         "bench-footprint" => bench::footprint(&volt(), report),
         "demo" => demo(report),
         "functional" => functional::run(&volt(), report),
+        "tests" => suite::run(Path::new("/tests"), report),
         other => bail!("There is no scenario {other:?}"),
     }
 }

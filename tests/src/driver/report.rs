@@ -39,6 +39,11 @@ impl Report {
         }
     }
 
+    /// Records a check that was not made.
+    pub fn skip(&mut self, name: &str, why: &str) -> Result<()> {
+        self.line(&format!("skipped: {name}: {why}"))
+    }
+
     /// Records a measured number.
     pub fn figure(&mut self, name: &str, value: f64) -> Result<()> {
         self.line(&format!("figure {name} {value}"))
@@ -88,7 +93,7 @@ impl Steps<'_> {
     /// Makes the next check.
     pub fn step(&mut self, name: &'static str, check: impl FnOnce() -> Result<()>) -> Result<()> {
         if let Some(failed) = self.failed {
-            return self.report.line(&format!("skipped: {name}: \"{failed}\" failed"));
+            return self.report.skip(name, &format!("\"{failed}\" failed"));
         }
         let outcome = check();
         self.failed = outcome.is_err().then_some(name);

@@ -19,6 +19,9 @@ const GUEST_MODULES: [&str; 5] = ["virtio_mmio", "virtio_blk", "virtio_net", "bu
 const HOST_MODULES: [&str; 9] =
     ["kvm-amd", "tun", "bridge", "veth", "macvtap", "nf_tables", "nft_chain_nat", "nft_masq", "nft_ct"];
 
+/// What tests of networks look at the kernel's side with.
+const TOOLS: [&str; 4] = ["/usr/bin/ip", "/usr/sbin/bridge", "/usr/sbin/nft", "/usr/bin/unshare"];
+
 /// The initial RAM disk of a guest that runs `kernel`; it obeys `commands` before it listens to its console.
 pub fn guest(kernel: &Kernel, commands: &str) -> Result<Vec<u8>> {
     let mut archive = base(include_str!("../lab/guest-init.sh"))?;
@@ -47,16 +50,36 @@ pub fn host(kernel: &Kernel, programs: &[PathBuf], guests: &[(&Kernel, Vec<u8>)]
     Ok(archive)
 }
 
+/// Adds `tests`, by name, which find `program` where they were told that it is, and the distribution's own tools.
+pub fn add_tests(archive: &mut Archive, tests: &[(String, PathBuf)], program: &Path) -> Result<()> {
+    // Something may be mounted over that place.
+    archive.file("/programs/0", 0o755, &read(program)?);
+    archive.file("/programs/0.path", 0o644, program.as_os_str().as_encoded_bytes());
+    for (name, test) in tests {
+        archive.file(&format!("/tests/{name}"), 0o755, &read(test)?);
+    }
+    add_programs(archive, &TOOLS)
+}
+
+/// Adds programs of this machine's, with their libraries.
+fn add_programs(archive: &mut Archive, programs: &[&str]) -> Result<()> {
+    let mut libraries = BTreeSet::new();
+    for program in programs {
+        let listed = debian::output(Command::new("ldd").arg(program))?;
+        // Lines are "name => /path (address)", and "/path (address)" for the dynamic linker.
+        libraries.extend(listed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+        archive.file(program, 0o755, &read(Path::new(program))?);
+    }
+    libraries.into_iter().try_for_each(|library| {
+        archive.file(&library, 0o755, &read(Path::new(&library))?);
+        Ok(())
+    })
+}
+
 /// Adds QEMU with its libraries and the firmware of its microvm, and says which version it is.
 pub fn add_qemu(archive: &mut Archive) -> Result<String> {
-    let program = Path::new("/usr/bin/qemu-system-x86_64");
-    let listed = debian::output(Command::new("ldd").arg(program))?;
-    // Lines are "name => /path (address)", and "/path (address)" for the dynamic linker.
-    let libraries: BTreeSet<&str> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
-    archive.file(&program.to_string_lossy(), 0o755, &read(program)?);
-    for library in libraries {
-        archive.file(library, 0o755, &read(Path::new(library))?);
-    }
+    let program = "/usr/bin/qemu-system-x86_64";
+    add_programs(archive, &[program])?;
     for firmware in ["bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin", "kvmvapic.bin"] {
         let path = Path::new("/usr/share/qemu").join(firmware);
         archive.file(&path.to_string_lossy(), 0o644, &read(&path)?);

@@ -166,7 +166,10 @@ impl Lab<'_> {
             let silence = self.silence.filter(|silence| up && *silence < left);
             match lines.recv_timeout(silence.unwrap_or(left)) {
                 Ok(line) => match Event::parse(line.trim_end()) {
-                    Some(Event::Up) => up = true,
+                    Some(Event::Up) => {
+                        up = true;
+                        report(Event::Up);
+                    }
                     Some(Event::End) => break,
                     Some(event) => report(event),
                     None => bail!("The lab's driver wrote {line:?}, which means nothing"),

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the tiers unit, host and lab, the fast ones first. The last line of its output is always
+//! `cargo xtask test`: the tiers unit, host, kernels and lab, the fast ones first. The last line of its output is always
 //! `N passed, N failed, N skipped`; a test that was skipped is named with its reason, and before it are the ten that took longest, among
 //! the lab's checks too. (Tests of one program run side by side: what one takes is what it took beside the others.)
 //!
@@ -7,12 +7,17 @@
 
 use std::{
     cmp::Reverse,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
     process::ExitCode,
+    sync::mpsc::channel,
+    thread,
     time::{Duration, Instant},
 };
 
 use ::schema::programs::programs;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use volt_tests::cpio::Archive;
 
 use crate::{
     debian::{self, Kernel},
@@ -81,12 +86,12 @@ impl Tally {
 
 type Tier = fn(&Workspace, &mut Tally) -> Result<()>;
 
-const TIERS: [(&str, Tier); 3] = [("unit", unit), ("host", host), ("lab", lab)];
+const TIERS: [(&str, Tier); 4] = [("unit", unit), ("host", host), ("kernels", kernels), ("lab", lab)];
 
 /// Runs the tiers that are named, or all.
 pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
     if let Some(unknown) = only.iter().find(|name| !TIERS.iter().any(|(tier, _)| tier == *name)) {
-        bail!("There is no tier {unknown:?}; there are unit, host and lab");
+        bail!("There is no tier {unknown:?}; there are {}", TIERS.map(|(tier, _)| tier).join(", "));
     }
     let mut tally = Tally::default();
     for (name, tier) in TIERS {
@@ -149,55 +154,91 @@ fn stock_kernels(workspace: &Workspace) -> Result<[Kernel; 2]> {
     Ok([Kernel::fetch(&lab, "6.1")?, Kernel::fetch(&lab, "6.12")?])
 }
 
+/// netmgr's tests, which are about what a kernel does, on the kernels of the lab.
+fn kernels(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    debian::install(&["busybox-static", "iproute2", "nftables", "util-linux"])?;
+    let (emulator, kernels) = (Emulator::fetch(&workspace.lab())?, stock_kernels(workspace)?);
+    let driver = workspace.release(["lab-driver"])?;
+    workspace.debug()?;
+    let tests = workspace.tests(&["--test", "*"])?.into_iter().filter_map(|(name, command)| {
+        Some((name.strip_prefix("netmgr ")?.to_owned(), PathBuf::from(command.get_program())))
+    });
+    let tests: Vec<_> = tests.collect();
+    let (_, beside) = tests.first().context("netmgr has no tests")?;
+    let netmgr = beside.parent().and_then(Path::parent).context("A test has a folder")?.join("netmgr");
+    let boots = kernels.iter().map(|kernel| {
+        let mut image = image::host(kernel, &driver, &[])?;
+        image::add_tests(&mut image, &tests, &netmgr)?;
+        Ok(boot(&emulator, kernel, "tests", image))
+    });
+    side_by_side("lab tests", workspace, &boots.collect::<Result<Vec<_>>>()?, tally)
+}
+
 /// The whole product on the real KVM of two lab hosts.
 fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     debian::install(&["busybox-static"])?;
-    let emulator = Emulator::fetch(&workspace.lab())?;
-    let kernels = stock_kernels(workspace)?;
+    let (emulator, kernels) = (Emulator::fetch(&workspace.lab())?, stock_kernels(workspace)?);
     tally.record("release programs are static, and the core is small", sizes::check(&workspace.release(programs())?));
     let programs = workspace.release(programs().chain(["lab-driver"]))?;
-    for host in &kernels {
-        let guests = kernels.iter().map(|guest| Ok((guest, image::guest(guest, "")?))).collect::<Result<Vec<_>>>()?;
-        let boot = Lab {
-            emulator: &emulator,
-            kernel: host,
-            image: image::host(host, &programs, &guests)?.finish(),
-            scenario: "functional",
-            clock: Clock::Wall,
-            deadline: Duration::from_secs(900),
-            // Checks may take long, and one that stands still is a fault.
-            silence: None,
-        };
-        let on = format!("lab host {}", host.series);
-        // Checks are made one after the other.
-        let (mut results, mut since) = (0, Instant::now());
-        let run = boot.run(&workspace.lab().join("runs").join(host.series), &mut |event| {
-            results += 1;
-            let took = since.elapsed();
-            match event {
-                Event::Ok(name) => {
+    let guests = kernels.iter().map(|guest| Ok((guest, image::guest(guest, "")?))).collect::<Result<Vec<_>>>()?;
+    let boots =
+        kernels.iter().map(|host| Ok(boot(&emulator, host, "functional", image::host(host, &programs, &guests)?)));
+    side_by_side("lab host", workspace, &boots.collect::<Result<Vec<_>>>()?, tally)
+}
+
+fn boot<'a>(emulator: &'a Emulator, kernel: &'a Kernel, scenario: &'a str, image: Archive) -> Lab<'a> {
+    let deadline = Duration::from_secs(900);
+    // Checks may take long, and one that stands still is a fault.
+    Lab { emulator, kernel, image: image.finish(), scenario, clock: Clock::Wall, deadline, silence: None }
+}
+
+/// Boots lab hosts at the same time: each has one CPU, which is one thread of this machine's.
+fn side_by_side(what: &str, workspace: &Workspace, boots: &[Lab<'_>], tally: &mut Tally) -> Result<()> {
+    let runs = workspace.lab().join("runs");
+    thread::scope(|scope| {
+        let (sender, heard) = channel();
+        for boot in boots {
+            let (sender, dir) = (sender.clone(), runs.join(boot.kernel.series).join(boot.scenario));
+            scope.spawn(move || {
+                let mut results = 0;
+                let run = boot.run(&dir, &mut |event| {
+                    results += usize::from(event != Event::Up);
+                    _ = sender.send((boot.kernel.series, Ok(event)));
+                });
+                let run = run.and_then(|()| {
+                    ensure!(results > 0, "No check was made");
+                    Ok(())
+                });
+                _ = run.inspect_err(|why| _ = sender.send((boot.kernel.series, Err(format!("{why:#}")))));
+            });
+        }
+        drop(sender);
+        // Those of one host are made one after the other.
+        let mut since = BTreeMap::new();
+        for (series, said) in heard {
+            let on = format!("{what} {series}");
+            let mut took = |name: &str, tally: &mut Tally| {
+                let now = Instant::now();
+                let before = since.insert(series, now).unwrap_or(now);
+                tally.took(&format!("{on}: {name}"), now.saturating_duration_since(before));
+            };
+            match said {
+                Ok(Event::Up) => _ = since.insert(series, Instant::now()),
+                Ok(Event::Ok(name)) => {
                     println!("ok {on}: {name}");
                     tally.pass();
-                    tally.took(&format!("{on}: {name}"), took);
-                    since = Instant::now();
+                    took(&name, tally);
                 }
-                Event::NotOk(name, why) => {
+                Ok(Event::NotOk(name, why)) => {
                     tally.fail(&format!("{on}: {name}"), &why);
-                    tally.took(&format!("{on}: {name}"), took);
-                    since = Instant::now();
+                    took(&name, tally);
                 }
-                Event::Skipped(name, why) => tally.skip(&format!("{on}: {name}"), &why),
-                Event::Say(text) => println!("{on}: {text}"),
-                Event::Figure(..) | Event::Up | Event::End => {}
+                Ok(Event::Skipped(name, why)) => tally.skip(&format!("{on}: {name}"), &why),
+                Ok(Event::Say(text)) => println!("{on}: {text}"),
+                Ok(Event::Figure(..) | Event::End) => {}
+                Err(why) => tally.fail(&on, &why),
             }
-        });
-        let run = run.and_then(|()| {
-            ensure!(results > 0, "No check was made");
-            Ok(())
-        });
-        if let Err(why) = run {
-            tally.fail(&on, &format!("{why:#}"));
         }
-    }
+    });
     Ok(())
 }

@@ -1,0 +1,69 @@
+//! Test programs of the plain harness, on a lab host's kernel: each test in a process of its own, one after the other.
+
+use std::{
+    ffi::OsString,
+    fs,
+    os::unix::{ffi::OsStringExt, fs::symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use volt_tests::volt;
+
+use crate::report::Report;
+
+/// How long one test may take, on a machine that is emulated.
+const DEADLINE: Duration = Duration::from_secs(300);
+/// The program that the tests run, and where they look for it.
+const PROGRAM: &str = "/programs/0";
+const PLACE: &str = "/programs/0.path";
+/// The distribution's tools go before busybox's, which know less.
+const PATH: &str = "/usr/sbin:/usr/bin:/bin";
+/// Of what a failed test has printed, so much is told.
+const TOLD: usize = 1500;
+
+/// Runs all tests of all programs in `dir`.
+pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
+    let place = PathBuf::from(OsString::from_vec(fs::read(PLACE)?));
+    fs::create_dir_all(place.parent().context("A program has a folder")?)?;
+    symlink(PROGRAM, place)?;
+    let mut programs = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    programs.sort();
+    for program in programs {
+        let suite = program.file_name().context("A program has a name")?.to_string_lossy().into_owned();
+        let listed = volt::finish(command(&program, &["--list", "--format=terse"]), DEADLINE)?;
+        ensure!(listed.status.success(), "{suite} does not list its tests");
+        for line in String::from_utf8_lossy(&listed.stdout).lines() {
+            let Some(test) = line.strip_suffix(": test") else { continue };
+            let name = format!("{suite}: {test}");
+            match run_one(&program, test) {
+                Ok(None) => report.check(&name, Ok(()))?,
+                Ok(Some(why)) => report.skip(&name, &why)?,
+                Err(why) => report.check(&name, Err(why))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs one test; why it was skipped, if it was.
+fn run_one(program: &Path, test: &str) -> Result<Option<String>> {
+    let out = volt::finish(command(program, &["--exact", test, "--show-output"]), DEADLINE)?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    if !out.status.success() {
+        let end = text.len().saturating_sub(TOLD);
+        let end = (end..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        bail!("{}", text.get(end..).unwrap_or_default());
+    }
+    ensure!(text.contains("test result: ok. 1 passed"), "It was not run: {text}");
+    let skipped = text.lines().find_map(|line| line.strip_prefix("skipped: "));
+    Ok(skipped.map(|why| why.split_once(": ").map_or(why, |(_, why)| why).to_owned()))
+}
+
+fn command(program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).env("PATH", PATH).stdin(Stdio::null());
+    command
+}
