@@ -1,10 +1,13 @@
 //! A pool's configuration: the JSON text that `definePool` takes, checked in full. Pure: it reads the text and nothing else.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use schema::names;
-use schema::net::{Subnet, is_mtu, is_of_hosts, is_prefix, mtu_rule, prefix_rule};
+use schema::net::{
+    Subnet, ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, mtu_rule, prefix_rule, subnet_of_ipv6,
+};
+use schema::network_capnp::IPV6_PREFIX_LENGTH;
 
 use crate::json::Json;
 
@@ -12,7 +15,8 @@ use crate::json::Json;
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
-const KEYS: [&str; 7] = ["network", "type", "subnet", "gateway", "mtu", "pool", "reservations"];
+const KEYS: [&str; 10] =
+    ["network", "type", "subnet", "gateway", "ipv6", "subnet6", "gateway6", "mtu", "pool", "reservations"];
 const POOL_KEYS: [&str; 2] = ["start", "end"];
 
 /// The kind of network that there is, and those that are to come.
@@ -28,6 +32,8 @@ pub struct PoolConfig {
     pub subnet: Subnet,
     /// The router's address, never handed out.
     pub gateway: Ipv4Addr,
+    /// Its IPv6.
+    pub ipv6: Ipv6,
     /// Bytes that a frame of it holds; `None` for what its bridge has, which is 1500 where it is new.
     pub mtu: Option<u32>,
     /// First address of the range that is handed out without a reservation.
@@ -36,6 +42,45 @@ pub struct PoolConfig {
     pub end: Ipv4Addr,
     /// Addresses set aside, by workload.
     pub reservations: BTreeMap<String, Ipv4Addr>,
+}
+
+/// What a network has of IPv6. Nothing of it is handed out here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// Nothing.
+    None,
+    /// A subnet that follows from the installation and the network's name.
+    Auto,
+    /// The subnet that the router's address is in.
+    Gateway(Ipv6Addr),
+}
+
+impl Ipv6 {
+    /// As `NetworkConfig.ipv6` has it.
+    pub fn text(self) -> String {
+        match self {
+            Ipv6::None => String::new(),
+            Ipv6::Auto => "auto".into(),
+            Ipv6::Gateway(address) => format!("{address}/{IPV6_PREFIX_LENGTH}"),
+        }
+    }
+
+    /// The subnet that both of them say.
+    pub fn shared(self, other: Ipv6) -> Option<String> {
+        let (Ipv6::Gateway(one), Ipv6::Gateway(other)) = (self, other) else { return None };
+        let subnet = subnet_of_ipv6(one);
+        (subnet == subnet_of_ipv6(other)).then(|| format!("{subnet}/{IPV6_PREFIX_LENGTH}"))
+    }
+
+    fn keys(self) -> String {
+        match self {
+            Ipv6::None => String::new(),
+            Ipv6::Auto => "\"ipv6\":true,".into(),
+            Ipv6::Gateway(address) => {
+                format!("\"subnet6\":\"{}/{IPV6_PREFIX_LENGTH}\",\"gateway6\":\"{address}\",", subnet_of_ipv6(address))
+            }
+        }
+    }
 }
 
 /// Why a configuration was refused: the key, what it holds, why that will not do, and what would.
@@ -69,7 +114,7 @@ impl PoolConfig {
     /// Parses and checks a configuration text.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, in the order type, subnet, gateway, MTU, range, reservations, name.
+    /// The first thing that is wrong with it, in the order type, subnet, gateway, IPv6, MTU, range, reservations, name.
     pub fn parse(text: &str) -> Result<PoolConfig, ConfigError> {
         let config = PoolConfig::read(text)?;
         if names::is_network(&config.network) {
@@ -100,7 +145,8 @@ impl PoolConfig {
                 "Mend it at that line and column",
             )
         })?;
-        let [network, kind, subnet, gateway, mtu, pool, reservations] = fields("", &tree, KEYS)?;
+        let [network, kind, subnet, gateway, ipv6, subnet6, gateway6, mtu, pool, reservations] =
+            fields("", &tree, KEYS)?;
 
         let name = required("network", network)?;
         kind.map(check_kind).transpose()?;
@@ -109,6 +155,7 @@ impl PoolConfig {
             Some(value) => host("gateway", value, &subnet)?,
             None => Ipv4Addr::from(subnet.network().to_bits().saturating_add(1)),
         };
+        let ipv6 = parse_ipv6(ipv6, subnet6, gateway6)?;
         let mtu = mtu.map(parse_mtu).transpose()?;
         let [start, end] = match pool {
             Some(pool) => {
@@ -138,7 +185,7 @@ impl PoolConfig {
             Some(value) => parse_reservations(value, &subnet, gateway)?,
             None => BTreeMap::new(),
         };
-        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, mtu, start, end, reservations })
+        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, ipv6, mtu, start, end, reservations })
     }
 
     /// The text that makes this pool again: every key present but those whose absence says the same, reservations by workload.
@@ -148,10 +195,11 @@ impl PoolConfig {
         // All but the name, which may be of a time with a wider rule, was checked to need no escape.
         let network = serde_json::Value::from(self.network.as_str());
         format!(
-            "{{\"network\":{},\"subnet\":\"{}\",\"gateway\":\"{}\",{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
+            "{{\"network\":{},\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
             network,
             self.subnet,
             self.gateway,
+            self.ipv6.keys(),
             self.mtu.map_or_else(String::new, |mtu| format!("\"mtu\":{mtu},")),
             self.start,
             self.end,
@@ -268,6 +316,62 @@ fn parse_subnet(value: &str) -> Result<Subnet, ConfigError> {
         ));
     }
     Ok(subnet)
+}
+
+/// IPv6 is on if its key says so, or if there is a subnet.
+fn parse_ipv6(on: Option<&Json>, subnet: Option<&Json>, gateway: Option<&Json>) -> Result<Ipv6, ConfigError> {
+    let on = match on {
+        None => None,
+        Some(Json::Boolean(on)) => Some(*on),
+        Some(other) => {
+            return Err(error("ipv6", other.kind(), "true or false is needed here", "Write true, without quotes"));
+        }
+    };
+    let subnet = match (subnet, gateway, on) {
+        (Some(_), _, Some(false)) => {
+            return Err(error("subnet6", "present", "\"ipv6\" is false", "Leave one of the two out"));
+        }
+        (Some(subnet), ..) => parse_subnet6(text("subnet6", subnet)?)?,
+        (None, Some(_), _) => {
+            return Err(error("gateway6", "present", "there is no subnet6 that it would be in", "Add \"subnet6\""));
+        }
+        (None, None, Some(true)) => return Ok(Ipv6::Auto),
+        (None, None, _) => return Ok(Ipv6::None),
+    };
+    let Some(gateway) = gateway else { return Ok(Ipv6::Gateway(Ipv6Addr::from_bits(subnet.to_bits() | 1))) };
+    let value = text("gateway6", gateway)?;
+    let bad = |why: String| {
+        let remedy = format!("Write an address of {subnet}/{IPV6_PREFIX_LENGTH} but its first");
+        error("gateway6", format_args!("{value:?}"), why, remedy)
+    };
+    let gateway: Ipv6Addr = value.parse().map_err(|_| bad("it is not an IPv6 address".into()))?;
+    if subnet_of_ipv6(gateway) != subnet {
+        return Err(bad(format!("it lies outside {subnet}/{IPV6_PREFIX_LENGTH}")));
+    }
+    if is_of_ipv6_hosts(gateway) { Ok(Ipv6::Gateway(gateway)) } else { Err(bad(ipv6_rule())) }
+}
+
+fn parse_subnet6(value: &str) -> Result<Ipv6Addr, ConfigError> {
+    let bad = |why: &str, remedy: &str| error("subnet6", format_args!("{value:?}"), why, remedy);
+    const REMEDY: &str = "Write an IPv6 network such as \"fd12:3456:789a:1::/64\"";
+    let (address, prefix) = value.split_once('/').ok_or_else(|| bad("it has no prefix length", REMEDY))?;
+    let address: Ipv6Addr =
+        address.parse().map_err(|_| bad("the part before the slash is not an IPv6 address", REMEDY))?;
+    if prefix != IPV6_PREFIX_LENGTH.to_string() {
+        return Err(bad(
+            &format!("the prefix length must be {IPV6_PREFIX_LENGTH}, behind which a guest's own part has its place"),
+            REMEDY,
+        ));
+    }
+    let subnet = subnet_of_ipv6(address);
+    if subnet != address {
+        let meant = format!("Write \"{subnet}/{IPV6_PREFIX_LENGTH}\" if that network is meant");
+        return Err(bad("the address has bits set behind the prefix", &meant));
+    }
+    if is_of_ipv6_hosts(Ipv6Addr::from_bits(subnet.to_bits() | 1)) {
+        return Ok(subnet);
+    }
+    Err(bad("hosts cannot have such addresses", "Choose one in fd00::/8 (RFC 4193), or one that is yours in 2000::/3"))
 }
 
 fn host(key: &str, value: &Json, subnet: &Subnet) -> Result<Ipv4Addr, ConfigError> {

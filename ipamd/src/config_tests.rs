@@ -36,13 +36,36 @@ fn kind_and_mtu_are_taken_and_said_again_where_their_absence_says_something_else
     }
 }
 
+#[test]
+fn ipv6_is_off_follows_from_the_network_or_is_what_its_keys_say() {
+    let with = |keys: &str| PoolConfig::parse(&format!(r#"{{{keys}"network":"n","subnet":"10.0.0.0/24"}}"#)).unwrap();
+    let gateway = |text: &str| Ipv6::Gateway(text.parse().unwrap());
+    for (keys, ipv6, text) in [
+        ("", Ipv6::None, ""),
+        (r#""ipv6":false,"#, Ipv6::None, ""),
+        (r#""ipv6":true,"#, Ipv6::Auto, "auto"),
+        (r#""subnet6":"fd00:1::/64","#, gateway("fd00:1::1"), "fd00:1::1/64"),
+        (r#""ipv6":true,"subnet6":"fd00:1::/64","gateway6":"fd00:1::9","#, gateway("fd00:1::9"), "fd00:1::9/64"),
+        (
+            r#""subnet6":"2001:db8:0:0:0::/64","gateway6":"2001:DB8::ffff","#,
+            gateway("2001:db8::ffff"),
+            "2001:db8::ffff/64",
+        ),
+    ] {
+        let config = with(keys);
+        assert_eq!((config.ipv6, config.ipv6.text().as_str()), (ipv6, text));
+        assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config.clone()));
+        assert_eq!(config.to_json().contains('6'), !text.is_empty(), "as an earlier release wrote it");
+    }
+}
+
 const SCHEMA: &str = include_str!("../../docs/network.schema.json");
 
 /// Whether a JSON schema allows a value, as far as ours goes; texts' patterns and formats aside.
 fn allows(schema: &Value, value: &Value) -> bool {
     let known =
         ["$comment", "title", "description", "examples", "default", "pattern", "format", "type", "required", "enum"];
-    let more = ["minimum", "maximum", "properties", "additionalProperties", "propertyNames"];
+    let more = ["minimum", "maximum", "properties", "additionalProperties", "propertyNames", "dependentRequired"];
     let keys = schema.as_object().unwrap().keys();
     keys.for_each(|key| {
         assert!(known.contains(&key.as_str()) || more.contains(&key.as_str()), "{key} is not looked at")
@@ -52,6 +75,7 @@ fn allows(schema: &Value, value: &Value) -> bool {
         Some("object") => value.is_object(),
         Some("string") => value.is_string(),
         Some("integer") => value.is_u64(),
+        Some("boolean") => value.is_boolean(),
         Some(other) => panic!("{other}"),
     };
     let listed = schema["enum"].as_array().is_none_or(|list| list.contains(value));
@@ -62,6 +86,10 @@ fn allows(schema: &Value, value: &Value) -> bool {
     let has_all = schema["required"]
         .as_array()
         .is_none_or(|keys| keys.iter().all(|key| value.get(key.as_str().unwrap()).is_some()));
+    let has_others = schema["dependentRequired"].as_object().into_iter().flatten().all(|(key, others)| {
+        value.get(key).is_none()
+            || others.as_array().unwrap().iter().all(|key| value.get(key.as_str().unwrap()).is_some())
+    });
     let mut entries = value.as_object().into_iter().flatten();
     let members = entries.all(|(key, value)| match (&schema["properties"][key], &schema["additionalProperties"]) {
         (Value::Null, Value::Bool(others)) => *others,
@@ -72,6 +100,7 @@ fn allows(schema: &Value, value: &Value) -> bool {
         && within("minimum", |value, least| value < least)
         && within("maximum", |value, most| value > most)
         && has_all
+        && has_others
         && members
 }
 
@@ -105,6 +134,10 @@ fn published_schema_allows_nothing_that_the_parser_refuses_for_its_keys_kinds_an
         ("\"network\":", "\"mtu\":1279,\"network\":"),
         ("\"network\":", "\"mtu\":65522,\"network\":"),
         ("\"network\":", "\"mtu\":\"1500\",\"network\":"),
+        ("\"network\":", "\"ipv6\":\"true\",\"network\":"),
+        ("\"network\":", "\"ipv6\":1,\"network\":"),
+        ("\"network\":", "\"subnet6\":true,\"network\":"),
+        ("\"network\":", "\"ipv6\":true,\"gateway6\":\"fd00::1\",\"network\":"),
         ("\"network\":\"volt0\",", ""),
         ("\"subnet\":\"10.42.0.0/24\",", ""),
         ("\"start\":\"10.42.0.2\",", ""),
@@ -150,6 +183,33 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
         ("\"network\":", "\"mtu\":1500.5,\"network\":", "mtu", "1280 to 65521"),
         ("\"network\":", "\"mtu\":18446744073709551615,\"network\":", "mtu", "1280 to 65521"),
         ("\"network\":", "\"mtu\":\"1500\",\"network\":", "mtu", "1280 to 65521"),
+        ("\"network\":", "\"ipv6\":\"true\",\"network\":", "ipv6", "true or false"),
+        ("\"network\":", "\"ipv6\":6,\"network\":", "ipv6", "true or false"),
+        ("\"network\":", "\"ipv6\":false,\"subnet6\":\"fd00::/64\",\"network\":", "subnet6", "is false"),
+        ("\"network\":", "\"ipv6\":true,\"gateway6\":\"fd00::1\",\"network\":", "gateway6", "no subnet6"),
+        ("\"network\":", "\"subnet6\":6,\"network\":", "subnet6", "a string is needed"),
+        ("\"network\":", "\"subnet6\":\"fd00::\",\"network\":", "subnet6", "no prefix length"),
+        ("\"network\":", "\"subnet6\":\"10.0.0.0/64\",\"network\":", "subnet6", "not an IPv6 address"),
+        ("\"network\":", "\"subnet6\":\"fd00::/63\",\"network\":", "subnet6", "must be 64"),
+        ("\"network\":", "\"subnet6\":\"fd00::/65\",\"network\":", "subnet6", "must be 64"),
+        ("\"network\":", "\"subnet6\":\"fd00::/064\",\"network\":", "subnet6", "must be 64"),
+        ("\"network\":", "\"subnet6\":\"fd00::1/64\",\"network\":", "subnet6", "bits set"),
+        ("\"network\":", "\"subnet6\":\"fe80::/64\",\"network\":", "subnet6", "cannot have such"),
+        ("\"network\":", "\"subnet6\":\"::/64\",\"network\":", "subnet6", "cannot have such"),
+        ("\"network\":", "\"subnet6\":\"ff00::/64\",\"network\":", "subnet6", "cannot have such"),
+        ("\"network\":", "\"subnet6\":\"fd00::/64\",\"gateway6\":\"fd00::\",\"network\":", "gateway6", "not the first"),
+        (
+            "\"network\":",
+            "\"subnet6\":\"fd00::/64\",\"gateway6\":\"fd01::1\",\"network\":",
+            "gateway6",
+            "outside fd00::/64",
+        ),
+        (
+            "\"network\":",
+            "\"subnet6\":\"fd00::/64\",\"gateway6\":\"10.0.0.1\",\"network\":",
+            "gateway6",
+            "not an IPv6 address",
+        ),
         ("\"start\":", "\"first\":", "pool.first", "no such key"),
         ("\"network\":\"volt0\",", "", "network", "required"),
         ("\"start\":\"10.42.0.2\",", "", "pool.start", "required"),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::config::PoolConfig;
+use crate::config::{Ipv6, PoolConfig};
 
 /// A pool's configuration, as a caller sends it and as the database has it: what is taken is one that the rules allow, and the text that
 /// is made of it is read as the same.
@@ -28,6 +28,9 @@ pub fn pool_config(data: &[u8]) {
     assert_eq!(PoolConfig::read(&config.to_json()), Ok(config.clone()));
     let PoolConfig { subnet, gateway, start, end, reservations, .. } = &config;
     assert!(config.mtu.is_none_or(schema::net::is_mtu));
+    if let Ipv6::Gateway(gateway) = config.ipv6 {
+        assert!(schema::net::is_of_ipv6_hosts(gateway));
+    }
     assert!((8..=30).contains(&subnet.prefix()) && subnet.overlaps(subnet));
     assert!([gateway, start, end].into_iter().chain(reservations.values()).all(|address| subnet.has_host(*address)));
     assert!(start <= end && !config.in_range(*gateway));

@@ -15,6 +15,8 @@ pub enum Json {
     Object(Vec<(String, Json)>),
     /// A whole number that is not below zero.
     Number(u64),
+    /// `true` or `false`.
+    Boolean(bool),
     /// Anything else, as words for an error message ("a list").
     Other(&'static str),
 }
@@ -26,6 +28,7 @@ impl Json {
             Json::Text(_) => "a string",
             Json::Object(_) => "an object",
             Json::Number(_) => "a number",
+            Json::Boolean(_) => "a boolean",
             Json::Other(kind) => kind,
         }
     }
@@ -50,8 +53,8 @@ impl<'de> Visitor<'de> for Tree {
         Ok(Json::Text(v.to_owned()))
     }
 
-    fn visit_bool<E: Error>(self, _: bool) -> Result<Json, E> {
-        Ok(Json::Other("a boolean"))
+    fn visit_bool<E: Error>(self, v: bool) -> Result<Json, E> {
+        Ok(Json::Boolean(v))
     }
 
     fn visit_i64<E: Error>(self, _: i64) -> Result<Json, E> {

@@ -291,6 +291,7 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
     to.set_free(free);
     to.set_config(text);
     to.set_mtu(config.mtu.unwrap_or(0));
+    to.set_ipv6(config.ipv6.text());
 }
 
 fn write_lease(mut to: lease_info::Builder, info: &Info) {

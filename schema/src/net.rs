@@ -1,9 +1,13 @@
 //! Subnets, Ethernet addresses and the network that every host has, said once: `ipamd` keeps of a network what `netmgr` makes, and a
 //! backend gives a guest the address that `netmgr` lets pass. Pure.
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
-use crate::network_capnp::{MAX_MTU, MAX_PREFIX_LENGTH, MIN_MTU, MIN_PREFIX_LENGTH};
+use crate::network_capnp::{IPV6_PREFIX_LENGTH, MAX_MTU, MAX_PREFIX_LENGTH, MIN_MTU, MIN_PREFIX_LENGTH};
 
 /// The name of the network that exists without anybody having defined it.
 pub const DEFAULT_NETWORK: &str = "volt0";
@@ -79,6 +83,27 @@ pub fn prefix_rule() -> String {
     format!("the prefix length must be {MIN_PREFIX_LENGTH} to {MAX_PREFIX_LENGTH}")
 }
 
+/// The IPv6 subnet that an address is in, with a prefix as each of a network's has: its first address, which is any router's
+/// (RFC 4291, section 2.6.1).
+pub fn subnet_of_ipv6(address: Ipv6Addr) -> Ipv6Addr {
+    let behind = 128_u32.saturating_sub(IPV6_PREFIX_LENGTH.into());
+    Ipv6Addr::from_bits(address.to_bits() >> behind << behind)
+}
+
+/// Whether hosts have IPv6 addresses such as this: global unicast as far as it is given out (RFC 4291, section 2.4), or unique local (RFC 4193), and
+/// one host's.
+pub fn is_of_ipv6_hosts(address: Ipv6Addr) -> bool {
+    let [first, ..] = address.octets();
+    (first & 0xe0 == 0x20 || first & 0xfe == 0xfc) && address != subnet_of_ipv6(address)
+}
+
+/// What [`is_of_ipv6_hosts`] asks for, in words.
+pub fn ipv6_rule() -> String {
+    format!(
+        "it must be a global unicast address (2000::/3) or a unique local one (fc00::/7), and not the first of its subnet of {IPV6_PREFIX_LENGTH} bits, which is any router's"
+    )
+}
+
 /// Whether a network can have frames of that many bytes.
 pub fn is_mtu(bytes: u32) -> bool {
     (MIN_MTU..=MAX_MTU).contains(&bytes)
@@ -118,6 +143,13 @@ impl Mac {
     pub const fn host_side(self) -> Mac {
         let [first, b, c, d, e, f] = self.0;
         Mac([if first == 0xfe { 0xfa } else { 0xfe }, b, c, d, e, f])
+    }
+
+    /// The IPv6 address that follows from it in a subnet (RFC 4291, appendix A): what a guest gives itself that hears of the subnet from a router.
+    pub fn ipv6_in(self, subnet: Ipv6Addr) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        let identifier = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+        Ipv6Addr::from_bits(subnet_of_ipv6(subnet).to_bits() | u128::from(identifier))
     }
 
     /// Its bytes, in the order in which they are sent.
@@ -210,6 +242,32 @@ mod tests {
         ] {
             assert_eq!(is_of_hosts(address.parse().unwrap()), good, "{address}");
         }
+    }
+
+    #[test]
+    fn ipv6_address_of_a_host_is_one_of_its_subnet_and_not_the_first() {
+        for (address, good) in [
+            ("1fff:ffff::1", false),
+            ("2000::1", true),
+            ("3fff:ffff::1", true),
+            ("4000::1", false),
+            ("fbff::1", false),
+            ("fc00::1", true),
+            ("fdff:ffff::1", true),
+            ("fe00::1", false),
+            ("fe80::1", false),
+            ("fd00::", false),
+            ("fd00:0:0:1::", false),
+            ("fd00::ffff:ffff:ffff:ffff", true),
+            ("::1", false),
+            ("::ffff:10.42.0.1", false),
+            ("ff02::1", false),
+        ] {
+            assert_eq!(is_of_ipv6_hosts(address.parse().unwrap()), good, "{address}");
+        }
+        assert_eq!(subnet_of_ipv6("fd00:1:2:3:4:5:6:7".parse().unwrap()).to_string(), "fd00:1:2:3::");
+        let mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+        assert_eq!(mac.ipv6_in("fd00:1:2:3::1".parse().unwrap()).to_string(), "fd00:1:2:3:5054:ff:fe12:3456");
     }
 
     #[test]

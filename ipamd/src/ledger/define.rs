@@ -7,7 +7,7 @@ use ipc::Code;
 use schema::net::{DEFAULT_GATEWAY, DEFAULT_NETWORK, DEFAULT_POOL, DEFAULT_SUBNET};
 
 use super::{Answer, Ledger, PAGE, Pool, all_of, unknown};
-use crate::config::PoolConfig;
+use crate::config::{Ipv6, PoolConfig};
 use crate::fault::{database, fault};
 use crate::store::{Binding, PoolId, Reserved};
 
@@ -18,6 +18,7 @@ fn built_in() -> PoolConfig {
         network: DEFAULT_NETWORK.into(),
         subnet: DEFAULT_SUBNET,
         gateway: DEFAULT_GATEWAY,
+        ipv6: Ipv6::None,
         mtu: None,
         start,
         end,
@@ -87,6 +88,10 @@ impl Ledger {
                 "subnet = {} overlaps {} of network {}",
                 config.subnet, other.config.subnet, other.config.network
             );
+            return Err(fault(Code::Conflict, tried, why, "Choose a subnet that no other network has"));
+        }
+        if let Some((subnet, other)) = others().find_map(|pool| Some((config.ipv6.shared(pool.config.ipv6)?, pool))) {
+            let why = format!("subnet6 = {subnet} is that of network {}", other.config.network);
             return Err(fault(Code::Conflict, tried, why, "Choose a subnet that no other network has"));
         }
         let used: usize = others().map(|pool| pool.text.len()).sum();

@@ -354,6 +354,24 @@ fn pools_do_not_overlap_and_are_found_and_listed_by_network() {
 }
 
 #[test]
+fn pools_do_not_share_an_ipv6_subnet_and_each_may_have_one_that_follows_from_its_name() {
+    let mut bench = Bench::new();
+    let mut define = |name: &str, keys: &str| {
+        let third = name.len();
+        bench.ledger.define(&format!(r#"{{"network":"{name}","subnet":"10.43.{third}.0/24",{keys}}}"#))
+    };
+    define("a", r#""subnet6":"fd00::/64""#).unwrap();
+    let error = define("bb", r#""subnet6":"fd00::/64","gateway6":"fd00::2""#).unwrap_err();
+    assert_eq!(error.code, Code::Conflict);
+    assert!(error.why.contains("fd00::/64 is that of network a"), "{error}");
+    define("bb", r#""subnet6":"fd00:0:0:1::/64""#).unwrap();
+    define("ccc", r#""ipv6":true"#).unwrap();
+    define("dddd", r#""ipv6":true"#).unwrap();
+    // Another gateway in its own.
+    define("a", r#""subnet6":"fd00::/64","gateway6":"fd00::2""#).unwrap();
+}
+
+#[test]
 fn the_built_in_network_is_listed_and_is_defined_by_the_first_who_asks_for_it() {
     let mut bench = Bench::with(r#"{"network":"other","subnet":"10.43.0.0/24"}"#, Limits::default());
     let list = |bench: &Bench| {
