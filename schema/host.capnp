@@ -21,7 +21,8 @@ interface Host {
   # any other is left alone. Defining the same thing twice is no error. The network outlives every capability on it, and its bridge and ports
   # are kept as they are defined: what something else on the host changes is changed back.
   # Errors: invalidArgument, conflict (a foreign interface, or another installation of Volt, has that name; or an address or route of another
-  # interface holds the subnet), alreadyExists (the gateway is an address of a port there), exhausted (256 networks).
+  # interface holds one of its subnets; or a port there has an address outside of them), alreadyExists (a gateway is an address of a port there),
+  # exhausted (256 networks), unavailable (IPv6, which this host cannot switch on).
 
   network @1 (network :Text) -> (network :Net.Network);
   # Errors: notFound.

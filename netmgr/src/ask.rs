@@ -15,8 +15,8 @@ use crate::{
 const QUESTIONS: usize = 32;
 /// How often a change is tried that the kernel is short of memory for.
 const CHANGES: usize = 3;
-/// How long is waited for memory each time.
-const MOMENT: Duration = Duration::from_millis(5);
+/// How long is waited each time, for memory or for what the kernel does a little later.
+pub const MOMENT: Duration = Duration::from_millis(5);
 
 /// Asks, and asks again where what the kernel says is not whole: it was changed meanwhile (`NLM_F_DUMP_INTR`), some of it was lost, the
 /// kernel was short of memory, or still busy with an earlier list that was not heard to its end.

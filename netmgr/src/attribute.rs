@@ -6,9 +6,12 @@
 //! What netmgr looks at has to be whole: a message that is cut off, or an attribute whose length or value cannot be, is
 //! [`Malformed`], and never read as if it said nothing.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rtnetlink::packet_core::{Emitable, NlaBuffer, NlasIterator, parse_u8, parse_u32};
+use rtnetlink::{
+    packet_core::{Emitable, NlaBuffer, NlasIterator, parse_u8, parse_u32},
+    packet_route::AddressFamily,
+};
 
 /// A message that does not say what it should: which part of it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,9 +31,13 @@ pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<NlaBuffer<&[u8]>,
     NlasIterator::new(bytes).map(|one| one.map_err(|_| Malformed("attribute, whose length cannot be")))
 }
 
-/// An IPv4 address; `what` says which.
-pub fn ip(value: &[u8], what: &'static str) -> Result<Ipv4Addr, Malformed> {
-    <[u8; 4]>::try_from(value).map(Ipv4Addr::from).map_err(|_| Malformed(what))
+/// An address of IPv6, or, for any other family, of IPv4; `what` says which.
+pub fn ip(family: AddressFamily, value: &[u8], what: &'static str) -> Result<IpAddr, Malformed> {
+    let ip = match family {
+        AddressFamily::Inet6 => <[u8; 16]>::try_from(value).map(|ip| Ipv6Addr::from(ip).into()),
+        _ => <[u8; 4]>::try_from(value).map(|ip| Ipv4Addr::from(ip).into()),
+    };
+    ip.map_err(|_| Malformed(what))
 }
 
 /// A number; `what` says which.

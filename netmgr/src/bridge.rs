@@ -1,26 +1,33 @@
 //! Bridges: made, adopted, brought to a configuration, removed. Touches only bridges that netmgr made.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread,
+    time::Instant,
+};
 
 use rtnetlink::{
-    AddressMessageBuilder, LinkUnspec, RouteMessageBuilder,
+    LinkUnspec, RouteMessageBuilder,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
-        RouteNetlinkMessage,
-        address::{AddressAttribute, AddressMessage},
-        link::{BridgeStpState, InfoBridge, InfoData, InfoKind},
+        AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressFlags, AddressMessage},
+        link::{
+            AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoData, InfoKind, LinkAttribute,
+        },
         route::{RouteMessage, RouteProtocol},
     },
 };
 
 use crate::{
     address::{Address, InterfaceAddress},
-    ask::{incomplete, retried_if_passing},
+    ask::{MOMENT, incomplete, retried_if_passing},
     config::Config,
     error::Error,
     instance::Instance,
     link::Link,
     mark, names,
+    netlink::DEADLINE,
     route::Route,
     rtnl::{Batch, LinkBuilder, Rtnl, Snapshot},
 };
@@ -35,7 +42,7 @@ pub struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// Whether the bridge that is there is just so: itself, its address, and the routes that come with that.
+    /// Whether the bridge that is there is just so: itself, its addresses, and the routes that come with these.
     ///
     /// What the definition does not speak of is whoever's who runs the host: further names, the group, queues, filters (nf_call_iptables and
     /// the like), sysctls of IPv4, and options of the bridge that do not keep frames from anybody. None of these is netmgr's to change back,
@@ -48,20 +55,40 @@ impl Wanted<'_> {
             && (link.up, link.no_arp, link.mtu, link.master) == (true, false, config.mtu, 0)
             && !(link.stp || link.vlans || link.snooping)
             && link.delay == 0
-            && snapshot.on(link.index).all(|has| self.has(has))
-            && snapshot.on(link.index).count() == usize::from(config.address.is_some())
-            && self.missing(link.index, &snapshot.routes).is_empty()
+            && self.on(link.index, snapshot).all(|has| self.has(has))
+            && self.on(link.index, snapshot).count() == self.addresses().count()
+            && self.addresses().all(|address| missing(link.index, address, &snapshot.routes).is_empty())
     }
 
-    /// Whether that address of the bridge is the one that it should have.
+    /// Whether the host has IPv6 there.
+    pub fn has_ipv6(&self) -> bool {
+        self.config.ipv6.is_some()
+    }
+
+    /// The addresses that it should have: those of its configuration, and beside one of IPv6 the link-local one that follows from its MAC address,
+    /// as routers have one (RFC 4291, section 2.8).
+    fn addresses(&self) -> impl Iterator<Item = Address> {
+        const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+        let link_local = names::mac_of_bridge(&self.config.name).ipv6_in(LINK_LOCAL).into();
+        let link_local = self.config.ipv6.map(|of_ipv6| Address { ip: link_local, ..of_ipv6.of_any() });
+        self.config.addresses().chain(link_local)
+    }
+
+    /// The addresses that it has. Where its IPv6 is off, which has no address, or cannot be switched off, one of these says nothing.
+    fn on<'a>(&self, index: u32, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a InterfaceAddress> {
+        let has_ipv6 = self.has_ipv6();
+        snapshot.on(index).filter(move |assigned| has_ipv6 || assigned.address.ip.is_ipv4())
+    }
+
+    /// Whether that address of the bridge is one that it should have.
     fn has(&self, assigned: &InterfaceAddress) -> bool {
-        assigned.plain && Some(assigned.address) == self.config.address
+        assigned.plain && self.addresses().any(|address| assigned.address == address)
     }
 
-    /// Those of the routes that the kernel makes for the bridge's address that are not there any more.
-    fn missing(&self, index: u32, routes: &[Route]) -> Vec<Route> {
-        let made = self.config.address.into_iter().flat_map(|address| Route::of(index, address));
-        made.filter(|route| !route.is_in(routes)).collect()
+    /// Whether that one needs nothing done to it. Routes of IPv6 come with their address, and only so.
+    fn keeps(&self, assigned: &InterfaceAddress, snapshot: &Snapshot) -> bool {
+        let InterfaceAddress { index, address, .. } = *assigned;
+        self.has(assigned) && (address.ip.is_ipv4() || missing(index, address, &snapshot.routes).is_empty())
     }
 
     fn may_be(&self, link: &Link) -> bool {
@@ -75,6 +102,11 @@ impl Wanted<'_> {
             _ => Error::ForeignInterface { name },
         }
     }
+}
+
+/// Those of the routes that the kernel makes for a bridge's address that are not there any more.
+fn missing(index: u32, address: Address, routes: &[Route]) -> Vec<Route> {
+    Route::of(index, address).into_iter().filter(|route| !route.is_in(routes)).collect()
 }
 
 /// Makes the bridge of a network, or brings the one that is there (under another name, if it is the one with index `known`) to what is
@@ -94,15 +126,16 @@ fn try_define(rtnl: &mut Rtnl, wanted: Wanted<'_>, known: Option<u32>) -> Result
         (None, renamed) => renamed,
     };
     let index = there.as_ref().map(|link| link.index);
-    let snapshot = index.map(|index| rtnl.look(index)).transpose()?.unwrap_or_default();
-    if let Some(subnet) = config.address
-        && !snapshot.addresses.iter().any(|assigned| assigned.address == subnet)
-        && let Some((held, holder)) = rtnl.holder(subnet, index)?
-    {
-        return Err(Error::SubnetHeld { subnet, held, holder });
+    let snapshot = index.map(|index| rtnl.look(index, wanted.has_ipv6())).transpose()?.unwrap_or_default();
+    for subnet in config.addresses() {
+        if !snapshot.addresses.iter().any(|assigned| assigned.address == subnet)
+            && let Some((held, holder)) = rtnl.holder(subnet, index)?
+        {
+            return Err(Error::SubnetHeld { subnet, held, holder });
+        }
     }
     match there {
-        Some(link) if wanted.is(&link, &snapshot) && !rtnl.has_ipv6(&link) => Ok(link.index),
+        Some(link) if wanted.is(&link, &snapshot) && rtnl.ipv6_is(&link, wanted.has_ipv6()) => Ok(link.index),
         Some(link) => configure(rtnl, &link, &snapshot, wanted),
         None => {
             let made = make(rtnl, &config.name)?;
@@ -132,8 +165,12 @@ pub fn remove(rtnl: &mut Rtnl, wanted: Wanted<'_>, index: u32) -> Result<(), Err
 pub fn existing(snapshot: &Snapshot, owner: &Instance) -> Vec<(u32, Config)> {
     let found = snapshot.links.iter().filter_map(|link| {
         let mark = link.bridge_mark().filter(|mark| mark.owner == *owner)?;
-        let address = || snapshot.on(link.index).map(|assigned| assigned.address).next();
-        let now = || Config { name: link.name.clone(), address: address(), mtu: link.mtu };
+        let of_ipv4 = |InterfaceAddress { address, .. }: &InterfaceAddress| match address.ip {
+            IpAddr::V4(ip) => Some(Address { ip, prefix: address.prefix }),
+            IpAddr::V6(_) => None,
+        };
+        let address = || snapshot.on(link.index).find_map(of_ipv4);
+        let now = || Config { name: link.name.clone(), address: address(), ipv6: None, mtu: link.mtu };
         Some((link.index, mark.config.unwrap_or_else(now)))
     });
     found.collect()
@@ -181,8 +218,15 @@ fn configure(rtnl: &mut Rtnl, link: &Link, snapshot: &Snapshot, wanted: Wanted<'
         batch.set(format!("give {} its name {name} again", link.name), bridge().name(name));
         rtnl.run(&mut batch)?;
     }
+    if wanted.has_ipv6() {
+        // It has the link-local address from here, which nobody else may have: there is nothing to find out first (RFC 4862, section 5.4).
+        let by_hand = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let by_hand = bridge().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![by_hand]));
+        // A kernel without IPv6 refuses, which is said next.
+        rtnl.run(batch.set("keep addresses of the kernel's own off a bridge", by_hand).optional())?;
+    }
     // While a new one is still down.
-    rtnl.ipv6_off(name);
+    rtnl.set_ipv6(name, wanted.has_ipv6())?;
     // Set apart from creation: an MTU that is given there is lost when the first port comes.
     let mut marked = bridge().alias(mark::bridge(config, owner)).mtu(config.mtu);
     if link.mac != Some(names::mac_of_bridge(name)) {
@@ -206,18 +250,28 @@ fn configure(rtnl: &mut Rtnl, link: &Link, snapshot: &Snapshot, wanted: Wanted<'
         batch.add(format!("switch off the VLANs of {name}"), 0, message);
     }
     // First those that go, and of these those first that a subnet's first address would take with it.
-    let mut gone: Vec<&InterfaceAddress> = snapshot.on(link.index).filter(|has| !wanted.has(has)).collect();
+    let mut gone: Vec<&InterfaceAddress> =
+        wanted.on(link.index, snapshot).filter(|has| !wanted.keeps(has, snapshot)).collect();
     gone.sort_by_key(|assigned| !assigned.secondary);
     for InterfaceAddress { address, peer, .. } in gone {
         let message = RouteNetlinkMessage::DelAddress(assignment(link.index, *address, *peer));
-        batch.add(format!("take {address} off {name}"), 0, message);
+        let given = batch.add(format!("take {address} off {name}"), 0, message);
+        if address.ip.is_ipv6() {
+            // It goes with an interface that was taken down.
+            given.optional();
+        }
     }
-    if let Some(new) = config.address.filter(|_| !snapshot.on(link.index).any(|has| wanted.has(has))) {
-        let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(new.ip, new.prefix).build();
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        batch.add(format!("give {new} to {name}"), flags, RouteNetlinkMessage::NewAddress(message));
+    batch.set(format!("bring {name} up"), bridge().arp(true).up());
+    // Those of IPv6 go when the interface goes down, so that what was there before says nothing.
+    let kept = |address: &Address| {
+        let mut has = wanted.on(link.index, snapshot).filter(|has| wanted.keeps(has, snapshot));
+        address.ip.is_ipv4() && has.any(|has| has.address == *address)
+    };
+    for address in wanted.addresses().filter(|address| !kept(address)) {
+        let message = RouteNetlinkMessage::NewAddress(new_assignment(link.index, address));
+        batch.add(format!("give {address} to {name}"), NLM_F_CREATE | NLM_F_REPLACE, message);
     }
-    batch.set(format!("bring {name} up"), bridge().arp(true).up()).get(bridge());
+    batch.get(bridge());
     let now = rtnl.run(&mut batch)?.pop().ok_or(incomplete("configure a bridge"))?;
     if now.name != *name || !now.is_bridge_of(name, owner) || !now.up || now.mtu != config.mtu {
         return Err(Error::Answer {
@@ -229,42 +283,68 @@ fn configure(rtnl: &mut Rtnl, link: &Link, snapshot: &Snapshot, wanted: Wanted<'
     Ok(now.index)
 }
 
-/// Sees to it that the routes are there that the kernel makes for the bridge's address: what is not now was taken away before.
+/// Sees to it that the routes are there that the kernel makes for the bridge's addresses: of IPv4, what is not now was taken away before; those of
+/// IPv6 it makes a moment after the address.
 fn mend_routes(rtnl: &mut Rtnl, index: u32, wanted: Wanted<'_>) -> Result<(), Error> {
-    if wanted.config.address.is_none() {
+    if wanted.addresses().count() == 0 {
         return Ok(());
     }
-    let missing = wanted.missing(index, &rtnl.routes(Some(index))?);
+    let missing = |rtnl: &mut Rtnl| {
+        let routes = rtnl.routes(Some(index), wanted.has_ipv6())?;
+        let missing: Vec<Route> = wanted.addresses().flat_map(|address| missing(index, address, &routes)).collect();
+        Ok::<_, Error>(missing)
+    };
+    let lead = |route: &Route| format!("lead {} through {} again", route.to, wanted.config.name);
+    let gone = missing(rtnl)?;
     let mut batch = Batch::default();
-    for route in &missing {
+    let of_ipv4 = gone.iter().filter_map(|route| Some((route, message(index, route)?)));
+    for (route, message) in of_ipv4 {
         // It may be there, behind another one.
-        batch.add("take a route away", 0, RouteNetlinkMessage::DelRoute(message(index, route))).optional();
+        batch.add("take a route away", 0, RouteNetlinkMessage::DelRoute(message.clone())).optional();
         // In front of any other one with the same metric.
-        let Address { ip, prefix } = route.to;
-        let tried = format!("lead {ip}/{prefix} through {} again", wanted.config.name);
-        batch.add(tried, NLM_F_CREATE, RouteNetlinkMessage::NewRoute(message(index, route)));
+        batch.add(lead(route), NLM_F_CREATE, RouteNetlinkMessage::NewRoute(message));
     }
-    if missing.is_empty() { Ok(()) } else { rtnl.run(&mut batch).map(drop) }
+    if !batch.is_empty() {
+        rtnl.run(&mut batch)?;
+    }
+    let end = Instant::now() + DEADLINE;
+    let mut coming = gone;
+    while let Some(route) = coming.into_iter().find(|route| route.to.ip.is_ipv6()) {
+        if Instant::now() >= end {
+            return Err(Error::Answer { tried: lead(&route), why: "there is no such route".into() });
+        }
+        thread::park_timeout(MOMENT);
+        coming = missing(rtnl)?;
+    }
+    Ok(())
 }
 
 /// An address on an interface, be it one end of two.
-fn assignment(index: u32, Address { ip, prefix }: Address, peer: Ipv4Addr) -> AddressMessage {
-    let mut message = AddressMessageBuilder::<Ipv4Addr>::new().index(index).build();
-    message.header.prefix_len = prefix;
-    message.attributes = vec![AddressAttribute::Local(ip.into()), AddressAttribute::Address(peer.into())];
+fn assignment(index: u32, Address { ip, prefix }: Address, peer: IpAddr) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    (message.header.index, message.header.prefix_len) = (index, prefix);
+    message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(peer)];
     message
 }
 
-/// One of [`Route::of`].
-fn message(index: u32, route: &Route) -> RouteMessage {
+/// The same, to be given: nobody is asked first whether it is somebody else's, so that it can be used at once. What a guest says of it the filter
+/// drops.
+fn new_assignment(index: u32, address: Address) -> AddressMessage {
+    let mut message = assignment(index, address, address.ip);
+    message.attributes.push(match address.broadcast() {
+        Some(IpAddr::V4(broadcast)) => AddressAttribute::Broadcast(broadcast),
+        _ => AddressAttribute::Flags(AddressFlags::Nodad),
+    });
+    message
+}
+
+/// One of [`Route::of`]; `None` for one of IPv6, which only the kernel can make so.
+fn message(index: u32, route: &Route) -> Option<RouteMessage> {
+    let (IpAddr::V4(to), Some(IpAddr::V4(source))) = (route.to.ip, route.source) else { return None };
     let message = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).table_id(route.table);
     let message = message.kind(route.kind).scope(route.scope).protocol(RouteProtocol::Kernel);
-    let message = message.destination_prefix(route.to.ip, route.to.prefix);
-    match route.source {
-        Some(source) => message.pref_source(source),
-        None => message,
-    }
-    .build()
+    Some(message.destination_prefix(to, route.to.prefix).pref_source(source).build())
 }
 
 #[cfg(test)]
@@ -293,9 +373,9 @@ mod tests {
             let marked = LinkUnspec::new_with_index(index).alias("volt-vmm network");
             rtnl.run(Batch::default().set("mark it", marked)).unwrap();
             assert_eq!(define(&mut rtnl, good, Some(index)).unwrap(), index);
-            let address = good.config.address.unwrap();
+            let address = good.config.address.unwrap().of_any();
             let plain = InterfaceAddress { index, address, peer: address.ip, secondary: false, plain: true };
-            assert_eq!(rtnl.addresses().unwrap(), [plain]);
+            assert_eq!(rtnl.addresses(None, true).unwrap(), [plain]);
             remove(&mut rtnl, good, index).unwrap();
             assert_eq!(rtnl.links().unwrap().len(), 1);
         };

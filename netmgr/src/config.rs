@@ -1,10 +1,13 @@
 //! A network's configuration, checked. Pure; touches nothing.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use schema::net::{is_mtu, is_of_hosts, is_prefix, mtu_rule, prefix_rule};
+use schema::{
+    net::{ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, mtu_rule, prefix_rule},
+    network_capnp::IPV6_PREFIX_LENGTH,
+};
 
-use crate::{address::Address, error::Error, names};
+use crate::{address::Address, error::Error, instance::Instance, names};
 
 /// What the kernel gives an interface whose MTU nobody chose, in bytes.
 pub const DEFAULT_MTU: u32 = 1500;
@@ -14,14 +17,16 @@ pub const DEFAULT_MTU: u32 = 1500;
 pub struct Config {
     /// Of the bridge.
     pub name: String,
-    /// The bridge's own address; `None` for a bridge without one.
-    pub address: Option<Address>,
+    /// The bridge's own IPv4 address; `None` for a bridge without one.
+    pub address: Option<Address<Ipv4Addr>>,
+    /// Its own IPv6 address; `None` for a network without IPv6.
+    pub ipv6: Option<Address<Ipv6Addr>>,
     /// Bytes; 0 where nobody chose one.
     pub mtu: u32,
 }
 
 impl Config {
-    /// Checks what a caller sent.
+    /// Checks what a caller sent, but for IPv6, of which it has none.
     pub fn new(name: &str, gateway: &str, prefix: u8, mtu: u32) -> Result<Config, Error> {
         names::check_network(name)?;
         let address = match (gateway, prefix) {
@@ -38,11 +43,52 @@ impl Config {
         if mtu != 0 && !is_mtu(mtu) {
             return Err(Error::argument("MTU", &mtu.to_string(), &format!("{}; or 0 for the default", mtu_rule())));
         }
-        Ok(Config { name: name.to_owned(), address, mtu })
+        Ok(Config { name: name.to_owned(), address, ipv6: None, mtu })
+    }
+
+    /// It with what a caller sent of IPv6: an address, or the word for the one that follows from that installation and the network's name.
+    pub fn with_ipv6(self, given: &str, owner: &Instance) -> Result<Config, Error> {
+        let ipv6 = match given {
+            "" => None,
+            AUTO => Some(Address { ip: derived(&self.name, owner), prefix: IPV6_PREFIX_LENGTH }),
+            _ => Some(ipv6_address(given)?),
+        };
+        Ok(Config { ipv6, ..self })
+    }
+
+    /// The bridge's own addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.address.map(Address::of_any).into_iter().chain(self.ipv6.map(Address::of_any))
     }
 }
 
-fn gateway_address(gateway: &str, prefix: u8) -> Result<Address, Error> {
+/// What stands for an IPv6 address that follows from the installation and the network's name.
+const AUTO: &str = "auto";
+
+/// The first address of a unique local subnet (RFC 4193): the global identifier is a hash of the installation's name, which `volt` chooses at random,
+/// and the subnet's identifier one of the network's.
+fn derived(name: &str, owner: &Instance) -> Ipv6Addr {
+    let ([a, b, c, d, e, ..], [f, g, ..]) =
+        (names::digest(&["ipv6", &owner.to_string()]), names::digest(&["ipv6", name]));
+    Ipv6Addr::from([0xfd, a, b, c, d, e, f, g, 0, 0, 0, 0, 0, 0, 0, 1])
+}
+
+fn ipv6_address(given: &str) -> Result<Address<Ipv6Addr>, Error> {
+    let refuse = |why: &str| Error::argument("IPv6 address", given, why);
+    let form =
+        || refuse("it must be an IPv6 address with its prefix length, such as fd12:3456:789a:1::1/64, or \"auto\"");
+    let (ip, prefix) = given.split_once('/').ok_or_else(form)?;
+    let ip: Ipv6Addr = ip.parse().map_err(|_| form())?;
+    if prefix != IPV6_PREFIX_LENGTH.to_string() {
+        return Err(refuse(&format!("the prefix length must be {IPV6_PREFIX_LENGTH}")));
+    }
+    if !is_of_ipv6_hosts(ip) {
+        return Err(refuse(&ipv6_rule()));
+    }
+    Ok(Address { ip, prefix: IPV6_PREFIX_LENGTH })
+}
+
+fn gateway_address(gateway: &str, prefix: u8) -> Result<Address<Ipv4Addr>, Error> {
     let refuse = |why: &str| Error::argument("gateway", &format!("{gateway}/{prefix}"), why);
     let ip: Ipv4Addr = gateway.parse().map_err(|_| refuse("the address must be an IPv4 address such as 10.42.0.1"))?;
     if !is_prefix(prefix) {
@@ -87,6 +133,52 @@ mod tests {
         }
         for mtu in [1, 1279, 65_522, u32::MAX] {
             assert!(Config::new("n", "", 0, mtu).unwrap_err().to_string().contains("MTU"), "{mtu}");
+        }
+    }
+
+    fn with(ipv6: &str, owner: &str) -> Result<Config, Error> {
+        let owner = if owner.is_empty() { Instance::default() } else { owner.parse().unwrap() };
+        Config::new("n", "10.42.0.1", 24, 0).unwrap().with_ipv6(ipv6, &owner)
+    }
+
+    #[test]
+    fn ipv6_address_must_be_a_host_s_and_have_its_prefix() {
+        assert_eq!(with("", "").unwrap(), Config::new("n", "10.42.0.1", 24, 0).unwrap());
+        for good in ["fd00::1/64", "fd00:1:2:3::ffff/64", "2001:db8::1/64"] {
+            assert_eq!(with(good, "").unwrap().ipv6.unwrap().to_string(), good);
+        }
+        for (bad, why) in [
+            ("Auto", "with its prefix length"),
+            ("fd00::1", "with its prefix length"),
+            ("10.42.0.1/24", "with its prefix length"),
+            ("fd00::1%eth0/64", "with its prefix length"),
+            ("fd00::1/63", "must be 64"),
+            ("fd00::1/65", "must be 64"),
+            ("fd00::1/064", "must be 64"),
+            ("fd00::/64", "not the first"),
+            ("fe80::1/64", "2000::/3"),
+            ("::1/64", "2000::/3"),
+            ("ff02::1/64", "fc00::/7"),
+        ] {
+            let error = with(bad, "").unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn derived_ipv6_subnet_is_unique_local_and_differs_by_installation_and_network() {
+        let of = |name: &str, owner: &str| {
+            let owner = if owner.is_empty() { Instance::default() } else { owner.parse().unwrap() };
+            Config::new(name, "", 0, 0).unwrap().with_ipv6("auto", &owner).unwrap().ipv6.unwrap()
+        };
+        let one = of("volt0", "a");
+        assert_eq!((one, one.ip.octets()[0], one.prefix), (of("volt0", "a"), 0xfd, 64));
+        assert!(is_of_ipv6_hosts(one.ip) && one.ip.segments()[4..] == [0, 0, 0, 1]);
+        // One global identifier an installation, one subnet of it a network.
+        assert_eq!(one.ip.octets()[..6], of("volt1", "a").ip.octets()[..6]);
+        assert_ne!(one.ip.octets()[6..8], of("volt1", "a").ip.octets()[6..8]);
+        for other in ["b", ""] {
+            assert_ne!(one.ip.octets()[..6], of("volt0", other).ip.octets()[..6]);
         }
     }
 

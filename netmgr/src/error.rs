@@ -25,6 +25,12 @@ pub enum Error {
     /// Somebody else's subnet.
     #[error("subnet {subnet} overlaps {held}, which {holder} holds")]
     SubnetHeld { subnet: Address, held: Address, holder: String },
+    /// The host's IPv6 is off as a whole, or netmgr cannot say where it is on.
+    #[error("IPv6 cannot be switched on on the bridge of network {network}")]
+    NoIpv6 { network: String, source: io::Error },
+    /// A port's guest would be outside of what the network is to be.
+    #[error("{workload} has a port with the address {address} on network {network}: {why}")]
+    PortOutside { workload: String, address: IpAddr, network: String, why: String },
     /// The bridge went away, or something else has its index, again while a port was put on it.
     #[error("the bridge of network {0} was made anew, and is gone again")]
     BridgeGone(String),
@@ -101,7 +107,10 @@ impl Error {
         match self {
             Error::Argument { .. } => Code::InvalidArgument,
             Error::NoSuchNetwork(_) => Code::NotFound,
-            Error::ForeignInterface { .. } | Error::OthersBridge { .. } | Error::SubnetHeld { .. } => Code::Conflict,
+            Error::ForeignInterface { .. }
+            | Error::OthersBridge { .. }
+            | Error::SubnetHeld { .. }
+            | Error::PortOutside { .. } => Code::Conflict,
             Error::PortExists { .. }
             | Error::PortInUse { .. }
             | Error::MacTaken { .. }
@@ -110,7 +119,11 @@ impl Error {
             Error::PortsAttached { .. } => Code::WrongState,
             Error::Quota(_) | Error::Full { .. } => Code::Exhausted,
             Error::Busy(_) => Code::Overloaded,
-            Error::NoTun(_) | Error::NoFilter(_) | Error::Deadline { .. } | Error::BridgeGone(_) => Code::Unavailable,
+            Error::NoTun(_)
+            | Error::NoFilter(_)
+            | Error::NoIpv6 { .. }
+            | Error::Deadline { .. }
+            | Error::BridgeGone(_) => Code::Unavailable,
             Error::NoRight(_) => Code::PermissionDenied,
             Error::Kernel { .. } if self.passes() => Code::Unavailable,
             Error::Kernel { .. } | Error::Answer { .. } | Error::Ending => Code::Internal,
@@ -130,6 +143,12 @@ impl Error {
             Error::OthersBridge { name, .. } => format!(
                 "Use that one (its VOLT_STATE_DIR), or a network of another name and subnet here, or another network namespace; if it is gone for good, remove its bridge (ip link delete {name})"
             ),
+            Error::NoIpv6 { network, .. } => format!(
+                "Define {network} without IPv6, or boot a kernel with it (not ipv6.disable=1), and let netmgr write to {}", crate::ipv6::FOLDER
+            ),
+            Error::PortOutside { workload, .. } => {
+                format!("Release the port of {workload} first (end the workload), or choose what it fits in")
+            }
             Error::BridgeGone(name) => format!("Find what deletes {name} on this host, and try again"),
             Error::PortExists { .. } => "Release that port first, or choose another name".into(),
             Error::PortInUse { interface } => {

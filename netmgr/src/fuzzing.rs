@@ -1,9 +1,11 @@
 //! What fuzzing tries of this crate: a function a target, which panics where a promise is broken.
 
 use rtnetlink::packet_core::NetlinkPayload;
+use schema::net::is_of_ipv6_hosts;
 use testkit::input::Input;
 
 use crate::{
+    address::Address,
     config::Config,
     instance::Instance,
     link::Link,
@@ -25,12 +27,13 @@ pub fn netlink_answers(data: &[u8]) {
                 interface(&link);
             }
             NetlinkPayload::InnerMessage(Message::Address(assigned)) => {
-                let (address, subnet) = (assigned.address, assigned.address.subnet());
-                assert!(address.prefix <= 32 && subnet.contains(&subnet));
-                assert!(subnet.network() <= address.ip && address.ip <= subnet.broadcast());
+                let (address, network) = (assigned.address, assigned.address.network());
+                assert!(address.prefix <= Address::longest(address.ip) && network.overlaps(address));
+                assert!(network.contains(address) && network.network() == network && network.ip <= address.ip);
+                assert!(address.broadcast().is_none_or(|last| address.ip <= last));
             }
             NetlinkPayload::InnerMessage(Message::Route(route)) => {
-                assert!(route.to.prefix <= 32 && route.holds(route.to));
+                assert!(route.to.prefix <= Address::longest(route.to.ip) && route.holds(route.to));
             }
             NetlinkPayload::Error(error) => {
                 let _why = answer(error.raw_code(), &error.header);
@@ -79,8 +82,13 @@ pub fn network_config(data: &[u8]) {
     let mtu = input.u32();
     let name = input.take(len.into());
     let gateway = input.take(64);
-    let (Ok(name), Ok(gateway)) = (std::str::from_utf8(name), std::str::from_utf8(gateway)) else { return };
-    let Ok(config) = Config::new(name, gateway, prefix, mtu) else { return };
+    let ipv6 = input.take(64);
+    let [Ok(name), Ok(gateway), Ok(ipv6)] = [name, gateway, ipv6].map(std::str::from_utf8) else { return };
+    let owner = Instance::default();
+    let config = Config::new(name, gateway, prefix, mtu).and_then(|config| config.with_ipv6(ipv6, &owner));
+    let Ok(config) = config else { return };
+    assert_eq!(config.ipv6.is_none(), ipv6.is_empty());
+    assert!(config.ipv6.is_none_or(|address| address.prefix == 64 && is_of_ipv6_hosts(address.ip)));
     assert_eq!(config.name, name);
     match config.address {
         None => assert!(gateway.is_empty() && prefix == 0),
@@ -90,7 +98,7 @@ pub fn network_config(data: &[u8]) {
         }
     }
     if config.mtu != 0 {
-        let marked = mark::read_bridge(&mark::bridge(&config, &Instance::default()));
+        let marked = mark::read_bridge(&mark::bridge(&config, &owner));
         assert_eq!(marked.and_then(|mark| mark.config), Some(config));
     }
 }

@@ -1,6 +1,6 @@
-//! The host's own IPv6 on interfaces of ours. On bridges it is off: a network of this version is IPv4, and the host would still listen on a
-//! link-local address. On bridges and TAPs it takes no router advertisements, which a guest could send, and with them a default route: on a TAP
-//! too, as somebody may take that off its bridge. What guests send to each other is not affected.
+//! The host's own IPv6 on interfaces of ours. On the bridge of a network without IPv6 it is off: the host would still listen on a link-local address.
+//! On bridges and TAPs it takes no router advertisements, which a guest could send, and with them a default route: on a TAP too, as somebody
+//! may take that off its bridge. What guests send to each other is not affected.
 //! Touches disable_ipv6 and accept_ra below /proc/sys/net/ipv6/conf/INTERFACE alone.
 
 use std::{
@@ -43,9 +43,13 @@ impl Sysctl {
         self.0.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// Switches IPv6 off on a bridge. No error where the kernel has none.
-    pub fn off(&self, bridge: &str) -> io::Result<()> {
-        self.set(bridge, "disable_ipv6", *b"1")
+    /// Switches IPv6 on or off on a bridge. That it is off is no error where the kernel has none.
+    pub fn set_on(&self, bridge: &str, on: bool) -> io::Result<()> {
+        match on {
+            true if self.0.is_none() => Err(io::ErrorKind::NotFound.into()),
+            true => self.set(bridge, "disable_ipv6", *b"0"),
+            false => self.set(bridge, "disable_ipv6", *b"1"),
+        }
     }
 
     /// Has the host take no router advertisements on an interface. No error where the kernel has no IPv6.

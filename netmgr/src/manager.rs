@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use schema::{limits::SERVICE_ANSWER, net::Mac, network_capnp::MAX_LISTED_PORTS};
 
 use crate::{
+    address::Address,
     bridge,
     config::{self, Config},
     error::Error,
@@ -67,18 +68,21 @@ pub struct PortFacts {
     pub network: String,
     pub mtu: u32,
     pub sources: Sources,
+    /// The bridge's own addresses.
+    pub gateways: Vec<Address>,
 }
 
 impl PortFacts {
-    fn of(port: &Port, workload: &str, network: &str) -> PortFacts {
+    fn of(port: &Port, workload: &str, network: &Config) -> PortFacts {
         PortFacts {
             workload: workload.to_owned(),
             interface: port.interface.clone(),
             index: port.index,
             mac: port.mac,
-            network: network.to_owned(),
+            network: network.name.clone(),
             mtu: port.mtu,
             sources: port.sources.clone(),
+            gateways: network.addresses().collect(),
         }
     }
 }
@@ -148,7 +152,7 @@ pub struct Manager {
 impl Manager {
     /// Takes stock of what an earlier netmgr of this instance has left, and mends it.
     pub fn recover(mut rtnl: Rtnl, filter: Option<Filter>, instance: Instance) -> Result<Manager, Error> {
-        let snapshot = rtnl.snapshot()?;
+        let snapshot = rtnl.snapshot(true)?;
         let (networks, tenants, leaving) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let mut manager = Manager { rtnl, filter, instance, networks, tenants, leaving, serial: 0, unguarded: None };
         for (index, config) in bridge::existing(&snapshot, &manager.instance) {
@@ -176,7 +180,7 @@ impl Manager {
 
     /// Brings what the kernel has to what it should have; whether it was so.
     pub fn mend(&mut self) -> Result<bool, Error> {
-        let snapshot = self.rtnl.snapshot()?;
+        let snapshot = self.rtnl.snapshot(self.networks.values().any(|network| network.config.ipv6.is_some()))?;
         Ok(self.mend_with(&snapshot))
     }
 
@@ -247,23 +251,31 @@ impl Manager {
         }
     }
 
-    /// Defines a network, or changes one. Ports that are there keep the MTU they were made with.
-    pub fn define(&mut self, mut config: Config) -> Result<NetworkId, Error> {
+    /// Defines a network, or changes one, with `ipv6` of `NetworkConfig`. Ports that are there keep the MTU they were made with.
+    pub fn define(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
         let serial = self.next();
         let Manager { rtnl, instance, networks, .. } = self;
+        let mut config = config.with_ipv6(ipv6, instance)?;
         if let Some(network) = networks.get_mut(&config.name)
             && (config.mtu == 0 || config.mtu == network.config.mtu)
-            && config.address == network.config.address
+            && (config.address, config.ipv6) == (network.config.address, network.config.ipv6)
         {
             network.settle(rtnl, instance)?;
             return Ok(NetworkId { name: config.name, serial: network.serial });
         }
         let known = networks.get(&config.name);
-        if let (Some(address), Some(known)) = (config.address, known)
-            && let Some((workload, _)) = known.ports.iter().find(|(_, port)| port.sources.has(address.ip.into()))
-        {
-            let (address, workload) = (address.ip.into(), workload.clone());
-            return Err(Error::AddressTaken { address, workload, network: config.name });
+        for (workload, port) in known.into_iter().flat_map(|known| &known.ports) {
+            let workload = || workload.clone();
+            if let Some(gateway) = config.addresses().find(|gateway| port.sources.has(gateway.ip)) {
+                return Err(Error::AddressTaken {
+                    address: gateway.ip,
+                    workload: workload(),
+                    network: config.name.clone(),
+                });
+            }
+            if let Some((address, why)) = port.sources.outside(&config) {
+                return Err(Error::PortOutside { address, why, workload: workload(), network: config.name.clone() });
+            }
         }
         if known.is_none() && networks.len() >= MAX_NETWORKS {
             return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
@@ -328,7 +340,7 @@ impl Manager {
     pub fn info(&mut self, id: &NetworkId) -> Result<(Config, u32, Vec<PortFacts>), Error> {
         let network = find(&mut self.networks, id)?;
         let ports = network.ports.iter().filter(|(_, port)| !port.leaves());
-        let ports = ports.map(|(workload, port)| PortFacts::of(port, workload, &id.name)).collect();
+        let ports = ports.map(|(workload, port)| PortFacts::of(port, workload, &network.config)).collect();
         Ok((network.config.clone(), network.index, ports))
     }
 
@@ -337,7 +349,7 @@ impl Manager {
         let network = find(&mut self.networks, id)?;
         let behind = network.ports.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
         let ports = behind.filter(|(_, port)| !port.leaves()).take(MAX_LISTED_PORTS as usize);
-        Ok(ports.map(|(workload, port)| PortFacts::of(port, workload, &id.name)).collect())
+        Ok(ports.map(|(workload, port)| PortFacts::of(port, workload, &network.config)).collect())
     }
 
     /// Makes a tenant.
@@ -370,6 +382,8 @@ impl Manager {
     pub fn attach(&mut self, id: &NetworkId, asked: &Asked, account: &Account) -> Result<NewPort, Error> {
         let mut again = false;
         loop {
+            let sources = asked.sources.clone().on(&find(&mut self.networks, id)?.config, asked.mac)?;
+            let asked = &Asked { workload: asked.workload.clone(), sources, ..*asked };
             let error = match self.try_attach(id, asked, account) {
                 Err(Error::BridgeGone(_)) if !again => {
                     again = true;
@@ -407,7 +421,6 @@ impl Manager {
                 return Err(refusal);
             }
         }
-        asked.sources.check(network.config.address)?;
         let Asked { workload, mac, sources } = asked;
         let mac = *mac;
         let of_bridge = names::mac_of_bridge(&id.name);
@@ -422,7 +435,7 @@ impl Manager {
         let (tap, (state, seen)) = (Arc::new(tap), watch::channel(PortState::Attached));
         let held = Held { serial, _tap: tap.clone(), state, tenant: account.tenant, slot };
         let port = Port { index, interface, mac, mtu, sources: sources.clone(), held: Some(held) };
-        let facts = PortFacts::of(&port, workload, &id.name);
+        let facts = PortFacts::of(&port, workload, &network.config);
         network.ports.insert(workload.clone(), port);
         let id = PortId { network: id.clone(), workload: workload.clone(), serial };
         Ok(NewPort { id, facts, tap, state: seen })

@@ -25,9 +25,11 @@ pub struct BridgeMark {
 
 /// Makes a bridge's mark.
 pub fn bridge(config: &Config, owner: &Instance) -> String {
-    let Config { name, address, mtu } = config;
+    let Config { name, address, ipv6, mtu } = config;
     let address = address.map_or_else(|| NONE.into(), |address| address.to_string());
-    format!("{BRIDGE} {name} {address} {mtu} {owner}")
+    // Nothing for none, as an earlier release has it.
+    let ipv6 = ipv6.map_or_else(String::new, |ipv6| format!(" {ipv6}"));
+    format!("{BRIDGE} {name} {address} {mtu} {owner}{ipv6}")
 }
 
 /// Reads a bridge's mark; `None` for an alias that is no such.
@@ -37,10 +39,16 @@ pub fn read_bridge(alias: &str) -> Option<BridgeMark> {
         return Some(BridgeMark { config: None, owner: Instance::default() });
     }
     let words: Vec<&str> = rest.strip_prefix(' ')?.split(' ').collect();
-    let [name, address, mtu, owner] = words[..] else { return None };
+    let (name, address, mtu, owner, ipv6) = match words[..] {
+        [name, address, mtu, owner] => (name, address, mtu, owner, ""),
+        [name, address, mtu, owner, ipv6] if ipv6.contains(':') => (name, address, mtu, owner, ipv6),
+        _ => return None,
+    };
+    let owner = instance(owner)?;
     let (gateway, prefix) = if address == NONE { ("", "0") } else { address.split_once('/')? };
     let config = Config::new(name, gateway, prefix.parse().ok()?, mtu.parse().ok()?).ok()?;
-    (config.mtu != 0).then_some(BridgeMark { config: Some(config), owner: instance(owner)? })
+    let config = config.with_ipv6(ipv6, &owner).ok()?;
+    (config.mtu != 0).then_some(BridgeMark { config: Some(config), owner })
 }
 
 /// The mark of a port's interface.
@@ -94,6 +102,9 @@ mod tests {
             for config in [
                 Config::new("volt0", "10.42.0.1", 24, 1500).unwrap(),
                 Config::new("exactly15bytes_", "", 0, 65_521).unwrap(),
+                Config::new("exactly15bytes_", "100.100.100.100", 24, 65_521)
+                    .and_then(|config| config.with_ipv6("fd11:2222:3333:4444:5555:6666:7777:8888/64", &owner))
+                    .unwrap(),
             ] {
                 let mark = bridge(&config, &owner);
                 assert!(mark.len() < 256, "IFALIASZ: {mark}");
@@ -110,6 +121,10 @@ mod tests {
             "volt-vmm network volt0 10.42.0.1/24 1500",
             "volt-vmm network volt0 10.42.0.1/24 1500 A",
             "volt-vmm network volt0 10.42.0.1/24 1500 a b",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a auto",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a ",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a fd00::1",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a fd00::1/64 b",
             "volt-vmm network volt0 10.42.0.1 1500 a",
             "volt-vmm network volt0 10.42.0.1/33 1500 a",
             "volt-vmm network volt0 10.42.0.1/24 0 a",

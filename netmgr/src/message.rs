@@ -9,9 +9,9 @@ use crate::{address::InterfaceAddress, attribute::Malformed, forwarding::Entry, 
 pub enum Message {
     /// `RTM_NEWLINK`.
     Link(Box<Link>),
-    /// `RTM_NEWADDR`, IPv4.
+    /// `RTM_NEWADDR`.
     Address(InterfaceAddress),
-    /// `RTM_NEWROUTE`, IPv4.
+    /// `RTM_NEWROUTE`.
     Route(Route),
     /// `RTM_NEWNEIGH`, of a bridge's table.
     Forwarding(Entry),
@@ -42,7 +42,7 @@ mod tests {
         link::{IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, IFLA_INET6_CONF},
     };
 
-    fn at(ip: [u8; 4], prefix: u8) -> Address {
+    fn at(ip: impl Into<std::net::IpAddr>, prefix: u8) -> Address {
         Address { ip: ip.into(), prefix }
     }
 
@@ -63,7 +63,7 @@ mod tests {
             [attribute(libc::IFA_LOCAL, &[10, 42, 0, 1]), attribute(libc::IFA_ADDRESS, &[10, 42, 0, 2])].concat(),
         );
         let read = InterfaceAddress::read(&address).unwrap().unwrap();
-        assert_eq!((read.index, read.address, read.peer), (7, at([10, 42, 0, 1], 24), [10, 42, 0, 2].into()));
+        assert_eq!((read.index, read.address, read.peer), (7, at([10, 42, 0, 1], 24), at([10, 42, 0, 2], 0).ip));
         let mut route = vec![libc::AF_INET as u8, 24, 0, 0, 254, 2, 253, 1, 0, 0, 0, 0];
         route.extend([attribute(libc::RTA_DST, &[10, 42, 0, 0]), attribute(libc::RTA_OIF, &[7, 0, 0, 0])].concat());
         let expected = Route { source: None, ..Route::of(7, at([10, 42, 0, 1], 24))[2] };
@@ -84,7 +84,7 @@ mod tests {
             InterfaceAddress::read(&with(&address)).unwrap_err();
             Route::read(&with(&route)).unwrap_err();
         }
-        for (what, value) in [(1, 33), (0, libc::AF_INET6 as u8)] {
+        for (what, value) in [(1, 33), (0, libc::AF_MPLS as u8)] {
             let (mut address, mut route) = (address.clone(), route.clone());
             (address[what], route[what]) = (value, value);
             // Another family's is none of ours; a prefix that is too long is nobody's.
@@ -92,6 +92,45 @@ mod tests {
             assert_eq!(Route::read(&route).ok(), (what == 0).then_some(None));
         }
         assert!(Link::read(&[0; 32]).is_err());
+    }
+
+    #[test]
+    fn address_and_route_of_ipv6_are_read_as_those_of_ipv4() {
+        let ip = std::net::Ipv6Addr::from([0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let address = |family: i32, prefix, flags: u32, scope| {
+            let header = [family as u8, prefix, 0, scope, 7, 0, 0, 0];
+            let flags = attribute(libc::IFA_FLAGS, &flags.to_ne_bytes());
+            InterfaceAddress::read(&[&header, &attribute(libc::IFA_ADDRESS, &ip.octets())[..], &flags].concat())
+        };
+        let plain = libc::IFA_F_PERMANENT | libc::IFA_F_NODAD;
+        let expected =
+            InterfaceAddress { index: 7, address: at(ip, 64), peer: ip.into(), secondary: false, plain: true };
+        assert_eq!(address(libc::AF_INET6, 64, plain, 0).unwrap(), Some(expected));
+        for (flags, scope) in [
+            (0, 0),
+            (plain, 253),
+            (plain | libc::IFA_F_TENTATIVE, 0),
+            (plain | libc::IFA_F_DADFAILED, 0),
+            (plain | libc::IFA_F_DEPRECATED, 0),
+            (plain | libc::IFA_F_NOPREFIXROUTE, 0),
+        ] {
+            assert!(!address(libc::AF_INET6, 64, flags, scope).unwrap().unwrap().plain, "{flags:x} {scope}");
+        }
+        address(libc::AF_INET6, 128, plain, 0).unwrap();
+        for (family, prefix) in [(libc::AF_INET6, 129), (libc::AF_INET, 24)] {
+            address(family, prefix, plain, 0).unwrap_err();
+        }
+        let route = |prefix| {
+            let header = [libc::AF_INET6 as u8, prefix, 0, 0, 254, 2, 0, 1, 0, 0, 0, 0];
+            let to = attribute(libc::RTA_DST, &schema::net::subnet_of_ipv6(ip).octets());
+            let (dev, metric) =
+                (attribute(libc::RTA_OIF, &[7, 0, 0, 0]), attribute(libc::RTA_PRIORITY, &256_u32.to_ne_bytes()));
+            Route::read(&[&header, &to[..], &dev, &metric].concat())
+        };
+        let made = Route::of(7, at(ip, 64));
+        assert_eq!(route(64).unwrap().as_ref(), made.last());
+        assert_eq!((made.len(), made[0].to), (2, at(ip, 128)));
+        route(129).unwrap_err();
     }
 
     #[test]

@@ -22,9 +22,9 @@ use crate::{
     nft::{self, Filter},
 };
 
-/// RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE and RTNLGRP_IPV6_IFADDR (linux/rtnetlink.h). The last one tells that
-/// somebody has switched the host's IPv6 on on a bridge: the setting itself has no message.
-const GROUPS: [u32; 5] = [1, 3, 5, 7, 9];
+/// RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR and RTNLGRP_IPV6_ROUTE (linux/rtnetlink.h). The fifth tells
+/// too that somebody has switched the host's IPv6 on or off on a bridge: the setting itself has no message.
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 /// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
 const RULES: u32 = 7;
 /// RTPROT_KERNEL: a route that the kernel makes for an address.

@@ -211,7 +211,7 @@ impl Network {
 
     /// Brings the bridge to its definition, and with it the ports, if it was not: one look, where it was.
     pub fn settle(&mut self, rtnl: &mut Rtnl, owner: &Instance) -> Result<(), Error> {
-        let snapshot = rtnl.look(self.index)?;
+        let snapshot = rtnl.look(self.index, self.config.ipv6.is_some())?;
         if !self.is_whole(rtnl, &snapshot, owner) {
             self.define_again(rtnl, owner)?;
             let links = rtnl.links()?;
@@ -222,7 +222,7 @@ impl Network {
 
     fn is_whole(&self, rtnl: &Rtnl, snapshot: &Snapshot, owner: &Instance) -> bool {
         let wanted = bridge::Wanted { config: &self.config, owner };
-        snapshot.link(self.index).is_some_and(|link| wanted.is(link, snapshot) && !rtnl.has_ipv6(link))
+        snapshot.link(self.index).is_some_and(|link| wanted.is(link, snapshot) && rtnl.ipv6_is(link, wanted.has_ipv6()))
     }
 
     fn define_again(&mut self, rtnl: &mut Rtnl, owner: &Instance) -> Result<(), Error> {

@@ -60,8 +60,9 @@ impl host::Server for Host {
         let (name, gateway) = (text("network name", config.get_name()), text("gateway", config.get_gateway()));
         let failed = while_trying(format!("define network {}", quote(&name)));
         let (name, gateway) = (name.map_err(&failed)?, gateway.map_err(&failed)?);
+        let ipv6 = text("IPv6 address", config.get_ipv6()).map_err(&failed)?.to_owned();
         let config = Config::new(name, gateway, config.get_prefix_length(), config.get_mtu()).map_err(&failed)?;
-        let id = self.0.manager.ask(move |manager| manager.define(config)).await.map_err(failed)?;
+        let id = self.0.manager.ask(move |manager| manager.define(config, &ipv6)).await.map_err(failed)?;
         results.get().set_network(new_client(Network { context: self.0.clone(), id }));
         Ok(())
     }
@@ -235,6 +236,9 @@ fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
         to.set_gateway(address.ip.to_string());
         to.set_prefix_length(address.prefix);
     }
+    if let Some(address) = config.ipv6 {
+        to.set_ipv6(address.to_string());
+    }
 }
 
 fn write_port(mut to: port_info::Builder<'_>, facts: &PortFacts) {
@@ -246,11 +250,16 @@ fn write_port(mut to: port_info::Builder<'_>, facts: &PortFacts) {
     to.set_mtu(facts.mtu);
 }
 
-fn write_addresses(to: port_info::Builder<'_>, facts: &PortFacts) {
+fn write_addresses(mut to: port_info::Builder<'_>, facts: &PortFacts) {
     let count = u32::try_from(facts.sources.iter().count()).unwrap_or(0);
-    let mut addresses = to.init_addresses(count);
+    let mut addresses = to.reborrow().init_addresses(count);
     for (at, address) in (0..count).zip(facts.sources.iter()) {
         addresses.set(at, address.to_string());
+    }
+    let count = u32::try_from(facts.gateways.len()).unwrap_or(0);
+    let mut gateways = to.init_gateways(count);
+    for (at, gateway) in (0..count).zip(&facts.gateways) {
+        gateways.set(at, gateway.to_string());
     }
 }
 

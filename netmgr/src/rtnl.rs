@@ -36,9 +36,9 @@ pub type LinkBuilder = LinkMessageBuilder<LinkUnspec>;
 pub struct Snapshot {
     /// Interfaces.
     pub links: Vec<Link>,
-    /// IPv4 addresses.
+    /// Addresses.
     pub addresses: Vec<InterfaceAddress>,
-    /// IPv4 routes that the kernel makes for them.
+    /// Routes that the kernel makes for them.
     pub routes: Vec<Route>,
 }
 
@@ -88,6 +88,11 @@ impl Batch {
         self.add("look at an interface", 0, RouteNetlinkMessage::GetLink(brief(whom).build()))
     }
 
+    /// Whether there is no step.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
     /// Lets the step that was added last fail without consequence.
     pub fn optional(&mut self) -> &mut Batch {
         if let Some((_, needed)) = self.tried.last_mut() {
@@ -116,14 +121,19 @@ impl Rtnl {
         std::iter::once(self.socket.fd()).chain(self.ipv6.fd())
     }
 
-    /// Switches the host's IPv6 off on a bridge of ours. Where that fails, the network works, and says so.
-    pub fn ipv6_off(&mut self, bridge: &str) {
-        if let Err(error) = self.ipv6.no_routers(bridge).and_then(|()| self.ipv6.off(bridge)) {
-            self.ipv6_stays |= error.kind() != io::ErrorKind::NotFound;
-            confine::say!(
-                "netmgr: IPv6 of the host stays on on bridge {bridge} ({error}). Let netmgr write to {}.",
-                ipv6::FOLDER
-            );
+    /// Switches the host's IPv6 on or off on a bridge of ours. Where it cannot be switched off, the network works, and that is said.
+    pub fn set_ipv6(&mut self, bridge: &str, on: bool) -> Result<(), Error> {
+        match self.ipv6.no_routers(bridge).and_then(|()| self.ipv6.set_on(bridge, on)) {
+            Ok(()) => Ok(()),
+            Err(source) if on => Err(Error::NoIpv6 { network: bridge.to_owned(), source }),
+            Err(error) => {
+                self.ipv6_stays |= error.kind() != io::ErrorKind::NotFound;
+                confine::say!(
+                    "netmgr: IPv6 of the host stays on on bridge {bridge} ({error}). Let netmgr write to {}.",
+                    ipv6::FOLDER
+                );
+                Ok(())
+            }
         }
     }
 
@@ -140,9 +150,9 @@ impl Rtnl {
         }
     }
 
-    /// Whether the host's IPv6 is on on a bridge where it can be switched off.
-    pub fn has_ipv6(&self, bridge: &Link) -> bool {
-        bridge.ipv6 && !self.ipv6_stays || self.hears_routers(bridge)
+    /// Whether the host's IPv6 on a bridge is on or off as it should be, or cannot be switched off.
+    pub fn ipv6_is(&self, bridge: &Link, on: bool) -> bool {
+        (bridge.ipv6 == on || bridge.ipv6 && self.ipv6_stays) && !self.hears_routers(bridge)
     }
 
     /// Whether the host takes router advertisements on an interface where it need not.
@@ -180,19 +190,20 @@ impl Rtnl {
         }
     }
 
-    /// The interface with that index, its addresses and the routes through it, one after the other: who finds them as they should be knows
+    /// The interface with that index, its addresses and the routes through it, those of IPv6 if they are `with_ipv6`, one after the other: who finds them as they should be knows
     /// that each was, at some moment since the question.
-    pub fn look(&mut self, index: u32) -> Result<Snapshot, Error> {
+    pub fn look(&mut self, index: u32, with_ipv6: bool) -> Result<Snapshot, Error> {
         Ok(Snapshot {
             links: self.link(LinkUnspec::new_with_index(index))?.into_iter().collect(),
-            addresses: self.addresses_of(Some(index))?,
-            routes: self.routes(Some(index))?,
+            addresses: self.addresses(Some(index), with_ipv6)?,
+            routes: self.routes(Some(index), with_ipv6)?,
         })
     }
 
-    /// All that networks are made of.
-    pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        Ok(Snapshot { links: self.links()?, addresses: self.addresses()?, routes: self.routes(None)? })
+    /// All that networks are made of, of IPv6 if it is `with_ipv6`.
+    pub fn snapshot(&mut self, with_ipv6: bool) -> Result<Snapshot, Error> {
+        let (links, addresses) = (self.links()?, self.addresses(None, with_ipv6)?);
+        Ok(Snapshot { links, addresses, routes: self.routes(None, with_ipv6)? })
     }
 
     /// What a bridge's table has that stays; nothing where there is no such bridge.
@@ -220,49 +231,50 @@ impl Rtnl {
         self.dump("list the interfaces", all, keep_link)
     }
 
-    /// All IPv4 addresses.
-    pub fn addresses(&mut self) -> Result<Vec<InterfaceAddress>, Error> {
-        self.addresses_of(None)
-    }
-
-    fn addresses_of(&mut self, index: Option<u32>) -> Result<Vec<InterfaceAddress>, Error> {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.index = index.unwrap_or_default();
-        let listed =
-            self.dump("list the addresses", RouteNetlinkMessage::GetAddress(message), |found: &mut Vec<_>, said| {
-                if let Message::Address(address) = said
-                    && index.is_none_or(|index| address.index == index)
+    /// The addresses of that interface or of all, of IPv6 if it is `with_ipv6`.
+    pub fn addresses(&mut self, index: Option<u32>, with_ipv6: bool) -> Result<Vec<InterfaceAddress>, Error> {
+        let listed = families(with_ipv6).map(|family| {
+            let mut message = AddressMessage::default();
+            (message.header.family, message.header.index) = (family, index.unwrap_or_default());
+            let each = |found: &mut Vec<_>, said| {
+                if let Message::Address(has) = said
+                    && is_of(family, has.address)
+                    && index.is_none_or(|index| has.index == index)
                 {
-                    found.push(address);
+                    found.push(has);
                 }
-            });
-        or_none(listed, libc::ENODEV)
+            };
+            or_none(self.dump("list the addresses", RouteNetlinkMessage::GetAddress(message), each), libc::ENODEV)
+        });
+        Ok(listed.collect::<Result<Vec<_>, Error>>()?.concat())
     }
 
-    /// The routes that the kernel has made for addresses, through that interface or through any.
-    pub fn routes(&mut self, index: Option<u32>) -> Result<Vec<Route>, Error> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.protocol = RouteProtocol::Kernel;
-        message.attributes.extend(index.map(RouteAttribute::Oif));
-        let listed =
-            self.dump("list the routes", RouteNetlinkMessage::GetRoute(message), |found: &mut Vec<_>, said| {
+    /// The routes that the kernel has made for addresses, through that interface or through any, of IPv6 if it is `with_ipv6`.
+    pub fn routes(&mut self, index: Option<u32>, with_ipv6: bool) -> Result<Vec<Route>, Error> {
+        let listed = families(with_ipv6).map(|family| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.header.protocol = RouteProtocol::Kernel;
+            message.attributes.extend(index.map(RouteAttribute::Oif));
+            let each = |found: &mut Vec<_>, said| {
                 if let Message::Route(route) = said
+                    && is_of(family, route.to)
                     && route.connected
                     && index.is_none_or(|index| route.nexthop == Nexthop::Interface(index))
                 {
                     found.push(route);
                 }
-            });
-        or_none(listed, libc::ENODEV)
+            };
+            or_none(self.dump("list the routes", RouteNetlinkMessage::GetRoute(message), each), libc::ENODEV)
+        });
+        Ok(listed.collect::<Result<Vec<_>, Error>>()?.concat())
     }
 
     /// Those routes of the main table that hold `subnet` ([`Route::holds`]).
     fn routes_that_hold(&mut self, subnet: Address) -> Result<Vec<Route>, Error> {
         let main = RouteHeader::RT_TABLE_MAIN.into();
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
+        message.header.address_family = family(subnet);
         message.attributes.push(RouteAttribute::Table(main));
         let listed =
             self.dump("list the routes", RouteNetlinkMessage::GetRoute(message), |found: &mut Vec<_>, said| {
@@ -295,8 +307,9 @@ impl Rtnl {
     /// What, other than the interface with index `except`, uses addresses of a subnet: an address whose subnet overlaps it, or
     /// a route in the main table ([`Route::holds`]).
     pub fn holder(&mut self, subnet: Address, except: Option<u32>) -> Result<Option<(Address, String)>, Error> {
-        let address = self.addresses()?.into_iter().find(|InterfaceAddress { index, address, .. }| {
-            Some(*index) != except && address.prefix != 0 && address.subnet().overlaps(&subnet.subnet())
+        let addresses = self.addresses(None, subnet.ip.is_ipv6())?;
+        let address = addresses.into_iter().find(|InterfaceAddress { index, address, .. }| {
+            Some(*index) != except && address.prefix != 0 && address.overlaps(subnet)
         });
         let (held, what, nexthop) = match address {
             Some(held) => (held.address, "an address", Nexthop::Interface(held.index)),
@@ -336,6 +349,19 @@ impl Rtnl {
         }
         Ok(())
     }
+}
+
+/// IPv4 first. A kernel without IPv6 answers for that with what it has of IPv4 instead ([`is_of`]).
+fn families(with_ipv6: bool) -> impl Iterator<Item = AddressFamily> {
+    [AddressFamily::Inet].into_iter().chain(with_ipv6.then_some(AddressFamily::Inet6))
+}
+
+fn family(address: Address) -> AddressFamily {
+    if address.ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn is_of(wanted: AddressFamily, address: Address) -> bool {
+    family(address) == wanted
 }
 
 fn keep_entry(found: &mut Vec<Entry>, said: Message) {

@@ -2,17 +2,20 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use schema::{
-    net::is_of_hosts,
+    net::{Mac, ipv6_rule, is_of_hosts, is_of_ipv6_hosts, subnet_of_ipv6},
     network_capnp::{MAX_ADDRESS_BYTES, MAX_IPV4_ADDRESSES, MAX_IPV6_ADDRESSES},
 };
 
-use crate::{address::Address, error::Error};
+use crate::{config::Config, error::Error};
 
+/// What stands for the address of the network's IPv6 subnet that follows from the MAC address.
+const DERIVED: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
+const TWICE: &str = "it is given twice";
 /// What stands for six bits each (RFC 4648, section 5).
 const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
@@ -21,6 +24,8 @@ const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 pub struct Sources {
     ipv4: BTreeSet<Ipv4Addr>,
     ipv6: BTreeSet<Ipv6Addr>,
+    /// Whether the one that follows from the MAC address is to be one of them, once that and the network are known.
+    derived: bool,
 }
 
 impl Sources {
@@ -30,17 +35,41 @@ impl Sources {
         for text in given {
             let text = text?;
             let address = text.parse().map_err(|_| "it is neither an IPv4 address nor an IPv6 one".to_owned());
-            let added = address.and_then(|address| sources.add(address));
+            let added = match address {
+                Ok(IpAddr::V6(DERIVED)) if mem::replace(&mut sources.derived, true) => Err(TWICE.into()),
+                Ok(IpAddr::V6(DERIVED)) => Ok(()),
+                address => address.and_then(|address| sources.add(address)),
+            };
             added.map_err(|why| Error::argument("address", text, &why))?;
         }
-        if sources.bytes() > MAX_ADDRESS_BYTES.into() {
-            let why = format!(
-                "they take {} bytes in the interface's mark, which has room for {MAX_ADDRESS_BYTES} (what those of a family begin with counts once): give fewer, or some that lie closer together",
-                sources.bytes()
-            );
-            return Err(Error::argument("list of addresses", &sources.to_string(), &why));
+        sources.fit()
+    }
+
+    /// What a guest with that MAC address has of them on a network.
+    pub fn on(mut self, network: &Config, mac: Mac) -> Result<Sources, Error> {
+        if mem::take(&mut self.derived) {
+            let refused = |why: String| Error::argument("address", &DERIVED.to_string(), &why);
+            let gateway = network.ipv6.ok_or_else(|| refused("the network has no IPv6 subnet".into()))?;
+            let address = mac.ipv6_in(gateway.ip);
+            self.add(address.into()).map_err(|why| refused(format!("it stands for {address}: {why}")))?;
         }
-        Ok(sources)
+        let sources = self.fit()?;
+        match sources.outside(network) {
+            Some((address, why)) => Err(Error::argument("address", &address.to_string(), &why)),
+            None => Ok(sources),
+        }
+    }
+
+    /// They have room in a mark.
+    fn fit(self) -> Result<Sources, Error> {
+        let bytes = self.bytes();
+        if bytes <= MAX_ADDRESS_BYTES.into() {
+            return Ok(self);
+        }
+        let why = format!(
+            "they take {bytes} bytes in the interface's mark, which has room for {MAX_ADDRESS_BYTES} (what those of a family begin with counts once): give fewer, or some that lie closer together"
+        );
+        Err(Error::argument("list of addresses", &self.to_string(), &why))
     }
 
     fn add(&mut self, address: IpAddr) -> Result<(), String> {
@@ -48,34 +77,36 @@ impl Sources {
             IpAddr::V4(address) if !is_of_hosts(address) => {
                 return Err("it must be a unicast address, and not of the loopback network".into());
             }
-            IpAddr::V6(address) if !is_global_or_unique_local(address) => {
-                return Err(
-                    "it must be a global unicast address (2000::/3) or a unique local one (fc00::/7); the guest's link-local address follows from its MAC address"
-                        .into(),
-                );
+            IpAddr::V6(address) if !is_of_ipv6_hosts(address) => {
+                return Err(format!("{}; the guest's link-local address follows from its MAC address", ipv6_rule()));
             }
             IpAddr::V4(address) => (self.ipv4.insert(address), self.ipv4.len(), MAX_IPV4_ADDRESSES),
             IpAddr::V6(address) => (self.ipv6.insert(address), self.ipv6.len(), MAX_IPV6_ADDRESSES),
         };
         match (new, count <= most.into()) {
-            (false, _) => Err("it is given twice".into()),
+            (false, _) => Err(TWICE.into()),
             (true, false) => Err(format!("a port has {most} addresses of a family at most")),
             (true, true) => Ok(()),
         }
     }
 
-    /// Whether guests of a network can have them whose bridge has the address `gateway`.
-    pub fn check(&self, gateway: Option<Address>) -> Result<(), Error> {
-        let Some(gateway) = gateway else { return Ok(()) };
-        self.ipv4.iter().try_for_each(|address| {
-            let refuse = |why: &str| Err(Error::argument("address", &address.to_string(), why));
-            if *address == gateway.ip {
-                refuse("it is the network's gateway")
-            } else if !gateway.subnet().has_host(*address) {
-                refuse(&format!("a guest of this network has one of {}, less its first and last", gateway.subnet()))
-            } else {
-                Ok(())
-            }
+    /// One that guests of a network cannot have, and why. Where its bridge has no address of a family, nothing is known of the subnet.
+    pub fn outside(&self, network: &Config) -> Option<(IpAddr, String)> {
+        self.iter().find_map(|address| {
+            let is_gateway = network.addresses().any(|gateway| gateway.ip == address);
+            let subnet = match address {
+                IpAddr::V4(ip) => {
+                    let gateway = network.address.filter(|gateway| !gateway.subnet().has_host(ip));
+                    gateway.map(|gateway| format!("{}, less its first and last", gateway.subnet()))
+                }
+                IpAddr::V6(ip) => {
+                    let gateway = network.ipv6.filter(|gateway| subnet_of_ipv6(ip) != subnet_of_ipv6(gateway.ip));
+                    gateway.map(|gateway| gateway.of_any().network().to_string())
+                }
+            };
+            let why = is_gateway.then(|| "it is the network's gateway".to_owned());
+            let why = why.or(subnet.map(|subnet| format!("a guest of this network has one of {subnet}")));
+            Some((address, why?))
         })
     }
 
@@ -139,12 +170,6 @@ impl fmt::Display for Sources {
     }
 }
 
-/// Global unicast as far as it is given out (RFC 4291, section 2.4), or unique local (RFC 4193).
-fn is_global_or_unique_local(address: Ipv6Addr) -> bool {
-    let [first, ..] = address.octets();
-    first & 0xe0 == 0x20 || first & 0xfe == 0xfc
-}
-
 /// Addresses of one family: what they begin with, and the rest of each.
 struct Packed {
     shared: usize,
@@ -196,6 +221,7 @@ fn from_base64(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::Instance;
 
     pub fn given(list: &[&str]) -> Result<Sources, Error> {
         Sources::new(list.iter().map(|text| Ok(*text)))
@@ -211,7 +237,7 @@ mod tests {
 
     #[test]
     fn an_address_of_hosts_is_taken_and_any_other_is_refused_with_the_rule() {
-        for good in ["10.42.0.9", "1.0.0.1", "223.255.255.1", "2000::", "2001:db8::7", "3fff::1", "fc00::1", "fdff::1"]
+        for good in ["10.42.0.9", "1.0.0.1", "223.255.255.1", "2000::1", "2001:db8::7", "3fff::1", "fc00::1", "fdff::1"]
         {
             assert_eq!(given(&[good]).unwrap().to_string(), good);
         }
@@ -226,7 +252,6 @@ mod tests {
             ("127.0.0.1", "loopback"),
             ("224.0.0.1", "unicast"),
             ("255.255.255.255", "unicast"),
-            ("::", "2000::/3"),
             ("::1", "2000::/3"),
             ("::ffff:10.42.0.9", "2000::/3"),
             ("1fff::1", "2000::/3"),
@@ -235,11 +260,13 @@ mod tests {
             ("fe00::1", "fc00::/7"),
             ("fe80::1", "link-local"),
             ("ff02::1", "2000::/3"),
+            ("fd00::", "not the first of its subnet"),
+            ("2001:db8:0:1::", "not the first of its subnet"),
         ] {
             let error = given(&[bad]).unwrap_err().to_string();
             assert!(error.contains(why) && error.contains(&format!("{bad:?}")), "{error}");
         }
-        for twice in [["10.42.0.9"; 2], ["fd00::1", "fd00:0::1"]] {
+        for twice in [["10.42.0.9"; 2], ["fd00::1", "fd00:0::1"], ["::", "0::"]] {
             assert!(given(&twice).unwrap_err().to_string().contains("given twice"));
         }
     }
@@ -308,23 +335,55 @@ mod tests {
         assert_eq!(Sources::read(&[&format!("43{}", base64(&seventeen.bytes))]), None);
     }
 
+    fn network(gateway: &str, ipv6: &str) -> Config {
+        let prefix = if gateway.is_empty() { 0 } else { 24 };
+        Config::new("volt0", gateway, prefix, 1500).unwrap().with_ipv6(ipv6, &Instance::default()).unwrap()
+    }
+
+    const MAC: Mac = Mac::local([0, 0x5e, 0, 0x53, 7]);
+
     #[test]
     fn guest_has_an_address_of_its_network_that_is_neither_an_end_nor_the_gateway() {
-        let gateway = Some(Address { ip: Ipv4Addr::new(10, 42, 0, 1), prefix: 24 });
-        for good in ["10.42.0.2", "10.42.0.254", "fd00::1"] {
-            given(&[good]).unwrap().check(gateway).unwrap();
+        let (four, both, none) = (network("10.42.0.1", ""), network("10.42.0.1", "fd00::1/64"), network("", ""));
+        for good in ["10.42.0.2", "10.42.0.254", "fd00::2", "fd00::ffff:ffff:ffff:ffff"] {
+            for network in [&four, &both, &none] {
+                given(&[good]).unwrap().on(network, MAC).unwrap();
+            }
         }
         for (bad, why) in [
             ("10.42.0.1", "gateway"),
             ("10.42.0.0", "less its first"),
             ("10.42.0.255", "and last"),
             ("10.42.1.2", "10.42.0.0/24"),
+            ("fd00::1", "gateway"),
+            ("fd00:0:0:1::1", "one of fd00::/64"),
+            ("2001:db8::1", "one of fd00::/64"),
         ] {
-            let error = given(&["10.42.0.7", bad]).unwrap().check(gateway).unwrap_err().to_string();
+            let error = given(&["10.42.0.7", bad]).unwrap().on(&both, MAC).unwrap_err().to_string();
             assert!(error.contains(why) && error.contains(bad), "{error}");
             // Nothing is known of the subnet of a network whose bridge has no address.
-            given(&[bad]).unwrap().check(None).unwrap();
+            given(&[bad]).unwrap().on(&none, MAC).unwrap();
         }
+    }
+
+    #[test]
+    fn address_that_is_derived_follows_from_the_mac_address_and_the_network() {
+        let both = network("10.42.0.1", "fd00:1:2:3::1/64");
+        let of = |list: &[&str]| given(list).unwrap().on(&both, MAC);
+        assert_eq!(of(&["10.42.0.7", "::"]).unwrap().to_string(), "10.42.0.7, fd00:1:2:3:0:5eff:fe00:5307");
+        let error = given(&["::"]).unwrap().on(&network("10.42.0.1", ""), MAC).unwrap_err().to_string();
+        assert!(error.contains("no IPv6 subnet"), "{error}");
+        let error = of(&["fd00:1:2:3:0:5eff:fe00:5307", "::"]).unwrap_err().to_string();
+        assert!(error.contains("stands for fd00:1:2:3:0:5eff:fe00:5307") && error.contains("twice"), "{error}");
+        // It counts, and takes room.
+        let fifteen = many(|n| format!("fd00:1:2:3::{:x}", n + 1), 16);
+        let list: Vec<&str> = fifteen.iter().map(String::as_str).chain(["::"]).collect();
+        of(&list[1..11]).unwrap();
+        assert!(of(&list).unwrap_err().to_string().contains("16 addresses of a family at most"));
+        assert!(of(&list[1..]).unwrap_err().to_string().contains("room for 72"));
+        // The gateway's may be the very one.
+        let taken = network("10.42.0.1", "fd00::5eff:fe00:5307/64");
+        assert!(given(&["::"]).unwrap().on(&taken, MAC).unwrap_err().to_string().contains("gateway"));
     }
 
     #[test]

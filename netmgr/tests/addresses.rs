@@ -67,7 +67,8 @@ fn unusable_address_is_refused_by_name_and_nothing_is_made() {
                 ("fe80::1", "link-local"),
                 ("ff02::1", "2000::/3"),
                 ("::1", "2000::/3"),
-                ("::", "2000::/3"),
+                ("::", "no IPv6 subnet"),
+                ("fd00::", "not the first of its subnet"),
                 ("web", "neither"),
             ] {
                 let fault = client.tap_from(&factory, "vm-web", &[], &["10.42.0.7", bad]).await.err().unwrap();

@@ -252,7 +252,7 @@ fn is_changed_back_by_the_start_or_the_next_definition(commands: &[&str]) {
         }
         let network = client.define_default().await;
         assert_eq!(whole(), Ok(()), "{commands:?}");
-        assert_eq!(client.info(&network).await.unwrap().ports, std::slice::from_ref(&before), "{commands:?}");
+        assert_eq!(client.info(&network).await.unwrap().ports, [before.brief()], "{commands:?}");
         let factory = client.factory(&network, 2).await.unwrap();
         let fault = client.tap(&factory, "vm-web").await.err().unwrap();
         assert_eq!(fault.code, Code::AlreadyExists, "{commands:?}: {fault}");
@@ -609,7 +609,7 @@ fn port_of_a_live_workload_is_the_same_over_twenty_restarts_and_leaves_nothing()
                     client.tap_with(&factory, "vm-b", &before.mac).await.err().unwrap().code,
                     Code::AlreadyExists
                 );
-                assert_eq!(client.info(&network).await.unwrap().ports, std::slice::from_ref(&before));
+                assert_eq!(client.info(&network).await.unwrap().ports, [before.brief()]);
                 assert_eq!(text(&interface(&before.interface).unwrap(), "master"), "volt0");
                 assert_eq!(client.remove("volt0").await.err().unwrap().code, Code::WrongState);
             });

@@ -338,7 +338,7 @@ fn network_of_a_release_that_noted_no_owner_is_adopted_with_its_ports_by_who_def
             let network = one.define_default().await;
             assert_eq!(alias("volt0"), "volt-vmm network volt0 10.42.0.1/24 1400 one1");
             assert_eq!(alias("tap-web"), mark.replace(" -", " one1"));
-            assert_eq!(one.info(&network).await.unwrap().ports, std::slice::from_ref(&before));
+            assert_eq!(one.info(&network).await.unwrap().ports, [before.brief()]);
             let factory = one.factory(&network, 1).await.unwrap();
             assert_eq!(one.tap(&factory, "vm-web").await.err().unwrap().code, Code::AlreadyExists);
             // Once.

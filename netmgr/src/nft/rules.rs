@@ -277,7 +277,7 @@ pub fn elements(interface: &str, mac: Mac, addresses: impl Iterator<Item = IpAdd
         ipv4.push(Ipv4Addr::UNSPECIFIED);
     }
     if !ipv6.is_empty() {
-        ipv6.extend([link_local(mac), Ipv6Addr::UNSPECIFIED]);
+        ipv6.extend([mac.ipv6_in(LINK_LOCAL), Ipv6Addr::UNSPECIFIED]);
     }
     elements.extend(ipv4.into_iter().map(|ip| of_port(Set::Ipv4, &ip.octets())));
     elements.extend(ipv6.into_iter().map(|ip| of_port(Set::Ipv6, &ip.octets())));
@@ -291,11 +291,8 @@ fn name(interface: &str) -> [u8; libc::IFNAMSIZ] {
     name
 }
 
-/// The link-local address that follows from a MAC address (RFC 4291, appendix A).
-pub fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.bytes();
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
-}
+/// Where each has an address that follows from its MAC address (RFC 4291, section 2.5.6).
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 
 /// What is always in a table.
 pub fn constants() -> impl Iterator<Item = Element> {

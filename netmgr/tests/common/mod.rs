@@ -147,12 +147,25 @@ impl testrig::service::Client for Client {
 
 impl Client {
     pub async fn define(&self, name: &str, gateway: &str, prefix: u8, mtu: u32) -> Result<network::Client, Fault> {
+        self.define_both(name, gateway, prefix, mtu, "").await
+    }
+
+    /// A network with IPv6 beside.
+    pub async fn define_both(
+        &self,
+        name: &str,
+        gateway: &str,
+        prefix: u8,
+        mtu: u32,
+        ipv6: &str,
+    ) -> Result<network::Client, Fault> {
         let mut request = self.host.define_network_request();
         let mut config = request.get().init_config();
         config.set_name(name);
         config.set_gateway(gateway);
         config.set_prefix_length(prefix);
         config.set_mtu(mtu);
+        config.set_ipv6(ipv6);
         let answer = self.connection.call("define a network", DEADLINE, request.send()).await?;
         Ok(answer.get()?.get_network()?)
     }
@@ -271,6 +284,7 @@ pub struct Info {
     pub gateway: String,
     pub prefix: u8,
     pub mtu: u32,
+    pub ipv6: String,
     pub index: u32,
     pub ports: Vec<Port>,
 }
@@ -283,6 +297,7 @@ impl Info {
             gateway: config.get_gateway().unwrap().to_string().unwrap(),
             prefix: config.get_prefix_length(),
             mtu: config.get_mtu(),
+            ipv6: config.get_ipv6().unwrap().to_string().unwrap(),
             index: info.get_index(),
             ports: info.get_ports().unwrap().iter().map(Port::read).collect(),
         }
@@ -299,10 +314,19 @@ pub struct Port {
     pub network: String,
     pub mtu: u32,
     pub addresses: Vec<String>,
+    pub gateways: Vec<String>,
 }
 
 impl Port {
+    /// It, as `Network.info` lists it.
+    pub fn brief(&self) -> Port {
+        Port { addresses: Vec::new(), gateways: Vec::new(), ..self.clone() }
+    }
+
     fn read(info: port_info::Reader<'_>) -> Port {
+        let texts = |list: capnp::text_list::Reader<'_>| {
+            list.iter().map(|text| text.unwrap().to_string().unwrap()).collect::<Vec<_>>()
+        };
         Port {
             workload: info.get_workload().unwrap().to_string().unwrap(),
             interface: info.get_interface_name().unwrap().to_string().unwrap(),
@@ -310,7 +334,8 @@ impl Port {
             mac: info.get_mac().unwrap().to_vec(),
             network: info.get_network().unwrap().to_string().unwrap(),
             mtu: info.get_mtu(),
-            addresses: info.get_addresses().unwrap().iter().map(|text| text.unwrap().to_string().unwrap()).collect(),
+            addresses: texts(info.get_addresses().unwrap()),
+            gateways: texts(info.get_gateways().unwrap()),
         }
     }
 }
