@@ -1,0 +1,244 @@
+//! Guests with a kernel of their own behind their ports: what they make of what their port may send from. Runs the program as root, each test in
+//! a network namespace of its own, and each guest in one more, whose card is joined with the port's TAP as a VM's backend would.
+
+mod common;
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use common::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use schema::network_capnp::{port, port_factory};
+use testkit::{skip, wait::PATIENCE};
+
+const OWN: &str = "fd00:42::1/64";
+
+/// Runs a test, where the kernel has IPv6.
+fn with_ipv6(test: impl FnOnce() + Send + 'static) {
+    if !fs::exists("/proc/sys/net/ipv6").unwrap() {
+        return skip!("the kernel has no IPv6");
+    }
+    in_own_network(test);
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A guest: a network namespace with one card, `eth0`.
+struct Guest {
+    port: port::Client,
+    info: Port,
+    jobs: Option<mpsc::Sender<Job>>,
+    ends: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Guest {
+    /// One whose card is up and has no address yet but, where there is IPv6, its link-local one.
+    async fn of(client: &Client, factory: &port_factory::Client, workload: &str, last: u8, given: &[&str]) -> Guest {
+        let port = client.tap_from(factory, workload, &[2, 0, 0, 0, 0, last], given).await.unwrap();
+        let (info, tap) = (client.port(&port).await.unwrap(), client.fd(&port).await.unwrap());
+        let (jobs, todo) = mpsc::channel::<Job>();
+        let (made, card) = mpsc::channel();
+        let (mac, mtu) = (format!("02:00:00:00:00:{last:02x}"), info.mtu);
+        let inside = thread::spawn(move || {
+            testkit::namespace::network().unwrap();
+            made.send(new_card()).unwrap();
+            ip("link set lo up");
+            ip(&format!("link set eth0 address {mac} mtu {mtu} up"));
+            todo.into_iter().for_each(|job| job());
+        });
+        let (card, ends) = (card.recv().unwrap(), Arc::new(AtomicBool::new(false)));
+        let until = ends.clone();
+        let joins = thread::spawn(move || join(&tap, &card, &until));
+        let guest = Guest { port, info, jobs: Some(jobs), ends, threads: vec![inside, joins] };
+        guest.does(|| ());
+        guest
+    }
+
+    /// Does something in the guest.
+    fn does<T: Send + 'static>(&self, what: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, answer) = mpsc::channel();
+        let job = Box::new(move || done.send(what()).unwrap());
+        self.jobs.as_ref().unwrap().send(job).unwrap();
+        answer.recv().unwrap()
+    }
+
+    /// Gives its card all addresses that the port may send from, as somebody does by hand.
+    fn has_its_addresses(self) -> Guest {
+        let addresses = self.info.addresses.clone();
+        self.does(move || {
+            for address in addresses {
+                let more = if address.contains(':') { "/64 dev eth0 nodad" } else { "/24 dev eth0" };
+                ip(&format!("addr add {address}{more}"));
+            }
+        });
+        self
+    }
+
+    /// A socket of its own, on one of its addresses.
+    fn socket(&self, address: &str) -> UdpSocket {
+        let address: IpAddr = address.parse().unwrap();
+        self.does(move || socket(address))
+    }
+
+    /// Takes its card away.
+    async fn goes(mut self, client: &Client) {
+        self.ends.store(true, Ordering::Relaxed);
+        drop(self.jobs.take());
+        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
+        client.release(&self.port).await.unwrap();
+    }
+}
+
+/// A TAP `eth0` in this thread's network namespace.
+fn new_card() -> OwnedFd {
+    let tap = fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    rustix::io::ioctl_fionbio(&tap, true).unwrap();
+    // SAFETY: all-zero bytes are a valid ifreq; both requests read what outlives the call.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"eth0") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+        assert_eq!(libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw const request), 0);
+        let header = 12_i32;
+        assert_eq!(libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header), 0);
+    }
+    tap.into()
+}
+
+/// Hands each frame of one TAP to the other, until told to end.
+fn join(one: &OwnedFd, other: &OwnedFd, ends: &AtomicBool) {
+    let mut frame = vec![0; 1 << 17];
+    while !ends.load(Ordering::Relaxed) {
+        let mut both = [one, other].map(|tap| PollFd::from_borrowed_fd(tap.as_fd(), PollFlags::IN));
+        let _ = poll(&mut both, Some(&Timespec { tv_sec: 0, tv_nsec: 20_000_000 }));
+        for (from, to) in [(one, other), (other, one)] {
+            while let Ok(length) = rustix::io::read(from, &mut frame[..]) {
+                // One that is down takes none.
+                let _ = rustix::io::write(to, &frame[..length]);
+            }
+        }
+    }
+}
+
+/// A socket whose datagrams may not be taken apart.
+fn socket(address: IpAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(SocketAddr::new(address, 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (level, option, whole) = match address {
+        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
+        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
+    };
+    // SAFETY: the option is one int, which outlives the call.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const whole).cast(), 4) };
+    assert_eq!(set, 0);
+    socket
+}
+
+/// Sends that many bytes there and back.
+fn talk(one: &UdpSocket, other: &UdpSocket, length: usize) {
+    let (sent, mut heard) = (vec![0x5a; length], vec![0; 1 << 16]);
+    for (from, to) in [(one, other), (other, one)] {
+        assert_eq!(from.send_to(&sent, to.local_addr().unwrap()).unwrap(), length);
+        let (length, who) = to.recv_from(&mut heard).unwrap();
+        assert_eq!((&heard[..length], who), (&sent[..], from.local_addr().unwrap()));
+    }
+}
+
+#[test]
+fn guests_and_host_reach_one_another_by_ipv6_beside_ipv4_with_8900_bytes_whole_both_ways() {
+    with_ipv6(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = client.define_both("volt0", "10.42.0.1", 24, 9000, OWN).await.unwrap();
+            let factory = client.factory(&network, 2).await.unwrap();
+            let a = Guest::of(&client, &factory, "vm-a", 0xa, &["10.42.0.10", "::"]).await.has_its_addresses();
+            let b = Guest::of(&client, &factory, "vm-b", 0xb, &["10.42.0.11", "::"]).await.has_its_addresses();
+            forwards(&a.info.interface).await;
+            forwards(&b.info.interface).await;
+            assert_eq!(b.info.addresses[1], "fd00:42::ff:fe00:b");
+            for (n, gateway, headers) in [(0, "10.42.0.1", 28), (1, "fd00:42::1", 48)] {
+                let [in_a, in_b] = [&a, &b].map(|guest| guest.socket(&guest.info.addresses[n]));
+                let host = socket(gateway.parse().unwrap());
+                for length in [1, 8900, 9000 - headers] {
+                    talk(&in_a, &in_b, length);
+                    talk(&in_a, &host, length);
+                    talk(&host, &in_b, length);
+                }
+                // What is longer is nothing that a frame of this network holds, and each kernel knows.
+                for from in [&in_a, &host] {
+                    let error = from.send_to(&vec![0; 9001 - headers], in_b.local_addr().unwrap()).unwrap_err();
+                    assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+                }
+            }
+            a.goes(&client).await;
+            b.goes(&client).await;
+        });
+    });
+}
+
+/// A router advertisement (RFC 4861, section 4.2) of the network's subnet, from the bridge: what `radvd` or a DHCP service on the host sends.
+fn advertise() {
+    let mut message = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    message.extend([3, 4, 64, 0xc0, 0, 1, 0x51, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0]);
+    message.extend("fd00:42::".parse::<Ipv6Addr>().unwrap().octets());
+    let index = i32::try_from(interface("volt0").unwrap()["ifindex"].as_i64().unwrap()).unwrap();
+    // SAFETY: the options are one int each and the address is one sockaddr_in6, all of which outlive the calls.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_ICMPV6);
+        for (option, value) in [(libc::IPV6_MULTICAST_HOPS, 255_i32), (libc::IPV6_MULTICAST_IF, index)] {
+            assert_eq!(libc::setsockopt(socket, libc::IPPROTO_IPV6, option, (&raw const value).cast(), 4), 0);
+        }
+        let mut to: libc::sockaddr_in6 = std::mem::zeroed();
+        to.sin6_family = libc::AF_INET6 as u16;
+        to.sin6_addr.s6_addr = "ff02::1".parse::<Ipv6Addr>().unwrap().octets();
+        let length = size_of_val(&to) as u32;
+        let sent = libc::sendto(socket, message.as_ptr().cast(), message.len(), 0, (&raw const to).cast(), length);
+        assert_eq!(sent, message.len() as isize, "{}", std::io::Error::last_os_error());
+        libc::close(socket);
+    }
+}
+
+#[test]
+fn address_that_a_guest_s_own_kernel_makes_when_it_hears_of_the_subnet_is_the_one_its_port_has() {
+    with_ipv6(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = client.define_both("volt0", "10.42.0.1", 24, 0, OWN).await.unwrap();
+            let factory = client.factory(&network, 1).await.unwrap();
+            let guest = Guest::of(&client, &factory, "vm-web", 0xa, &["::"]).await;
+            forwards(&guest.info.interface).await;
+            let own = format!("{}/64", guest.info.addresses[0]);
+            let has_it = || {
+                advertise();
+                thread::sleep(Duration::from_millis(100));
+                let card = guest.does(|| interface("eth0").unwrap());
+                let infos = card["addr_info"].as_array().unwrap().clone();
+                let is_own =
+                    |info: &&serde_json::Value| format!("{}/{}", text(info, "local"), info["prefixlen"]) == own;
+                infos.iter().find(is_own).is_some_and(|info| info.get("tentative").is_none())
+            };
+            eventually("the guest has its address", has_it);
+            let (inside, host) = (guest.socket(&guest.info.addresses[0]), socket("fd00:42::1".parse().unwrap()));
+            talk(&inside, &host, 1000);
+            // By way of the router that it has heard of.
+            let routes = guest.does(|| ip("-6 route show default"));
+            assert!(routes.contains("via fe80::21:8dff:fe02:efbc dev eth0 proto ra"), "{routes}");
+            guest.goes(&client).await;
+        });
+    });
+}
