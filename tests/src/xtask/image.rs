@@ -15,9 +15,30 @@ use crate::debian::{self, Kernel};
 
 const GUEST_MODULES: [&str; 5] = ["virtio_mmio", "virtio_blk", "virtio_net", "button", "evdev"];
 
-/// KVM, what a bridge with TAPs takes, and what later networks need; module names as in modules.dep.
-const HOST_MODULES: [&str; 9] =
-    ["kvm-amd", "tun", "bridge", "veth", "macvtap", "nf_tables", "nft_chain_nat", "nft_masq", "nft_ct"];
+/// KVM, and what networks take, which an ordinary host loads when it is asked for; module names as in modules.dep. What a kernel has built in is none.
+const HOST_MODULES: [&str; 21] = [
+    "kvm-amd",
+    "tun",
+    "bridge",
+    "veth",
+    "macvtap",
+    "dummy",
+    "vrf",
+    "8021q",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_masq",
+    "nft_nat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_limit",
+    "nft_connlimit",
+    "nft_numgen",
+    "nft_objref",
+    "nft_reject_inet",
+    "nft_meta_bridge",
+    "nf_conntrack_netlink",
+];
 
 /// What tests of networks look at the kernel's side with.
 const TOOLS: [&str; 4] = ["/usr/bin/ip", "/usr/sbin/bridge", "/usr/sbin/nft", "/usr/bin/unshare"];
