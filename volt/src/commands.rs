@@ -64,7 +64,7 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
         Command::Network(NetworkCommand::Show { name }) => ask(&paths, policy, &NETWORK, &[], async |links| {
             let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
             let row = networks::show(netmgr, ipamd, name).await?;
-            print_rows(&["NETWORK", "TYPE", "SUBNET", "GATEWAY", "POOL", "FREE", "MTU", "PORTS"], &[row])
+            print_rows(&["NETWORK", "TYPE", "SUBNET", "GATEWAY", "GATEWAY6", "POOL", "FREE", "MTU", "PORTS"], &[row])
         }),
         Command::Network(NetworkCommand::Export { name }) => {
             ask(&paths, policy, &[Service::Ipamd], &[], async |links| {

@@ -19,8 +19,9 @@ use crate::{
     error::{ArgumentError, Error},
 };
 
-/// Room for the `ip=` word of one card: three addresses, a VM's name, a device, and what stands between them, in bytes.
-pub const IP_WORD: usize = 128;
+/// Room for the words of one card, in bytes: `ip=` (three addresses, a VM's name, a device, and what stands between them), and the same of IPv6
+/// (two addresses, a device).
+pub const IP_WORDS: usize = 224;
 /// The largest configuration file, in bytes.
 const MAX_FILE: u64 = 64 << 10;
 
@@ -146,7 +147,7 @@ impl VmConfig {
                 return Err(ArgumentError::TooMany { flag, count }.into());
             }
         }
-        let most = MAX_CMDLINE.saturating_sub(IP_WORD.saturating_mul(self.nets.len()));
+        let most = MAX_CMDLINE.saturating_sub(IP_WORDS.saturating_mul(self.nets.len()));
         if self.cmdline.len() > most || !cmdline::is_line(&self.cmdline) {
             return Err(ArgumentError::Cmdline { most }.into());
         }
@@ -328,7 +329,7 @@ mod tests {
     #[test]
     fn command_line_leaves_room_for_the_words_of_each_card() {
         let dir = tempfile::tempdir().unwrap();
-        for (nets, most) in [(0, 2047), (1, 1919), (8, 1023)] {
+        for (nets, most) in [(0, 2047), (1, 1823), (8, 255)] {
             let mut args = args(dir.path());
             args.nets = (0..nets).map(|n| format!("volt{n}")).collect();
             args.cmdline = Some("x".repeat(most));

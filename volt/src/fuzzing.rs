@@ -10,7 +10,7 @@ use schema::{
 use crate::{
     cli::RunArgs,
     cmdline,
-    config::{self, IP_WORD, VmConfig},
+    config::{self, IP_WORDS, VmConfig},
     error::Error,
     vm::packet::{Answer, LONGEST, Question},
 };
@@ -41,7 +41,7 @@ pub fn vm_files(data: &[u8]) {
     assert!((MIN_MEMORY..=MAX_MEMORY).contains(&memory) && memory.is_multiple_of(1 << 20));
     assert!(disks.len() <= MAX_DEVICES && nets.len() <= MAX_DEVICES);
     assert_eq!(nets.iter().collect::<BTreeSet<_>>().len(), nets.len());
-    assert!(cmdline.len() + IP_WORD * nets.len() <= MAX_CMDLINE && cmdline::is_closed(&cmdline));
+    assert!(cmdline.len() + IP_WORDS * nets.len() <= MAX_CMDLINE && cmdline::is_closed(&cmdline));
 }
 
 /// A kernel's command line: what is added is read by the kernel behind what it reads without, init gets what it gets without, and an address

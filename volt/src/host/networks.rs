@@ -27,15 +27,23 @@ pub struct Definition {
     prefix: u8,
     /// 0 leaves it as it is.
     mtu: u32,
+    /// As `NetworkConfig` has it.
+    ipv6: String,
 }
 
 impl Definition {
+    /// Whether it has IPv6 beside.
+    pub fn has_ipv6(&self) -> bool {
+        !self.ipv6.is_empty()
+    }
+
     fn of(info: pool_info::Reader<'_>) -> Result<Definition, Error> {
         Ok(Definition {
             name: text(info.get_network()?)?,
             gateway: text(info.get_gateway()?)?,
             prefix: info.get_prefix_length(),
             mtu: info.get_mtu(),
+            ipv6: text(info.get_ipv6()?)?,
         })
     }
 }
@@ -121,7 +129,7 @@ pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Defin
 
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
 pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Error> {
-    let Definition { name, gateway, prefix, mtu } = definition;
+    let Definition { name, gateway, prefix, mtu, ipv6 } = definition;
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
         let mut config = request.get().init_config();
@@ -129,6 +137,7 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
         config.set_gateway(gateway);
         config.set_prefix_length(*prefix);
         config.set_mtu(*mtu);
+        config.set_ipv6(ipv6);
         request.send()
     };
     let answer = netmgr.ask(&format!("make the network {name}"), CALL_DEADLINE, send).await?;
@@ -164,6 +173,7 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
         gateway: text(config.get_gateway()?)?,
         prefix: config.get_prefix_length(),
         mtu: config.get_mtu(),
+        ipv6: text(config.get_ipv6()?)?,
     }))
 }
 
@@ -182,25 +192,26 @@ pub async fn export(ipamd: &Connection, name: &str) -> Result<String, Error> {
     of_list(ipamd, name, |pool| text(pool.get_config()?)).await
 }
 
-/// What there is to say of a network: name, kind, subnet, gateway, pool, free addresses, MTU, ports. Nothing is made for that: a bridge that is
-/// not there has no MTU unless its definition says one.
-pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<[String; 8], Error> {
-    let (of_pool, mtu) = of_list(ipamd, name, |pool| {
+/// What there is to say of a network: name, kind, subnet, gateway, IPv6 gateway, pool, free addresses, MTU, ports. Nothing is made for that: a bridge
+/// that is not there has no MTU, nor an IPv6 subnet that follows from its name, unless its definition says one.
+pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<[String; 9], Error> {
+    let (of_pool, ipv6, mtu) = of_list(ipamd, name, |pool| {
         let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
         let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
-        Ok((of_pool, pool.get_mtu()))
+        Ok((of_pool, text(pool.get_ipv6()?)?, pool.get_mtu()))
     })
     .await?;
-    let (mtu, ports) = match info(netmgr, name).await? {
-        None => (mtu, 0),
+    let (ipv6, mtu, ports) = match info(netmgr, name).await? {
+        None => (ipv6, mtu, 0),
         Some(answer) => {
             let info = answer.get()?.get_info()?;
-            (info.get_config()?.get_mtu(), info.get_ports()?.len())
+            (text(info.get_config()?.get_ipv6()?)?, info.get_config()?.get_mtu(), info.get_ports()?.len())
         }
     };
     let mtu = if mtu == 0 { "-".to_owned() } else { mtu.to_string() };
+    let ipv6 = if ipv6.is_empty() { "-".to_owned() } else { ipv6 };
     let [subnet, gateway, range, free] = of_pool;
-    Ok([name.to_owned(), KIND.to_owned(), subnet, gateway, range, free, mtu, ports.to_string()])
+    Ok([name.to_owned(), KIND.to_owned(), subnet, gateway, ipv6, range, free, mtu, ports.to_string()])
 }
 
 /// What `read` takes of a network's pool, without defining that.

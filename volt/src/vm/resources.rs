@@ -69,8 +69,8 @@ pub fn borrowed((netmgr, ipamd): &Network, cards: &[Card]) -> Vec<Borrowed> {
     ]
 }
 
-/// A port's TAP, the guest's address there and the MTU.
-type Attached = (OwnedFd, Mac, u32);
+/// A port's TAP, the guest's MAC address there, the MTU, and its IPv6.
+type Attached = (OwnedFd, Mac, u32, Option<Ipv6>);
 
 /// One network card: the address and the port are ours until released. Half of one, where the other half was refused.
 pub struct Card {
@@ -87,6 +87,15 @@ pub struct Address {
     pub gateway: String,
     /// Length of the network's prefix, in bits.
     pub prefix: u8,
+    /// Where the network has IPv6.
+    pub ipv6: Option<Ipv6>,
+}
+
+/// What it is told of IPv6.
+pub struct Ipv6 {
+    pub address: String,
+    /// With the length of the network's prefix.
+    pub gateway: String,
 }
 
 /// Fetches the sealed kernel, and closes the link: the store serves others.
@@ -115,16 +124,22 @@ pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: 
     for name in networks {
         let pool = networks::pool(ipamd, name).await?;
         // The pool's configuration is the network's: whatever has become of its bridge, it is as that says before a card is put on it.
-        let bridge = async { networks::bridge(netmgr, &networks::definition(ipamd, &pool).await?).await };
+        let bridge = async {
+            let definition = networks::definition(ipamd, &pool).await?;
+            Ok::<_, Error>((networks::bridge(netmgr, &definition).await?, definition.has_ipv6()))
+        };
         let (leased, network) = futures::join!(allocate(ipamd, &pool, name, workload), bridge);
         let mut card = Card { network: name.clone(), address: None, lease: None, port: None, part: None };
         let part = async {
             let (lease, address, life) = leased?;
             card.lease = Some(lease);
-            // What the guest may send from is what it has a lease of.
-            let attached = attach(netmgr, &network?, name, workload, &address.address).await;
-            card.address = Some(address);
-            let (port, (tap, mac, mtu)) = attached?;
+            let (network, has_ipv6) = network?;
+            // What the guest may send from is what it has a lease of, and what follows from its MAC address.
+            let sources = [address.address.as_str()].into_iter().chain(has_ipv6.then_some("::")).collect();
+            let attached = attach(netmgr, &network, name, workload, sources).await;
+            let address = card.address.insert(address);
+            let (port, (tap, mac, mtu, ipv6)) = attached?;
+            address.ipv6 = ipv6;
             card.port = Some(port);
             Ok::<_, Error>(CardPart { tap, life, mac, mtu })
         };
@@ -158,7 +173,7 @@ async fn allocate(
     // As long as this process, or the card's backend, has it, the address is the VM's whatever becomes of ipamd.
     let answer = ipamd.ask(&tried, CALL_DEADLINE, || lease.life_request().send()).await?;
     let life = ipamd.claim(answer.get()?.get_life()?.get_bytes()?).await?;
-    Ok((lease, Address { address, gateway, prefix: info.get_prefix_length() }, life))
+    Ok((lease, Address { address, gateway, prefix: info.get_prefix_length(), ipv6: None }, life))
 }
 
 async fn attach(
@@ -166,7 +181,7 @@ async fn attach(
     network: &network::Client,
     name: &str,
     workload: &str,
-    address: &str,
+    addresses: Vec<&str>,
 ) -> Result<(port::Client, Attached), Error> {
     let tried = format!("attach {workload} to {name}");
     let create = || {
@@ -175,7 +190,10 @@ async fn attach(
         let factory = request.send().pipeline.get_factory();
         let mut request = factory.create_tap_request();
         request.get().set_workload(workload);
-        request.get().init_addresses(1).set(0, address);
+        let mut list = request.get().init_addresses(u32::try_from(addresses.len()).unwrap_or(0));
+        for (at, address) in (0..list.len()).zip(&addresses) {
+            list.set(at, address);
+        }
         request.send()
     };
     let answer = netmgr.ask(&tried, CALL_DEADLINE, create).await?;
@@ -189,7 +207,15 @@ async fn attach(
     let mac = info.get_mac()?.try_into().ok().and_then(Mac::new);
     let mac = mac.ok_or_else(|| Error::NoMac { workload: workload.to_owned(), network: name.to_owned() })?;
     let tap = netmgr.claim(tap.get()?.get_tap()?.get_bytes()?).await?;
-    Ok((port, (tap, mac, info.get_mtu())))
+    let (address, gateway) = (of_ipv6(info.get_addresses()?)?, of_ipv6(info.get_gateways()?)?);
+    let ipv6 = address.zip(gateway).map(|(address, gateway)| Ipv6 { address, gateway });
+    Ok((port, (tap, mac, info.get_mtu(), ipv6)))
+}
+
+/// The first address of a list that is one of IPv6.
+fn of_ipv6(list: capnp::text_list::Reader<'_>) -> Result<Option<String>, Error> {
+    let all = list.iter().map(|one| text(one?)).collect::<Result<Vec<_>, Error>>()?;
+    Ok(all.into_iter().find(|one| one.contains(':')))
 }
 
 /// Says so when something else on the host takes a card's port away: the guest is cut off, and is not told.
@@ -234,11 +260,21 @@ pub async fn release(links: Option<&(Connection, Connection)>, cards: Vec<Card>)
 /// The kernel's `ip=` parameter (Documentation/admin-guide/nfs/nfsroot.rst) for the n-th card. Only the first one gets a
 /// default route. The device stays unnamed where there is one card: what it is called is the guest's own affair.
 pub fn ip_parameter(addresses: &[&Address], n: usize, hostname: &str) -> Option<String> {
-    let Address { address, gateway, prefix } = addresses.get(n)?;
+    let Address { address, gateway, prefix, .. } = addresses.get(n)?;
     let mask = u32::MAX.checked_shl(32u32.saturating_sub((*prefix).into())).unwrap_or(0);
     let gateway = if n == 0 { gateway.as_str() } else { "" };
     let device = if addresses.len() > 1 { format!("eth{n}") } else { String::new() };
     Some(format!("ip={address}::{gateway}:{}:{hostname}:{device}:off", Ipv4Addr::from(mask)))
+}
+
+/// The same of IPv6, of which the kernel itself is told nothing: its `ip=` knows none, and of a second word for the same card it would take what is in
+/// the place of a device's name. So this is a word that no kernel looks at and whoever sets the guest up can: address/prefix, gateway, device.
+pub fn ipv6_parameter(addresses: &[&Address], n: usize) -> Option<String> {
+    let Ipv6 { address, gateway } = addresses.get(n)?.ipv6.as_ref()?;
+    let (gateway, prefix) = gateway.split_once('/')?;
+    let gateway = if n == 0 { gateway } else { "" };
+    let device = if addresses.len() > 1 { format!("eth{n}") } else { String::new() };
+    Some(format!("volt.ipv6={address}/{prefix},{gateway},{device}"))
 }
 
 #[cfg(test)]
@@ -246,7 +282,12 @@ mod tests {
     use super::*;
 
     fn address(address: &str, gateway: &str, prefix: u8) -> Address {
-        Address { address: address.into(), gateway: gateway.into(), prefix }
+        Address { address: address.into(), gateway: gateway.into(), prefix, ipv6: None }
+    }
+
+    fn with_ipv6(address: &str, gateway: &str) -> Address {
+        let ipv6 = Some(Ipv6 { address: address.into(), gateway: gateway.into() });
+        Address { ipv6, ..self::address("10.0.0.2", "10.0.0.1", 8) }
     }
 
     #[test]
@@ -273,9 +314,22 @@ mod tests {
     }
 
     #[test]
-    fn longest_word_fits_the_room_that_the_command_line_leaves() {
+    fn longest_words_fit_the_room_that_the_command_line_leaves() {
         let longest = "255.255.255.255";
-        let cards = [&address(longest, longest, 32), &address(longest, longest, 32)];
-        assert!(ip_parameter(&cards, 0, &"n".repeat(59)).unwrap().len() < crate::config::IP_WORD);
+        let card = address(longest, longest, 32);
+        let words = ip_parameter(&[&card, &card], 0, &"n".repeat(59)).unwrap();
+        let longest = "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+        let card = with_ipv6(longest, &format!("{longest}/64"));
+        let words = format!("{words} {}", ipv6_parameter(&[&card, &card], 0).unwrap());
+        assert!(words.len() < crate::config::IP_WORDS, "{words}");
+    }
+
+    #[test]
+    fn ipv6_is_told_in_a_word_of_its_own_with_the_gateway_of_the_first_card() {
+        let (both, four) = (with_ipv6("fd00::7", "fd00::1/64"), address("10.0.0.3", "10.0.0.1", 8));
+        assert_eq!(ipv6_parameter(&[&both], 0).unwrap(), "volt.ipv6=fd00::7/64,fd00::1,");
+        assert_eq!(ipv6_parameter(&[&both, &both], 0).unwrap(), "volt.ipv6=fd00::7/64,fd00::1,eth0");
+        assert_eq!(ipv6_parameter(&[&four, &both], 1).unwrap(), "volt.ipv6=fd00::7/64,,eth1");
+        assert_eq!((ipv6_parameter(&[&four, &both], 0), ipv6_parameter(&[&both], 1)), (None, None));
     }
 }

@@ -267,7 +267,8 @@ async fn prepare(
     resources::watch_ports(&config.name, cards);
     let addresses: Vec<_> = cards.iter().filter_map(|card| card.address.as_ref()).collect();
     for (own, card) in addresses.iter().zip(cards.iter()) {
-        say(format_args!("{} has {} on {}", config.name, own.address, card.network));
+        let ipv6 = own.ipv6.as_ref().map_or_else(String::new, |ipv6| format!(" and {}", ipv6.address));
+        say(format_args!("{} has {}{ipv6} on {}", config.name, own.address, card.network));
     }
     // Two of them would contradict each other, and the last one counts.
     let own = !addresses.is_empty() && cmdline::has_address(&config.cmdline);
@@ -275,7 +276,9 @@ async fn prepare(
         say(format_args!("{} is not told so: its command line has an ip= of its own", config.name));
     }
     let told = if own { 0 } else { addresses.len() };
-    let words: Vec<_> = (0..told).filter_map(|n| resources::ip_parameter(&addresses, n, &config.name)).collect();
+    let words = (0..told)
+        .flat_map(|n| [resources::ip_parameter(&addresses, n, &config.name), resources::ipv6_parameter(&addresses, n)]);
+    let words: Vec<_> = words.flatten().collect();
     let cmdline = cmdline::with(&config.cmdline, &words);
     Ok(Parts {
         name: config.name.clone(),

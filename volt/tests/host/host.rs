@@ -134,6 +134,13 @@ impl Host {
         self.all().into_iter().filter(|(_, name)| name == program).map(|(pid, _)| pid).collect()
     }
 
+    /// The command line that the one VM's kernel was given.
+    pub fn cmdline_of_the_core(&self) -> String {
+        let arguments = std::fs::read(format!("/proc/{}/cmdline", self.processes("vmm-core")[0])).unwrap();
+        let mut arguments = arguments.split(|byte| *byte == 0).skip_while(|argument| *argument != b"--cmdline");
+        String::from_utf8_lossy(arguments.nth(1).unwrap()).into_owned()
+    }
+
     /// Signals all processes of this test that run any of `programs`, of which each is there, and waits until they are gone: what a process
     /// that was signalled has is its own until then.
     pub fn end<'a>(&self, programs: impl IntoIterator<Item = &'a str>, signal: i32) {

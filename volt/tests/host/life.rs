@@ -123,9 +123,7 @@ fn address_is_told_before_the_end_mark_and_not_beside_the_user_s_own() {
     ] {
         let vm = Running::start(host.full("web", &kernel).args(["--cmdline", given]));
         vm.says("up");
-        let arguments = std::fs::read(format!("/proc/{}/cmdline", host.processes("vmm-core")[0])).unwrap();
-        let mut arguments = arguments.split(|byte| *byte == 0).skip_while(|argument| *argument != b"--cmdline");
-        let found = String::from_utf8_lossy(arguments.nth(1).unwrap()).into_owned();
+        let found = host.cmdline_of_the_core();
         host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
         let said = vm.end().ok().err;
         let address = said.split_once("web has ").unwrap().1.split_once(' ').unwrap().0;

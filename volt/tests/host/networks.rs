@@ -335,6 +335,50 @@ fn mtu_of_a_network_is_its_bridge_s_and_its_cards_and_bad_keys_change_nothing() 
     vm.end().ok();
 }
 
+/// As it follows from the installation, as the definition says, and none: each of them is the bridge's, and told to the guest.
+#[test]
+fn guest_on_a_network_with_ipv6_has_an_address_of_that_too_and_is_told_so() {
+    let Some(host) = Host::new() else { return };
+    if !fs::exists("/proc/sys/net/ipv6").unwrap() {
+        return testkit::skip!("the kernel has no IPv6");
+    }
+    let with = |keys: &str| LAB.replacen('{', &format!("{{{keys},"), 1);
+    for bad in [r#""gateway6":"fd00::1""#, r#""subnet6":"fd00::/63""#, r#""ipv6":"yes""#] {
+        define(&host, &with(bad)).refused(&["network.json", bad.split('"').nth(1).unwrap()]);
+        assert!(!exists("lab0"));
+    }
+    let spin = host.kernel("spin", &[&print("up"), SPIN]);
+    for (keys, expected) in [
+        (r#""ipv6":true"#, None),
+        (r#""subnet6":"fd00:9::/64","gateway6":"fd00:9::fe""#, Some("fd00:9::fe/64")),
+        (r#""ipv6":false"#, Some("-")),
+    ] {
+        define(&host, &with(keys)).ok();
+        let shown = host.run(&mut host.volt(&["network", "show", "lab0"])).ok().out;
+        let gateway = rows(&shown)[1][4].to_owned();
+        assert!(expected.is_none_or(|expected| expected == gateway), "{gateway}");
+        let vm = Running::start(host.plain("web", &spin).args(["--net", "lab0"]));
+        vm.says("up");
+        let of_bridge = ip("-6 -br addr show dev lab0");
+        let told = host.cmdline_of_the_core();
+        host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+        let said = vm.end().ok().err;
+        let has = said.split_once("web has ").unwrap().1.split_once(" on lab0").unwrap().0.to_owned();
+        let Some((subnet, own)) = gateway.strip_suffix("/64").map(|gateway| {
+            assert!(of_bridge.contains(&format!(" {gateway}/64 ")), "{of_bridge}");
+            (gateway.rsplit_once("::").unwrap().0, gateway)
+        }) else {
+            assert!(!has.contains(':') && !told.contains("volt.ipv6") && !of_bridge.contains(':'), "{has} {told}");
+            continue;
+        };
+        let (_, address) = has.split_once(" and ").unwrap();
+        assert!(address.starts_with(&format!("{subnet}:")) && expected.is_some() || address.starts_with("fd"), "{has}");
+        let words = format!("255.255.255.0:web::off volt.ipv6={address}/64,{own},");
+        assert!(told.contains("ip=10.9.0.") && told.ends_with(&words), "{told}");
+    }
+    host.clean();
+}
+
 #[test]
 fn network_is_shown_and_exported_as_what_defines_it_again() {
     let Some(host) = Host::new() else { return };
@@ -342,8 +386,8 @@ fn network_is_shown_and_exported_as_what_defines_it_again() {
     // Nothing is made of a question about the built-in one.
     assert!(volt(&["network", "export", "volt0"]).ok().out.contains(r#""subnet":"10.42.0.0/24""#));
     let shown = volt(&["network", "show", "volt0"]).ok().out;
-    let head = ["NETWORK", "TYPE", "SUBNET", "GATEWAY", "POOL", "FREE", "MTU", "PORTS"];
-    let row = ["volt0", "bridged", "10.42.0.0/24", "10.42.0.1", "10.42.0.2-10.42.0.254", "253", "-", "0"];
+    let head = ["NETWORK", "TYPE", "SUBNET", "GATEWAY", "GATEWAY6", "POOL", "FREE", "MTU", "PORTS"];
+    let row = ["volt0", "bridged", "10.42.0.0/24", "10.42.0.1", "-", "10.42.0.2-10.42.0.254", "253", "-", "0"];
     assert_eq!(rows(&shown), [head, row]);
     assert!(!exists("volt0"));
 
@@ -358,7 +402,7 @@ fn network_is_shown_and_exported_as_what_defines_it_again() {
     let shown = volt(&["network", "show", "lab0"]).ok().out;
     assert_eq!(
         rows(&shown)[1],
-        ["lab0", "bridged", "10.9.0.0/24", "10.9.0.254", "10.9.0.7-10.9.0.9", "2", "1400", "0"]
+        ["lab0", "bridged", "10.9.0.0/24", "10.9.0.254", "-", "10.9.0.7-10.9.0.9", "2", "1400", "0"]
     );
     remove(&host, "lab0").ok();
     for question in ["show", "export"] {
