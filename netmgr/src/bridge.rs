@@ -22,7 +22,7 @@ use rtnetlink::{
 use crate::{
     address::{Address, InterfaceAddress},
     ask::{MOMENT, incomplete, retried_if_passing},
-    config::Config,
+    config::{Config, Kind},
     error::Error,
     instance::Instance,
     link::Link,
@@ -170,7 +170,8 @@ pub fn existing(snapshot: &Snapshot, owner: &Instance) -> Vec<(u32, Config)> {
             IpAddr::V6(_) => None,
         };
         let address = || snapshot.on(link.index).find_map(of_ipv4);
-        let now = || Config { name: link.name.clone(), address: address(), ipv6: None, mtu: link.mtu };
+        let (name, mtu) = (link.name.clone(), link.mtu);
+        let now = || Config { name, address: address(), ipv6: None, mtu, kind: Kind::Bridged };
         Some((link.index, mark.config.unwrap_or_else(now)))
     });
     found.collect()

@@ -23,6 +23,27 @@ pub struct Config {
     pub ipv6: Option<Address<Ipv6Addr>>,
     /// Bytes; 0 where nobody chose one.
     pub mtu: u32,
+    /// What its guests reach.
+    pub kind: Kind,
+}
+
+/// What the guests of a network reach beside one another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// The host.
+    #[default]
+    Bridged,
+    /// The host, and, under its address, what is beyond it.
+    Nat,
+    /// What is beyond the host, and no service of its own.
+    HostOnly,
+}
+
+impl Kind {
+    /// Whether they reach what is beyond the host.
+    pub fn leads_outward(self) -> bool {
+        self != Kind::Bridged
+    }
 }
 
 impl Config {
@@ -43,7 +64,7 @@ impl Config {
         if mtu != 0 && !is_mtu(mtu) {
             return Err(Error::argument("MTU", &mtu.to_string(), &format!("{}; or 0 for the default", mtu_rule())));
         }
-        Ok(Config { name: name.to_owned(), address, ipv6: None, mtu })
+        Ok(Config { name: name.to_owned(), address, ipv6: None, mtu, kind: Kind::Bridged })
     }
 
     /// It with what a caller sent of IPv6: an address, or the word for the one that follows from that installation and the network's name.
@@ -59,6 +80,14 @@ impl Config {
     /// The bridge's own addresses.
     pub fn addresses(&self) -> impl Iterator<Item = Address> {
         self.address.map(Address::of_any).into_iter().chain(self.ipv6.map(Address::of_any))
+    }
+
+    /// The same, of that kind; one that leads outward does so by its gateway.
+    pub fn of_kind(self, kind: Kind) -> Result<Config, Error> {
+        if kind.leads_outward() && self.address.is_none() {
+            return Err(Error::argument("gateway", "", "a network whose guests reach the outside has one; give it"));
+        }
+        Ok(Config { kind, ..self })
     }
 }
 

@@ -67,6 +67,14 @@ pub enum Error {
     /// No nf_tables, or none for bridges.
     #[error("the kernel cannot look at what guests send: it lacks nf_tables, or its family bridge")]
     NoFilter(#[source] io::Error),
+    /// No nf_tables for what is routed.
+    #[error(
+        "the kernel cannot lead a network's guests to the outside: it lacks nf_tables' family inet, or of it connections, NAT, routes (fib) or a limit of connections"
+    )]
+    NoRoutes,
+    /// The host forwards nothing, and that cannot be changed.
+    #[error("a network whose guests reach the outside needs the host to forward IPv4, which netmgr cannot switch on")]
+    NoForwarding(#[source] io::Error),
     /// EPERM.
     #[error("the kernel does not let netmgr {0}")]
     NoRight(String),
@@ -122,6 +130,8 @@ impl Error {
             Error::NoTun(_)
             | Error::NoFilter(_)
             | Error::NoIpv6 { .. }
+            | Error::NoRoutes
+            | Error::NoForwarding(_)
             | Error::Deadline { .. }
             | Error::BridgeGone(_) => Code::Unavailable,
             Error::NoRight(_) => Code::PermissionDenied,
@@ -171,6 +181,8 @@ impl Error {
                 "Load the module (modprobe nf_tables), or boot a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE"
                     .into()
             }
+            Error::NoRoutes => "Load the modules (modprobe -a nft_ct nft_nat nft_masq nft_fib_inet nft_connlimit), and start netmgr again; or define the network as bridged, without NAT".into(),
+            Error::NoForwarding(_) => format!("Let netmgr write to {}, and start it again", crate::ipv4::FOLDER),
             Error::NoRight(_) => NET_ADMIN_REMEDY.into(),
             Error::Kernel { .. } if self.passes() => "Try again; if it lasts, the host is short of memory".into(),
             Error::Kernel { .. } => "See the kernel's log (dmesg)".into(),

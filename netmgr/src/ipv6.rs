@@ -59,9 +59,13 @@ impl Sysctl {
 
     fn set(&self, interface: &str, setting: &str, value: [u8; LENGTH]) -> io::Result<()> {
         let Some(folder) = &self.0 else { return Ok(()) };
-        let path = format!("{interface}/{setting}");
-        let setting = retry_on_intr(|| fs::openat(folder, &path, OPEN, Mode::empty()))?;
-        retry_on_intr(|| rustix::io::write(&setting, &value))?;
-        Ok(())
+        write(folder, &format!("{interface}/{setting}"), value)
     }
+}
+
+/// Sets what is at a path in such a folder.
+pub fn write(folder: &OwnedFd, path: &str, value: [u8; LENGTH]) -> io::Result<()> {
+    let setting = retry_on_intr(|| fs::openat(folder, path, OPEN, Mode::empty()))?;
+    retry_on_intr(|| rustix::io::write(&setting, &value))?;
+    Ok(())
 }

@@ -1,5 +1,5 @@
 //! `netmgr`: makes bridges, TAPs and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
-//! May touch rtnetlink, nf_tables' netlink, /dev/net/tun and two settings under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest
+//! May touch rtnetlink, nf_tables' netlink, /dev/net/tun and three settings under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest
 //! memory, a frame, or any other file.
 //!
 //! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the thread `rtnl` owns the [`Manager`] and speaks netlink with the kernel. A thread
@@ -16,6 +16,7 @@ mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod instance;
+mod ipv4;
 mod ipv6;
 mod link;
 mod manager;

@@ -25,7 +25,7 @@ use schema::{limits::SERVICE_ANSWER, net::Mac, network_capnp::MAX_LISTED_PORTS};
 use crate::{
     address::Address,
     bridge,
-    config::{self, Config},
+    config::{self, Config, Kind},
     error::Error,
     instance::Instance,
     link::Link,
@@ -226,7 +226,9 @@ impl Manager {
             let renamed = names.get(&port.index).filter(|name| **name != port.interface);
             [Some(port.sends()), renamed.map(|interface| Sender { interface, ..port.sends() })].into_iter().flatten()
         });
-        let outcome = filter.mend(ports, |interface| there.contains(interface));
+        let bridges: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
+        let reach = networks.values().map(|network| network.reach(bridges.get(&network.index).copied()));
+        let outcome = filter.mend(ports, reach, |interface| there.contains(interface));
         let trouble =
             outcome.as_ref().err().map(|error| error.fault("mend the rules of what guests may send").to_string());
         match &trouble {
@@ -254,12 +256,14 @@ impl Manager {
     /// Defines a network, or changes one, with `ipv6` of `NetworkConfig`. Ports that are there keep the MTU they were made with.
     pub fn define(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
         let serial = self.next();
-        let Manager { rtnl, instance, networks, .. } = self;
+        let Manager { rtnl, filter, instance, networks, .. } = self;
         let mut config = config.with_ipv6(ipv6, instance)?;
         if let Some(network) = networks.get_mut(&config.name)
             && (config.mtu == 0 || config.mtu == network.config.mtu)
             && (config.address, config.ipv6) == (network.config.address, network.config.ipv6)
+            && config.kind == network.config.kind
         {
+            lead_outward(rtnl, filter.as_ref(), config.kind)?;
             network.settle(rtnl, instance)?;
             return Ok(NetworkId { name: config.name, serial: network.serial });
         }
@@ -286,6 +290,7 @@ impl Manager {
                 None => bridge::mtu(rtnl, &config.name, instance)?.unwrap_or(config::DEFAULT_MTU),
             };
         }
+        lead_outward(rtnl, filter.as_ref(), config.kind)?;
         let wanted = bridge::Wanted { config: &config, owner: instance };
         let index = bridge::define(rtnl, wanted, known.map(|network| network.index))?;
         let links = rtnl.links()?;
@@ -570,6 +575,17 @@ fn make(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: Wanted<'_>) -> Res
         Made::Port(tap, index) => Ok((tap, index, second)),
         Made::NameTaken if mark(rtnl, &second)?.is_some() => Err(Error::PortInUse { interface: second }),
         Made::NameTaken => Err(foreign(second)),
+    }
+}
+
+/// Sees to it that the host forwards for a network that leads to the outside, and that there are rules of what then goes where.
+fn lead_outward(rtnl: &Rtnl, filter: Option<&Filter>, kind: Kind) -> Result<(), Error> {
+    if !kind.leads_outward() {
+        return Ok(());
+    }
+    match filter {
+        Some(filter) if filter.routes() => rtnl.forward(),
+        _ => Err(Error::NoRoutes),
     }
 }
 

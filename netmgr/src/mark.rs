@@ -3,7 +3,12 @@
 
 use schema::net::Mac;
 
-use crate::{config::Config, instance::Instance, names, sources::Sources};
+use crate::{
+    config::{Config, Kind},
+    instance::Instance,
+    names,
+    sources::Sources,
+};
 
 const BRIDGE: &str = "volt-vmm network";
 const PORT: &str = "volt-vmm port";
@@ -25,11 +30,16 @@ pub struct BridgeMark {
 
 /// Makes a bridge's mark.
 pub fn bridge(config: &Config, owner: &Instance) -> String {
-    let Config { name, address, ipv6, mtu } = config;
+    let Config { name, address, ipv6, mtu, kind } = config;
     let address = address.map_or_else(|| NONE.into(), |address| address.to_string());
     // Nothing for none, as an earlier release has it.
     let ipv6 = ipv6.map_or_else(String::new, |ipv6| format!(" {ipv6}"));
-    format!("{BRIDGE} {name} {address} {mtu} {owner}{ipv6}")
+    let kind = match kind {
+        Kind::Bridged => "",
+        Kind::Nat => " nat",
+        Kind::HostOnly => " host-only",
+    };
+    format!("{BRIDGE} {name} {address} {mtu} {owner}{ipv6}{kind}")
 }
 
 /// Reads a bridge's mark; `None` for an alias that is no such.
@@ -39,15 +49,21 @@ pub fn read_bridge(alias: &str) -> Option<BridgeMark> {
         return Some(BridgeMark { config: None, owner: Instance::default() });
     }
     let words: Vec<&str> = rest.strip_prefix(' ')?.split(' ').collect();
-    let (name, address, mtu, owner, ipv6) = match words[..] {
-        [name, address, mtu, owner] => (name, address, mtu, owner, ""),
-        [name, address, mtu, owner, ipv6] if ipv6.contains(':') => (name, address, mtu, owner, ipv6),
+    let [name, address, mtu, owner, more @ ..] = &words[..] else { return None };
+    let (ipv6, more) = match more {
+        [ipv6, more @ ..] if ipv6.contains(':') => (*ipv6, more),
+        more => ("", more),
+    };
+    let kind = match more {
+        [] => Kind::Bridged,
+        ["nat"] => Kind::Nat,
+        ["host-only"] => Kind::HostOnly,
         _ => return None,
     };
     let owner = instance(owner)?;
-    let (gateway, prefix) = if address == NONE { ("", "0") } else { address.split_once('/')? };
-    let config = Config::new(name, gateway, prefix.parse().ok()?, mtu.parse().ok()?).ok()?;
-    let config = config.with_ipv6(ipv6, &owner).ok()?;
+    let (gateway, prefix) = if *address == NONE { ("", "0") } else { address.split_once('/')? };
+    let config = Config::new(name, gateway, prefix.parse().ok()?, mtu.parse().ok()?);
+    let config = config.and_then(|config| config.with_ipv6(ipv6, &owner)?.of_kind(kind)).ok()?;
     (config.mtu != 0).then_some(BridgeMark { config: Some(config), owner })
 }
 
@@ -101,9 +117,12 @@ mod tests {
         for owner in [Instance::default(), "0123456789abcdef".parse().unwrap()] {
             for config in [
                 Config::new("volt0", "10.42.0.1", 24, 1500).unwrap(),
+                Config::new("volt0", "10.42.0.1", 24, 1500).unwrap().of_kind(Kind::Nat).unwrap(),
+                Config::new("exactly15bytes_", "100.100.100.100", 24, 65_521).unwrap().of_kind(Kind::HostOnly).unwrap(),
                 Config::new("exactly15bytes_", "", 0, 65_521).unwrap(),
                 Config::new("exactly15bytes_", "100.100.100.100", 24, 65_521)
                     .and_then(|config| config.with_ipv6("fd11:2222:3333:4444:5555:6666:7777:8888/64", &owner))
+                    .and_then(|config| config.of_kind(Kind::HostOnly))
                     .unwrap(),
             ] {
                 let mark = bridge(&config, &owner);
@@ -125,6 +144,8 @@ mod tests {
             "volt-vmm network volt0 10.42.0.1/24 1500 a ",
             "volt-vmm network volt0 10.42.0.1/24 1500 a fd00::1",
             "volt-vmm network volt0 10.42.0.1/24 1500 a fd00::1/64 b",
+            "volt-vmm network volt0 - 1500 a nat",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a nat nat",
             "volt-vmm network volt0 10.42.0.1 1500 a",
             "volt-vmm network volt0 10.42.0.1/33 1500 a",
             "volt-vmm network volt0 10.42.0.1/24 0 a",

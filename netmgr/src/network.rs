@@ -17,14 +17,14 @@ use schema::net::Mac;
 
 use crate::{
     bridge,
-    config::Config,
+    config::{Config, Kind},
     error::Error,
     forwarding::Entry,
     instance::Instance,
     link::Link,
     mark::{self, PortMark},
     names,
-    nft::Sender,
+    nft::{Reach, Sender},
     port::{self, Wanted},
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
@@ -168,6 +168,19 @@ impl Network {
     /// One whose bridge has that index, without ports.
     pub fn new(serial: u64, index: u32, config: Config) -> Network {
         Network { serial, index, config, ports: BTreeMap::new(), trouble: None }
+    }
+
+    /// What the rules know of it, whose bridge has that name at present.
+    pub fn reach<'a>(&'a self, bridge: Option<&'a str>) -> Reach<'a> {
+        let Config { name, address, ipv6, kind, .. } = &self.config;
+        Reach {
+            network: name,
+            interfaces: [Some(name), bridge.filter(|bridge| bridge != name)],
+            ipv4: address.map(|address| (address.ip, address.prefix)),
+            ipv6: ipv6.map(|address| (address.ip, address.prefix)),
+            outward: kind.leads_outward(),
+            closed: *kind == Kind::HostOnly,
+        }
     }
 
     /// Takes on the ports of an earlier netmgr: those that are marked as this network's, those on its bridge whose mark names no owner, and

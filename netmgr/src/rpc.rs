@@ -8,12 +8,12 @@ use capnp_rpc::new_client;
 use ipc::{Lane, Peer};
 use schema::{
     host_capnp::{host, tenant},
-    network_capnp::{MAX_PORTS, network, network_config, network_info, port, port_factory, port_info},
+    network_capnp::{MAX_PORTS, NetworkKind, network, network_config, network_info, port, port_factory, port_info},
 };
 use service::Owner;
 
 use crate::{
-    config::Config,
+    config::{Config, Kind},
     error::Error,
     manager::{Account, Asked, Manager, NetworkId, NewPort, PortFacts},
     names,
@@ -61,7 +61,9 @@ impl host::Server for Host {
         let failed = while_trying(format!("define network {}", quote(&name)));
         let (name, gateway) = (name.map_err(&failed)?, gateway.map_err(&failed)?);
         let ipv6 = text("IPv6 address", config.get_ipv6()).map_err(&failed)?.to_owned();
-        let config = Config::new(name, gateway, config.get_prefix_length(), config.get_mtu()).map_err(&failed)?;
+        let kind = kind_of(config).map_err(&failed)?;
+        let config = Config::new(name, gateway, config.get_prefix_length(), config.get_mtu());
+        let config = config.and_then(|config| config.of_kind(kind)).map_err(&failed)?;
         let id = self.0.manager.ask(move |manager| manager.define(config, &ipv6)).await.map_err(failed)?;
         results.get().set_network(new_client(Network { context: self.0.clone(), id }));
         Ok(())
@@ -123,6 +125,14 @@ impl host::Server for Host {
             list.set(at, name);
         }
         Ok(())
+    }
+}
+
+fn kind_of(config: network_config::Reader<'_>) -> Result<Kind, Error> {
+    match (config.get_kind(), config.get_nat()) {
+        (Ok(NetworkKind::Bridged), nat) => Ok(if nat { Kind::Nat } else { Kind::Bridged }),
+        (Ok(NetworkKind::HostOnly), _) => Ok(Kind::HostOnly),
+        (Err(unknown), _) => Err(Error::argument("kind", &unknown.to_string(), "there is none of that number")),
     }
 }
 
@@ -232,6 +242,8 @@ impl network::Server for Network {
 fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
     to.set_name(&config.name);
     to.set_mtu(config.mtu);
+    to.set_kind(if config.kind == Kind::HostOnly { NetworkKind::HostOnly } else { NetworkKind::Bridged });
+    to.set_nat(config.kind.leads_outward());
     if let Some(address) = config.address {
         to.set_gateway(address.ip.to_string());
         to.set_prefix_length(address.prefix);

@@ -21,6 +21,7 @@ use crate::{
     ask::{self, failed, incomplete, refused, retried_if_passing},
     error::Error,
     forwarding::{self, Entry},
+    ipv4::Forwarding,
     ipv6::{self, Sysctl},
     link::Link,
     message::Message,
@@ -57,6 +58,7 @@ impl Snapshot {
 /// The kernel, by way of one socket, and one setting that has none.
 pub struct Rtnl {
     socket: Socket,
+    ipv4: Forwarding,
     ipv6: Sysctl,
     /// Whether that setting cannot be made here.
     ipv6_stays: bool,
@@ -112,13 +114,18 @@ impl Rtnl {
     pub fn open() -> Result<Rtnl, Error> {
         let refused =
             |source| Error::Kernel { tried: "open an rtnetlink socket".into(), source, detail: String::new() };
-        let (socket, ipv6) = (Socket::open().map_err(refused)?, Sysctl::open());
-        Ok(Rtnl { socket, ipv6_stays: ipv6.fd().is_none(), ipv6 })
+        let (socket, ipv4, ipv6) = (Socket::open().map_err(refused)?, Forwarding::open(), Sysctl::open());
+        Ok(Rtnl { socket, ipv4, ipv6_stays: ipv6.fd().is_none(), ipv6 })
     }
 
     /// The descriptors that the sandbox has to keep.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
-        std::iter::once(self.socket.fd()).chain(self.ipv6.fd())
+        std::iter::once(self.socket.fd()).chain(self.ipv4.fd()).chain(self.ipv6.fd())
+    }
+
+    /// Has the host forward between its interfaces.
+    pub fn forward(&self) -> Result<(), Error> {
+        self.ipv4.on().map_err(Error::NoForwarding)
     }
 
     /// Switches the host's IPv6 on or off on a bridge of ours. Where it cannot be switched off, the network works, and that is said.

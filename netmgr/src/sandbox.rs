@@ -4,15 +4,15 @@ use std::{os::fd::RawFd, path::Path};
 
 use confine::{Capability, Error, Filter, Limit, Root, Rule, Sandbox, User, base};
 
-use crate::{ipv6, tap};
+use crate::{ipv4, ipv6, tap};
 
-/// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv6 settings if
-/// they are there; as `user`, and with no other file in sight, if there is one to become.
+/// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv4 and IPv6
+/// settings if they are there; as `user`, and with no other file in sight, if there is one to become.
 pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandbox, Error> {
     let sandbox = sandbox.keep_capability(Capability::CAP_NET_ADMIN).limit(Limit::AddressSpace, 1 << 30);
     let mut sandbox = fds.iter().fold(sandbox, |sandbox, fd| sandbox.keep_fd(*fd));
-    let (tun, settings) = (Path::new(tap::DEVICE), Path::new(ipv6::FOLDER));
-    let (has_tun, has_settings) = (tun.exists(), settings.exists());
+    let tun = Path::new(tap::DEVICE);
+    let has_tun = tun.exists();
     let mut root = Root::empty();
     if has_tun {
         sandbox = sandbox.allow_file_rw(tun);
@@ -24,9 +24,12 @@ pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandb
             tap::DEVICE
         );
     }
-    if has_settings {
-        sandbox = sandbox.allow_dir_rw(settings);
-        root = root.folder(settings, ipv6::FOLDER);
+    for folder in [ipv4::FOLDER, ipv6::FOLDER] {
+        let settings = Path::new(folder);
+        if settings.exists() {
+            sandbox = sandbox.allow_dir_rw(settings);
+            root = root.folder(settings, folder);
+        }
     }
     if let Some(user) = user {
         (sandbox, _) = sandbox.user(user).root(&root, false)?;
@@ -34,8 +37,8 @@ pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandb
     Ok(sandbox)
 }
 
-/// The thread that talks to the kernel: its netlink socket, /dev/net/tun with two requests to it, and IPv6 settings
-/// (by Landlock, no other file opens).
+/// The thread that talks to the kernel: its netlink socket, /dev/net/tun with two requests to it, and settings of
+/// interfaces (by Landlock, no other file opens).
 pub fn rtnl() -> Filter {
     Filter::new("rtnl")
         .with(&base::thread())

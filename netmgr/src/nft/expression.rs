@@ -4,7 +4,7 @@
 //! A test whose field cannot be read ends its rule without a verdict (NFT_BREAK): what is let through has to be read and found right.
 
 use super::{
-    table::{Chain, Set},
+    table::{Chain, Set, Type},
     wire::{Attributes, DATA_VALUE},
 };
 
@@ -31,14 +31,27 @@ pub enum Field {
     Header(u32, usize),
     /// Bytes of an IPv6 fragment header.
     Fragment(u32, usize),
+    /// The name of the interface that it goes by, padded with zeros.
+    Out,
+    /// NFPROTO_*, in a table of more than one.
+    FamilyOf,
+    /// Of the connection that it belongs to, in which state that is: NF_CT_STATE_*_BIT.
+    State,
+    /// What was done to its connection: IPS_*.
+    Status,
+    /// Which way of its connection it goes: IP_CT_DIR_*.
+    Direction,
+    /// What the host's routes take the address for that it is for: RTN_*.
+    Local,
 }
 
 impl Field {
     fn len(self) -> usize {
         match self {
-            Field::Interface => libc::IFNAMSIZ,
+            Field::Interface | Field::Out => libc::IFNAMSIZ,
+            Field::State | Field::Status | Field::Local => 4,
             Field::Protocol => 2,
-            Field::Transport => 1,
+            Field::Transport | Field::FamilyOf | Field::Direction => 1,
             Field::Ether(_, len) | Field::Network(_, len) | Field::Header(_, len) | Field::Fragment(_, len) => len,
         }
     }
@@ -63,6 +76,10 @@ pub enum Test {
     OfPort(Field, Set),
     /// It can be read, and is not in that set.
     NotOfPort(Field, Set),
+    /// The fields, one behind the other, are in the set.
+    All(&'static [Field], Set),
+    /// Of those who have these fields in common there are more connections than that. The set keeps who they are.
+    Over(&'static [Field], Set, u32),
 }
 
 /// What becomes of a frame for which a rule's tests hold.
@@ -76,6 +93,12 @@ pub enum Verdict {
     Jump(Chain),
     /// What a chain of ours says.
     Goto(Chain),
+    /// Its connection leaves under the address of the interface that it goes by, and the next rule.
+    Masquerade,
+    /// Its connection goes to the address and the port that the map has for the fields; where it has none, the next rule.
+    Redirect(&'static [Field], Set),
+    /// Says that its sender takes segments no longer than the way back lets through, and the next rule.
+    Clamp,
 }
 
 // NFT_CMP_*.
@@ -107,6 +130,9 @@ pub fn write(list: &mut Attributes, tests: &[Test], verdict: Verdict) {
         Verdict::Return => (RETURN, None),
         Verdict::Jump(chain) => (JUMP, Some(chain)),
         Verdict::Goto(chain) => (GOTO, Some(chain)),
+        Verdict::Masquerade => return one(list, "masq", |_| ()),
+        Verdict::Redirect(fields, map) => return redirect(list, fields, map),
+        Verdict::Clamp => return clamp(list),
     };
     // NFTA_IMMEDIATE_DREG: the verdict's; NFTA_IMMEDIATE_DATA.
     one(list, "immediate", |data| {
@@ -158,7 +184,51 @@ fn write_test(list: &mut Attributes, test: Test) {
             load_with_interface(list, field);
             look_up(list, set, NOT_IN);
         }
+        Test::All(fields, set) => {
+            load_all(list, fields);
+            look_up(list, set, 0);
+        }
+        Test::Over(fields, set, most) => {
+            load_all(list, fields);
+            // NFTA_DYNSET_SET_NAME, _OP (NFT_DYNSET_OP_ADD), _SREG_KEY, _EXPR.
+            one(list, "dynset", |data| {
+                data.text(1, set.name()).number(3, 0).number(4, REGISTER).nested(7, |counted| {
+                    // NFTA_CONNLIMIT_COUNT, _FLAGS: NFT_CONNLIMIT_F_INV.
+                    _ = counted.text(1, "connlimit").nested(2, |data| _ = data.number(1, most).number(2, 1));
+                });
+            });
+        }
     }
+}
+
+/// NFT_NAT_DNAT, to what the map has: an address, and a port in the register behind it.
+fn redirect(list: &mut Attributes, fields: &[Field], map: Set) {
+    const DNAT: u32 = 1;
+    let (family, address) = match map.data() {
+        [Type::Ipv6, ..] => (libc::NFPROTO_IPV6 as u32, Type::Ipv6),
+        _ => (libc::NFPROTO_IPV4 as u32, Type::Ipv4),
+    };
+    load_all(list, fields);
+    // NFTA_LOOKUP_SET, _SREG, _DREG.
+    one(list, "lookup", |data| _ = data.text(1, map.name()).number(2, REGISTER).number(3, REGISTER));
+    let port = REGISTER + (address.padded() / WIDTH) as u32;
+    // NFTA_NAT_TYPE, _FAMILY, _REG_ADDR_MIN, _REG_PROTO_MIN.
+    one(list, "nat", |data| _ = data.number(1, DNAT).number(2, family).number(3, REGISTER).number(5, port));
+}
+
+/// Lowers TCP's option for the longest segment to what the route of the packet, and the one back, let through.
+fn clamp(list: &mut Attributes) {
+    const LEN: u32 = 2;
+    // NFTA_RT_DREG, _KEY: NFT_RT_TCPMSS.
+    one(list, "rt", |data| _ = data.number(1, REGISTER).number(2, 3));
+    // NFTA_BYTEORDER_SREG, _DREG, _OP (NFT_BYTEORDER_HTON), _LEN, _SIZE.
+    one(list, "byteorder", |data| {
+        data.number(1, REGISTER).number(2, REGISTER).number(3, 1).number(4, LEN).number(5, LEN);
+    });
+    // NFTA_EXTHDR_SREG, _TYPE (TCPOPT_MAXSEG), _OFFSET, _LEN, _OP (NFT_EXTHDR_OP_TCPOPT).
+    one(list, "exthdr", |data| {
+        data.number(7, REGISTER).bytes(2, &[2]).number(3, 2).number(4, LEN).number(6, 1);
+    });
 }
 
 /// NFTA_EXPR_NAME and NFTA_EXPR_DATA, in a NFTA_LIST_ELEM.
@@ -168,8 +238,16 @@ fn one(list: &mut Attributes, name: &str, data: impl FnOnce(&mut Attributes)) {
 
 /// An interface and a field, one behind the other, as a set of both has them.
 fn load_with_interface(list: &mut Attributes, field: Field) {
-    load(list, Field::Interface, REGISTER);
-    load(list, field, REGISTER + (libc::IFNAMSIZ / WIDTH) as u32);
+    load_all(list, &[Field::Interface, field]);
+}
+
+/// Fields, one behind the other, each from a register's beginning on.
+fn load_all(list: &mut Attributes, fields: &[Field]) {
+    let mut register = REGISTER;
+    for field in fields {
+        load(list, *field, register);
+        register += field.len().div_ceil(WIDTH) as u32;
+    }
 }
 
 fn load(list: &mut Attributes, field: Field, register: u32) {
@@ -180,7 +258,16 @@ fn load(list: &mut Attributes, field: Field, register: u32) {
     let payload = |base, at| {
         move |data: &mut Attributes| _ = data.number(1, register).number(2, base).number(3, at).number(4, len)
     };
+    // NFTA_CT_DREG, NFTA_CT_KEY: NFT_CT_*.
+    let connection = |key| move |data: &mut Attributes| _ = data.number(1, register).number(2, key);
     match field {
+        Field::Out => one(list, "meta", meta(libc::NFT_META_OIFNAME as u32)),
+        Field::FamilyOf => one(list, "meta", meta(libc::NFT_META_NFPROTO as u32)),
+        Field::State => one(list, "ct", connection(0)),
+        Field::Direction => one(list, "ct", connection(1)),
+        Field::Status => one(list, "ct", connection(2)),
+        // NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS (NFTA_FIB_F_DADDR).
+        Field::Local => one(list, "fib", |data| _ = data.number(1, register).number(2, 3).number(3, 2)),
         Field::Interface => one(list, "meta", meta(libc::NFT_META_IIFNAME as u32)),
         Field::Protocol => one(list, "meta", meta(libc::NFT_META_PROTOCOL as u32)),
         Field::Transport => one(list, "meta", meta(libc::NFT_META_L4PROTO as u32)),

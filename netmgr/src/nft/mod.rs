@@ -13,6 +13,7 @@
 mod expression;
 #[cfg(test)]
 mod model;
+mod routed;
 mod rules;
 mod table;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod wire;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::RawFd,
 };
 
@@ -69,8 +71,34 @@ pub struct Sender<'a> {
     pub sources: &'a Sources,
 }
 
-/// The ports' elements, by interface.
-type Elements = BTreeMap<String, BTreeSet<Element>>;
+/// A network, as far as the rules know it.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach<'a> {
+    /// Its name.
+    pub network: &'a str,
+    /// By which names its bridge may be met: its own, and one that somebody may have given it.
+    pub interfaces: [Option<&'a str>; 2],
+    /// The bridge's IPv4 address, with its subnet's prefix.
+    pub ipv4: Option<(Ipv4Addr, u8)>,
+    /// The same of IPv6.
+    pub ipv6: Option<(Ipv6Addr, u8)>,
+    /// Whether its guests reach the outside.
+    pub outward: bool,
+    /// Whether they reach no service of the host's.
+    pub closed: bool,
+}
+
+/// Whose elements are.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Owner {
+    /// A port, by its interface.
+    Port(String),
+    /// A network.
+    Network(String),
+}
+
+/// What is in the sets, by whose it is.
+type Elements = BTreeMap<Owner, BTreeSet<Element>>;
 
 /// What is known of the tables in the kernel.
 #[derive(Debug)]
@@ -95,7 +123,9 @@ enum Sent {
 pub struct Filter {
     socket: Socket<Request>,
     table: String,
-    /// The ports' elements: those that are in the tables, if these are known, and else those that are to be.
+    /// Those in which the kernel takes the rules.
+    families: &'static [Family],
+    /// Those that are in the tables, if these are known, and else those that are to be.
     elements: Elements,
     known: Option<Known>,
 }
@@ -109,18 +139,29 @@ impl Filter {
         };
         let socket = Socket::open().map_err(refused)?;
         socket.let_send(LONGEST_BATCH);
-        let mut filter = Filter { socket, table: rules::table(instance), elements: Elements::new(), known: None };
-        match filter.probe() {
+        let (table, families) = (rules::table(instance), &Family::ALL[..]);
+        let mut filter = Filter { socket, table, families, elements: Elements::new(), known: None };
+        let mut outcome = filter.probe();
+        if let Err(Error::NoFilter(_)) = outcome {
+            filter.families = &[Family::Bridge];
+            outcome = filter.probe();
+        }
+        match outcome {
             // Not to be changed here is what each change says.
             Ok(()) | Err(Error::NoRight(_)) => Ok(filter),
             Err(error) => Err(error),
         }
     }
 
+    /// Whether what goes beyond networks is looked at, and redirected.
+    pub fn routes(&self) -> bool {
+        self.families.contains(&Family::Inet)
+    }
+
     /// Sees whether the kernel takes the rules: has it make a table of them under a name of its own, and take it away, in one batch.
     fn probe(&mut self) -> Result<(), Error> {
         let name = format!("{}-probe", self.table);
-        let requests = all(|family| Ok([rules::make(&name, family)?, rules::clear(&name, family)?].concat()));
+        let requests = self.all(|family| Ok([rules::make(&name, family)?, rules::clear(&name, family)?].concat()));
         let requests = requests.map_err(|why| unsent(MAKE, why))?;
         retried_if_passing(|| self.send(MAKE, None, requests.clone()).map(drop)).map_err(|error| match error {
             Error::Kernel { source, .. } if lacks_filter(&source) => Error::NoFilter(source),
@@ -143,45 +184,51 @@ impl Filter {
         let (_, elements) = self.look()?;
         for element in elements {
             if let Some(interface) = element.port().filter(|interface| chosen(interface)) {
-                self.elements.entry(interface.to_owned()).or_default().insert(element);
+                self.elements.entry(Owner::Port(interface.to_owned())).or_default().insert(element);
             }
         }
         Ok(())
     }
 
-    /// Sees to it that the tables are as they should be and hold the elements of these ports and of none that has gone, as `there` tells;
-    /// whether somebody else had changed them. (An interface that is there may be a port's that could not be taken away.)
+    /// Sees to it that the tables are as they should be and hold the elements of these networks, and of these ports and of none that has gone, as
+    /// `there` tells; whether somebody else had changed them. (An interface that is there may be a port's that could not be taken away.)
     pub fn mend<'a>(
         &mut self,
         ports: impl Iterator<Item = Sender<'a>>,
+        networks: impl Iterator<Item = Reach<'a>>,
         there: impl Fn(&str) -> bool,
     ) -> Result<bool, Error> {
-        let wanted: Elements = ports.map(|port| (port.interface.to_owned(), port.elements())).collect();
+        let mut wanted: Elements = ports.map(|port| (port.owner(), port.elements())).collect();
+        wanted.extend(networks.map(|network| (Owner::Network(network.network.to_owned()), network.elements())));
         let changed = self.known.is_some() && !self.is_whole().unwrap_or(true);
-        let gone = self.elements.keys().filter(|interface| !wanted.contains_key(*interface) && !there(interface));
-        let gone: Elements = gone.map(|interface| (interface.clone(), BTreeSet::new())).collect();
+        wanted
+            .values_mut()
+            .for_each(|elements| elements.retain(|element| self.families.contains(&element.set.family())));
+        let kept = |owner: &Owner| matches!(owner, Owner::Port(interface) if there(interface));
+        let gone = self.elements.keys().filter(|owner| !wanted.contains_key(*owner) && !kept(owner));
+        let gone: Elements = gone.map(|owner| (owner.clone(), BTreeSet::new())).collect();
         self.change(wanted.into_iter().chain(gone).collect())?;
         Ok(changed)
     }
 
     /// Lets a port send what it may, before it is on a bridge: one exchange with the kernel.
     pub fn add(&mut self, port: Sender<'_>) -> Result<(), Error> {
-        self.change(Elements::from([(port.interface.to_owned(), port.elements())]))
+        self.change(Elements::from([(port.owner(), port.elements())]))
     }
 
     /// Forgets ports, whose interfaces have gone: one exchange with the kernel.
     pub fn remove<'a>(&mut self, interfaces: impl Iterator<Item = &'a str>) -> Result<(), Error> {
-        self.change(interfaces.map(|interface| (interface.to_owned(), BTreeSet::new())).collect())
+        self.change(interfaces.map(|interface| (Owner::Port(interface.to_owned()), BTreeSet::new())).collect())
     }
 
     /// Takes the tables away, where there is no port any more.
     pub fn clear(&mut self) -> Result<(), Error> {
-        let requests = all(|family| rules::clear(&self.table, family)).map_err(|why| unsent(CLEAR, why))?;
+        let requests = self.all(|family| rules::clear(&self.table, family)).map_err(|why| unsent(CLEAR, why))?;
         (self.elements, self.known) = (Elements::new(), None);
         self.send(CLEAR, None, requests).map(drop)
     }
 
-    /// Has each of these interfaces have those elements and no others.
+    /// Has each of these have those elements and no others.
     fn change(&mut self, wanted: Elements) -> Result<(), Error> {
         retried_if_passing(|| self.try_change(&wanted))
     }
@@ -195,8 +242,8 @@ impl Filter {
             let generation = known.generation;
             let (mut gone, mut new) = (Vec::new(), Vec::new());
             let none = BTreeSet::new();
-            for (interface, elements) in wanted {
-                let there = self.elements.get(interface).unwrap_or(&none);
+            for (owner, elements) in wanted {
+                let there = self.elements.get(owner).unwrap_or(&none);
                 gone.extend(there.difference(elements));
                 new.extend(elements.difference(there));
             }
@@ -230,11 +277,11 @@ impl Filter {
     }
 
     fn note(&mut self, wanted: &Elements) {
-        for (interface, elements) in wanted {
+        for (owner, elements) in wanted {
             if elements.is_empty() {
-                self.elements.remove(interface);
+                self.elements.remove(owner);
             } else {
-                self.elements.insert(interface.clone(), elements.clone());
+                self.elements.insert(owner.clone(), elements.clone());
             }
         }
     }
@@ -252,7 +299,7 @@ impl Filter {
             if self.generation()? != generation {
                 continue;
             }
-            let expected = self.elements.values().flatten().cloned().chain(rules::constants()).collect();
+            let expected = self.elements.values().flatten().cloned().chain(self.constants()).collect();
             if known.objects == objects && elements == expected {
                 self.known = Some(Known { generation, ..known });
             }
@@ -264,9 +311,9 @@ impl Filter {
     /// Puts the tables there anew, whatever there is. Where others change rules all the time, they are there all the same, but not known: the
     /// next change puts them there again.
     fn replace(&mut self) -> Result<(), Error> {
-        let constants: Vec<Element> = rules::constants().collect();
+        let constants: Vec<Element> = self.constants().collect();
         let elements = self.elements.values().flatten().chain(&constants).collect();
-        let requests = all(|family| rules::make(&self.table, family)).and_then(|mut requests| {
+        let requests = self.all(|family| rules::make(&self.table, family)).and_then(|mut requests| {
             requests.extend(lists_of(&self.table, Kind::NewSetElem, elements)?);
             Ok(requests)
         });
@@ -285,6 +332,16 @@ impl Filter {
             }
         }
         self.send(MAKE, None, requests).map(drop)
+    }
+
+    /// The requests that each family takes.
+    fn all(&self, of: impl Fn(Family) -> Result<Vec<Request>, Malformed>) -> Result<Vec<Request>, Malformed> {
+        Ok(self.families.iter().map(|family| of(*family)).collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// What there always is in the sets.
+    fn constants(&self) -> impl Iterator<Item = Element> {
+        rules::constants().filter(|element| self.families.contains(&element.set.family()))
     }
 
     /// Sends one batch.
@@ -330,7 +387,7 @@ impl Filter {
     /// The tables, their sets, chains and rules, and what is in the sets.
     fn look(&mut self) -> Result<Seen, Error> {
         let (mut objects, mut elements) = (Vec::new(), BTreeSet::new());
-        for family in Family::ALL {
+        for family in self.families.iter().copied() {
             for kind in [Kind::GetTable, Kind::GetSet, Kind::GetChain, Kind::GetRule] {
                 let said = self.list(kind, family, Attributes::default())?;
                 objects.extend(said.into_iter().filter_map(|said| match said {
@@ -339,7 +396,9 @@ impl Filter {
                 }));
             }
         }
-        for set in Set::ALL {
+        let kept = |set: &Set| set.fills_itself().is_none() && self.families.contains(&set.family());
+        let sets: Vec<Set> = Set::ALL.into_iter().filter(kept).collect();
+        for set in sets {
             let mut attributes = Attributes::default();
             attributes.text(TABLE, &self.table).text(ELEMENTS_SET, set.name());
             for said in self.list(Kind::GetSetElem, set.family(), attributes)? {
@@ -369,19 +428,25 @@ impl Filter {
 }
 
 impl Sender<'_> {
+    fn owner(&self) -> Owner {
+        Owner::Port(self.interface.to_owned())
+    }
+
     fn elements(&self) -> BTreeSet<Element> {
         rules::elements(self.interface, self.mac, self.sources.iter()).into_iter().collect()
+    }
+}
+
+impl Reach<'_> {
+    fn elements(&self) -> BTreeSet<Element> {
+        let bridges = self.interfaces.into_iter().flatten();
+        bridges.flat_map(|bridge| routed::elements(*self, bridge)).collect()
     }
 }
 
 /// The generation that follows: the kernel leaves 0 out.
 fn after(generation: u32) -> u32 {
     generation.checked_add(1).unwrap_or(1)
-}
-
-/// The requests that each family takes.
-fn all(of: impl Fn(Family) -> Result<Vec<Request>, Malformed>) -> Result<Vec<Request>, Malformed> {
-    Ok(Family::ALL.into_iter().map(of).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
 /// Lists of elements, of as many requests as it takes: an attribute's length has 16 bits.

@@ -27,6 +27,7 @@ use super::{
         Test::{self, Any, In, Is, IsNot, Masked, NotOfPort, OfPort, Read},
         Verdict::{self, Drop, Goto, Jump, Return},
     },
+    routed,
     table::{Chain, Family, Set, Type},
     wire::{
         Attributes, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, Item, Kind, LIST_ELEM, RULE_CHAIN, Request, SET_NAME, TABLE,
@@ -60,6 +61,16 @@ impl Chain {
             Chain::Solicitation => SOLICITATION_RULES,
             Chain::Advertisement => ADVERTISEMENT_RULES,
             Chain::Router => ROUTER_RULES,
+            Chain::Early => routed::EARLY,
+            Chain::Forward => routed::FORWARD,
+            Chain::Inwards => routed::INWARDS,
+            Chain::Outwards => routed::OUTWARDS,
+            Chain::Input => routed::INPUT,
+            Chain::Services => routed::SERVICES,
+            Chain::Redirect => routed::REDIRECT,
+            Chain::OwnRedirect => routed::OWN,
+            Chain::Published => routed::PUBLISHED,
+            Chain::Leave => routed::LEAVE,
         }
     }
 }
@@ -285,7 +296,7 @@ pub fn elements(interface: &str, mac: Mac, addresses: impl Iterator<Item = IpAdd
 }
 
 /// An interface's name, padded.
-fn name(interface: &str) -> [u8; libc::IFNAMSIZ] {
+pub fn name(interface: &str) -> [u8; libc::IFNAMSIZ] {
     let mut name = [0; libc::IFNAMSIZ];
     name.iter_mut().zip(interface.bytes()).for_each(|(to, from)| *to = from);
     name
@@ -356,13 +367,20 @@ fn describe(attributes: &mut Attributes, set: Set) {
     // NFT_SET_*.
     const INTERVAL: u32 = 4;
     const MAP: u32 = 8;
+    const EVAL: u32 = 0x20;
     const CONCAT: u32 = 0x80;
     let ((kind, len), data) = (Type::all(set.key()), Type::all(set.data()));
     let ranges = if set.has_ranges() { INTERVAL | CONCAT } else { 0 };
     let map = if set.data().is_empty() { 0 } else { MAP };
-    attributes.text(SET_NAME, set.name()).number(3, ranges | map).number(4, kind).number(5, len as u32);
+    let size = set.fills_itself();
+    let flags = ranges | map | size.map_or(0, |_| EVAL);
+    attributes.text(SET_NAME, set.name()).number(3, flags).number(4, kind).number(5, len as u32);
     if map != 0 {
         attributes.number(6, data.0).number(7, data.1 as u32);
+    }
+    if let Some(size) = size {
+        // NFTA_SET_DESC_SIZE.
+        attributes.nested(9, |desc| _ = desc.number(1, size));
     }
     if ranges != 0 {
         // NFTA_SET_DESC_CONCAT; NFTA_SET_FIELD_LEN.

@@ -44,16 +44,22 @@ pub enum Type {
     Icmpv6,
     /// An IGMP message's.
     Igmp,
+    /// NFPROTO_*.
+    Family,
+    /// A port of TCP or UDP.
+    Service,
 }
 
 impl Type {
     /// nft(8)'s own number for it.
     fn number(self) -> u32 {
         match self {
+            Type::Family => 2,
             Type::Ipv4 => 7,
             Type::Ipv6 => 8,
             Type::Mac => 9,
             Type::Protocol => 12,
+            Type::Service => 13,
             Type::Icmpv6 => 29,
             Type::Interface => 41,
             Type::Igmp => 42,
@@ -67,7 +73,8 @@ impl Type {
             Type::Mac => 6,
             Type::Ipv4 => 4,
             Type::Ipv6 => 16,
-            Type::Protocol | Type::Icmpv6 | Type::Igmp => 1,
+            Type::Service => 2,
+            Type::Protocol | Type::Icmpv6 | Type::Igmp | Type::Family => 1,
         }
     }
 
@@ -104,12 +111,68 @@ pub enum Set {
     Reports,
     /// IGMP: the same.
     Memberships,
+    /// The networks' bridges.
+    Networks,
+    /// Each of them with itself: what goes by way of it and comes by it.
+    Pairs,
+    /// Those of them that lead to the outside.
+    Outward,
+    /// Those of them from which no service of the host's is reached.
+    Closed,
+    /// Which IPv4 subnet is on each.
+    Subnets4,
+    /// Which IPv6 subnet is on each.
+    Subnets6,
+    /// The same IPv4 subnets, on whichever.
+    Ours4,
+    /// The same IPv6 subnets.
+    Ours6,
+    /// Which IPv4 address each bridge has.
+    Gateways4,
+    /// Which IPv6 address.
+    Gateways6,
+    /// Where what comes to a port of the host goes, under each of its IPv4 addresses.
+    Published4,
+    /// Under each of its IPv6 addresses.
+    Published6,
+    /// Under one IPv4 address of the host's.
+    Published4At,
+    /// Under one IPv6 address.
+    Published6At,
+    /// Who has connections of IPv4.
+    Counted4,
+    /// Of IPv6.
+    Counted6,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 8] =
-        [Set::Ports, Set::Macs, Set::Ipv4, Set::Ipv6, Set::Hidden, Set::Messages, Set::Reports, Set::Memberships];
+    pub const ALL: [Set; 24] = [
+        Set::Ports,
+        Set::Macs,
+        Set::Ipv4,
+        Set::Ipv6,
+        Set::Hidden,
+        Set::Messages,
+        Set::Reports,
+        Set::Memberships,
+        Set::Networks,
+        Set::Pairs,
+        Set::Outward,
+        Set::Closed,
+        Set::Subnets4,
+        Set::Subnets6,
+        Set::Ours4,
+        Set::Ours6,
+        Set::Gateways4,
+        Set::Gateways6,
+        Set::Published4,
+        Set::Published6,
+        Set::Published4At,
+        Set::Published6At,
+        Set::Counted4,
+        Set::Counted6,
+    ];
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
@@ -121,12 +184,28 @@ impl Set {
             Set::Messages => "messages",
             Set::Reports => "reports",
             Set::Memberships => "memberships",
+            Set::Networks => "networks",
+            Set::Pairs => "pairs",
+            Set::Outward => "outward",
+            Set::Closed => "closed",
+            Set::Subnets4 => "subnets4",
+            Set::Subnets6 => "subnets6",
+            Set::Ours4 => "ours4",
+            Set::Ours6 => "ours6",
+            Set::Gateways4 => "gateways4",
+            Set::Gateways6 => "gateways6",
+            Set::Published4 => "published4",
+            Set::Published6 => "published6",
+            Set::Published4At => "published4_at",
+            Set::Published6At => "published6_at",
+            Set::Counted4 => "counted4",
+            Set::Counted6 => "counted6",
         }
     }
 
     /// The table that it is in.
     pub fn family(self) -> Family {
-        Family::Bridge
+        if self < Set::Networks { Family::Bridge } else { Family::Inet }
     }
 
     /// What its keys are made of.
@@ -139,17 +218,35 @@ impl Set {
             Set::Hidden => &[Type::Protocol],
             Set::Messages | Set::Reports => &[Type::Icmpv6],
             Set::Memberships => &[Type::Igmp],
+            Set::Networks | Set::Outward | Set::Closed => &[Type::Interface],
+            Set::Pairs => &[Type::Interface, Type::Interface],
+            Set::Subnets4 | Set::Gateways4 | Set::Counted4 => &[Type::Interface, Type::Ipv4],
+            Set::Subnets6 | Set::Gateways6 | Set::Counted6 => &[Type::Interface, Type::Ipv6],
+            Set::Ours4 => &[Type::Family, Type::Ipv4],
+            Set::Ours6 => &[Type::Family, Type::Ipv6],
+            Set::Published4 | Set::Published6 => &[Type::Protocol, Type::Service],
+            Set::Published4At => &[Type::Protocol, Type::Ipv4, Type::Service],
+            Set::Published6At => &[Type::Protocol, Type::Ipv6, Type::Service],
         }
     }
 
     /// What its elements' data are made of, if it is a map.
     pub fn data(self) -> &'static [Type] {
-        &[]
+        match self {
+            Set::Published4 | Set::Published4At => &[Type::Ipv4, Type::Service],
+            Set::Published6 | Set::Published6At => &[Type::Ipv6, Type::Service],
+            _ => &[],
+        }
     }
 
     /// Whether its elements are ranges, of a key of two fields at least. (One field alone has ranges of another form.)
     pub fn has_ranges(self) -> bool {
-        false
+        matches!(self, Set::Subnets4 | Set::Subnets6 | Set::Ours4 | Set::Ours6)
+    }
+
+    /// How many elements it holds that the kernel puts there while it looks at packets; `None` for one whose elements are netmgr's.
+    pub fn fills_itself(self) -> Option<u32> {
+        matches!(self, Set::Counted4 | Set::Counted6).then_some(65_536)
     }
 
     /// What is in it for ever.
@@ -192,11 +289,31 @@ pub enum Chain {
     Advertisement,
     /// Router solicitations.
     Router,
+    /// What comes to the host, before it looks at it.
+    Early,
+    /// What the host forwards.
+    Forward,
+    /// To a network.
+    Inwards,
+    /// From a network.
+    Outwards,
+    /// What is for the host itself.
+    Input,
+    /// From a network that reaches none of its services.
+    Services,
+    /// What comes to the host and may be for a guest.
+    Redirect,
+    /// What the host itself sends.
+    OwnRedirect,
+    /// What is for an address of the host's.
+    Published,
+    /// What leaves the host.
+    Leave,
 }
 
 impl Chain {
     /// All of them, in an order in which each is there before what leads to it.
-    pub const ALL: [Chain; 11] = [
+    pub const ALL: [Chain; 21] = [
         Chain::Solicitation,
         Chain::Advertisement,
         Chain::Router,
@@ -208,6 +325,16 @@ impl Chain {
         Chain::Guest,
         Chain::Host,
         Chain::Source,
+        Chain::Published,
+        Chain::Services,
+        Chain::Inwards,
+        Chain::Outwards,
+        Chain::Early,
+        Chain::Redirect,
+        Chain::OwnRedirect,
+        Chain::Input,
+        Chain::Forward,
+        Chain::Leave,
     ];
 
     /// Its name.
@@ -224,21 +351,50 @@ impl Chain {
             Chain::Solicitation => "guest_solicitation",
             Chain::Advertisement => "guest_advertisement",
             Chain::Router => "guest_router",
+            Chain::Early => "early",
+            Chain::Forward => "forward",
+            Chain::Inwards => "inwards",
+            Chain::Outwards => "outwards",
+            Chain::Input => "input",
+            Chain::Services => "services",
+            Chain::Redirect => "redirect_others",
+            Chain::OwnRedirect => "redirect_own",
+            Chain::Published => "published",
+            Chain::Leave => "leave",
         }
     }
 
     /// The table that it is in.
     pub fn family(self) -> Family {
-        Family::Bridge
+        match self {
+            Chain::Early
+            | Chain::Forward
+            | Chain::Inwards
+            | Chain::Outwards
+            | Chain::Input
+            | Chain::Services
+            | Chain::Redirect
+            | Chain::OwnRedirect
+            | Chain::Published
+            | Chain::Leave => Family::Inet,
+            _ => Family::Bridge,
+        }
     }
 
     /// Where the kernel comes to it by itself, if it does.
     pub fn hook(self) -> Option<Hook> {
         /// Before what anybody else usually has in a bridge: changes of addresses (-300), and filters (-200).
         const FIRST: i32 = -400;
+        let hook = |number, priority, kind| Some(Hook { number, priority, kind });
         match self {
-            Chain::Source => Some(Hook { number: 0, priority: FIRST, kind: "filter" }),
-            Chain::Host => Some(Hook { number: 1, priority: FIRST, kind: "filter" }),
+            Chain::Source => hook(0, FIRST, "filter"),
+            Chain::Host => hook(1, FIRST, "filter"),
+            Chain::Early => hook(0, -300, "filter"),
+            Chain::Input => hook(1, 0, "filter"),
+            Chain::Forward => hook(2, 0, "filter"),
+            Chain::Redirect => hook(0, -100, "nat"),
+            Chain::OwnRedirect => hook(3, -100, "nat"),
+            Chain::Leave => hook(4, 100, "nat"),
             _ => None,
         }
     }

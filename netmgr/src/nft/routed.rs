@@ -1,0 +1,196 @@
+//! The rules of the table of the family `inet`: what becomes of what guests send beyond their bridge, and of what comes to them from there. Always the
+//! same but for the elements of its sets, the networks' and the published ports'. Pure; touches nothing.
+//!
+//! Nothing here accepts, so that what others have decided stays so, and what is dropped here is dropped whatever others accept.
+//!
+//! * What is for a network's subnet and comes by any way but its bridge is dropped before the host looks at it: nobody beside the host reaches a guest,
+//!   or the bridge's own address, by a route of theirs (and a port that is published is for an address of the host's).
+//! * Between two networks, and from one to the outside, nothing is forwarded but for what the network's definition lets out (`outward`), answers, and what
+//!   a published port has redirected. Frames that a bridge forwards itself come by here where br_netfilter has them, and are none of its business (`pairs`).
+//! * From a host-only network the host answers an echo to the gateway's address, and neighbour discovery, and what it has begun itself.
+//! * Who goes out does so under the host's address (RFC 3022; RFC 4787, REQ-1: the kernel's own choice of ports), and with segments that the way takes.
+//! * What a guest has begun at one time is limited by its address, before the kernel keeps any of it, so that no guest fills the host's table of
+//!   connections. Closed ones do not count: of these the kernel makes room by itself.
+//! * What belongs to no connection that the kernel knows of would leave under the guest's own address, and is dropped, from and to networks of ours alone.
+//! * A published port is an element of a map, and is looked at where the packet is for an address of the host's own.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::{
+    Reach,
+    expression::{
+        Field::{self, Direction, FamilyOf, Interface, Local, Network, Out, State, Status, Transport},
+        Test::{self, All, Any, In, Is, Masked, Over},
+        Verdict::{Clamp, Drop, Goto, Jump, Masquerade, Redirect, Return},
+    },
+    rules::{self, Element, Rule},
+    table::{Chain, Set},
+    wire::Item,
+};
+
+const LO: &[u8] = b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+/// NFPROTO_IPV4 and NFPROTO_IPV6.
+const IPV4: Test = Is(FamilyOf, &[2]);
+const IPV6: Test = Is(FamilyOf, &[10]);
+const SOURCE4: Field = Network(12, 4);
+const SOURCE6: Field = Network(8, 16);
+const TO4: Field = Network(16, 4);
+const TO6: Field = Network(24, 16);
+const LOOPBACK_NET: Test = Masked(TO4, &[0xff, 0, 0, 0], &[127, 0, 0, 0]);
+const FROM_LOOPBACK: Test = Masked(SOURCE4, &[0xff, 0, 0, 0], &[127, 0, 0, 0]);
+const FROM_LOOPBACK6: Test = Is(SOURCE6, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+const OF_OURS: Test = In(Interface, Set::Networks);
+const TO_OURS: Test = In(Out, Set::Networks);
+
+/// NF_CT_STATE_*_BIT, as the kernel has them in a register.
+const fn bits(value: u32) -> [u8; 4] {
+    value.to_ne_bytes()
+}
+const INVALID: Test = Any(State, &bits(1));
+const NEW: Test = Any(State, &bits(8));
+const RELATED: Test = Any(State, &bits(4));
+/// Of a connection that is there.
+const ESTABLISHED: Test = Any(State, &bits(2));
+/// IP_CT_DIR_REPLY.
+const ANSWER: Test = Is(Direction, &[1]);
+/// IPS_DST_NAT.
+const REDIRECTED: Test = Any(Status, &bits(0x20));
+/// RTN_LOCAL.
+const OF_HOST: Test = Is(Local, &bits(2));
+
+/// What a source may have at one time.
+const MOST: u32 = 2048;
+const TOO_MANY: &str = "more connections than one source may have";
+const TOO_MANY4: Rule = (TOO_MANY, &[OF_OURS, IPV4, NEW, Over(&[Interface, SOURCE4], Set::Counted4, MOST)], Drop);
+const TOO_MANY6: Rule = (TOO_MANY, &[OF_OURS, IPV6, NEW, Over(&[Interface, SOURCE6], Set::Counted6, MOST)], Drop);
+
+const TCP: Test = Is(Transport, &[6]);
+const ICMP: Test = Is(Transport, &[1]);
+const ICMPV6: Test = Is(Transport, &[58]);
+const MESSAGE: Field = Field::Header(0, 1);
+/// Of SYN and RST, SYN alone.
+const SYN: Test = Masked(Field::Header(13, 1), &[6], &[2]);
+
+/// Before the kernel's own table of connections (-200), and behind what puts fragments together (-400).
+pub const EARLY: &[Rule] = &[
+    // The host takes them from a bridge, where it answers guests by way of a published port of its own loopback.
+    ("for the loopback network", &[OF_OURS, IPV4, LOOPBACK_NET], Drop),
+    ("of a network's subnet, by its bridge", &[IPV4, All(&[Interface, TO4], Set::Subnets4)], Return),
+    ("of a network's subnet, by its bridge", &[IPV6, All(&[Interface, TO6], Set::Subnets6)], Return),
+    ("the host's own", &[Is(Interface, LO)], Return),
+    ("of a network's subnet, by another way", &[IPV4, All(&[FamilyOf, TO4], Set::Ours4)], Drop),
+    ("of a network's subnet, by another way", &[IPV6, All(&[FamilyOf, TO6], Set::Ours6)], Drop),
+];
+
+pub const FORWARD: &[Rule] = &[
+    TOO_MANY4,
+    TOO_MANY6,
+    ("on one bridge", &[All(&[Interface, Out], Set::Pairs)], Return),
+    ("of no connection, from a network", &[OF_OURS, INVALID], Drop),
+    ("of no connection, to a network", &[TO_OURS, INVALID], Drop),
+    ("longest segment, from a network", &[OF_OURS, TCP, SYN], Clamp),
+    ("longest segment, to a network", &[TO_OURS, TCP, SYN], Clamp),
+    ("to a network", &[TO_OURS], Jump(Chain::Inwards)),
+    ("from a network", &[OF_OURS], Goto(Chain::Outwards)),
+];
+
+pub const INWARDS: &[Rule] = &[
+    ("answer", &[ANSWER, ESTABLISHED], Return),
+    ("about a connection", &[RELATED], Return),
+    ("to a published port", &[REDIRECTED], Return),
+    ("to a guest", &[], Drop),
+];
+
+pub const OUTWARDS: &[Rule] = &[
+    ("answer", &[ANSWER, ESTABLISHED], Return),
+    ("about a connection", &[RELATED], Return),
+    ("to a published port", &[REDIRECTED], Return),
+    ("to the outside", &[In(Interface, Set::Outward)], Return),
+    ("to the outside, from a network that has no way there", &[], Drop),
+];
+
+pub const INPUT: &[Rule] = &[
+    TOO_MANY4,
+    TOO_MANY6,
+    ("of no connection, from a network", &[OF_OURS, INVALID], Drop),
+    ("from a host-only network", &[In(Interface, Set::Closed)], Goto(Chain::Services)),
+];
+
+pub const SERVICES: &[Rule] = &[
+    ("answer", &[ANSWER, ESTABLISHED], Return),
+    ("about a connection", &[RELATED], Return),
+    ("echo", &[IPV4, All(&[Interface, TO4], Set::Gateways4), ICMP, Is(MESSAGE, &[8])], Return),
+    ("echo", &[IPV6, All(&[Interface, TO6], Set::Gateways6), ICMPV6, Is(MESSAGE, &[128])], Return),
+    // What the bridge's rules let through of it is the guest's own.
+    ("neighbour solicitation", &[IPV6, ICMPV6, Is(MESSAGE, &[135])], Return),
+    ("neighbour advertisement", &[IPV6, ICMPV6, Is(MESSAGE, &[136])], Return),
+    ("to the host", &[], Drop),
+];
+
+/// What comes to the host. (For its loopback network nothing does by any interface but its own, whose packets come by [`OWN`].)
+pub const REDIRECT: &[Rule] = &[
+    ("for the loopback network", &[IPV4, LOOPBACK_NET], Return),
+    ("for the host", &[OF_HOST], Goto(Chain::Published)),
+];
+
+/// What the host itself sends.
+pub const OWN: &[Rule] = &[("for the host", &[OF_HOST], Goto(Chain::Published))];
+
+/// The two ports, of which the second is where it goes to, are at the same place in TCP and UDP.
+const PORT: Field = Field::Header(2, 2);
+pub const PUBLISHED: &[Rule] = &[
+    ("published under one address", &[IPV4], Redirect(&[Transport, TO4, PORT], Set::Published4At)),
+    ("published", &[IPV4], Redirect(&[Transport, PORT], Set::Published4)),
+    ("published under one address", &[IPV6], Redirect(&[Transport, TO6, PORT], Set::Published6At)),
+    ("published", &[IPV6], Redirect(&[Transport, PORT], Set::Published6)),
+];
+
+pub const LEAVE: &[Rule] = &[
+    // Whose answer would otherwise go to who has asked, and not back by the host.
+    (
+        "back to its own network",
+        &[REDIRECTED, IPV4, All(&[Interface, SOURCE4], Set::Subnets4), All(&[Interface, Out], Set::Pairs)],
+        Masquerade,
+    ),
+    (
+        "back to its own network",
+        &[REDIRECTED, IPV6, All(&[Interface, SOURCE6], Set::Subnets6), All(&[Interface, Out], Set::Pairs)],
+        Masquerade,
+    ),
+    ("from the host's loopback", &[REDIRECTED, TO_OURS, IPV4, FROM_LOOPBACK], Masquerade),
+    ("from the host's loopback", &[REDIRECTED, TO_OURS, IPV6, FROM_LOOPBACK6], Masquerade),
+    ("to another network", &[TO_OURS], Return),
+    ("to the outside", &[In(Interface, Set::Outward), IPV4, All(&[Interface, SOURCE4], Set::Subnets4)], Masquerade),
+    ("to the outside", &[In(Interface, Set::Outward), IPV6, All(&[Interface, SOURCE6], Set::Subnets6)], Masquerade),
+];
+
+/// What the sets have of a network whose bridge has that name.
+pub fn elements(network: Reach<'_>, bridge: &str) -> Vec<Element> {
+    let bridge = rules::name(bridge);
+    let mut elements =
+        vec![Element::new(Set::Networks, bridge.to_vec()), Element::new(Set::Pairs, [bridge, bridge].concat())];
+    let switches = [(network.outward, Set::Outward), (network.closed, Set::Closed)];
+    elements.extend(switches.into_iter().filter(|(on, _)| *on).map(|(_, set)| Element::new(set, bridge.to_vec())));
+    let mut on = |gateway: &[u8], first: &[u8], last: &[u8], [subnets, ours, gateways]: [Set; 3], family: u8| {
+        let range = |set, by: &[u8]| {
+            let (key, end) = ([by, first].concat(), [by, last].concat());
+            Element { set, item: Item { key, end, ..Item::default() } }
+        };
+        elements.push(range(subnets, &bridge));
+        elements.push(range(ours, &[family, 0, 0, 0]));
+        elements.push(Element::new(gateways, [&bridge, gateway].concat()));
+    };
+    if let Some((gateway, prefix)) = network.ipv4 {
+        let host = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        let last = Ipv4Addr::from_bits(gateway.to_bits() | host);
+        let first = Ipv4Addr::from_bits(gateway.to_bits() & !host);
+        on(&gateway.octets(), &first.octets(), &last.octets(), [Set::Subnets4, Set::Ours4, Set::Gateways4], 2);
+    }
+    if let Some((gateway, prefix)) = network.ipv6 {
+        let host = u128::MAX.checked_shr(prefix.into()).unwrap_or(0);
+        let last = Ipv6Addr::from_bits(gateway.to_bits() | host);
+        let first = Ipv6Addr::from_bits(gateway.to_bits() & !host);
+        on(&gateway.octets(), &first.octets(), &last.octets(), [Set::Subnets6, Set::Ours6, Set::Gateways6], 10);
+    }
+    elements
+}
