@@ -1,0 +1,329 @@
+//! What goes beyond a network, and what comes to it from there: real hosts that speak TCP with each other, the guests' by way of their ports' TAPs.
+//! Runs the program as root, each test in network namespaces of its own.
+
+mod common;
+mod places;
+
+use std::process::Command;
+
+use common::*;
+use places::*;
+use testkit::skip;
+
+/// Runs a test in network namespaces of its own, if there is nft(8) to look at the rules with.
+fn with_nft(test: impl FnOnce() + Send + 'static) {
+    if Command::new("nft").arg("--version").output().is_ok() {
+        in_own_network(test);
+    } else {
+        skip!("nft is not installed (Debian's package nftables)");
+    }
+}
+
+/// Whether the host's iptables rules are to see frames that its bridges forward.
+fn bridge_filter(on: &str) {
+    for family in ["ip", "ip6"] {
+        let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), on);
+    }
+}
+
+/// What `rule` drops, if `attempt` fails, while it is tried.
+fn is_dropped(chain: &str, about: &str, attempt: impl FnOnce() -> bool) {
+    let before = dropped(chain, about);
+    assert!(!attempt(), "{chain}: {about}");
+    assert!(dropped(chain, about) > before, "{chain}: {about}: something else is in the way");
+}
+
+#[test]
+fn host_only_guest_reaches_the_outside_under_the_host_s_address_and_no_service_of_the_host() {
+    for filter in ["0", "1"] {
+        with_nft(move || {
+            bridge_filter(filter);
+            let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+            lan.serves(80);
+            serve(81);
+            let netmgr = Netmgr::start();
+            run(async {
+                let client = netmgr.connect().await;
+                define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+                let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+                let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+                web.serves(82);
+                assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+                assert_eq!(db.seen_as("10.50.0.2:82"), "10.50.0.3");
+                // By any of its addresses.
+                for host in ["10.50.0.1:81", "192.0.2.1:81"] {
+                    is_dropped("services", "to the host", || web.reaches(host).is_some());
+                }
+                is_dropped("services", "to the host", || web.pings("192.0.2.1"));
+                assert!(web.pings("10.50.0.1") && web.pings("192.0.2.2"));
+                // What the host begins is answered.
+                assert_eq!(
+                    reaches("10.50.0.2:82".parse().unwrap(), testkit::wait::PATIENCE),
+                    Some([10, 50, 0, 1].into())
+                );
+                // A bridged one does reach it.
+                define(&client, "volt0", "10.50.0.1", Kind::Nat).await.unwrap();
+                assert_eq!(web.seen_as("10.50.0.1:81"), "10.50.0.2");
+                assert_eq!(web.seen_as("192.0.2.1:81"), "10.50.0.2");
+                assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+            });
+        });
+    }
+}
+
+#[test]
+fn neighbour_who_routes_to_a_network_reaches_nobody_there_and_not_its_gateway() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        lan.serves(80);
+        serve(81);
+        lan.ip("route add 10.50.0.0/24 via 192.0.2.1");
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            for kind in [Kind::Nat, Kind::HostOnly, Kind::Bridged] {
+                define(&client, "volt0", "10.50.0.1", kind).await.unwrap();
+                // With which the host forwards, and nothing of its own rules keeps it from that.
+                assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(), "1\n");
+                let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+                web.serves(82);
+                let early = "of a network's subnet, by another way";
+                is_dropped("early", early, || lan.reaches("10.50.0.2:82").is_some());
+                is_dropped("early", early, || lan.reaches("10.50.0.1:81").is_some());
+                is_dropped("early", early, || lan.pings("10.50.0.1"));
+                // And were it not for that rule, by the one of what is forwarded.
+                let rule = Command::new("nft").args(["flush", "chain", "inet", "volt-vmm", "early"]).status();
+                assert!(rule.unwrap().success());
+                assert!(lan.reaches("10.50.0.2:82").is_none());
+                if kind == Kind::Bridged {
+                    is_dropped("outwards", "to the outside, from a network that has no way there", || {
+                        web.reaches("192.0.2.2:80").is_some()
+                    });
+                } else {
+                    assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+                }
+                client.release(&web.port).await.unwrap();
+            }
+        });
+    });
+}
+
+#[test]
+fn guests_of_two_networks_do_not_reach_each_other() {
+    for filter in ["0", "1"] {
+        with_nft(move || {
+            bridge_filter(filter);
+            let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+            lan.serves(80);
+            let netmgr = Netmgr::start();
+            run(async {
+                let client = netmgr.connect().await;
+                for (one, other) in
+                    [(Kind::Nat, Kind::HostOnly), (Kind::HostOnly, Kind::Bridged), (Kind::Nat, Kind::Nat)]
+                {
+                    define(&client, "volt0", "10.50.0.1", one).await.unwrap();
+                    define(&client, "volt1", "10.51.0.1", other).await.unwrap();
+                    let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+                    let db = Guest::new(&client, "volt1", "vm-db", &["10.51.0.2/24"], &["10.51.0.1"]).await;
+                    web.serves(82);
+                    db.serves(82);
+                    assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+                    let early = "of a network's subnet, by another way";
+                    is_dropped("early", early, || web.reaches("10.51.0.2:82").is_some());
+                    is_dropped("early", early, || web.pings("10.51.0.1"));
+                    is_dropped("early", early, || db.reaches("10.50.0.2:82").is_some());
+                    client.release(&web.port).await.unwrap();
+                    client.release(&db.port).await.unwrap();
+                }
+            });
+        });
+    }
+}
+
+#[test]
+fn what_a_network_does_not_lead_to_any_more_ends_at_once() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        lan.run(|| {
+            let listener = std::net::TcpListener::bind("0.0.0.0:80").unwrap();
+            std::thread::spawn(move || {
+                use std::io::{Read, Write};
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut buffer = [0; 64];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    stream.write_all(&buffer[..length]).unwrap();
+                }
+            });
+        });
+        let netmgr = Netmgr::start();
+        run(async {
+            use std::io::{Read, Write};
+            let client = netmgr.connect().await;
+            define(&client, "volt0", "10.50.0.1", Kind::Nat).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            let mut stream = web.run(|| std::net::TcpStream::connect("192.0.2.2:80").unwrap());
+            let mut echo = [0; 1];
+            stream.write_all(b"a").unwrap();
+            stream.read_exact(&mut echo).unwrap();
+            define(&client, "volt0", "10.50.0.1", Kind::Bridged).await.unwrap();
+            let out = "to the outside, from a network that has no way there";
+            let before = dropped("outwards", out);
+            stream.write_all(b"b").unwrap();
+            settle("it is dropped", || dropped("outwards", out) > before).await;
+            // And it is let out again, as TCP tries until then.
+            define(&client, "volt0", "10.50.0.1", Kind::Nat).await.unwrap();
+            stream.read_exact(&mut echo).unwrap();
+            assert_eq!(&echo, b"b");
+        });
+    });
+}
+
+#[test]
+fn flushed_rules_and_a_killed_netmgr_change_nothing_of_what_guests_reach() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        lan.serves(80);
+        lan.ip("route add 10.50.0.0/24 via 192.0.2.1");
+        serve(81);
+        let nft = |command: &str| {
+            let output = Command::new("nft").args(command.split(' ')).output().unwrap();
+            assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let table = || {
+            // There is none for a moment.
+            let listed = Command::new("nft").args(["-s", "list", "table", "inet", "volt-vmm"]).output().unwrap();
+            String::from_utf8(listed.stdout).unwrap()
+        };
+        let mut netmgr = Netmgr::start();
+        let guest = run(async {
+            let client = netmgr.connect().await;
+            define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            web.serves(82);
+            let whole = table();
+            for harm in [
+                "flush ruleset",
+                "delete table inet volt-vmm",
+                "flush set inet volt-vmm closed",
+                "flush chain inet volt-vmm input",
+            ] {
+                nft("add table inet stranger");
+                nft("add table ip6 volt-vmm");
+                nft(harm);
+                settle(harm, || table() == whole).await;
+                if harm != "flush ruleset" {
+                    nft("list table inet stranger");
+                    nft("list table ip6 volt-vmm");
+                }
+                assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+                is_dropped("services", "to the host", || web.reaches("10.50.0.1:81").is_some());
+            }
+            netmgr.kill();
+            // Without one, all is as it was.
+            assert_eq!(table(), whole);
+            assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+            (web, whole)
+        });
+        nft("flush ruleset");
+        let next = Netmgr::start();
+        let (web, whole) = guest;
+        assert_eq!(table(), whole);
+        run(async {
+            let client = next.connect().await;
+            assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+            is_dropped("services", "to the host", || web.reaches("10.50.0.1:81").is_some());
+            is_dropped("early", "of a network's subnet, by another way", || lan.reaches("10.50.0.2:82").is_some());
+            let network = client.network("volt0").await.unwrap();
+            let answer = client.connection.call("look", DEADLINE, network.info_request().send()).await.unwrap();
+            let config = answer.get().unwrap().get_info().unwrap().get_config().unwrap();
+            assert!(config.get_nat() && config.get_kind() == Ok(schema::network_capnp::NetworkKind::HostOnly));
+        });
+    });
+}
+
+#[test]
+fn guest_has_as_many_connections_as_one_source_may_and_the_host_has_its_own() {
+    with_nft(|| {
+        const MOST: u32 = 2048;
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        lan.serves(80);
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+            assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+            let held = || -> u32 {
+                std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap().trim().parse().unwrap()
+            };
+            let limit = "more connections than one source may have";
+            web.run(|| {
+                let socket = std::net::UdpSocket::bind("10.50.0.2:0").unwrap();
+                for port in 10_000..13_000 {
+                    let _ = socket.send_to(b"x", ("192.0.2.2", port));
+                    // As fast as the relay takes them.
+                    if port % 50 == 0 {
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    }
+                }
+            });
+            settle("it has too many", || dropped("forward", limit) > 0).await;
+            assert!((MOST - 48..MOST + 48).contains(&held()), "{}", held());
+            assert!(web.reaches("192.0.2.2:80").is_none());
+            // No other has fewer for that, nor the host.
+            assert_eq!(db.seen_as("192.0.2.2:80"), "192.0.2.1");
+            assert!(reaches("192.0.2.2:80".parse().unwrap(), testkit::wait::PATIENCE).is_some());
+        });
+    });
+}
+
+#[test]
+fn longest_segment_is_what_the_way_to_the_outside_takes() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        ip("link set up0 mtu 1400");
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            let listener = lan.run(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap());
+            let _stream = web.run(|| std::net::TcpStream::connect("192.0.2.2:80").unwrap());
+            let (accepted, _) = listener.accept().unwrap();
+            let mut segment = 0_i32;
+            let mut length = size_of::<i32>() as libc::socklen_t;
+            // SAFETY: the option is an int, which lives through the call, as does its length.
+            let got = unsafe {
+                use std::os::fd::AsRawFd;
+                libc::getsockopt(
+                    accepted.as_raw_fd(),
+                    libc::IPPROTO_TCP,
+                    libc::TCP_MAXSEG,
+                    (&raw mut segment).cast(),
+                    &raw mut length,
+                )
+            };
+            // 20 bytes of IPv4, 20 of TCP, and 12 of its time stamps.
+            assert_eq!((got, segment), (0, 1400 - 52));
+        });
+    });
+}
+
+#[test]
+fn network_that_leads_outward_without_a_gateway_is_refused() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            for kind in [Kind::Nat, Kind::HostOnly] {
+                let refused = define(&client, "volt0", "", kind).await.err().unwrap();
+                assert_eq!(refused.code, ipc::Code::InvalidArgument);
+                assert!(refused.to_string().contains("has one; give it"), "{refused}");
+            }
+            assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(), "0\n");
+            assert_eq!(client.networks().await.unwrap(), Vec::<String>::new());
+        });
+    });
+}
