@@ -58,7 +58,7 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
         netmgr.is_confined(2, 1 << 12);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(status.contains("CapBnd:\t0000000000001000"), "{status}");
-        // Nothing is open but sockets, the runtime's own descriptors, a folder as a place only, and the three standard ones.
+        // Nothing is open but sockets, the runtime's own descriptors, two folders as places only, and the three standard ones.
         for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
             let fd = fd.unwrap();
             // The connection that the question came over is just being closed.
@@ -69,6 +69,7 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
                 number <= 2
                     || to.starts_with("socket:")
                     || to.starts_with("anon_inode:")
+                    || to == "/proc/sys/net/ipv4/conf"
                     || to == "/proc/sys/net/ipv6/conf",
                 "{number}: {to}"
             );
