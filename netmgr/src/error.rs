@@ -73,8 +73,15 @@ pub enum Error {
     )]
     NoRoutes,
     /// The host forwards nothing, and that cannot be changed.
-    #[error("a network whose guests reach the outside needs the host to forward IPv4, which netmgr cannot switch on")]
-    NoForwarding(#[source] io::Error),
+    #[error(
+        "a network whose guests reach the outside needs the host to forward {family}, which netmgr cannot switch on"
+    )]
+    NoForwarding {
+        family: &'static str,
+        folder: &'static str,
+        #[source]
+        why: io::Error,
+    },
     /// EPERM.
     #[error("the kernel does not let netmgr {0}")]
     NoRight(String),
@@ -131,7 +138,7 @@ impl Error {
             | Error::NoFilter(_)
             | Error::NoIpv6 { .. }
             | Error::NoRoutes
-            | Error::NoForwarding(_)
+            | Error::NoForwarding { .. }
             | Error::Deadline { .. }
             | Error::BridgeGone(_) => Code::Unavailable,
             Error::NoRight(_) => Code::PermissionDenied,
@@ -182,7 +189,7 @@ impl Error {
                     .into()
             }
             Error::NoRoutes => "Load the modules (modprobe -a nft_ct nft_nat nft_masq nft_fib_inet nft_connlimit), and start netmgr again; or define the network as bridged, without NAT".into(),
-            Error::NoForwarding(_) => format!("Let netmgr write to {}, and start it again", crate::ipv4::FOLDER),
+            Error::NoForwarding { folder, .. } => format!("Let netmgr write to {folder}, and start it again"),
             Error::NoRight(_) => NET_ADMIN_REMEDY.into(),
             Error::Kernel { .. } if self.passes() => "Try again; if it lasts, the host is short of memory".into(),
             Error::Kernel { .. } => "See the kernel's log (dmesg)".into(),

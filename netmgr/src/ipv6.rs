@@ -1,7 +1,8 @@
 //! The host's own IPv6 on interfaces of ours. On the bridge of a network without IPv6 it is off: the host would still listen on a link-local address.
 //! On bridges and TAPs it takes no router advertisements, which a guest could send, and with them a default route: on a TAP too, as somebody
 //! may take that off its bridge. What guests send to each other is not affected.
-//! Touches disable_ipv6 and accept_ra below /proc/sys/net/ipv6/conf/INTERFACE alone.
+//! Where a network leads to the outside, the host forwards IPv6, and still hears the routers that it has its own way there from.
+//! Touches disable_ipv6, accept_ra and forwarding below /proc/sys/net/ipv6/conf/INTERFACE alone.
 
 use std::{
     io,
@@ -55,6 +56,21 @@ impl Sysctl {
     /// Has the host take no router advertisements on an interface. No error where the kernel has no IPv6.
     pub fn no_routers(&self, interface: &str) -> io::Result<()> {
         self.set(interface, "accept_ra", *b"0")
+    }
+
+    /// Has the host forward IPv6, from and to all interfaces. Of those that there are, `routers` are those where it hears routers, as hosts that
+    /// forward nothing do: it goes on to.
+    pub fn forward<'a>(&self, routers: impl Iterator<Item = &'a str>) -> io::Result<()> {
+        if self.0.is_none() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        for interface in routers {
+            match self.set(interface, "accept_ra", *b"2") {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.set("all", "forwarding", *b"1")
     }
 
     fn set(&self, interface: &str, setting: &str, value: [u8; LENGTH]) -> io::Result<()> {

@@ -25,6 +25,7 @@ const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_GROUP_FWD_MASK: u16 = 31;
 pub(crate) const IFLA_INET6_CONF: u16 = 2;
+const DEVCONF_FORWARDING: usize = 0;
 const DEVCONF_ACCEPT_RA: usize = 3;
 const DEVCONF_DISABLE_IPV6: usize = 26;
 
@@ -71,6 +72,8 @@ pub struct Link {
     pub ipv6: bool,
     /// Whether the host takes what routers advertise there.
     pub accept_ra: bool,
+    /// Whether the host forwards IPv6 from there.
+    pub forwards: bool,
     /// The group that it is in; 0 unless somebody chose one.
     pub group: u32,
 }
@@ -168,6 +171,7 @@ impl Link {
                     };
                     self.ipv6 = setting(DEVCONF_DISABLE_IPV6)? == 0;
                     self.accept_ra = setting(DEVCONF_ACCEPT_RA)? != 0;
+                    self.forwards = setting(DEVCONF_FORWARDING)? != 0;
                 }
             }
         }
@@ -298,6 +302,7 @@ mod tests {
             forwarded: 0xfffd,
             ipv6: true,
             accept_ra: false,
+            forwards: false,
             group: 3,
         };
         assert_eq!(Link::read(&bridge(BridgeStpState::Disabled, false)).unwrap(), expected);

@@ -25,7 +25,7 @@ use schema::{limits::SERVICE_ANSWER, net::Mac, network_capnp::MAX_LISTED_PORTS};
 use crate::{
     address::Address,
     bridge,
-    config::{self, Config, Kind},
+    config::{self, Config},
     error::Error,
     instance::Instance,
     link::Link,
@@ -263,7 +263,7 @@ impl Manager {
             && (config.address, config.ipv6) == (network.config.address, network.config.ipv6)
             && config.kind == network.config.kind
         {
-            lead_outward(rtnl, filter.as_ref(), config.kind)?;
+            lead_outward(rtnl, filter.as_ref(), &config)?;
             network.settle(rtnl, instance)?;
             return Ok(NetworkId { name: config.name, serial: network.serial });
         }
@@ -290,7 +290,7 @@ impl Manager {
                 None => bridge::mtu(rtnl, &config.name, instance)?.unwrap_or(config::DEFAULT_MTU),
             };
         }
-        lead_outward(rtnl, filter.as_ref(), config.kind)?;
+        lead_outward(rtnl, filter.as_ref(), &config)?;
         let wanted = bridge::Wanted { config: &config, owner: instance };
         let index = bridge::define(rtnl, wanted, known.map(|network| network.index))?;
         let links = rtnl.links()?;
@@ -579,12 +579,12 @@ fn make(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: Wanted<'_>) -> Res
 }
 
 /// Sees to it that the host forwards for a network that leads to the outside, and that there are rules of what then goes where.
-fn lead_outward(rtnl: &Rtnl, filter: Option<&Filter>, kind: Kind) -> Result<(), Error> {
-    if !kind.leads_outward() {
+fn lead_outward(rtnl: &mut Rtnl, filter: Option<&Filter>, config: &Config) -> Result<(), Error> {
+    if !config.kind.leads_outward() {
         return Ok(());
     }
     match filter {
-        Some(filter) if filter.routes() => rtnl.forward(),
+        Some(filter) if filter.routes() => rtnl.forward(config.ipv6.is_some()),
         _ => Err(Error::NoRoutes),
     }
 }

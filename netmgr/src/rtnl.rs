@@ -21,7 +21,7 @@ use crate::{
     ask::{self, failed, incomplete, refused, retried_if_passing},
     error::Error,
     forwarding::{self, Entry},
-    ipv4::Forwarding,
+    ipv4::{self, Forwarding},
     ipv6::{self, Sysctl},
     link::Link,
     message::Message,
@@ -123,9 +123,20 @@ impl Rtnl {
         std::iter::once(self.socket.fd()).chain(self.ipv4.fd()).chain(self.ipv6.fd())
     }
 
-    /// Has the host forward between its interfaces.
-    pub fn forward(&self) -> Result<(), Error> {
-        self.ipv4.on().map_err(Error::NoForwarding)
+    /// Has the host forward between its interfaces, IPv6 if it is `with_ipv6`. Nothing is changed where it does.
+    pub fn forward(&mut self, with_ipv6: bool) -> Result<(), Error> {
+        self.ipv4.on().map_err(|why| Error::NoForwarding { family: "IPv4", folder: ipv4::FOLDER, why })?;
+        if with_ipv6 {
+            let links = self.links()?;
+            // A new interface has what all have.
+            if links.iter().any(|link| !link.forwards) {
+                let routers =
+                    links.iter().filter(|link| link.accept_ra && !link.forwards).map(|link| link.name.as_str());
+                let refused = |why| Error::NoForwarding { family: "IPv6", folder: ipv6::FOLDER, why };
+                self.ipv6.forward(routers).map_err(refused)?;
+            }
+        }
+        Ok(())
     }
 
     /// Switches the host's IPv6 on or off on a bridge of ours. Where it cannot be switched off, the network works, and that is said.

@@ -333,3 +333,56 @@ fn network_that_leads_outward_without_a_gateway_is_refused() {
         });
     });
 }
+
+/// What a host-only network is in IPv4, it is in IPv6.
+#[test]
+fn host_only_guest_has_in_ipv6_what_it_has_in_ipv4() {
+    for filter in ["0", "1"] {
+        with_nft(move || {
+            bridge_filter(filter);
+            let lan = Place::lan(&["fd99::1/64", "192.0.2.1/24"], &["fd99::2/64", "192.0.2.2/24"]);
+            lan.serves(80);
+            serve(81);
+            lan.ip("-6 route add fd50::/64 via fd99::1");
+            let setting = |name: &str| {
+                let path = format!("/proc/sys/net/ipv6/conf/{name}");
+                std::fs::read_to_string(path).unwrap().trim().to_owned()
+            };
+            std::fs::write("/proc/sys/net/ipv6/conf/up0/accept_ra", "1").unwrap();
+            let netmgr = Netmgr::start();
+            run(async {
+                let client = netmgr.connect().await;
+                define(&client, "volt9", "10.59.0.1", Kind::Nat).await.unwrap();
+                assert_eq!(setting("all/forwarding"), "0", "nobody wants it");
+                define_both(&client, "volt0", "10.50.0.1", "fd50::1/64", Kind::HostOnly).await.unwrap();
+                // The host's own way out may be by a router that it has heard of there.
+                assert_eq!([setting("all/forwarding"), setting("up0/accept_ra")], ["1", "2"]);
+                assert_eq!(setting("volt0/accept_ra"), "0");
+                define_both(&client, "volt1", "10.51.0.1", "fd51::1/64", Kind::Nat).await.unwrap();
+                let addresses = ["10.50.0.2/24", "fd50::2/64"];
+                let web = Guest::new(&client, "volt0", "vm-web", &addresses, &["10.50.0.1", "fd50::1"]).await;
+                let db = Guest::new(&client, "volt1", "vm-db", &["fd51::2/64"], &["fd51::1"]).await;
+                web.serves(82);
+                for (to, seen) in [("[fd99::2]:80", "fd99::1"), ("192.0.2.2:80", "192.0.2.1")] {
+                    assert_eq!(web.seen_as(to), seen);
+                }
+                assert_eq!(db.seen_as("[fd99::2]:80"), "fd99::1");
+                assert_eq!(db.seen_as("[fd51::1]:81"), "fd51::2");
+                for host in ["[fd50::1]:81", "[fd99::1]:81", "10.50.0.1:81"] {
+                    is_dropped("services", "to the host", || web.reaches(host).is_some());
+                }
+                assert!(web.pings("fd50::1") && web.pings("fd99::2"));
+                let early = "of a network's subnet, by another way";
+                for (place, to) in
+                    [(&lan, "[fd50::2]:82"), (&lan, "[fd50::1]:81"), (&*db, "[fd50::2]:82"), (&*db, "[fd50::1]:81")]
+                {
+                    is_dropped("early", early, || place.reaches(to).is_some());
+                }
+                assert_eq!(
+                    reaches("[fd50::2]:82".parse().unwrap(), testkit::wait::PATIENCE),
+                    Some("fd50::1".parse().unwrap())
+                );
+            });
+        });
+    }
+}

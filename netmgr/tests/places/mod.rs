@@ -125,17 +125,16 @@ fn pings(to: IpAddr) -> bool {
     false
 }
 
-/// [`Place::serves`], of the calling thread's namespace.
+/// [`Place::serves`], of the calling thread's namespace, over both families.
 pub fn serve(port: u16) {
-    for listener in [TcpListener::bind(("0.0.0.0", port)), TcpListener::bind(("::", port))].into_iter().flatten() {
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let who = stream.peer_addr().map(|peer| peer.ip().to_canonical().to_string()).unwrap_or_default();
-                let _ = stream.write_all(who.as_bytes());
-            }
-        });
-    }
+    let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port))).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let who = stream.peer_addr().map(|peer| peer.ip().to_canonical().to_string()).unwrap_or_default();
+            let _ = stream.write_all(who.as_bytes());
+        }
+    });
 }
 
 /// [`Place::reaches`], from the calling thread's namespace.
@@ -182,7 +181,10 @@ impl Guest {
         place.ip(&format!("link set eth0 address {} mtu {}", mac.join(":"), info.mtu));
         place.ip("link set eth0 up");
         addresses.iter().for_each(|address| _ = place.ip(&format!("addr add {address} dev eth0 nodad")));
-        gateways.iter().for_each(|gateway| _ = place.ip(&format!("route add default via {gateway}")));
+        for gateway in gateways {
+            let family = if gateway.contains(':') { "-6" } else { "-4" };
+            place.ip(&format!("{family} route add default via {gateway}"));
+        }
         let ends = Arc::new(AtomicBool::new(false));
         let over = ends.clone();
         thread::spawn(move || relay(&tap, &card, &over));
@@ -232,6 +234,17 @@ pub enum Kind {
 
 /// Defines a network of that kind, with `gateway` as 10.0.0.1 of a subnet of 24 bits.
 pub async fn define(client: &Client, name: &str, gateway: &str, kind: Kind) -> Result<network::Client, ipc::Fault> {
+    define_both(client, name, gateway, "", kind).await
+}
+
+/// The same, with IPv6.
+pub async fn define_both(
+    client: &Client,
+    name: &str,
+    gateway: &str,
+    ipv6: &str,
+    kind: Kind,
+) -> Result<network::Client, ipc::Fault> {
     let mut request = client.host.define_network_request();
     let mut config = request.get().init_config();
     config.set_name(name);
@@ -239,6 +252,7 @@ pub async fn define(client: &Client, name: &str, gateway: &str, kind: Kind) -> R
     config.set_prefix_length(if gateway.is_empty() { 0 } else { 24 });
     config.set_kind(if kind == Kind::HostOnly { NetworkKind::HostOnly } else { NetworkKind::Bridged });
     config.set_nat(kind == Kind::Nat);
+    config.set_ipv6(ipv6);
     Ok(client.connection.call("define a network", DEADLINE, request.send()).await?.get()?.get_network()?)
 }
 
