@@ -71,6 +71,11 @@ pub enum Command {
     Kernel(KernelCommand),
     /// Say what this host gives, and what to do about the rest. Ends with code 0 if a VM would run, under --confinement's policy.
     Doctor(DoctorArgs),
+    /// Install systemd units for Volt's services, which then start when they are needed, and files that keep systemd-networkd, udev and
+    /// NetworkManager off its interfaces.
+    Install(InstallArgs),
+    /// Remove what `install` has written. What the services keep stays.
+    Uninstall(InstallArgs),
     /// Internal: start the services that `volt run` found missing, and clear up after them.
     #[command(hide = true)]
     Keep(KeepArgs),
@@ -116,6 +121,17 @@ pub struct RunArgs {
     /// End when the guest resets, instead of booting it again.
     #[arg(long)]
     pub no_reboot: bool,
+}
+
+/// Arguments of `volt install` and `volt uninstall`.
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// The folder that is, or will be, the root of the system: nothing is started below another one than `/`.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// The folder that the programs will be in there [default: where they are now].
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
 }
 
 /// Arguments of `volt doctor`.

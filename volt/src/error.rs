@@ -53,6 +53,16 @@ pub enum Error {
     #[error("read --service {0}: it is not NAME:FD:FD:UID with open descriptors")]
     KeepArgument(String),
 
+    /// A file of somebody's where one of `volt install` is to be.
+    #[error("write {}: somebody else has written it", .0.display())]
+    ForeignFile(PathBuf),
+    /// What `volt` has started, where systemd is to start it.
+    #[error("install units of systemd's: {service} runs already, started by volt")]
+    Embedded { service: &'static str },
+    /// systemd, which is not there, or refuses.
+    #[error("run {command}")]
+    Systemctl { command: String, source: io::Error },
+
     /// Neither set nor root's.
     #[error("find Volt's directories: {0} is not set")]
     NoDirectory(&'static str),
@@ -250,6 +260,8 @@ impl Error {
             },
             Error::NotPrivate { .. } | Error::Unreadable { .. } | Error::NoRight => Code::PermissionDenied,
             Error::NameTaken(_) => Code::AlreadyExists,
+            Error::ForeignFile(_) => Code::Conflict,
+            Error::Embedded { .. } => Code::WrongState,
             Error::NoVm { .. } | Error::Undefined(_) | Error::NoNetwork(_) => Code::NotFound,
             Error::Limit { .. } | Error::NoRoom { .. } => Code::Exhausted,
             Error::StartsItself(_) => Code::WrongState,
@@ -270,7 +282,7 @@ impl Error {
             Error::NotStarted { .. } | Error::NoState { .. } => Code::Unavailable,
             Error::Mute { .. } | Error::Unreachable { .. } => Code::Unavailable,
             Error::EndedAtOnce { .. } | Error::Halfway { .. } => Code::Unavailable,
-            Error::VmUnreachable { .. } | Error::CoreMute { .. } => Code::Unavailable,
+            Error::VmUnreachable { .. } | Error::CoreMute { .. } | Error::Systemctl { .. } => Code::Unavailable,
         }
     }
 
@@ -367,6 +379,9 @@ impl Error {
             }
             Error::Undefined(_) => "Define it: volt network define FILE.json".into(),
             Error::NoNetwork(_) => "See volt network list for those that are".into(),
+            Error::ForeignFile(path) => format!("Move it away first: mv {0} {0}.old", shell(path)).into(),
+            Error::Embedded { .. } => "Stop the VMs (volt list), and wait half a minute for the services to end".into(),
+            Error::Systemctl { .. } => "See systemctl status, and journalctl -u 'volt-*'".into(),
             Error::NoVm { .. } => "See volt list for those that run".into(),
             Error::VmUnreachable { socket, .. } => format!("See who is behind it: fuser {}", shell(socket)).into(),
             Error::DiedAtStart { .. } => "See what it said above".into(),

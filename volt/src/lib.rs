@@ -21,7 +21,7 @@
 //! | module | subject |
 //! |---|---|
 //! | `cli`, `config`, `cmdline` | what is typed, a VM's configuration, a kernel's command line: read and checked |
-//! | `commands`, `doctor`, `vm` | the commands: the short ones, `volt doctor`, `volt run` |
+//! | `commands`, `doctor`, `install`, `vm` | the commands: the short ones, `volt doctor`, `volt install`, `volt run` |
 //! | `host` | what is the host's and not one VM's: paths, users, services, the keeper |
 //! | `helper`, `filters`, `output` | becoming a helper process; lists of system calls; what people see |
 //! | `error`, `shell` | what can go wrong, and what to do about it; commands for people to copy |
@@ -42,6 +42,7 @@ mod filters;
 pub mod fuzzing;
 mod helper;
 mod host;
+mod install;
 mod output;
 mod shell;
 mod vm;
@@ -68,6 +69,8 @@ pub fn main() -> ! {
         Command::Run(args) => VmConfig::new(args).and_then(|config| vm::run(cli.confinement, &config)),
         Command::Keep(args) => host::keeper::main(cli.confinement, args),
         Command::Doctor(args) => doctor::main(cli.confinement, args),
+        Command::Install(args) => install::install(cli.confinement, args),
+        Command::Uninstall(args) => install::uninstall(args),
         other => commands::main(cli.confinement, other),
     };
     confine::exit(result.unwrap_or_else(|error| {
