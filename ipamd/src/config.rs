@@ -15,13 +15,15 @@ use crate::json::Json;
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
-const KEYS: [&str; 10] =
-    ["network", "type", "subnet", "gateway", "ipv6", "subnet6", "gateway6", "mtu", "pool", "reservations"];
+const KEYS: [&str; 11] =
+    ["network", "type", "subnet", "gateway", "ipv6", "subnet6", "gateway6", "mtu", "pool", "reservations", "nat"];
 const POOL_KEYS: [&str; 2] = ["start", "end"];
 
-/// The kind of network that there is, and those that are to come.
-const KIND: &str = "bridged";
-const LATER_KINDS: [&str; 4] = ["isolated", "host-only", "macvtap", "sriov"];
+/// The kinds of networks that there are, the first one where none is said, and those that are to come.
+const KINDS: [&str; 2] = [BRIDGED, HOST_ONLY];
+const BRIDGED: &str = "bridged";
+const HOST_ONLY: &str = "host-only";
+const LATER_KINDS: [&str; 3] = ["isolated", "macvtap", "sriov"];
 
 /// A checked configuration: the gateway and the range are host addresses of the subnet, so are the reservations, and those are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,20 @@ pub struct PoolConfig {
     pub end: Ipv4Addr,
     /// Addresses set aside, by workload.
     pub reservations: BTreeMap<String, Ipv4Addr>,
+    /// What its guests reach beside one another.
+    pub reach: Reach,
+}
+
+/// What the guests of a network reach beside one another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// The host: `"type":"bridged"`.
+    #[default]
+    Host,
+    /// The host, and what is beyond it: the same with `"nat":true`.
+    All,
+    /// What is beyond the host: `"type":"host-only"`.
+    Outside,
 }
 
 /// What a network has of IPv6. Nothing of it is handed out here.
@@ -145,11 +161,11 @@ impl PoolConfig {
                 "Mend it at that line and column",
             )
         })?;
-        let [network, kind, subnet, gateway, ipv6, subnet6, gateway6, mtu, pool, reservations] =
+        let [network, kind, subnet, gateway, ipv6, subnet6, gateway6, mtu, pool, reservations, nat] =
             fields("", &tree, KEYS)?;
 
         let name = required("network", network)?;
-        kind.map(check_kind).transpose()?;
+        let reach = parse_reach(kind, nat)?;
         let subnet = parse_subnet(required("subnet", subnet)?)?;
         let gateway = match gateway {
             Some(value) => host("gateway", value, &subnet)?,
@@ -185,7 +201,7 @@ impl PoolConfig {
             Some(value) => parse_reservations(value, &subnet, gateway)?,
             None => BTreeMap::new(),
         };
-        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, ipv6, mtu, start, end, reservations })
+        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, ipv6, mtu, start, end, reservations, reach })
     }
 
     /// The text that makes this pool again: every key present but those whose absence says the same, reservations by workload.
@@ -195,8 +211,13 @@ impl PoolConfig {
         // All but the name, which may be of a time with a wider rule, was checked to need no escape.
         let network = serde_json::Value::from(self.network.as_str());
         format!(
-            "{{\"network\":{},\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
+            "{{\"network\":{},{}\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
             network,
+            match self.reach {
+                Reach::Host => "",
+                Reach::All => "\"nat\":true,",
+                Reach::Outside => "\"type\":\"host-only\",",
+            },
             self.subnet,
             self.gateway,
             self.ipv6.keys(),
@@ -263,16 +284,32 @@ fn text<'a>(key: &str, value: &'a Json) -> Result<&'a str, ConfigError> {
     }
 }
 
-fn check_kind(value: &Json) -> Result<(), ConfigError> {
-    let kind = text("type", value)?;
-    let refuse = |why: &str| {
-        let remedy = format!("Write \"{KIND}\", or leave it out, which is the same");
-        Err(error("type", format_args!("{kind:?}"), why, remedy))
+fn parse_reach(kind: Option<&Json>, nat: Option<&Json>) -> Result<Reach, ConfigError> {
+    let kind = kind.map_or(Ok(BRIDGED), |kind| text("type", kind))?;
+    if !KINDS.contains(&kind) {
+        let why = if LATER_KINDS.contains(&kind) {
+            "networks of this kind are not available in this version"
+        } else {
+            "there is no such kind of network"
+        };
+        let remedy = format!("Write \"{}\", or leave it out, which is \"{BRIDGED}\"", KINDS.join("\" or \""));
+        return Err(error("type", format_args!("{kind:?}"), why, remedy));
+    }
+    let nat = match nat {
+        None => None,
+        Some(Json::Boolean(nat)) => Some(*nat),
+        Some(other) => {
+            return Err(error("nat", other.kind(), "true or false is needed here", "Write it, or leave it out"));
+        }
     };
-    match kind {
-        KIND => Ok(()),
-        _ if LATER_KINDS.contains(&kind) => refuse("networks of this kind are not available in this version"),
-        _ => refuse("there is no such kind of network"),
+    match (kind, nat) {
+        (HOST_ONLY, Some(false)) => {
+            let why = "the guests of a host-only network have nothing but what is beyond the host";
+            Err(error("nat", "false", why, "Leave it out"))
+        }
+        (HOST_ONLY, _) => Ok(Reach::Outside),
+        (_, Some(true)) => Ok(Reach::All),
+        _ => Ok(Reach::Host),
     }
 }
 

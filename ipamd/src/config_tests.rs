@@ -34,6 +34,17 @@ fn kind_and_mtu_are_taken_and_said_again_where_their_absence_says_something_else
         assert_eq!(config.mtu, Some(mtu));
         assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
     }
+    for (keys, reach) in [
+        (r#""nat":false,"#, Reach::Host),
+        (r#""nat":true,"#, Reach::All),
+        (r#""type":"bridged","nat":true,"#, Reach::All),
+        (r#""type":"host-only","#, Reach::Outside),
+        (r#""nat":true,"type":"host-only","#, Reach::Outside),
+    ] {
+        let config = with(keys);
+        assert_eq!(config, PoolConfig { reach, ..plain.clone() });
+        assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
+    }
 }
 
 #[test]
@@ -121,7 +132,7 @@ fn published_schema_has_the_parser_s_keys_and_allows_what_it_takes() {
             assert!(allows(&schema, &serde_json::from_str(&text).unwrap()), "{text}");
         }
     }
-    assert_eq!(schema["properties"]["type"]["enum"], serde_json::json!([KIND]));
+    assert_eq!(schema["properties"]["type"]["enum"], serde_json::json!(KINDS));
 }
 
 #[test]
@@ -138,6 +149,9 @@ fn published_schema_allows_nothing_that_the_parser_refuses_for_its_keys_kinds_an
         ("\"network\":", "\"ipv6\":1,\"network\":"),
         ("\"network\":", "\"subnet6\":true,\"network\":"),
         ("\"network\":", "\"ipv6\":true,\"gateway6\":\"fd00::1\",\"network\":"),
+        ("\"network\":", "\"nat\":1,\"network\":"),
+        ("\"network\":", "\"nat\":null,\"network\":"),
+        ("\"network\":", "\"nat\":\"true\",\"network\":"),
         ("\"network\":\"volt0\",", ""),
         ("\"subnet\":\"10.42.0.0/24\",", ""),
         ("\"start\":\"10.42.0.2\",", ""),
@@ -170,8 +184,9 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
         ("\"network\":", "\"netwrk\":", "netwrk", "no such key"),
         ("\"network\":", "\"vlan\":7,\"network\":", "vlan", "no such key"),
         ("\"end\":", "\"mtu\":1500,\"end\":", "pool.mtu", "no such key"),
+        ("\"network\":", "\"nat\":1,\"network\":", "nat", "true or false"),
+        ("\"network\":", "\"type\":\"host-only\",\"nat\":false,\"network\":", "nat", "beyond the host"),
         ("\"network\":", "\"type\":\"isolated\",\"network\":", "type", "not available in this version"),
-        ("\"network\":", "\"type\":\"host-only\",\"network\":", "type", "not available in this version"),
         ("\"network\":", "\"type\":\"macvtap\",\"network\":", "type", "not available in this version"),
         ("\"network\":", "\"type\":\"sriov\",\"network\":", "type", "not available in this version"),
         ("\"network\":", "\"type\":\"Bridged\",\"network\":", "type", "no such kind"),

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use capnp::capability::Client;
 use ipc::{Code, Fault, Lane, Peer, text};
 use schema::addresses_capnp::{MAX_LEASES, allocator, ipam, lease, lease_info, pool, pool_info, reservation};
+use schema::network_capnp::NetworkKind;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
-use crate::config::PoolConfig;
+use crate::config::{PoolConfig, Reach};
 use crate::database::Database;
 use crate::fault::fault;
 use crate::ledger::{Hold, Info, Ledger, Quota};
@@ -292,6 +293,8 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
     to.set_config(text);
     to.set_mtu(config.mtu.unwrap_or(0));
     to.set_ipv6(config.ipv6.text());
+    to.set_kind(if config.reach == Reach::Outside { NetworkKind::HostOnly } else { NetworkKind::Bridged });
+    to.set_nat(config.reach != Reach::Host);
 }
 
 fn write_lease(mut to: lease_info::Builder, info: &Info) {

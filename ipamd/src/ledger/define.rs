@@ -7,7 +7,7 @@ use ipc::Code;
 use schema::net::{DEFAULT_GATEWAY, DEFAULT_NETWORK, DEFAULT_POOL, DEFAULT_SUBNET};
 
 use super::{Answer, Ledger, PAGE, Pool, all_of, unknown};
-use crate::config::{Ipv6, PoolConfig};
+use crate::config::{Ipv6, PoolConfig, Reach};
 use crate::fault::{database, fault};
 use crate::store::{Binding, PoolId, Reserved};
 
@@ -23,6 +23,7 @@ fn built_in() -> PoolConfig {
         start,
         end,
         reservations: BTreeMap::new(),
+        reach: Reach::Host,
     }
 }
 

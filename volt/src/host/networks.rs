@@ -9,16 +9,13 @@ use schema::{
     addresses_capnp::{ipam, pool, pool_info},
     host_capnp::host,
     net::Mac,
-    network_capnp::{network, port_info},
+    network_capnp::{NetworkKind, network, port_info},
 };
 
 use crate::{
     error::Error,
     host::links::{CALL_DEADLINE, text},
 };
-
-/// The only kind of network that there is.
-const KIND: &str = "bridged";
 
 /// What a bridge is made of.
 pub struct Definition {
@@ -29,6 +26,8 @@ pub struct Definition {
     mtu: u32,
     /// As `NetworkConfig` has it.
     ipv6: String,
+    kind: NetworkKind,
+    nat: bool,
 }
 
 impl Definition {
@@ -44,6 +43,8 @@ impl Definition {
             prefix: info.get_prefix_length(),
             mtu: info.get_mtu(),
             ipv6: text(info.get_ipv6()?)?,
+            kind: info.get_kind().map_err(capnp::Error::from)?,
+            nat: info.get_nat(),
         })
     }
 }
@@ -129,7 +130,7 @@ pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Defin
 
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
 pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Error> {
-    let Definition { name, gateway, prefix, mtu, ipv6 } = definition;
+    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat } = definition;
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
         let mut config = request.get().init_config();
@@ -138,6 +139,8 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
         config.set_prefix_length(*prefix);
         config.set_mtu(*mtu);
         config.set_ipv6(ipv6);
+        config.set_kind(*kind);
+        config.set_nat(*nat);
         request.send()
     };
     let answer = netmgr.ask(&format!("make the network {name}"), CALL_DEADLINE, send).await?;
@@ -174,6 +177,8 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
         prefix: config.get_prefix_length(),
         mtu: config.get_mtu(),
         ipv6: text(config.get_ipv6()?)?,
+        kind: config.get_kind().map_err(capnp::Error::from)?,
+        nat: config.get_nat(),
     }))
 }
 
@@ -195,10 +200,15 @@ pub async fn export(ipamd: &Connection, name: &str) -> Result<String, Error> {
 /// What there is to say of a network: name, kind, subnet, gateway, IPv6 gateway, pool, free addresses, MTU, ports. Nothing is made for that: a bridge
 /// that is not there has no MTU, nor an IPv6 subnet that follows from its name, unless its definition says one.
 pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<[String; 9], Error> {
-    let (of_pool, ipv6, mtu) = of_list(ipamd, name, |pool| {
+    let (of_pool, kind, ipv6, mtu) = of_list(ipamd, name, |pool| {
         let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
         let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
-        Ok((of_pool, text(pool.get_ipv6()?)?, pool.get_mtu()))
+        let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat()) {
+            (NetworkKind::HostOnly, _) => "host-only",
+            (NetworkKind::Bridged, true) => "bridged,nat",
+            (NetworkKind::Bridged, false) => "bridged",
+        };
+        Ok((of_pool, kind, text(pool.get_ipv6()?)?, pool.get_mtu()))
     })
     .await?;
     let (ipv6, mtu, ports) = match info(netmgr, name).await? {
@@ -211,7 +221,7 @@ pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result
     let mtu = if mtu == 0 { "-".to_owned() } else { mtu.to_string() };
     let ipv6 = if ipv6.is_empty() { "-".to_owned() } else { ipv6 };
     let [subnet, gateway, range, free] = of_pool;
-    Ok([name.to_owned(), KIND.to_owned(), subnet, gateway, ipv6, range, free, mtu, ports.to_string()])
+    Ok([name.to_owned(), kind.to_owned(), subnet, gateway, ipv6, range, free, mtu, ports.to_string()])
 }
 
 /// What `read` takes of a network's pool, without defining that.

@@ -323,6 +323,8 @@ fn mtu_of_a_network_is_its_bridge_s_and_its_cards_and_bad_keys_change_nothing() 
         (r#""mtu":"9000""#, ["mtu = a string", "1280 to 65521"]),
         (r#""type":"isolated""#, ["type", "not available in this version"]),
         (r#""type":"routed""#, ["type", "no such kind"]),
+        (r#""nat":"yes""#, ["nat = a string", "true or false"]),
+        (r#""type":"host-only","nat":false"#, ["nat = false", "beyond the host"]),
         (r#""vlan":7"#, ["vlan", "no such key"]),
     ] {
         define(&host, &with(keys)).refused(&["network.json", words[0], words[1]]);
@@ -404,6 +406,15 @@ fn network_is_shown_and_exported_as_what_defines_it_again() {
         rows(&shown)[1],
         ["lab0", "bridged", "10.9.0.0/24", "10.9.0.254", "-", "10.9.0.7-10.9.0.9", "2", "1400", "0"]
     );
+    for (keys, kind) in [(r#""nat":true"#, "bridged,nat"), (r#""type":"host-only""#, "host-only")] {
+        let text = exported.replacen('{', &format!("{{{keys},"), 1);
+        define(&host, &text).ok();
+        assert_eq!(rows(&volt(&["network", "show", "lab0"]).ok().out)[1][1], kind);
+        assert_eq!(json(&volt(&["network", "export", "lab0"]).ok().out), json(&text));
+        let alias = ip("-d link show dev lab0");
+        assert!(alias.contains(if kind == "host-only" { " host-only" } else { " nat" }), "{alias}");
+    }
+    define(&host, &exported).ok();
     remove(&host, "lab0").ok();
     for question in ["show", "export"] {
         volt(&["network", question, "lab0"]).refused(&["notFound", "lab0", "volt network list"]);
