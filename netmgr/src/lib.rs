@@ -1,12 +1,13 @@
 //! `netmgr`: makes bridges, TAPs and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
 //! May touch rtnetlink, nf_tables' netlink, /dev/net/tun and three settings under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest
-//! memory, a frame, or any other file.
+//! memory, a frame that somebody has sent, or any other file.
 //!
 //! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the thread `rtnl` owns the [`Manager`] and speaks netlink with the kernel. A thread
 //! rather than a task: the kernel carries out rtnetlink requests while it holds its network lock, and a process waits for that lock without a
 //! way to give up. So the main thread never enters the kernel's network code, and its deadlines hold.
 
 mod address;
+mod announce;
 mod ask;
 mod attribute;
 mod bridge;

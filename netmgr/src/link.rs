@@ -1,7 +1,7 @@
 //! An interface, as the kernel describes it, and whether it is one of netmgr's. Pure; touches nothing.
 
 use rtnetlink::{
-    packet_core::{Parseable, parse_mac, parse_u16},
+    packet_core::{Parseable, parse_mac, parse_u8, parse_u16},
     packet_route::link::{InfoKind, LinkFlags, LinkHeader},
 };
 
@@ -21,10 +21,13 @@ pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_GROUP_FWD_MASK: u16 = 31;
 pub(crate) const IFLA_INET6_CONF: u16 = 2;
+/// What the libc crate lacks of linux/if_bridge.h.
+const BR_STATE_FORWARDING: u8 = 3;
 const DEVCONF_FORWARDING: usize = 0;
 const DEVCONF_ACCEPT_RA: usize = 3;
 const DEVCONF_DISABLE_IPV6: usize = 26;
@@ -62,6 +65,8 @@ pub struct Link {
     pub delay: u32,
     /// Whether it is a bridge that keeps multicasts from ports that have not asked for them.
     pub snooping: bool,
+    /// Whether it is a port that its bridge takes frames from: a moment after it is up.
+    pub open: bool,
     /// Whether it is a port of a bridge that takes from the frames which come there who is behind it.
     pub learning: bool,
     /// Whether it is a port of a bridge that is sent frames to addresses of which that does not know where they are.
@@ -131,6 +136,10 @@ impl Link {
                     for one in attributes(one.value()) {
                         let one = one?;
                         match one.kind() {
+                            IFLA_BRPORT_STATE => {
+                                let state = parse_u8(one.value()).map_err(|_| Malformed("state of a port"))?;
+                                self.open = state == BR_STATE_FORWARDING;
+                            }
                             IFLA_BRPORT_LEARNING => self.learning = switch(one.value(), "state of a port")?,
                             IFLA_BRPORT_UNICAST_FLOOD => self.flood = switch(one.value(), "state of a port")?,
                             IFLA_BRPORT_GROUP_FWD_MASK => {
@@ -199,7 +208,9 @@ mod tests {
     use rtnetlink::{
         LinkBridge, LinkMessageBuilder, LinkUnspec,
         packet_core::Emitable,
-        packet_route::link::{BridgeStpState, InfoBridge, InfoBridgePort, InfoPortData, InfoPortKind, LinkMessage},
+        packet_route::link::{
+            BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoPortData, InfoPortKind, LinkMessage,
+        },
     };
 
     use super::*;
@@ -270,6 +281,7 @@ mod tests {
                 .append_info_data(InfoBridge::MulticastSnooping(true))
                 .set_port_kind(InfoPortKind::Bridge)
                 .set_port_data(InfoPortData::BridgePort(vec![
+                    InfoBridgePort::State(BridgePortState::Forwarding),
                     InfoBridgePort::Learning(false),
                     InfoBridgePort::UnicastFlood(true),
                     InfoBridgePort::GroupFwdMask(0xfffd),
@@ -297,6 +309,7 @@ mod tests {
             vlans: false,
             delay: 0,
             snooping: true,
+            open: true,
             learning: false,
             flood: true,
             forwarded: 0xfffd,

@@ -438,7 +438,7 @@ impl Manager {
         let wanted = Wanted { name, network: &id.name, bridge, mtu, workload, mac, sources, owner: instance };
         let (tap, index, interface) = make(rtnl, filter, wanted)?;
         let (tap, (state, seen)) = (Arc::new(tap), watch::channel(PortState::Attached));
-        let held = Held { serial, _tap: tap.clone(), state, tenant: account.tenant, slot };
+        let held = Held { serial, tap: tap.clone(), announced: false, state, tenant: account.tenant, slot };
         let port = Port { index, interface, mac, mtu, sources: sources.clone(), held: Some(held) };
         let facts = PortFacts::of(&port, workload, &network.config);
         network.ports.insert(workload.clone(), port);

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     os::fd::OwnedFd,
     sync::{
         Arc,
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use schema::net::Mac;
 
 use crate::{
-    bridge,
+    announce, bridge,
     config::{Config, Kind},
     error::Error,
     forwarding::Entry,
@@ -104,7 +105,9 @@ pub struct Held {
     /// Which port of its workload's it is.
     pub serial: u64,
     /// Closed with the port, which is the second way to its interface's end.
-    pub _tap: Arc<OwnedFd>,
+    pub tap: Arc<OwnedFd>,
+    /// Whether it was said whose its addresses are.
+    pub announced: bool,
     /// What its holder sees.
     pub state: watch::Sender<PortState>,
     /// Whose it is, if a tenant's.
@@ -127,6 +130,16 @@ impl Port {
     /// Whether its guest and one with the address `mac` would take each other's frames, or those for the host's end of their TAPs.
     pub fn shares(&self, mac: Mac) -> bool {
         [self.mac, self.mac.host_side()].iter().any(|taken| *taken == mac || *taken == mac.host_side())
+    }
+
+    /// Says whose its addresses are, once, when its bridge forwards that.
+    fn announce(&mut self, link: &Link) {
+        if let Some(held) = &mut self.held
+            && link.open
+            && !mem::replace(&mut held.announced, true)
+        {
+            announce::announce(&*held.tap, self.mac, &self.sources);
+        }
     }
 
     /// As it should be.
@@ -279,6 +292,7 @@ impl Network {
             let is = |link: &&Link| wanted.is(link) && !rtnl.hears_routers(link);
             let is_kept = kept.contains(&(port.index, port.mac.bytes()));
             if port.leaves() || is_kept && links.get(&port.index).is_some_and(is) {
+                links.get(&port.index).into_iter().for_each(|link| port.announce(link));
                 return true;
             }
             match port::mend(rtnl, &wanted, port.index) {

@@ -4,7 +4,7 @@ use std::{os::fd::RawFd, path::Path};
 
 use confine::{Capability, Error, Filter, Limit, Root, Rule, Sandbox, User, base};
 
-use crate::{ipv4, ipv6, tap};
+use crate::{announce, ipv4, ipv6, tap};
 
 /// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv4 and IPv6
 /// settings if they are there; as `user`, and with no other file in sight, if there is one to become.
@@ -50,7 +50,11 @@ pub fn rtnl() -> Filter {
             libc::SYS_sendto,   // requests to rtnetlink
             libc::SYS_recvfrom, // and its answers
         ])
-        .allow_if(libc::SYS_write, vec![Rule::eq64(2, ipv6::LENGTH as u64)])
+        // Settings; and what is said of a new port's addresses, to its TAP.
+        .allow_if(
+            libc::SYS_write,
+            [ipv6::LENGTH].into_iter().chain(announce::LENGTHS).map(|length| Rule::eq64(2, length as u64)).collect(),
+        )
         .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits()), Rule::eq(2, ipv6::OPEN.bits())])
         .allow_if(libc::SYS_ioctl, tap::REQUESTS.map(|request| Rule::eq(1, request as u32)).to_vec())
 }

@@ -91,6 +91,12 @@ impl Guest {
         self.does(move || socket(address))
     }
 
+    /// What its kernel knows of who has an address.
+    fn neighbour(&self, address: &str) -> String {
+        let address = address.to_owned();
+        self.does(move || ip(&format!("neigh show {address} dev eth0")))
+    }
+
     /// Takes its card away.
     async fn goes(mut self, client: &Client) {
         self.ends.store(true, Ordering::Relaxed);
@@ -239,6 +245,42 @@ fn address_that_a_guest_s_own_kernel_makes_when_it_hears_of_the_subnet_is_the_on
             let routes = guest.does(|| ip("-6 route show default"));
             assert!(routes.contains("via fe80::21:8dff:fe02:efbc dev eth0 proto ra"), "{routes}");
             guest.goes(&client).await;
+        });
+    });
+}
+
+/// Nobody asks: what is told of is who has them now.
+#[test]
+fn guest_and_host_know_at_once_who_has_addresses_that_come_back_with_another_mac_address() {
+    with_ipv6(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = client.define_both("volt0", "10.42.0.1", 24, 0, OWN).await.unwrap();
+            let factory = client.factory(&network, 2).await.unwrap();
+            let a = Guest::of(&client, &factory, "vm-a", 0xa, &["10.42.0.10", "fd00:42::a"]).await.has_its_addresses();
+            forwards(&a.info.interface).await;
+            let given = ["10.42.0.11", "fd00:42::b"];
+            let meets = |b: &Guest| {
+                for (address, gateway) in given.iter().zip(["10.42.0.1", "fd00:42::1"]) {
+                    let (host, in_b) = (socket(gateway.parse().unwrap()), b.socket(address));
+                    talk(&a.socket(if address.contains(':') { "fd00:42::a" } else { "10.42.0.10" }), &in_b, 100);
+                    talk(&host, &in_b, 100);
+                }
+            };
+            for (workload, last) in [("vm-b", 0xb), ("vm-c", 0xc), ("vm-d", 0xd)] {
+                let b = Guest::of(&client, &factory, workload, last, &given).await.has_its_addresses();
+                let mac = format!(" lladdr 02:00:00:00:00:{last:02x} ");
+                // The first one is nobody's news: a kernel notes only what it had to do with.
+                let told = || given.iter().all(|address| a.neighbour(address).contains(&mac));
+                if last != 0xb {
+                    eventually("the other guest is told", told);
+                }
+                meets(&b);
+                assert!(told());
+                b.goes(&client).await;
+            }
+            a.goes(&client).await;
         });
     });
 }
