@@ -81,9 +81,8 @@ pub fn network_config(data: &[u8]) {
     let [prefix, len] = input.array();
     let mtu = input.u32();
     let name = input.take(len.into());
-    let gateway = input.take(64);
-    let ipv6 = input.take(64);
-    let [Ok(name), Ok(gateway), Ok(ipv6)] = [name, gateway, ipv6].map(std::str::from_utf8) else { return };
+    let [Ok(name), Ok(rest)] = [name, input.take(128)].map(std::str::from_utf8) else { return };
+    let (gateway, ipv6) = rest.split_once('\n').unwrap_or((rest, ""));
     let owner = Instance::default();
     let config = Config::new(name, gateway, prefix, mtu).and_then(|config| config.with_ipv6(ipv6, &owner));
     let Ok(config) = config else { return };
