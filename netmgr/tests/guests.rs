@@ -284,3 +284,41 @@ fn guest_and_host_know_at_once_who_has_addresses_that_come_back_with_another_mac
         });
     });
 }
+
+/// Its kernel has a link-local address by itself, and any other that is given to it.
+#[test]
+fn guest_is_not_heard_by_a_family_that_its_port_has_no_address_of_whatever_its_kernel_has() {
+    with_ipv6(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = client.define_both("volt0", "10.42.0.1", 24, 0, OWN).await.unwrap();
+            let factory = client.factory(&network, 2).await.unwrap();
+            let four = Guest::of(&client, &factory, "vm-four", 0xa, &["10.42.0.10"]).await.has_its_addresses();
+            let six = Guest::of(&client, &factory, "vm-six", 0xb, &["fd00:42::b"]).await.has_its_addresses();
+            for guest in [&four, &six] {
+                forwards(&guest.info.interface).await;
+            }
+            four.does(|| _ = ip("addr add fd00:42::a/64 dev eth0 nodad"));
+            six.does(|| _ = ip("addr add 10.42.0.11/24 dev eth0"));
+            let [host_four, host_six] = ["10.42.0.1", "fd00:42::1"].map(|own| socket(own.parse().unwrap()));
+            for (guest, wrong, unheard, right, heard) in [
+                (&four, "fd00:42::a", &host_six, "10.42.0.10", &host_four),
+                (&six, "10.42.0.11", &host_four, "fd00:42::b", &host_six),
+            ] {
+                // Whose address this is, the guest asks in vain; so it is told, which leaves the frames themselves.
+                let (to, mac) = (unheard.local_addr().unwrap(), text(&interface("volt0").unwrap(), "address"));
+                guest.does(move || _ = ip(&format!("neigh replace {} lladdr {mac} dev eth0 nud permanent", to.ip())));
+                guest.socket(wrong).send_to(b"unheard", to).unwrap();
+                // What comes behind it has come.
+                talk(&guest.socket(right), heard, 100);
+                unheard.set_nonblocking(true).unwrap();
+                let error = unheard.recv_from(&mut [0; 16]).unwrap_err();
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                unheard.set_nonblocking(false).unwrap();
+            }
+            four.goes(&client).await;
+            six.goes(&client).await;
+        });
+    });
+}

@@ -366,3 +366,27 @@ fn network_is_not_redefined_so_that_a_port_s_address_is_outside_or_the_gateway_s
         });
     });
 }
+
+#[test]
+fn network_with_ipv6_is_refused_by_name_where_the_host_cannot_switch_that_on_and_others_work() {
+    with_ipv6(|| {
+        testkit::namespace::mounts().unwrap();
+        // As on a kernel that was booted with ipv6.disable=1.
+        let hidden = std::process::Command::new("mount").args(["-t", "tmpfs", "none", "/proc/sys/net/ipv6"]).status();
+        assert!(hidden.unwrap().success());
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let fault = client.define_both("volt0", "10.42.0.1", 24, 0, OWN).await.err().unwrap();
+            assert_eq!(fault.code, Code::Unavailable);
+            assert!(fault.why.contains("IPv6 cannot be switched on on the bridge of network volt0"), "{fault}");
+            assert!(fault.remedy.contains("without IPv6") && fault.remedy.contains("ipv6.disable=1"), "{fault}");
+            assert!(interfaces().is_empty());
+            client.define_default().await;
+            assert!(client.define_both("volt0", "10.42.0.1", 24, 0, OWN).await.is_err());
+            assert_eq!(ipv4(&interface("volt0").unwrap()), ["10.42.0.1/24"]);
+            let network = client.network("volt0").await.unwrap();
+            assert_eq!(client.info(&network).await.unwrap().ipv6, "");
+        });
+    });
+}
