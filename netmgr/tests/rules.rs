@@ -117,7 +117,9 @@ fn no_tap_is_on_a_bridge_without_its_elements() {
                 }
                 assert_eq!(elements("ports").len(), 60);
                 done.store(true, std::sync::atomic::Ordering::Relaxed);
-                ports
+                // Who still looks would see them go.
+                settle("nobody looks any more", || watcher.is_finished()).await;
+                drop(ports);
             });
             assert!(watcher.join().unwrap() > 0);
         });
