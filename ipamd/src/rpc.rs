@@ -150,6 +150,20 @@ impl pool::Server for Pool {
         Ok(())
     }
 
+    async fn reservation(
+        self: Rc<Self>,
+        params: pool::ReservationParams,
+        mut results: pool::ReservationResults,
+    ) -> Done {
+        let workload = text("find a reservation", "workload", params.get()?.get_workload()?)?;
+        let id = self.id;
+        let hash = self.link.database.ask_always(move |ledger| ledger.reservation(id, &workload)).await?;
+        results
+            .get()
+            .set_reservation(capnp_rpc::new_client(Reservation { hash, database: self.link.database.clone() }));
+        Ok(())
+    }
+
     async fn leases(self: Rc<Self>, params: pool::LeasesParams, mut results: pool::LeasesResults) -> Done {
         let after = text("list leases", "after", params.get()?.get_after()?)?;
         let id = self.id;

@@ -101,6 +101,35 @@ fn a_lease_whose_holder_goes_is_kept_for_the_same_workload_only() {
 }
 
 #[test]
+fn a_durable_reservation_is_found_by_its_workload_and_one_of_the_configuration_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.define(CONFIG).await.unwrap();
+        // Whose reference is lost.
+        client.reserve(&pool, "container-a", "10.42.0.77").await.unwrap();
+    });
+    service.kill();
+    let service = Service::start(dir.path());
+    run(async {
+        let client = service.connect().await;
+        let pool = client.pool("volt0").await.unwrap();
+        // `vm-web` has one by the configuration, which is not to be cancelled.
+        for none in ["vm-web", "container-b", ""] {
+            assert_eq!(code(client.reservation(&pool, none).await), Some(Code::NotFound), "{none:?}");
+        }
+        let reservation = client.reservation(&pool, "container-a").await.unwrap();
+        assert_eq!(client.reservation_info(&reservation).await.unwrap().address, "10.42.0.77");
+        let same = client.reservation(&pool, "container-a").await.unwrap();
+        client.cancel(&reservation).await.unwrap();
+        assert_eq!(code(client.cancel(&same).await), Some(Code::Revoked));
+        assert_eq!(code(client.reservation(&pool, "container-a").await), Some(Code::NotFound));
+        assert_eq!(client.free(&pool).await, 251);
+    });
+}
+
+#[test]
 fn a_grace_period_ends_after_thirty_seconds_without_anybody_asking() {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path());

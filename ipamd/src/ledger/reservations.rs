@@ -84,6 +84,24 @@ impl Ledger {
         }
     }
 
+    /// The reference's hash of a workload's durable reservation.
+    ///
+    /// # Errors
+    /// `notFound`.
+    pub fn reservation(&self, id: PoolId, workload: &str) -> Answer<RefHash> {
+        let tried = format!("find the reservation of {workload:?}");
+        match self.store.reserved_for(id, workload).map_err(database(&tried))? {
+            Some(Binding { reserved: Reserved::Durable(hash), .. }) => Ok(hash),
+            found => {
+                let why = match found {
+                    Some(_) => "it is of the pool's configuration",
+                    None => "this pool has none for that workload",
+                };
+                Err(fault(Code::NotFound, &tried, why, "Reserve an address for it first"))
+            }
+        }
+    }
+
     /// Ends a durable reservation; a lease on the address becomes an ordinary one.
     ///
     /// # Errors

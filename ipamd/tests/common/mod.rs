@@ -133,6 +133,13 @@ impl Client {
         Ok(answer.get()?.get_reservation()?)
     }
 
+    pub async fn reservation(&self, pool: &pool::Client, workload: &str) -> Result<reservation::Client, Fault> {
+        let mut request = pool.reservation_request();
+        request.get().set_workload(workload);
+        let answer = self.connection.call("find a reservation", DEADLINE, request.send()).await?;
+        Ok(answer.get()?.get_reservation()?)
+    }
+
     pub async fn cancel(&self, reservation: &reservation::Client) -> Result<(), Fault> {
         self.connection.call("cancel", DEADLINE, reservation.cancel_request().send()).await.map(|_| ())
     }
