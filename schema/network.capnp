@@ -167,8 +167,8 @@ interface PortFactory {
   # and `addresses` are as in `createTap`, and what the container sends is looked at as what a guest sends.
   # `netns` is a descriptor of that namespace, and `netlink` one of a socket (AF_NETLINK, NETLINK_ROUTE, not connected, with nothing waiting to be read)
   # that was opened in it by somebody who has CAP_NET_ADMIN there: all that is done within is done through it, and by its right. Within, `lo` is
-  # brought up, and the interface gets its MAC address, its MTU and `addresses` (IPv4 with the network's prefix length, IPv6 with 64), comes up, and
-  # has a route by way of the network's gateway for each of `routes`: IPv4 subnets in CIDR notation, such as "0.0.0.0/0"; at most `maxRoutes`.
+  # brought up, and the interface gets its MAC address, its MTU and `addresses` with the network's prefix lengths, comes up, and
+  # has a route by way of the network's gateway for each of `routes`: subnets in CIDR notation, such as "0.0.0.0/0" or "::/0"; at most `maxRoutes`.
   # The port is bound to its holder, as a TAP's; or, if it is `durable`, it stays whatever becomes of its capabilities, of its connection and of the service,
   # until `Port.release` or until the namespace ends, which is an end of both kinds. `sturdyRef` (32 bytes; empty for one that is not durable) restores a
   # durable one (`Network.restore`); only its hash is kept, so it cannot be asked for twice. A tenant's factory makes no durable ones.

@@ -37,6 +37,11 @@ pub enum Error {
     /// Something else took a port's interface away.
     #[error("something else on this host has taken its interface, {interface}, away")]
     PortLost { interface: String },
+    /// A veth has gone.
+    #[error(
+        "its interface, {interface}, has gone: its network namespace has ended, or something else on this host has deleted it"
+    )]
+    VethGone { interface: String },
     /// One port for each workload and network.
     #[error("{workload} has a port on network {network}")]
     PortExists { workload: String, network: String },
@@ -97,6 +102,21 @@ pub enum Error {
     /// Too many calls of this client wait for the kernel.
     #[error("{0}")]
     Busy(String),
+    /// What a port is asked for that is of another kind.
+    #[error("it is a veth, whose other end is in a network namespace, and no TAP")]
+    NoTap,
+    /// A tenant's ports are bound to it.
+    #[error("a tenant's ports end with it, and a durable one would not")]
+    TenantsDurable,
+    /// The socket that was handed over gives no answer.
+    #[error("nothing is heard on the netlink socket that was handed over: {0}")]
+    Unheard(String),
+    /// The kernel's "no" through the socket that was handed over.
+    #[error("the kernel refused to {tried}, in the network namespace that was handed over")]
+    Within { tried: String, source: io::Error },
+    /// No such durable port.
+    #[error("network {0} has no such durable port")]
+    NotDurable(String),
     /// The object behind a capability is no more.
     #[error("the {0} behind this capability has been released")]
     Revoked(&'static str),
@@ -121,7 +141,15 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Error::Argument { .. } => Code::InvalidArgument,
-            Error::NoSuchNetwork(_) => Code::NotFound,
+            Error::NoSuchNetwork(_) | Error::NotDurable(_) => Code::NotFound,
+            Error::NoTap => Code::WrongState,
+            Error::TenantsDurable => Code::PermissionDenied,
+            Error::Unheard(_) => Code::Unavailable,
+            Error::Within { source, .. } => match source.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => Code::PermissionDenied,
+                Some(libc::ENOMEM | libc::ENOBUFS) => Code::Unavailable,
+                _ => Code::Conflict,
+            },
             Error::ForeignInterface { .. }
             | Error::OthersBridge { .. }
             | Error::SubnetHeld { .. }
@@ -144,7 +172,7 @@ impl Error {
             Error::NoRight(_) => Code::PermissionDenied,
             Error::Kernel { .. } if self.passes() => Code::Unavailable,
             Error::Kernel { .. } | Error::Answer { .. } | Error::Ending => Code::Internal,
-            Error::Revoked(_) | Error::PortLost { .. } => Code::Revoked,
+            Error::Revoked(_) | Error::PortLost { .. } | Error::VethGone { .. } => Code::Revoked,
         }
     }
 
@@ -190,6 +218,14 @@ impl Error {
             }
             Error::NoRoutes => "Load the modules (modprobe -a nft_ct nft_nat nft_masq nft_fib_inet nft_connlimit), and start netmgr again; or define the network as bridged, without NAT".into(),
             Error::NoForwarding { folder, .. } => format!("Let netmgr write to {folder}, and start it again"),
+            Error::NoTap => "Look for the interface in that namespace".into(),
+            Error::TenantsDurable => "Ask for one that is not durable, or at a network's factory".into(),
+            Error::Unheard(_) => "Hand over a new one that nobody else reads, and to which no filter is attached".into(),
+            Error::Within { source, .. } if matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+                "Open the socket in that namespace as somebody with CAP_NET_ADMIN there".into()
+            }
+            Error::Within { .. } => "See what is there (ip address, ip route), and take it away or choose another".into(),
+            Error::NotDurable(_) => "Make one first".into(),
             Error::NoRight(_) => NET_ADMIN_REMEDY.into(),
             Error::Kernel { .. } if self.passes() => "Try again; if it lasts, the host is short of memory".into(),
             Error::Kernel { .. } => "See the kernel's log (dmesg)".into(),
@@ -197,7 +233,7 @@ impl Error {
             Error::Deadline { .. } | Error::Busy(_) => {
                 "Try again; if it lasts, something else keeps the kernel's network configuration locked".into()
             }
-            Error::Revoked(_) | Error::PortLost { .. } => "Ask for a new one".into(),
+            Error::Revoked(_) | Error::PortLost { .. } | Error::VethGone { .. } => "Ask for a new one".into(),
             Error::Ending => "Connect again".into(),
         }
     }

@@ -1,6 +1,6 @@
-//! `netmgr`: makes bridges, TAPs and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
-//! May touch rtnetlink, nf_tables' netlink, /dev/net/tun and three settings under /proc/sys/net, with `CAP_NET_ADMIN` alone. Must never see guest
-//! memory, a frame that somebody has sent, or any other file.
+//! `netmgr`: makes bridges, TAPs, veths and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
+//! May touch rtnetlink, also by sockets that it is handed, nf_tables' netlink, /dev/net/tun and three settings under /proc/sys/net, with
+//! `CAP_NET_ADMIN` alone. Must never see guest memory, a frame that somebody has sent, or any other file, nor enter another namespace.
 //!
 //! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the thread `rtnl` owns the [`Manager`] and speaks netlink with the kernel. A thread
 //! rather than a task: the kernel carries out rtnetlink requests while it holds its network lock, and a process waits for that lock without a
@@ -16,6 +16,7 @@ mod error;
 mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod handed;
 mod instance;
 mod ipv4;
 mod ipv6;
@@ -35,6 +36,7 @@ mod rtnl;
 mod sandbox;
 mod sources;
 mod tap;
+mod veth;
 
 use std::{os::fd::RawFd, path::Path};
 
@@ -78,7 +80,7 @@ pub fn main() -> ! {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (serving, manager, monitor) = start(arguments)?;
-    let (lane, watching) = (Lane::new().without_deposits(), manager.clone());
+    let (lane, watching) = (Lane::new(), manager.clone());
     let offered = lane.clone();
     let bootstrap = move |peer| Ok(Host::bootstrap(&manager, &offered, peer));
     let watch = async move {

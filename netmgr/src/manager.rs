@@ -1,9 +1,9 @@
 //! What there is on this host: networks, ports, tenants, and who may have how many. Owns the kernel's socket; runs on the rtnl thread.
 //!
 //! The kernel's state is derived, never trusted. At start the bridges with our mark become networks again, defined as the mark says, and the
-//! TAPs with our mark their ports: a TAP is not persistent, so one that nobody in this process holds is there because a process (a VM's
-//! network backend that outlived an earlier netmgr) has it open, and it goes when that process ends. Until then its workload cannot have a
-//! second one. At start, with each attach and whenever the kernel tells of a change ([`Manager::mend`]) what is there is compared with
+//! TAPs and veths with our mark their ports: a TAP is not persistent, so one that nobody in this process holds is there because a process (a VM's
+//! network backend that outlived an earlier netmgr) has it open, and it goes when that process ends, as a veth goes with its namespace. Until then
+//! its workload cannot have a second one. At start, with each attach and whenever the kernel tells of a change ([`Manager::mend`]) what is there is compared with
 //! what should be, and brought back to it. What carries no mark of ours is never changed.
 //!
 //! Ports that are given up go a little later, many at a time ([`State::tidy`]), so that nobody's end is in front of another's start.
@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use rtnetlink::{LinkUnspec, packet_route::link::InfoKind};
+use rtnetlink::LinkUnspec;
 use service::{Lost, State};
 use tokio::sync::watch;
 
@@ -32,9 +32,10 @@ use crate::{
     mark, names,
     network::{Held, Network, Port, PortState, Quota, TenantId},
     nft::{Filter, Sender},
-    port::{self, Made, Wanted},
+    port::{self, Kind, Made, Wanted},
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
+    veth::{self, Inside},
 };
 
 const MAX_NETWORKS: usize = schema::host_capnp::MAX_NETWORKS as usize;
@@ -61,6 +62,7 @@ pub struct PortId {
 /// What `PortInfo` says (schema/network.capnp).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortFacts {
+    pub kind: Kind,
     pub workload: String,
     pub interface: String,
     pub index: u32,
@@ -75,6 +77,7 @@ pub struct PortFacts {
 impl PortFacts {
     fn of(port: &Port, workload: &str, network: &Config) -> PortFacts {
         PortFacts {
+            kind: port.kind,
             workload: workload.to_owned(),
             interface: port.interface.clone(),
             index: port.index,
@@ -88,11 +91,22 @@ impl PortFacts {
 }
 
 /// What is asked for with a port.
-#[derive(Clone, Debug)]
 pub struct Asked {
     pub workload: String,
     pub mac: Mac,
     pub sources: Sources,
+    /// A veth, in place of a TAP.
+    pub veth: Option<Veth>,
+}
+
+/// The other end, as its holder asks for it, and what he handed over for that.
+pub struct Veth {
+    pub namespace: OwnedFd,
+    pub socket: OwnedFd,
+    pub name: String,
+    pub routes: Vec<Address>,
+    /// The hash of the SturdyRef of one that is to be durable.
+    pub hash: Option<[u8; 32]>,
 }
 
 impl Asked {
@@ -115,8 +129,16 @@ impl Asked {
 pub struct NewPort {
     pub id: PortId,
     pub facts: PortFacts,
-    pub tap: Arc<OwnedFd>,
+    pub tap: Option<Arc<OwnedFd>>,
     pub state: watch::Receiver<PortState>,
+}
+
+/// Which durable port.
+pub enum Durable {
+    /// The one of that workload.
+    Of(String),
+    /// The one whose SturdyRef has that hash.
+    By([u8; 32]),
 }
 
 /// On whose account a port is made.
@@ -158,7 +180,15 @@ impl Manager {
         for (index, config) in bridge::existing(&snapshot, &manager.instance) {
             let serial = manager.next();
             let network = manager.networks.entry(config.name.clone());
-            network.or_insert(Network::new(serial, index, config)).adopt(&snapshot.links, &manager.instance);
+            let network = network.or_insert(Network::new(serial, index, config));
+            network.adopt(&snapshot.links, &manager.instance, || {
+                manager.serial += 1;
+                manager.serial
+            });
+        }
+        for link in snapshot.links.iter().filter(|link| veth::is_half_made(link, &manager.instance)) {
+            let owner = &manager.instance;
+            manager.rtnl.delete(link.index, |link| veth::is_half_made(link, owner))?;
         }
         manager.keep_guarding(&snapshot.links);
         manager.mend_with(&snapshot);
@@ -203,8 +233,8 @@ impl Manager {
     fn keep_guarding(&mut self, links: &[Link]) {
         let Manager { filter: Some(filter), networks, .. } = self else { return };
         let bridges: BTreeSet<u32> = networks.values().map(|network| network.index).collect();
-        let taps = links.iter().filter(|link| link.kind == Some(InfoKind::Tun) && bridges.contains(&link.master));
-        let names: BTreeSet<&str> = taps.map(|link| link.name.as_str()).collect();
+        let ports = links.iter().filter(|link| Kind::of(link).is_some() && bridges.contains(&link.master));
+        let names: BTreeSet<&str> = ports.map(|link| link.name.as_str()).collect();
         if let Err(error) = filter.adopt(|interface| names.contains(interface))
             && !matches!(error, Error::NoRight(_))
         {
@@ -218,9 +248,9 @@ impl Manager {
         if networks.is_empty() {
             return Ok(true);
         }
-        let taps = || links.iter().filter(|link| link.kind == Some(InfoKind::Tun));
-        let there: BTreeSet<&str> = taps().map(|link| link.name.as_str()).collect();
-        let names: BTreeMap<u32, &str> = taps().map(|link| (link.index, link.name.as_str())).collect();
+        let interfaces = || links.iter().filter(|link| Kind::of(link).is_some());
+        let there: BTreeSet<&str> = interfaces().map(|link| link.name.as_str()).collect();
+        let names: BTreeMap<u32, &str> = interfaces().map(|link| (link.index, link.name.as_str())).collect();
         let ports = networks.values().flat_map(|network| network.ports.values()).flat_map(|port| {
             // And by the name that somebody has given it, until it has its own again.
             let renamed = names.get(&port.index).filter(|name| **name != port.interface);
@@ -297,7 +327,10 @@ impl Manager {
         let name = config.name.clone();
         let network = networks.entry(name.clone()).or_insert_with(|| Network::new(serial, index, config.clone()));
         (network.index, network.config) = (index, config);
-        network.adopt(&links, instance);
+        network.adopt(&links, instance, || {
+            self.serial += 1;
+            self.serial
+        });
         let id = NetworkId { name, serial: network.serial };
         self.guard(&links)?;
         let Manager { rtnl, instance, networks, .. } = self;
@@ -384,12 +417,22 @@ impl Manager {
     }
 
     /// Makes a port, on a network that is as it is defined.
-    pub fn attach(&mut self, id: &NetworkId, asked: &Asked, account: &Account) -> Result<NewPort, Error> {
+    pub fn attach(&mut self, id: &NetworkId, mut asked: Asked, account: &Account) -> Result<NewPort, Error> {
         let mut again = false;
+        let reference = asked.veth.as_ref().and_then(|veth| veth.hash).map(|hash| mark::reference(&hash));
+        if reference.is_some() && account.tenant.is_some() {
+            return Err(Error::TenantsDurable);
+        }
+        let mut inside = match asked.veth.take() {
+            None => None,
+            Some(Veth { namespace, socket, name, routes, .. }) => {
+                let handed = self.rtnl.check_handed(namespace, socket)?;
+                Some(Inside { handed, name, routes, gateways: Vec::new() })
+            }
+        };
         loop {
-            let sources = asked.sources.clone().on(&find(&mut self.networks, id)?.config, asked.mac)?;
-            let asked = &Asked { workload: asked.workload.clone(), sources, ..*asked };
-            let error = match self.try_attach(id, asked, account) {
+            asked.sources = asked.sources.on(&find(&mut self.networks, id)?.config, asked.mac)?;
+            let error = match self.try_attach(id, &asked, account, inside.as_mut(), reference.clone()) {
                 Err(Error::BridgeGone(_)) if !again => {
                     again = true;
                     continue;
@@ -401,7 +444,8 @@ impl Manager {
             let in_the_way = |leaving: &PortId, port: &Port| {
                 let same =
                     asked.conflict(&leaving.workload, port, &id.name).is_some() || matches!(error, Error::Full { .. });
-                leaving.network == *id && same || port.held.as_ref().is_some_and(|held| held.slot.is_of(&account.quota))
+                let of_quota = |held: &Held| held.slot.as_ref().is_some_and(|slot| slot.is_of(&account.quota));
+                leaving.network == *id && same || port.held.as_ref().is_some_and(of_quota)
             };
             if !self.take_off(in_the_way) {
                 return Err(error);
@@ -409,7 +453,14 @@ impl Manager {
         }
     }
 
-    fn try_attach(&mut self, id: &NetworkId, asked: &Asked, account: &Account) -> Result<NewPort, Error> {
+    fn try_attach(
+        &mut self,
+        id: &NetworkId,
+        asked: &Asked,
+        account: &Account,
+        mut inside: Option<&mut Inside>,
+        reference: Option<String>,
+    ) -> Result<NewPort, Error> {
         if account.tenant.is_some_and(|tenant| !self.tenants.contains_key(&tenant.0)) {
             return Err(Error::Revoked("tenant"));
         }
@@ -417,16 +468,20 @@ impl Manager {
         let Manager { rtnl, filter, instance, networks, .. } = self;
         let network = find(networks, id)?;
         network.settle(rtnl, instance)?;
-        // One of an earlier netmgr's may have ended since.
+        // One of an earlier netmgr's may have ended since, and one in a namespace.
         let in_the_way = |(known, port): (&String, &Port)| {
-            Some((asked.conflict(known, port, &id.name)?, port.held.is_some(), known.clone()))
+            let is_sure = port.leaves() || port.held.is_some() && port.kind == Kind::Tap;
+            Some((asked.conflict(known, port, &id.name)?, is_sure, known.clone()))
         };
-        while let Some((refusal, held, known)) = network.ports.iter().find_map(in_the_way) {
-            if held || network.confirm(rtnl, instance, &known)? {
+        while let Some((refusal, is_sure, known)) = network.ports.iter().find_map(in_the_way) {
+            if is_sure || network.confirm(rtnl, instance, &known)? {
                 return Err(refusal);
             }
         }
-        let Asked { workload, mac, sources } = asked;
+        let Asked { workload, mac, sources, .. } = asked;
+        if let Some(inside) = &mut inside {
+            inside.check(&network.config, sources)?;
+        }
         let mac = *mac;
         let of_bridge = names::mac_of_bridge(&id.name);
         if of_bridge == mac || of_bridge == mac.host_side() {
@@ -434,16 +489,53 @@ impl Manager {
         }
         let slot = account.quota.take()?;
         let mtu = network.config.mtu;
-        let (name, bridge) = ("", network.index);
-        let wanted = Wanted { name, network: &id.name, bridge, mtu, workload, mac, sources, owner: instance };
-        let (tap, index, interface) = make(rtnl, filter, wanted)?;
-        let (tap, (state, seen)) = (Arc::new(tap), watch::channel(PortState::Attached));
-        let held = Held { serial, tap: tap.clone(), announced: false, state, tenant: account.tenant, slot };
-        let port = Port { index, interface, mac, mtu, sources: sources.clone(), held: Some(held) };
+        let (name, bridge, network_name) = ("", network.index, &id.name);
+        let kind = if inside.is_some() { Kind::Veth } else { Kind::Tap };
+        let (of_wanted, owner) = (reference.as_deref(), &*instance);
+        let wanted = Wanted {
+            kind,
+            name,
+            network: network_name,
+            bridge,
+            mtu,
+            workload,
+            mac,
+            sources,
+            reference: of_wanted,
+            owner,
+        };
+        let (tap, index, interface) = make(rtnl, filter, wanted, inside)?;
+        let (tap, (state, seen)) = (tap.map(Arc::new), watch::channel(PortState::Attached));
+        let (tenant, slot) = (account.tenant, Some(slot));
+        let held = Held { serial, tap: tap.clone(), announced: false, state, tenant, slot };
+        let port = Port { kind, index, interface, mac, mtu, sources: sources.clone(), reference, held: Some(held) };
         let facts = PortFacts::of(&port, workload, &network.config);
         network.ports.insert(workload.clone(), port);
         let id = PortId { network: id.clone(), workload: workload.clone(), serial };
         Ok(NewPort { id, facts, tap, state: seen })
+    }
+
+    /// A durable port of a network: the one that is found by that, its workload's name or its alternative one.
+    pub fn durable(&mut self, id: &NetworkId, which: Durable) -> Result<NewPort, Error> {
+        let Manager { rtnl, instance, networks, .. } = self;
+        let network = find(networks, id)?;
+        let is = |(workload, port): (&String, &Port)| {
+            let found = match &which {
+                Durable::Of(name) => workload == name,
+                Durable::By(hash) => port.reference == Some(mark::reference(hash)),
+            };
+            (found && port.reference.is_some() && !port.leaves()).then(|| workload.clone())
+        };
+        let none = || Error::NotDurable(id.name.clone());
+        let workload = network.ports.iter().find_map(is).ok_or_else(none)?;
+        if !network.confirm(rtnl, instance, &workload)? {
+            return Err(none());
+        }
+        let port = network.ports.get(&workload).ok_or_else(none)?;
+        let held = port.held.as_ref().ok_or_else(none)?;
+        let facts = PortFacts::of(port, &workload, &network.config);
+        let id = PortId { network: id.clone(), workload, serial: held.serial };
+        Ok(NewPort { id, facts, tap: None, state: held.state.subscribe() })
     }
 
     /// Sees to it that a port is there and as it should be, before its TAP is handed out.
@@ -453,8 +545,8 @@ impl Manager {
         let Some(port) = network.ports.get(&id.workload).filter(|port| port.is(id.serial) && !port.leaves()) else {
             return Err(Error::Revoked("port"));
         };
-        let interface = port.interface.clone();
-        if network.confirm(rtnl, instance, &id.workload)? { Ok(()) } else { Err(Error::PortLost { interface }) }
+        let gone = port.kind.gone(&port.interface);
+        if network.confirm(rtnl, instance, &id.workload)? { Ok(()) } else { Err(gone) }
     }
 
     /// Gives a port up. Once it is off the host, `answer` is told. One that has gone already is no error.
@@ -489,7 +581,7 @@ impl Manager {
         self.leaving = batch.split_off(batch.len().min(BATCH));
         let serial = self.next();
         let Manager { rtnl, filter, instance, networks, .. } = self;
-        let group = group(instance, serial);
+        let group = names::group(instance, serial);
         let mut gone = Vec::new();
         for Leaving { id, answer } in batch {
             let network = networks.get_mut(&id.network.name);
@@ -549,10 +641,16 @@ impl State for Manager {
     }
 }
 
-/// Makes a TAP under the workload's name, or, where a port on another network has that, under its second one.
-fn make(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: Wanted<'_>) -> Result<(OwnedFd, u32, String), Error> {
-    let first = names::tap(wanted.workload).name;
-    if let Made::Port(tap, index) = port::attach(rtnl, filter, &Wanted { name: &first, ..wanted })? {
+/// Makes a port under the workload's name, or, where a port on another network has that, under its second one.
+fn make(
+    rtnl: &mut Rtnl,
+    filter: &mut Option<Filter>,
+    wanted: Wanted<'_>,
+    mut inside: Option<&mut Inside>,
+) -> Result<(Option<OwnedFd>, u32, String), Error> {
+    let first = names::first(wanted.kind, wanted.workload).name;
+    let attached = port::attach(rtnl, filter, &Wanted { name: &first, ..wanted }, inside.as_deref_mut());
+    if let Made::Port(tap, index) = attached? {
         return Ok((tap, index, first));
     }
     let mark = |rtnl: &mut Rtnl, name: &str| {
@@ -570,8 +668,8 @@ fn make(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: Wanted<'_>) -> Res
         }
         Some(_) => {}
     }
-    let second = names::tap_on(wanted.network, wanted.workload).name;
-    match port::attach(rtnl, filter, &Wanted { name: &second, ..wanted })? {
+    let second = names::second(wanted.kind, wanted.network, wanted.workload).name;
+    match port::attach(rtnl, filter, &Wanted { name: &second, ..wanted }, inside)? {
         Made::Port(tap, index) => Ok((tap, index, second)),
         Made::NameTaken if mark(rtnl, &second)?.is_some() => Err(Error::PortInUse { interface: second }),
         Made::NameTaken => Err(foreign(second)),
@@ -587,12 +685,6 @@ fn lead_outward(rtnl: &mut Rtnl, filter: Option<&Filter>, config: &Config) -> Re
         Some(filter) if filter.routes() => rtnl.forward(config.ipv6.is_some()),
         _ => Err(Error::NoRoutes),
     }
-}
-
-/// A group of interfaces that nobody else would think of; never 0, which all are in.
-fn group(instance: &Instance, serial: u64) -> u32 {
-    let [a, b, c, d, ..] = names::digest(&["group", &instance.to_string(), &serial.to_string()]);
-    u32::from_be_bytes([a & 0x7f, b, c, d | 1])
 }
 
 fn find<'a>(networks: &'a mut BTreeMap<String, Network>, id: &NetworkId) -> Result<&'a mut Network, Error> {

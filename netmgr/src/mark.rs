@@ -82,6 +82,22 @@ pub struct PortMark {
     pub owner: Instance,
 }
 
+const REFERENCE: &str = "volt-ref-";
+
+/// The alternative name of a durable port's interface: what its SturdyRef's hash is kept as. (A mark of the greatest length has no room for it.)
+pub fn reference(hash: &[u8; 32]) -> String {
+    hash.iter().fold(REFERENCE.to_owned(), |name, byte| format!("{name}{byte:02x}"))
+}
+
+/// That of a port, if it is a durable one.
+pub fn read_reference(alternatives: &[String]) -> Option<&str> {
+    let is = |name: &&String| {
+        let digits = name.strip_prefix(REFERENCE).unwrap_or_default();
+        digits.len() == 64 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    alternatives.iter().find(is).map(String::as_str)
+}
+
 /// Makes a port's mark.
 pub fn port(workload: &str, mac: Mac, network: &str, mtu: u32, owner: &Instance, sources: &Sources) -> String {
     format!("{PORT} {workload} {mac} {network} {mtu} {owner}{}", sources.words())
@@ -194,6 +210,17 @@ mod tests {
             "uplink",
         ] {
             assert_eq!(read_port(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn reference_of_a_durable_port_reads_back_and_nothing_else_does() {
+        let name = reference(&[0xa5; 32]);
+        assert!(name.len() < 128, "ALTIFNAMSIZ");
+        assert_eq!(read_reference(&["veth-a-h".into(), name.clone()]), Some(name.as_str()));
+        for foreign in ["volt-ref-", "volt-ref", &name[..name.len() - 1], &format!("{name}0"), &name.replace('a', "A")]
+        {
+            assert_eq!(read_reference(&[foreign.into()]), None, "{foreign:?}");
         }
     }
 

@@ -7,11 +7,20 @@ use schema::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::error::Error;
+use crate::{error::Error, instance::Instance, port::Kind};
 
 /// Checks a network's name by the rule that all services share ([`schema::names::is_network`]).
 pub fn check_network(name: &str) -> Result<(), Error> {
     if names::is_network(name) { Ok(()) } else { Err(Error::argument("network name", name, names::NETWORK_RULE)) }
+}
+
+/// Checks the name of an interface in a container, by the same rule.
+pub fn check_inside(name: &str) -> Result<(), Error> {
+    if names::is_network(name) {
+        Ok(())
+    } else {
+        Err(Error::argument("name of the interface within", name, names::NETWORK_RULE))
+    }
 }
 
 /// Checks the name of a workload or tenant (`what`) by the rule that all services share.
@@ -19,60 +28,83 @@ pub fn check_label(what: &'static str, name: &str) -> Result<(), Error> {
     if names::is_workload(name) { Ok(()) } else { Err(Error::argument(what, name, names::WORKLOAD_RULE)) }
 }
 
-/// The name of a TAP, with the name people look for where the kernel's 15 bytes do not hold it.
+/// The name of a port's interface, with the name people look for where the kernel's 15 bytes do not hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TapName {
+pub struct PortName {
     /// Interface name, 15 bytes at most.
     pub name: String,
     /// The full name, to be set as alternative name (IFLA_ALT_IFNAME); absent where `name` is the full one.
     pub full: Option<String>,
 }
 
-/// `tap-<id>`, where `<id>` is the workload without `vm-`; shortened with a hash of `<id>` where that does not fit.
-pub fn tap(workload: &str) -> TapName {
-    let id = names::without_vm(workload);
-    let full = format!("tap-{id}");
-    if full.len() <= names::INTERFACE_MAX {
-        TapName { name: full, full: None }
-    } else {
-        TapName { name: shortened(id, &[id]), full: Some(full) }
+/// What stands before and behind the id in the name of a port's interface, and before it in the workload's.
+fn around(kind: Kind) -> (&'static str, &'static str, &'static str) {
+    match kind {
+        Kind::Tap => ("tap-", "", "vm-"),
+        Kind::Veth => ("veth-", "-h", "container-"),
     }
 }
 
-/// The name for a workload whose [`tap`] name another port of ours has: that happens when it has a port on two networks, and for
+/// The workload without what it begins with for what it is, if there is something behind that.
+fn id(kind: Kind, workload: &str) -> &str {
+    workload.strip_prefix(around(kind).2).filter(|id| !id.is_empty()).unwrap_or(workload)
+}
+
+/// `tap-<id>`, where `<id>` is the workload without `vm-`, or `veth-<id>-h`, where it is that without `container-`; shortened with a hash of `<id>`
+/// where that does not fit.
+pub fn first(kind: Kind, workload: &str) -> PortName {
+    let ((before, behind, _), id) = (around(kind), id(kind, workload));
+    let full = format!("{before}{id}{behind}");
+    if full.len() <= names::INTERFACE_MAX {
+        PortName { name: full, full: None }
+    } else {
+        PortName { name: shortened(kind, id, &[id]), full: Some(full) }
+    }
+}
+
+/// The name for a workload whose [`first`] name another port of ours has: that happens when it has a port on two networks, and for
 /// `web` beside `vm-web`.
-pub fn tap_on(network: &str, workload: &str) -> TapName {
-    let id = names::without_vm(workload);
-    TapName { name: shortened(id, &[network, workload]), full: Some(format!("tap-{workload}-{network}")) }
+pub fn second(kind: Kind, network: &str, workload: &str) -> PortName {
+    let (before, behind, _) = around(kind);
+    let full = Some(format!("{before}{workload}-{network}{behind}"));
+    PortName { name: shortened(kind, id(kind, workload), &[network, workload]), full }
+}
+
+/// What is looked for as the other end of a container's veth.
+pub fn within(workload: &str) -> String {
+    format!("veth-{}-c", id(Kind::Veth, workload))
 }
 
 /// What a port's interface is called when nobody has renamed it: as it is, if that is one of its workload's two names, else the one that its
 /// alternative names speak for.
-pub fn of_port(network: &str, workload: &str, name: &str, alternatives: &[String]) -> String {
-    let (first, second) = (tap(workload), tap_on(network, workload));
+pub fn of_port(kind: Kind, network: &str, workload: &str, name: &str, alternatives: &[String]) -> String {
+    let (first, second) = (first(kind, workload), second(kind, network, workload));
     let is_second =
         name != first.name && (name == second.name || second.full.is_some_and(|full| alternatives.contains(&full)));
     if is_second { second.name } else { first.name }
 }
 
-/// The workloads whose TAP on that network may have that name, as [`tap`] or [`tap_on`] give it, in full.
-pub fn workloads(network: &str, name: &str) -> impl Iterator<Item = String> {
-    let id = name.strip_prefix("tap-").filter(|id| !id.is_empty());
+/// The workloads whose port on that network may have an interface of that name, as [`first`] or [`second`] give it, in full.
+pub fn workloads(kind: Kind, network: &str, name: &str) -> impl Iterator<Item = String> {
+    let (before, behind, prefix) = around(kind);
+    let id = name.strip_prefix(before).and_then(|id| id.strip_suffix(behind)).filter(|id| !id.is_empty());
     let on = id.and_then(|id| id.strip_suffix(network)?.strip_suffix('-'));
-    let vm = id.map(|id| format!("vm-{id}"));
-    let found = [id.map(str::to_owned), vm, on.map(str::to_owned)].into_iter().flatten();
+    let prefixed = id.map(|id| format!("{prefix}{id}"));
+    let found = [id.map(str::to_owned), prefixed, on.map(str::to_owned)].into_iter().flatten();
     found.filter(|workload| names::is_workload(workload))
 }
 
-/// `tap-` + three bytes of the id + `-` + 35 bits of a hash in base 32: 15 bytes.
-fn shortened(id: &str, hashed: &[&str]) -> String {
+/// Of a TAP three bytes of the id and 35 bits of a hash in base 32, of a veth 40 bits of that: 15 bytes.
+fn shortened(kind: Kind, id: &str, hashed: &[&str]) -> String {
     const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let mut name = format!("tap-{}-", id.get(..3).unwrap_or(id));
+    let (before, behind, _) = around(kind);
+    let (some, digits) = match kind {
+        Kind::Tap => (format!("{}-", id.get(..3).unwrap_or(id)), 7),
+        Kind::Veth => (String::new(), 8),
+    };
     let digest = digest(hashed);
-    name.extend(
-        digest.iter().take(7).filter_map(|byte| DIGITS.get(usize::from(byte & 31))).map(|digit| char::from(*digit)),
-    );
-    name
+    let hash = digest.iter().take(digits).filter_map(|byte| DIGITS.get(usize::from(byte & 31)));
+    [before, &some, &hash.map(|digit| char::from(*digit)).collect::<String>(), behind].concat()
 }
 
 /// A hash of names, each apart from the next.
@@ -95,6 +127,12 @@ pub fn mac_of_bridge(network: &str) -> Mac {
     derived(&[network])
 }
 
+/// A group of interfaces that nobody else would think of; never 0, which all are in.
+pub fn group(owner: &Instance, number: u64) -> u32 {
+    let [a, b, c, d, ..] = digest(&["group", &owner.to_string(), &number.to_string()]);
+    u32::from_be_bytes([a & 0x7f, b, c, d | 1])
+}
+
 fn derived(parts: &[&str]) -> Mac {
     let [a, b, c, d, e, ..] = digest(parts);
     Mac::local([a, b, c, d, e])
@@ -115,19 +153,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_a_tap_give_its_workload_and_its_own_name_back() {
-        for workload in ["vm-web", "web", "vm-a-longer-name-than-fits", "a-longer-name-than-fits"] {
-            for tap in [tap(workload), tap_on("volt0", workload)] {
-                let TapName { name, full } = tap;
-                let said = full.as_ref().unwrap_or(&name);
-                assert!(workloads("volt0", said).any(|found| found == workload), "{said}");
-                let alternatives: Vec<String> = full.into_iter().collect();
-                assert_eq!(of_port("volt0", workload, &name, &alternatives), name);
-                assert_eq!(of_port("volt0", workload, "eth7", &alternatives), name);
+    fn names_of_a_port_give_its_workload_and_its_own_name_back() {
+        for workload in ["vm-web", "web", "vm-a-longer-name-than-fits", "container-a", "container-longer-than-fits"] {
+            for kind in [Kind::Tap, Kind::Veth] {
+                for PortName { name, full } in [first(kind, workload), second(kind, "volt0", workload)] {
+                    let said = full.as_ref().unwrap_or(&name);
+                    assert!(workloads(kind, "volt0", said).any(|found| found == workload), "{said}");
+                    let alternatives: Vec<String> = full.into_iter().collect();
+                    assert_eq!(of_port(kind, "volt0", workload, &name, &alternatives), name);
+                    assert_eq!(of_port(kind, "volt0", workload, "eth7", &alternatives), name);
+                }
             }
         }
-        for foreign in ["", "tap-", "eth0", "tap-A"] {
-            assert_eq!(workloads("volt0", foreign).next(), None, "{foreign:?}");
+        for foreign in ["", "tap-", "eth0", "tap-A", "veth--h", "veth-a"] {
+            for kind in [Kind::Tap, Kind::Veth] {
+                assert!(
+                    !workloads(kind, "volt0", foreign).any(|_| kind == Kind::Veth || foreign != "veth-a"),
+                    "{foreign:?}"
+                );
+            }
         }
     }
 
@@ -143,29 +187,44 @@ mod tests {
 
     #[test]
     fn tap_is_named_for_the_id_while_it_fits() {
-        assert_eq!(tap("vm-web"), TapName { name: "tap-web".into(), full: None });
-        assert_eq!(tap("web").name, "tap-web");
-        assert_eq!(tap("vm-").name, "tap-vm-");
-        assert_eq!(tap("vm-elevenbytes"), TapName { name: "tap-elevenbytes".into(), full: None });
+        assert_eq!(first(Kind::Tap, "vm-web"), PortName { name: "tap-web".into(), full: None });
+        assert_eq!(first(Kind::Tap, "web").name, "tap-web");
+        assert_eq!(first(Kind::Tap, "vm-").name, "tap-vm-");
+        assert_eq!(first(Kind::Tap, "vm-elevenbytes"), PortName { name: "tap-elevenbytes".into(), full: None });
     }
 
     #[test]
     fn tap_of_a_long_id_is_shortened_and_keeps_its_full_name() {
-        let one = tap("vm-twelve-bytes");
+        let one = first(Kind::Tap, "vm-twelve-bytes");
         assert_eq!(one.name.len(), names::INTERFACE_MAX);
         assert!(one.name.starts_with("tap-twe-"), "{}", one.name);
         assert_eq!(one.full.as_deref(), Some("tap-twelve-bytes"));
-        assert_ne!(one.name, tap("vm-twelve-bytez").name);
-        assert_eq!(one, tap("vm-twelve-bytes"));
-        let longest = tap(&"x".repeat(63));
+        assert_ne!(one.name, first(Kind::Tap, "vm-twelve-bytez").name);
+        assert_eq!(one, first(Kind::Tap, "vm-twelve-bytes"));
+        let longest = first(Kind::Tap, &"x".repeat(63));
         assert_eq!(longest.name.len(), names::INTERFACE_MAX);
+    }
+
+    #[test]
+    fn veth_is_named_for_the_container_while_it_fits_and_told_apart_by_forty_bits_where_it_does_not() {
+        assert_eq!(first(Kind::Veth, "container-db"), PortName { name: "veth-db-h".into(), full: None });
+        assert_eq!(first(Kind::Veth, "db").name, "veth-db-h");
+        assert_eq!(first(Kind::Veth, "container-").name.len(), names::INTERFACE_MAX);
+        assert_eq!(within("container-db"), "veth-db-c");
+        assert_eq!(first(Kind::Veth, "container-12345678").full, None);
+        // Of many that begin alike.
+        let long = |n: usize| first(Kind::Veth, &format!("container-{}-{n}", "0123456789".repeat(3)));
+        let short: std::collections::BTreeSet<String> = (0..10_000).map(|n| long(n).name).collect();
+        assert_eq!(short.len(), 10_000);
+        assert!(short.iter().all(|name| name.len() == names::INTERFACE_MAX && check_network(name).is_ok()));
+        assert_eq!(long(7).full.as_deref(), Some("veth-012345678901234567890123456789-7-h"));
     }
 
     #[test]
     fn second_choice_differs_by_network_and_workload_and_fits() {
         let names: Vec<String> = [("volt0", "vm-web"), ("volt1", "vm-web"), ("volt0", "web"), ("volt0", "a")]
             .iter()
-            .map(|(n, w)| tap_on(n, w).name)
+            .map(|(n, w)| second(Kind::Tap, n, w).name)
             .collect();
         for (at, name) in names.iter().enumerate() {
             assert!(

@@ -10,7 +10,7 @@ use std::{
     io, iter,
     marker::PhantomData,
     mem,
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -64,6 +64,12 @@ pub struct Refusal {
 /// What the kernel says in the end to one request.
 pub type Answer = Result<(), Refusal>;
 
+impl<Q> AsFd for Socket<Q> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 /// What a part of the kernel is asked, and how it answers.
 pub trait Question: NetlinkSerializable {
     /// `NETLINK_*`.
@@ -96,6 +102,8 @@ pub struct Socket<Q = RouteNetlinkMessage> {
     buffer: Vec<u8>,
     /// Whether the last exchange ended before all of its answers were heard.
     unheard: bool,
+    /// Whether somebody else has it too: then nothing is waited for. The kernel has answered when it takes a request of rtnetlink's.
+    handed: bool,
 }
 
 impl<Q: Question> Socket<Q> {
@@ -111,7 +119,27 @@ impl<Q: Question> Socket<Q> {
             set.or_else(|error| if error.raw_os_error() == Some(libc::ENOPROTOOPT) { Ok(()) } else { Err(error) })?;
         }
         socket.bind(&sys::SocketAddr::new(0, 0))?;
-        Ok(Socket { socket, asks: PhantomData, next: 1, buffer: Vec::with_capacity(BUFFER), unheard: false })
+        Ok(Socket {
+            socket,
+            asks: PhantomData,
+            next: 1,
+            buffer: Vec::with_capacity(BUFFER),
+            unheard: false,
+            handed: false,
+        })
+    }
+
+    /// One that somebody else has opened, in whatever namespace, and has still.
+    pub fn handed(socket: OwnedFd) -> Socket<Q> {
+        // SAFETY: the descriptor is this value's alone.
+        let socket = unsafe { sys::Socket::from_raw_fd(socket.into_raw_fd()) };
+        Socket { socket, asks: PhantomData, next: 1, buffer: Vec::with_capacity(BUFFER), unheard: false, handed: true }
+    }
+
+    /// Whether nothing waits to be read.
+    pub fn is_idle(&self) -> bool {
+        let read = self.socket.recv(&mut [0; 1].as_mut_slice(), libc::MSG_DONTWAIT | libc::MSG_TRUNC);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Lets requests of that many bytes be sent at once, in phase 1; the kernel's own limit, where it does not let that be raised.
@@ -144,7 +172,8 @@ impl<Q: Question> Socket<Q> {
             request.serialize(&mut bytes);
             datagram.extend(bytes);
         }
-        let sent = retried(|| self.socket.send(&datagram, 0))?;
+        let wait = if self.handed { libc::MSG_DONTWAIT } else { 0 };
+        let sent = retried(|| self.socket.send(&datagram, wait))?;
         if sent != datagram.len() {
             return Err(Failure::Malformed("the kernel took a part of a datagram".into()));
         }
@@ -186,14 +215,16 @@ impl<Q: Question> Socket<Q> {
         mut each: impl FnMut(Q::Said),
     ) -> Result<Vec<Answer>, Failure> {
         let end = Instant::now() + DEADLINE;
+        let (wait, most) = if self.handed { (libc::MSG_DONTWAIT, LEFT) } else { (0, usize::MAX) };
         let mut answers = Vec::new();
-        let mut interrupted = false;
+        let (mut interrupted, mut read) = (false, 0_usize);
         while answers.len() < expected {
-            if Instant::now() >= end {
+            if Instant::now() >= end || read >= most {
                 return Err(Failure::Deadline);
             }
+            read = read.saturating_add(1);
             self.buffer.clear();
-            let (length, sender) = retried(|| self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC))?;
+            let (length, sender) = retried(|| self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC | wait))?;
             // Any process may send to a netlink socket; only the kernel has port 0.
             if sender.port_number() != 0 {
                 continue;
@@ -212,11 +243,12 @@ impl<Q: Question> Socket<Q> {
                 interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match payload {
                     NetlinkPayload::InnerMessage(said) => each(said),
-                    // With `NETLINK_CAP_ACK` it repeats the request's header and no more.
+                    // With `NETLINK_CAP_ACK` it repeats the request's header and no more; a stranger's socket may be without.
                     NetlinkPayload::Error(error) => {
                         let attributes = error.header.get(mem::size_of::<libc::nlmsghdr>()..);
                         let attributes =
                             attributes.ok_or(Failure::Malformed("an answer without its question's header".into()))?;
+                        let attributes = if self.handed { &[] } else { attributes };
                         answers.push(answer(error.raw_code(), attributes)?);
                     }
                     NetlinkPayload::Done(_) if mem::take(&mut interrupted) => {

@@ -11,7 +11,6 @@ use std::{
     },
 };
 
-use rtnetlink::packet_route::link::InfoKind;
 use tokio::sync::watch;
 
 use schema::net::Mac;
@@ -86,6 +85,8 @@ pub enum PortState {
 
 /// A port. Its interface is never given up for another one.
 pub struct Port {
+    /// What its interface is.
+    pub kind: port::Kind,
     /// Of its interface.
     pub index: u32,
     /// Its interface's name.
@@ -96,24 +97,27 @@ pub struct Port {
     pub mtu: u32,
     /// What the guest may send from.
     pub sources: Sources,
-    /// `None` for a port of an earlier netmgr, which is there as long as some process has its TAP open.
+    /// The alternative name by which a durable one is found.
+    pub reference: Option<String>,
+    /// `None` for a port of an earlier netmgr that is not durable, which is there as long as some process has its TAP open, or its other end's
+    /// network namespace is.
     pub held: Option<Held>,
 }
 
-/// What this netmgr has of a port that it made.
+/// What this netmgr has of a port that it made, or that is durable.
 pub struct Held {
     /// Which port of its workload's it is.
     pub serial: u64,
-    /// Closed with the port, which is the second way to its interface's end.
-    pub tap: Arc<OwnedFd>,
+    /// Closed with the port, which is the second way to its interface's end; none of a veth.
+    pub tap: Option<Arc<OwnedFd>>,
     /// Whether it was said whose its addresses are.
     pub announced: bool,
     /// What its holder sees.
     pub state: watch::Sender<PortState>,
     /// Whose it is, if a tenant's.
     pub tenant: Option<TenantId>,
-    /// Its place in a quota.
-    pub slot: Slot,
+    /// Its place in a quota; none of a durable one that an earlier netmgr made.
+    pub slot: Option<Slot>,
 }
 
 impl Port {
@@ -135,17 +139,19 @@ impl Port {
     /// Says whose its addresses are, once, when its bridge forwards that.
     fn announce(&mut self, link: &Link) {
         if let Some(held) = &mut self.held
+            && let Some(tap) = &held.tap
             && link.open
             && !mem::replace(&mut held.announced, true)
         {
-            announce::announce(&*held.tap, self.mac, &self.sources);
+            announce::announce(&**tap, self.mac, &self.sources);
         }
     }
 
     /// As it should be.
     pub fn wanted<'a>(&'a self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
-        let Port { interface: name, mac, mtu, sources, .. } = self;
-        Wanted { name, network, bridge, mtu: *mtu, workload, mac: *mac, sources, owner }
+        let Port { kind, interface: name, mac, mtu, sources, .. } = self;
+        let reference = self.reference.as_deref();
+        Wanted { kind: *kind, name, network, bridge, mtu: *mtu, workload, mac: *mac, sources, reference, owner }
     }
 
     /// What may come from it.
@@ -153,12 +159,15 @@ impl Port {
         Sender { interface: &self.interface, mac: self.mac, sources: &self.sources }
     }
 
-    /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended.
+    /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended; and that a veth
+    /// goes, as its container does.
     fn lose(&self, workload: &str, network: &str) {
         if let Some(held) = &self.held {
             held.state.send_replace(PortState::Lost);
-            let lost = Error::PortLost { interface: self.interface.clone() };
-            confine::say!("netmgr: the port of {workload} on network {network} is lost: {lost}");
+            if self.kind == port::Kind::Tap {
+                let lost = self.kind.gone(&self.interface);
+                confine::say!("netmgr: the port of {workload} on network {network} is lost: {lost}");
+            }
         }
     }
 }
@@ -198,27 +207,39 @@ impl Network {
 
     /// Takes on the ports of an earlier netmgr: those that are marked as this network's, those on its bridge whose mark names no owner, and
     /// those on its bridge whose mark somebody has cleared, as far as can be told ([`Network::cleared`]).
-    pub fn adopt(&mut self, links: &[Link], owner: &Instance) {
-        for link in links.iter().filter(|link| link.kind == Some(InfoKind::Tun)) {
+    pub fn adopt(&mut self, links: &[Link], owner: &Instance, mut serial: impl FnMut() -> u64) {
+        for (link, kind) in links.iter().filter_map(|link| Some((link, port::Kind::of(link)?))) {
             let Some(mark) = mark::read_port(&link.alias).or_else(|| self.cleared(link, owner)) else { continue };
             let named =
                 mark.owner == *owner && mark.on.as_ref().is_some_and(|(network, _)| *network == self.config.name);
             let on_bridge = owner.may_have(&mark.owner) && link.master == self.index;
             if named || on_bridge {
-                let interface = names::of_port(&self.config.name, &mark.workload, &link.name, &link.alternatives);
+                let network = &self.config.name;
+                let interface = names::of_port(kind, network, &mark.workload, &link.name, &link.alternatives);
+                let reference = mark::read_reference(&link.alternatives).filter(|_| kind == port::Kind::Veth);
+                let held = reference.map(|_| Held {
+                    serial: serial(),
+                    tap: None,
+                    announced: false,
+                    state: watch::Sender::new(PortState::Attached),
+                    tenant: None,
+                    slot: None,
+                });
                 self.ports.entry(mark.workload).or_insert_with(|| Port {
+                    kind,
                     index: link.index,
                     interface,
                     mac: mark.mac,
                     mtu: mark.on.map_or(link.mtu, |(_, mtu)| mtu),
                     sources: mark.sources,
-                    held: None,
+                    reference: reference.map(str::to_owned),
+                    held,
                 });
             }
         }
     }
 
-    /// The mark that a TAP without any must have had: it is on this network's bridge, and its MAC address is the one that follows from this
+    /// The mark that a port's interface without any must have had: it is on this network's bridge, and its MAC address is the one that follows from this
     /// network and a workload that its names give. Nobody else makes that. One whose guest was given another address, or which is on
     /// no bridge, may be anybody's.
     fn cleared(&self, link: &Link, owner: &Instance) -> Option<PortMark> {
@@ -227,7 +248,8 @@ impl Network {
             return None;
         }
         let names = link.alternatives.iter().chain([&link.name]);
-        let mut workloads = names.flat_map(|name| names::workloads(network, name));
+        let kind = port::Kind::of(link)?;
+        let mut workloads = names.flat_map(|name| names::workloads(kind, network, name));
         let workload =
             workloads.find(|workload| link.mac == Some(names::mac_of_guest(network, workload).host_side()))?;
         let mac = names::mac_of_guest(network, &workload);

@@ -1,6 +1,6 @@
-//! Ports: TAPs that are made, configured, put on a bridge and taken away. Touches only TAPs that netmgr made.
+//! Ports: TAPs, and host ends of veths, that are made, configured, put on a bridge and taken away. Touches only those that netmgr made.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::{collections::BTreeMap, fmt, os::fd::OwnedFd};
 
 use rtnetlink::{
     LinkUnspec,
@@ -27,7 +27,46 @@ use crate::{
     rtnl::{Batch, LinkBuilder, Rtnl},
     sources::Sources,
     tap,
+    veth::{self, Inside},
 };
+
+/// What a port's interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TAP, which is there as long as a process has it open.
+    Tap,
+    /// The host's end of two, which is there as long as the other end's network namespace.
+    Veth,
+}
+
+impl Kind {
+    /// What an interface is that may be a port's.
+    pub fn of(link: &Link) -> Option<Kind> {
+        match link.kind {
+            Some(InfoKind::Tun) => Some(Kind::Tap),
+            Some(InfoKind::Veth) => Some(Kind::Veth),
+            _ => None,
+        }
+    }
+
+    /// What it means that the interface of a port of this kind is gone.
+    pub fn gone(self, interface: &str) -> Error {
+        let interface = interface.to_owned();
+        match self {
+            Kind::Tap => Error::PortLost { interface },
+            Kind::Veth => Error::VethGone { interface },
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Tap => "TAP",
+            Kind::Veth => "veth",
+        })
+    }
+}
 
 /// What a bridge forwards of a port's frames for 01:80:c2:00:00:00 to :0f, a bit each: all but that of a pause, which it does not let be forwarded,
 /// and drops. What it forwards comes to the filter, which drops it; that of LLDP would otherwise be handed to the host past any filter.
@@ -36,6 +75,8 @@ pub const FORWARDED: u16 = 0xfffd;
 /// A port to be made.
 #[derive(Clone, Copy)]
 pub struct Wanted<'a> {
+    /// What it is.
+    pub kind: Kind,
     /// Its interface's name.
     pub name: &'a str,
     /// Network, which is the bridge's name.
@@ -50,6 +91,8 @@ pub struct Wanted<'a> {
     pub mac: Mac,
     /// What the guest may send from.
     pub sources: &'a Sources,
+    /// The alternative name by which a durable one is found.
+    pub reference: Option<&'a str>,
     /// Whose it is.
     pub owner: &'a Instance,
 }
@@ -64,10 +107,12 @@ impl Wanted<'_> {
         mark::port(self.workload, self.mac, self.network, self.mtu, self.owner, self.sources)
     }
 
-    /// The name to look for where the interface's own does not hold it.
-    fn full(&self) -> Option<String> {
-        let names = [names::tap(self.workload), names::tap_on(self.network, self.workload)];
-        names.into_iter().find(|tap| tap.name == self.name).and_then(|tap| tap.full)
+    /// The names to look for beside the interface's own: that which this does not hold, and a durable one's.
+    fn alternatives(&self) -> Vec<String> {
+        let Wanted { kind, network, workload, .. } = *self;
+        let names = [names::first(kind, workload), names::second(kind, network, workload)];
+        let full = names.into_iter().find(|port| port.name == self.name).and_then(|port| port.full);
+        full.into_iter().chain(self.reference.map(str::to_owned)).collect()
     }
 
     /// Whether the interface is just so.
@@ -79,11 +124,13 @@ impl Wanted<'_> {
     pub fn is(&self, link: &Link) -> bool {
         link.name == self.name
             && link.alias == self.mark()
-            && (link.master, link.up, link.no_carrier, link.mtu) == (self.bridge, true, false, self.mtu)
+            && (link.master, link.up, link.mtu) == (self.bridge, true, self.mtu)
+            // A veth has one while its other end is up, which is the container's own.
+            && !(link.no_carrier && self.kind == Kind::Tap)
             && link.mac == Some(self.mac.host_side())
             && !(link.learning || link.flood)
             && link.forwarded == FORWARDED
-            && self.full().is_none_or(|full| link.alternatives.contains(&full))
+            && self.alternatives().iter().all(|name| link.alternatives.contains(name))
     }
 
     /// What its bridge's table has for it.
@@ -91,18 +138,18 @@ impl Wanted<'_> {
         Entry::of(index, self.mac)
     }
 
-    /// Whether the interface that had this port's index when it was made is the port still: a TAP with its mark, an earlier release's, or none.
+    /// Whether the interface that had this port's index when it was made is the port still: one of its kind with its mark, an earlier release's, or none.
     fn may_be(&self, link: &Link) -> bool {
         let marked = mark::read_port(&link.alias)
             .is_some_and(|mark| mark.workload == self.workload && self.owner.may_have(&mark.owner));
-        link.kind == Some(InfoKind::Tun) && (marked || link.alias.is_empty() && link.mac == Some(self.mac.host_side()))
+        Kind::of(link) == Some(self.kind) && (marked || link.alias.is_empty() && link.mac == Some(self.mac.host_side()))
     }
 }
 
 /// What became of an attempt to make a port.
 pub enum Made {
-    /// The TAP and its interface index. The interface goes when the last descriptor is closed.
-    Port(OwnedFd, u32),
+    /// The TAP, if it is one, and the interface's index. A TAP's interface goes when the last descriptor is closed.
+    Port(Option<OwnedFd>, u32),
     /// An interface of that name is there.
     NameTaken,
 }
@@ -111,11 +158,38 @@ pub enum Made {
 /// those for one setting. The first, while the TAP has its name and is on no bridge yet, tells the `filter` what may come from it. (The bridge's
 /// table is asked for by the interface's index, which only the second one's answer tells.) On an error the TAP, which is not persistent, goes
 /// with its only descriptor, and all that was done to it.
-pub fn attach(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>) -> Result<Made, Error> {
-    retried_if_passing(|| try_attach(rtnl, filter, wanted))
+///
+/// A veth is made `inside` a namespace in the place of that, by one exchange more, and two within it. On an error it is deleted.
+pub fn attach(
+    rtnl: &mut Rtnl,
+    filter: &mut Option<Filter>,
+    wanted: &Wanted<'_>,
+    inside: Option<&mut Inside>,
+) -> Result<Made, Error> {
+    match inside {
+        None => retried_if_passing(|| attach_tap(rtnl, filter, wanted)),
+        Some(inside) => attach_veth(rtnl, filter, wanted, inside),
+    }
 }
 
-fn try_attach(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>) -> Result<Made, Error> {
+fn attach_veth(
+    rtnl: &mut Rtnl,
+    filter: &mut Option<Filter>,
+    wanted: &Wanted<'_>,
+    inside: &mut Inside,
+) -> Result<Made, Error> {
+    inside.prove()?;
+    let Some(index) = retried_if_passing(|| veth::make(rtnl, wanted, inside))? else { return Ok(Made::NameTaken) };
+    let made = inside.configure(wanted.workload, wanted.sources).and_then(|()| put_there(rtnl, filter, wanted));
+    if made.is_err() {
+        // The error that is reported is the first one. What this leaves, the next netmgr takes away.
+        let _ = rtnl.delete(index, |link| veth::is_half_made(link, wanted.owner) || wanted.may_be(link));
+        forget(filter, wanted);
+    }
+    made.map(|index| Made::Port(None, index))
+}
+
+fn attach_tap(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>) -> Result<Made, Error> {
     let name = wanted.name;
     let tap = match tap::make(name) {
         Ok(tap) => tap,
@@ -133,25 +207,34 @@ fn try_attach(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>)
             return Err(Error::Kernel { tried: format!("make TAP {name}"), source, detail: String::new() });
         }
     };
-    if let Some(filter) = filter {
-        filter.add(wanted.sends())?;
-    }
-    match put_on_bridge(rtnl, wanted) {
-        Ok(index) => Ok(Made::Port(tap, index)),
+    match put_there(rtnl, filter, wanted) {
+        Ok(index) => Ok(Made::Port(Some(tap), index)),
         Err(error) => {
             drop(tap);
-            // What this leaves there, the next look takes away.
-            if let Some(filter) = filter {
-                let _ = filter.remove([name].into_iter());
-            }
+            forget(filter, wanted);
             Err(error)
         }
     }
 }
 
-/// Configures a TAP and puts it on its bridge; gives its interface index.
+/// Tells the filter what may come from a port, and puts that on its bridge; gives its interface index.
+fn put_there(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>) -> Result<u32, Error> {
+    if let Some(filter) = filter {
+        filter.add(wanted.sends())?;
+    }
+    put_on_bridge(rtnl, wanted)
+}
+
+/// Tells the filter that a port is not to be. What this leaves there, the next look takes away.
+fn forget(filter: &mut Option<Filter>, wanted: &Wanted<'_>) {
+    if let Some(filter) = filter {
+        let _ = filter.remove([wanted.name].into_iter());
+    }
+}
+
+/// Configures a port and puts it on its bridge; gives its interface index.
 fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
-    let (Wanted { name, network, bridge, .. }, full) = (*wanted, wanted.full());
+    let Wanted { kind, name, network, bridge, .. } = *wanted;
     let whom = || LinkUnspec::new_with_name(name);
     let mark = wanted.mark();
     let mut batch = Batch::default();
@@ -159,21 +242,20 @@ fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
     // A kernel without IPv6 refuses, and that is as good.
     let no_ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     let no_ipv6 = whom().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]));
-    batch.set("keep IPv6 off a TAP", no_ipv6).optional();
+    batch.set("keep IPv6 off a port", no_ipv6).optional();
     // Before the bridge, whose own MTU the kernel may fit to that of a port that comes.
-    batch.set(
-        format!("mark TAP {name}, and set its MAC address and its MTU of {}", wanted.mtu),
-        whom().alias(&mark).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu),
-    );
-    if let Some(full) = &full {
-        call(&mut batch, whom(), name, full);
-    }
+    let marked = whom().alias(&mark).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu);
+    // No longer half made ([`veth::half_made`]).
+    let marked = if kind == Kind::Veth { marked.link_group(0) } else { marked };
+    batch.set(format!("mark {kind} {name}, and set its MAC address and its MTU of {}", wanted.mtu), marked);
+    let alternatives = wanted.alternatives();
+    alternatives.iter().for_each(|full| call(&mut batch, whom(), wanted, full));
     // Down, so that no frame comes before the bridge knows whose it is.
-    batch.set(format!("put TAP {name} on bridge {network}"), whom().controller(bridge));
-    learn_nothing(&mut batch, whom(), name, false);
+    batch.set(format!("put {kind} {name} on bridge {network}"), whom().controller(bridge));
+    learn_nothing(&mut batch, whom(), wanted, false);
     batch.get(whom()).get(LinkUnspec::new_with_index(bridge));
     rtnl.no_routers(name);
-    let mut links = rtnl.run(&mut batch).map_err(|error| refine(rtnl, error, wanted, full.as_deref()))?.into_iter();
+    let mut links = rtnl.run(&mut batch).map_err(|error| refine(rtnl, error, wanted, &alternatives))?.into_iter();
     let (Some(port), Some(master)) = (links.next(), links.next()) else { return Err(incomplete("make a port")) };
     if !master.is_bridge_of(network, wanted.owner) {
         return Err(Error::BridgeGone(network.to_owned()));
@@ -185,20 +267,20 @@ fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
         batch.add("forget who had an address", 0, neighbour).optional();
     }
     bring_up(&mut batch, wanted, port.index);
-    let mut links = rtnl.run(batch.get(whom())).map_err(|error| refine(rtnl, error, wanted, None))?.into_iter();
+    let mut links = rtnl.run(batch.get(whom())).map_err(|error| refine(rtnl, error, wanted, &[]))?.into_iter();
     let port = links.next().ok_or(incomplete("make a port"))?;
     if !wanted.is(&port) || rtnl.hears_routers(&port) {
         return Err(Error::Answer {
-            tried: format!("put TAP {name} on bridge {network}"),
+            tried: format!("put {kind} {name} on bridge {network}"),
             why: "it has not become what it should be".into(),
         });
     }
     Ok(port.index)
 }
 
-/// Has the bridge learn nothing from what comes from a TAP, hand none of it to the host past the filter ([`FORWARDED`]), and not send it what might
+/// Has the bridge learn nothing from what comes from a port, hand none of it to the host past the filter ([`FORWARDED`]), and not send it what might
 /// be anybody's; and, if need be, forget what it has learnt.
-fn learn_nothing(batch: &mut Batch, whom: LinkBuilder, name: &str, forget: bool) {
+fn learn_nothing(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, .. }: &Wanted<'_>, forget: bool) {
     let mut settings = vec![
         InfoBridgePort::Learning(false),
         InfoBridgePort::UnicastFlood(false),
@@ -206,27 +288,27 @@ fn learn_nothing(batch: &mut Batch, whom: LinkBuilder, name: &str, forget: bool)
     ];
     settings.extend(forget.then_some(InfoBridgePort::Flush));
     let port = whom.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(settings));
-    let tried = format!("set what the bridge learns from TAP {name}, and forwards to and from it");
+    let tried = format!("set what the bridge learns from {kind} {name}, and forwards to and from it");
     batch.add(tried, 0, RouteNetlinkMessage::NewLink(port.build()));
 }
 
 /// Keeps the guest's address on its port, and then, as the last of all, brings that up: on the bridge, or not at all.
 fn bring_up(batch: &mut Batch, wanted: &Wanted<'_>, index: u32) {
-    let Wanted { name, network, bridge, mac, .. } = wanted;
+    let Wanted { kind, name, network, bridge, mac, .. } = wanted;
     batch.add(
-        format!("keep the MAC address {mac} on TAP {name}"),
+        format!("keep the MAC address {mac} on {kind} {name}"),
         NLM_F_CREATE | NLM_F_REPLACE,
         RouteNetlinkMessage::NewNeighbour(wanted.entry(index).message()),
     );
     let up = LinkUnspec::new_with_index(index).controller(*bridge).up();
-    batch.set(format!("bring TAP {name} up on bridge {network}"), up);
+    batch.set(format!("bring {kind} {name} up on bridge {network}"), up);
 }
 
-/// Gives a TAP its full name.
-fn call(batch: &mut Batch, whom: LinkBuilder, name: &str, full: &str) {
+/// Gives a port an alternative name.
+fn call(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, .. }: &Wanted<'_>, full: &str) {
     let names = LinkAttribute::PropList(vec![Prop::AltIfName(full.to_owned())]);
     batch.add(
-        format!("give TAP {name} the alternative name {full}"),
+        format!("give {kind} {name} the alternative name {full}"),
         NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND,
         RouteNetlinkMessage::NewLinkProp(whom.append_extra_attribute(names).build()),
     );
@@ -244,22 +326,22 @@ fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
     let changed = !(is_kept && wanted.is(&link)) || rtnl.hears_routers(&link);
     if changed {
         let mut batch = Batch::default();
-        let Wanted { name, network, bridge, .. } = *wanted;
+        let Wanted { kind, name, network, bridge, .. } = *wanted;
         if link.name != name {
             // Kernels before 6.2 rename no interface that is up.
             batch.set(format!("take {} down", link.name), whom().down());
             batch.set(format!("give {} its name {name} again", link.name), whom().name(name));
         }
         let marked = whom().alias(wanted.mark()).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu);
-        batch.set(format!("mark TAP {name} again, and set its MAC address and its MTU"), marked);
-        if let Some(full) = wanted.full().filter(|full| !link.alternatives.contains(full)) {
-            call(&mut batch, whom(), name, &full);
+        batch.set(format!("mark {kind} {name} again, and set its MAC address and its MTU"), marked);
+        for full in wanted.alternatives().iter().filter(|full| !link.alternatives.contains(full)) {
+            call(&mut batch, whom(), wanted, full);
         }
-        if link.no_carrier {
-            batch.set(format!("give TAP {name} its carrier again"), whom().carrier(true));
+        if link.no_carrier && kind == Kind::Tap {
+            batch.set(format!("give {kind} {name} its carrier again"), whom().carrier(true));
         }
-        batch.set(format!("put TAP {name} on bridge {network} again"), whom().controller(bridge));
-        learn_nothing(&mut batch, whom(), name, true);
+        batch.set(format!("put {kind} {name} on bridge {network} again"), whom().controller(bridge));
+        learn_nothing(&mut batch, whom(), wanted, true);
         bring_up(&mut batch, wanted, index);
         rtnl.no_routers(&link.name);
         rtnl.run(&mut batch)?;
@@ -294,11 +376,11 @@ fn detach_group(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)], group: u32) -> Res
 }
 
 /// Says what a refusal means, where that can be told.
-fn refine(rtnl: &mut Rtnl, error: Error, wanted: &Wanted<'_>, full: Option<&str>) -> Error {
+fn refine(rtnl: &mut Rtnl, error: Error, wanted: &Wanted<'_>, alternatives: &[String]) -> Error {
     let Error::Kernel { source, tried, .. } = &error else { return error };
-    match (source.raw_os_error(), full) {
+    match (source.raw_os_error(), alternatives.iter().find(|full| tried.ends_with(*full))) {
         (Some(libc::EXFULL), _) => Error::Full { what: "ports on the bridge", limit: 1023 },
-        (Some(libc::EEXIST), Some(full)) if tried.ends_with(full) => Error::ForeignInterface { name: full.to_owned() },
+        (Some(libc::EEXIST), Some(full)) => Error::ForeignInterface { name: full.clone() },
         _ => match rtnl.link(LinkUnspec::new_with_index(wanted.bridge)) {
             Ok(bridge) if !bridge.as_ref().is_some_and(|bridge| bridge.is_bridge_of(wanted.network, wanted.owner)) => {
                 Error::BridgeGone(wanted.network.to_owned())

@@ -3,23 +3,29 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use capnp::capability::Rc;
+use capnp::{capability::Rc, text_list};
 use capnp_rpc::new_client;
 use ipc::{Lane, Peer};
 use schema::{
+    fd_lane_capnp::fd_token,
     host_capnp::{host, tenant},
     network_capnp::{MAX_PORTS, NetworkKind, network, network_config, network_info, port, port_factory, port_info},
 };
 use service::Owner;
+use sha2::{Digest, Sha256};
 
 use crate::{
     config::{Config, Kind},
     error::Error,
-    manager::{Account, Asked, Manager, NetworkId, NewPort, PortFacts},
+    manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Veth},
     names,
     network::{PortState, Quota, TenantId},
     sources::Sources,
+    veth,
 };
+
+/// Bytes of a SturdyRef.
+const REF_BYTES: usize = 32;
 
 /// What every object of one connection has.
 #[derive(Clone)]
@@ -219,6 +225,30 @@ impl network::Server for Network {
         Ok(())
     }
 
+    async fn restore(
+        self: Rc<Self>,
+        params: network::RestoreParams,
+        mut results: network::RestoreResults,
+    ) -> Result<(), capnp::Error> {
+        let sturdy_ref = params.get()?.get_sturdy_ref()?;
+        let which = if sturdy_ref.len() == REF_BYTES { Some(Durable::By(hash(sturdy_ref))) } else { None };
+        results.get().set_port(self.durable("restore a port", which).await?);
+        Ok(())
+    }
+
+    async fn durable_port(
+        self: Rc<Self>,
+        params: network::DurablePortParams,
+        mut results: network::DurablePortResults,
+    ) -> Result<(), capnp::Error> {
+        let workload = text("workload name", params.get()?.get_workload());
+        let tried = format!("find the port of {}", quote(&workload));
+        let workload = workload.and_then(|name| names::check_label("workload name", name).map(|()| name.to_owned()));
+        let workload = workload.map_err(while_trying(format!("{tried} on network {}", self.id.name)))?;
+        results.get().set_port(self.durable(&tried, Some(Durable::Of(workload))).await?);
+        Ok(())
+    }
+
     async fn port_factory(
         self: Rc<Self>,
         params: network::PortFactoryParams,
@@ -236,6 +266,19 @@ impl network::Server for Network {
             account,
         }));
         Ok(())
+    }
+}
+
+impl Network {
+    async fn durable(&self, tried: &str, which: Option<Durable>) -> Result<port::Client, capnp::Error> {
+        let (id, owner) = (self.id.clone(), self.context.manager.clone());
+        let failed = while_trying(format!("{tried} on network {}", id.name));
+        let which = which.ok_or_else(|| Error::NotDurable(id.name.clone())).map_err(&failed)?;
+        let held = self
+            .context
+            .manager
+            .ask(move |manager| manager.durable(&id, which).map(|port| HeldPort { port, manager: owner, stays: true }));
+        Ok(new_client(Port { context: self.context.clone(), held: held.await.map_err(failed)? }))
     }
 }
 
@@ -289,34 +332,92 @@ impl port_factory::Server for Factory {
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
         let workload = text("workload name", params.get_workload());
-        let failed = while_trying(format!("make a port for {} on network {}", quote(&workload), self.network.name));
-        let workload = workload
-            .and_then(|name| names::check_label("workload name", name).map(|()| name.to_owned()))
-            .map_err(&failed)?;
-        let mac = names::mac_asked(params.get_mac()?, &self.network.name, &workload).map_err(&failed)?;
-        let addresses = params.get_addresses()?;
-        let sources = Sources::new(addresses.iter().map(|address| text("address", address))).map_err(&failed)?;
-        let asked = Asked { workload, mac, sources };
-        let (network, account, owner) = (self.network.clone(), self.account.clone(), self.context.manager.clone());
-        // Made on the rtnl thread, so that a caller who goes meanwhile leaves no port.
-        let held = self.context.manager.ask(move |manager| {
-            manager.attach(&network, &asked, &account).map(|port| HeldPort { port, manager: owner })
-        });
-        let held = held.await.map_err(failed)?;
+        let failed = self.failed(&workload);
+        let asked = self.asked(workload, params.get_mac()?, params.get_addresses()?, None).map_err(&failed)?;
+        let held = self.attach(asked).await.map_err(failed)?;
         results.get().set_port(new_client(Port { context: self.context.clone(), held }));
+        Ok(())
+    }
+
+    async fn create_veth(
+        self: Rc<Self>,
+        params: port_factory::CreateVethParams,
+        mut results: port_factory::CreateVethResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let workload = text("workload name", params.get_workload());
+        let failed = self.failed(&workload);
+        let redeem = |token: fd_token::Reader<'_>| self.context.lane.redeem(token.get_bytes()?, self.context.peer);
+        let (namespace, socket) = (redeem(params.get_netns()?)?, redeem(params.get_netlink()?)?);
+        let sturdy_ref = if params.get_durable() { Some(random().map_err(&failed)?) } else { None };
+        let routes = params.get_routes()?;
+        let inside = || {
+            let name = text("name of the interface within", params.get_inside_name())?;
+            names::check_inside(name)?;
+            let routes = veth::routes(routes.iter().map(|route| text("route", route)))?;
+            let hash = sturdy_ref.as_ref().map(|sturdy_ref| hash(sturdy_ref));
+            Ok(Veth { namespace, socket, name: name.to_owned(), routes, hash })
+        };
+        let veth = inside().map_err(&failed)?;
+        let asked = self.asked(workload, params.get_mac()?, params.get_addresses()?, Some(veth)).map_err(&failed)?;
+        let mut held = self.attach(asked).await.map_err(failed)?;
+        // Not before: if the caller has gone, nobody will ever have the reference.
+        held.stays = sturdy_ref.is_some();
+        let mut results = results.get();
+        results.set_sturdy_ref(sturdy_ref.as_ref().map_or(&[], <[u8; REF_BYTES]>::as_slice));
+        results.set_port(new_client(Port { context: self.context.clone(), held }));
         Ok(())
     }
 }
 
-/// Releases its port when it is dropped.
+impl Factory {
+    fn failed(&self, workload: &Result<&str, Error>) -> impl Fn(Error) -> capnp::Error + use<> {
+        while_trying(format!("make a port for {} on network {}", quote(workload), self.network.name))
+    }
+
+    fn asked(
+        &self,
+        workload: Result<&str, Error>,
+        mac: &[u8],
+        addresses: text_list::Reader<'_>,
+        veth: Option<Veth>,
+    ) -> Result<Asked, Error> {
+        let workload = workload?.to_owned();
+        names::check_label("workload name", &workload)?;
+        let mac = names::mac_asked(mac, &self.network.name, &workload)?;
+        let sources = Sources::new(addresses.iter().map(|address| text("address", address)))?;
+        Ok(Asked { workload, mac, sources, veth })
+    }
+
+    async fn attach(&self, asked: Asked) -> Result<HeldPort, Error> {
+        let (network, account, owner) = (self.network.clone(), self.account.clone(), self.context.manager.clone());
+        // Made on the rtnl thread, so that a caller who goes meanwhile leaves no port.
+        let held = self.context.manager.ask(move |manager| {
+            manager.attach(&network, asked, &account).map(|port| HeldPort { port, manager: owner, stays: false })
+        });
+        held.await
+    }
+}
+
+fn hash(sturdy_ref: &[u8]) -> [u8; 32] {
+    Sha256::digest(sturdy_ref).into()
+}
+
+fn random() -> Result<[u8; REF_BYTES], Error> {
+    let refused = |source| Error::Kernel { tried: "give random bytes".into(), source, detail: String::new() };
+    ipc::random().map_err(refused)
+}
+
+/// Releases its port when it is dropped, unless that stays.
 struct HeldPort {
     port: NewPort,
     manager: Owner<Manager>,
+    stays: bool,
 }
 
 impl Drop for HeldPort {
     fn drop(&mut self) {
-        if *self.port.state.borrow() == PortState::Attached {
+        if !self.stays && *self.port.state.borrow() == PortState::Attached {
             let id = self.port.id.clone();
             self.manager.tell(move |manager| manager.release(id, None));
         }
@@ -331,11 +432,11 @@ struct Port {
 impl Port {
     /// The error of a call on a port that has been released, or lost.
     fn check(&self) -> Result<(), capnp::Error> {
-        let interface = || self.held.port.facts.interface.clone();
+        let PortFacts { kind, interface, .. } = &self.held.port.facts;
         match *self.held.port.state.borrow() {
             PortState::Attached => Ok(()),
             PortState::Released => Err(self.failed("use")(Error::Revoked("port"))),
-            PortState::Lost => Err(self.failed("use")(Error::PortLost { interface: interface() })),
+            PortState::Lost => Err(self.failed("use")(kind.gone(interface))),
         }
     }
 
@@ -360,7 +461,8 @@ impl port::Server for Port {
         let id = self.held.port.id.clone();
         self.context.manager.ask(move |manager| manager.confirm(&id)).await.map_err(self.failed("hand out"))?;
         let copy = |source| Error::Kernel { tried: "copy a descriptor".into(), source, detail: String::new() };
-        let tap: OwnedFd = self.held.port.tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
+        let tap = self.held.port.tap.as_ref().ok_or(Error::NoTap).map_err(self.failed("hand out"))?;
+        let tap: OwnedFd = tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
         self.context.lane.offer(tap, self.context.peer)?.write(results.get().init_tap());
         Ok(())
     }
@@ -373,13 +475,14 @@ impl port::Server for Port {
     }
 
     async fn lost(self: Rc<Self>, _: port::LostParams, mut results: port::LostResults) -> Result<(), capnp::Error> {
-        let (mut state, interface) = (self.held.port.state.clone(), self.held.port.facts.interface.clone());
+        let PortFacts { kind, interface, .. } = &self.held.port.facts;
+        let (mut state, gone) = (self.held.port.state.clone(), kind.gone(interface));
         let revoked = self.failed("watch")(Error::Revoked("port"));
         // A call that waits does not keep a port whose holder has dropped it.
         drop(self);
         match state.wait_for(|state| *state != PortState::Attached).await.as_deref() {
             Ok(PortState::Lost) => {
-                results.get().set_why(Error::PortLost { interface }.to_string());
+                results.get().set_why(gone.to_string());
                 Ok(())
             }
             _ => Err(revoked),

@@ -1,7 +1,10 @@
 //! The kernel's network configuration: what is there, and steps to change it whose failures say what was tried.
 //! Touches the rtnetlink socket, and through [`ipv6`] two settings of interfaces of ours.
 
-use std::{io, mem, os::fd::RawFd};
+use std::{
+    io, mem,
+    os::fd::{OwnedFd, RawFd},
+};
 
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
@@ -21,6 +24,7 @@ use crate::{
     ask::{self, failed, incomplete, refused, retried_if_passing},
     error::Error,
     forwarding::{self, Entry},
+    handed::{Handed, Identity},
     ipv4::{self, Forwarding},
     ipv6::{self, Sysctl},
     link::Link,
@@ -62,6 +66,8 @@ pub struct Rtnl {
     ipv6: Sysctl,
     /// Whether that setting cannot be made here.
     ipv6_stays: bool,
+    /// The network namespace that all of this is in; nothing where the kernel does not tell.
+    namespace: Option<Identity>,
 }
 
 /// Steps that go to the kernel as one datagram: it takes them one after the other before it returns, even if the process is
@@ -115,7 +121,8 @@ impl Rtnl {
         let refused =
             |source| Error::Kernel { tried: "open an rtnetlink socket".into(), source, detail: String::new() };
         let (socket, ipv4, ipv6) = (Socket::open().map_err(refused)?, Forwarding::open(), Sysctl::open());
-        Ok(Rtnl { socket, ipv4, ipv6_stays: ipv6.fd().is_none(), ipv6 })
+        let namespace = Identity::of_socket(&socket).ok();
+        Ok(Rtnl { socket, ipv4, ipv6_stays: ipv6.fd().is_none(), ipv6, namespace })
     }
 
     /// The descriptors that the sandbox has to keep.
@@ -137,6 +144,12 @@ impl Rtnl {
             }
         }
         Ok(())
+    }
+
+    /// Checks a namespace, and a socket in it, that somebody hands over.
+    pub fn check_handed(&self, namespace: OwnedFd, socket: OwnedFd) -> Result<Handed, Error> {
+        let own = self.namespace.ok_or_else(|| Error::NoRight("ask for the network namespace of a socket".into()))?;
+        Handed::check(namespace, socket, own)
     }
 
     /// Switches the host's IPv6 on or off on a bridge of ours. Where it cannot be switched off, the network works, and that is said.

@@ -4,7 +4,7 @@ use std::{os::fd::RawFd, path::Path};
 
 use confine::{Capability, Error, Filter, Limit, Root, Rule, Sandbox, User, base};
 
-use crate::{announce, ipv4, ipv6, tap};
+use crate::{announce, handed, ipv4, ipv6, tap};
 
 /// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv4 and IPv6
 /// settings if they are there; as `user`, and with no other file in sight, if there is one to become.
@@ -37,9 +37,12 @@ pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandb
     Ok(sandbox)
 }
 
-/// The thread that talks to the kernel: its netlink socket, /dev/net/tun with two requests to it, and settings of
+/// The thread that talks to the kernel: its netlink sockets and those that it is handed, /dev/net/tun with two requests to it, and settings of
 /// interfaces (by Landlock, no other file opens).
 pub fn rtnl() -> Filter {
+    let requests = tap::REQUESTS.map(|request| request as u32).into_iter().chain([handed::SIOCGSKNS]);
+    let requests = requests.map(|request| Rule::eq(1, request));
+    let (socket, options) = (Rule::eq(1, libc::SOL_SOCKET as u32), [libc::SO_DOMAIN, libc::SO_PROTOCOL]);
     Filter::new("rtnl")
         .with(&base::thread())
         .with(&base::heap())
@@ -56,7 +59,11 @@ pub fn rtnl() -> Filter {
             [ipv6::LENGTH].into_iter().chain(announce::LENGTHS).map(|length| Rule::eq64(2, length as u64)).collect(),
         )
         .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits()), Rule::eq(2, ipv6::OPEN.bits())])
-        .allow_if(libc::SYS_ioctl, tap::REQUESTS.map(|request| Rule::eq(1, request as u32)).to_vec())
+        .allow_if(libc::SYS_ioctl, requests.collect())
+        // What is handed over, as far as it is looked at before it is used.
+        .allow_if(libc::SYS_getsockopt, options.map(|option| socket.clone().and(Rule::eq(2, option as u32))).to_vec())
+        .allow_if(libc::SYS_statx, vec![Rule::eq(2, handed::LOOK.bits())])
+        .allow(&[libc::SYS_getpeername])
 }
 
 #[cfg(test)]

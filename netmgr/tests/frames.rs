@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -40,22 +40,10 @@ impl Station {
 
     /// A TAP that somebody else has put on the bridge, `up0`.
     async fn uplink() -> Station {
-        let tap = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-        rustix::io::ioctl_fionbio(&tap, true).unwrap();
-        // SAFETY: all-zero bytes are a valid ifreq; both requests read what outlives the call.
-        unsafe {
-            let mut request: libc::ifreq = std::mem::zeroed();
-            for (to, from) in request.ifr_name.iter_mut().zip(b"up0") {
-                *to = *from as libc::c_char;
-            }
-            request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-            assert_eq!(libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw const request), 0);
-            let header = 12_i32;
-            assert_eq!(libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header), 0);
-        }
+        let tap = tap("up0");
         ip("link set up0 master volt0 up");
         forwards("up0").await;
-        Station(tap.into())
+        Station(tap)
     }
 
     /// Sends a request for `10.42.0.what`, of which it says that it is `from`'s.

@@ -38,6 +38,11 @@ const GRANTS: &[Grant] = &[
     ("vhost-net-backend/main", &["TUNSETOFFLOAD"], "the driver chooses the offloads"),
     ("netmgr/rtnl", &["TUNSETIFF", "TUNSETVNETHDRSZ"], "it makes TAPs"),
     (
+        "netmgr/rtnl",
+        &["SIOCGSKNS of the TAP"],
+        "it asks of which namespace a socket is that it is handed, and enters none",
+    ),
+    (
         "ipamd/database",
         &["make a file in a folder of its own"],
         "SQLite makes files beside its database; no other folder is in sight",

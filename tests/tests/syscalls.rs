@@ -24,7 +24,7 @@ use volt_tests::{
 
 /// What runs: test programs by package and name, and which tests of them, or what is left out as it takes long and shows
 /// nothing more.
-const RUNS: [(&str, &[&str]); 18] = [
+const RUNS: [(&str, &[&str]); 19] = [
     ("volt host", &VOLT),
     ("vmm-core micro_guest", &["--skip=mute_backend", "--skip=every_size"]),
     ("vmm-core about_kvm", &[]),
@@ -38,6 +38,7 @@ const RUNS: [(&str, &[&str]); 18] = [
     ("netmgr ports", &[]),
     ("netmgr networks", &[]),
     ("netmgr process", &[]),
+    ("netmgr veths", &["--skip=killed_at_any_moment"]),
     ("ipamd service", &["--skip=thirty_seconds"]),
     ("ipamd lives", &["--skip=however_often", "--skip=full_grace_period"]),
     ("ipamd crash", &["--skip=what_was_acknowledged"]),

@@ -4,6 +4,7 @@
 
 use std::{
     ops::{Deref, DerefMut},
+    os::fd::AsFd,
     process::Command,
     time::Duration,
 };
@@ -17,6 +18,7 @@ use serde_json::Value;
 use testkit::{namespace, skip, wait::PATIENCE};
 
 pub use testkit::wait::eventually;
+pub use testrig::container::{Container, ip, tap};
 pub use testrig::service::{DEADLINE, code, refusal, run};
 
 /// Runs a test in a network namespace of its own, which goes with the thread and the programs that the test starts; without root, says so.
@@ -28,13 +30,6 @@ pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
     if !run {
         skip!("making a network namespace takes root");
     }
-}
-
-/// Runs `ip`, which must succeed; gives its output.
-pub fn ip(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// What `ip -j -d addr show dev NAME` says; `None` if there is no such interface.
@@ -253,6 +248,50 @@ impl Client {
             list.set(at, address);
         }
         Ok(self.connection.call("make a port", DEADLINE, request.send()).await?.get()?.get_port()?)
+    }
+
+    /// A veth's port; what is not said here is as the schema has it.
+    pub async fn veth(
+        &self,
+        factory: &port_factory::Client,
+        workload: &str,
+        container: &Container,
+        change: impl FnOnce(port_factory::create_veth_params::Builder<'_>),
+    ) -> Result<(port::Client, Vec<u8>), Fault> {
+        self.veth_by(factory, workload, &container.0, &container.socket(), change).await
+    }
+
+    /// The same, by any two descriptors.
+    pub async fn veth_by(
+        &self,
+        factory: &port_factory::Client,
+        workload: &str,
+        netns: impl AsFd,
+        netlink: impl AsFd,
+        change: impl FnOnce(port_factory::create_veth_params::Builder<'_>),
+    ) -> Result<(port::Client, Vec<u8>), Fault> {
+        let netns = self.connection.deposit(netns.as_fd()).await?;
+        let netlink = self.connection.deposit(netlink.as_fd()).await?;
+        let mut request = factory.create_veth_request();
+        let mut asked = request.get();
+        asked.set_workload(workload);
+        netns.write(asked.reborrow().init_netns());
+        netlink.write(asked.reborrow().init_netlink());
+        change(asked);
+        let answer = self.connection.call("make a veth", DEADLINE, request.send()).await?;
+        Ok((answer.get()?.get_port()?, answer.get()?.get_sturdy_ref()?.to_vec()))
+    }
+
+    pub async fn restore(&self, network: &network::Client, sturdy_ref: &[u8]) -> Result<port::Client, Fault> {
+        let mut request = network.restore_request();
+        request.get().set_sturdy_ref(sturdy_ref);
+        Ok(self.connection.call("restore a port", DEADLINE, request.send()).await?.get()?.get_port()?)
+    }
+
+    pub async fn durable(&self, network: &network::Client, workload: &str) -> Result<port::Client, Fault> {
+        let mut request = network.durable_port_request();
+        request.get().set_workload(workload);
+        Ok(self.connection.call("find a port", DEADLINE, request.send()).await?.get()?.get_port()?)
     }
 
     pub async fn port(&self, port: &port::Client) -> Result<Port, Fault> {

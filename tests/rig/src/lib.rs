@@ -10,6 +10,7 @@
     reason = "a test that fails, panics"
 )]
 
+pub mod container;
 #[cfg(feature = "frontend")]
 pub mod frontend;
 pub mod handed;
