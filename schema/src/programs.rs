@@ -6,6 +6,8 @@
 
 /// The program whose processes are several: the command, and what it forks or starts of itself.
 pub const VOLT: &str = "volt";
+/// Other programs of the same crate, each of which is a [`CLIENT`]: a short command, which goes by the environment in place of its arguments.
+pub const CLIENTS: [&str; 1] = ["volt-cni"];
 /// How many of the users that a host gives to Volt are those of services, from the first on ([`User::Service`]).
 pub const SERVICE_USERS: u32 = 16;
 

@@ -14,7 +14,8 @@ const NOT_INSTALLED: [&str; 3] = ["examples", "fuzz", "volt-tests"];
 fn every_program_of_the_workspace_is_in_the_table_and_is_a_crate_and_a_folder_of_that_name() -> Result<()> {
     let workspace = Workspace::find()?;
     let built: BTreeSet<_> = workspace.programs().filter(|(of, _)| !NOT_INSTALLED.contains(of)).collect();
-    let table: BTreeSet<_> = programs::programs().map(|program| (program, program)).collect();
+    let beside = programs::CLIENTS.into_iter().map(|program| (programs::VOLT, program));
+    let table: BTreeSet<_> = programs::programs().map(|program| (program, program)).chain(beside).collect();
     ensure!(built == table, "The workspace builds {built:?}, and the table of processes has {table:?}");
     for program in programs::programs() {
         ensure!(workspace.root.join(program).join("Cargo.toml").exists(), "There is no folder {program}");

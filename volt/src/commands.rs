@@ -213,7 +213,7 @@ fn text(reader: capnp::text::Reader<'_>) -> Result<String, capnp::Error> {
 }
 
 /// Finds or starts the services, confines this process, and asks them.
-fn ask(
+pub fn ask(
     paths: &Paths,
     policy: Policy,
     wanted: &[Service],

@@ -22,6 +22,7 @@
 //! |---|---|
 //! | `cli`, `config`, `cmdline` | what is typed, a VM's configuration, a kernel's command line: read and checked |
 //! | `commands`, `doctor`, `install`, `vm` | the commands: the short ones, `volt doctor`, `volt install`, `volt run` |
+//! | `cni` | the program `volt-cni`: containers on Volt's networks |
 //! | `host` | what is the host's and not one VM's: paths, users, services, the keeper |
 //! | `helper`, `filters`, `output` | becoming a helper process; lists of system calls; what people see |
 //! | `error`, `shell` | what can go wrong, and what to do about it; commands for people to copy |
@@ -33,6 +34,7 @@
 
 mod cli;
 mod cmdline;
+mod cni;
 mod commands;
 mod config;
 mod doctor;
@@ -53,6 +55,13 @@ use crate::{
     cli::{Cli, Command},
     config::VmConfig,
 };
+
+/// The CNI plugin, of the program `volt-cni`.
+pub fn cni() -> ! {
+    // SAFETY: no handler is set, and there is one thread.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    cni::main()
+}
 
 /// Does what this process's arguments ask for, and ends it with the code that tells how that went. Called first, with one thread.
 pub fn main() -> ! {

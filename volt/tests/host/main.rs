@@ -3,6 +3,7 @@
 //! end is killed. Needs root, /dev/kvm and the programs of the other packages (`cargo build --workspace --bins`).
 
 mod bursts;
+mod cni;
 mod console;
 mod control;
 mod crowded;

@@ -1,0 +1,351 @@
+//! What each command does at `ipamd` and `netmgr`. Adding goes from the address to the port, and taking away from the port to the address, so that
+//! no address is free while something uses it; and what an addition has begun is undone where it fails.
+
+use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd};
+
+use ipc::{Code, Connection, Fault};
+use schema::{
+    addresses_capnp::{lease_info, pool, reservation},
+    host_capnp::host,
+    net::Mac,
+    network_capnp::{network, port, port_info},
+};
+use serde_json::Value;
+
+use super::{
+    answer::{self, Attached, Refusal},
+    config::{Call, Command},
+    namespace::Handed,
+};
+use crate::host::{
+    links::{CALL_DEADLINE, text},
+    networks,
+};
+
+/// Does it; what is to be printed, if anything is.
+pub async fn work(
+    call: &Call,
+    handed: Option<&Handed>,
+    ipamd: &Connection,
+    netmgr: &Connection,
+) -> Result<Option<Value>, Refusal> {
+    let services = Services { call, ipamd, netmgr };
+    match (call.command, &call.workload) {
+        (Command::Add, Some(workload)) => {
+            let attached = services.add(workload, handed).await?;
+            Ok(Some(answer::result(&call.version, &attached, call.before.as_ref(), call.dns.as_ref())))
+        }
+        (Command::Del, Some(workload)) => services.del(workload).await.map(|()| None),
+        (Command::Check, Some(workload)) => services.check(workload, handed).await.map(|()| None),
+        (Command::Gc, _) => services.gc().await.map(|()| None),
+        (Command::Status, _) => services.status().await.map(|()| None),
+        _ => Ok(None),
+    }
+}
+
+struct Services<'a> {
+    call: &'a Call,
+    ipamd: &'a Connection,
+    netmgr: &'a Connection,
+}
+
+/// Nothing where a service knows nothing of it.
+fn known<T>(answer: Result<T, Fault>) -> Result<Option<T>, Refusal> {
+    match answer {
+        Err(fault) if matches!(fault.code, Code::NotFound | Code::Revoked) => Ok(None),
+        answer => Ok(Some(answer?)),
+    }
+}
+
+/// An address that is set aside: with what it is on its network.
+struct Address {
+    reservation: reservation::Client,
+    ip: String,
+    prefix: u8,
+    gateway: String,
+}
+
+impl Services<'_> {
+    async fn add(&self, workload: &str, handed: Option<&Handed>) -> Result<Attached, Refusal> {
+        let pool = networks::pool(self.ipamd, &self.call.network).await?;
+        let definition = networks::definition(self.ipamd, &pool).await?;
+        // An addition of before may have come as far as that, and no further.
+        let (address, is_new) = match self.reservation(&pool, workload).await? {
+            Some(reservation) => (self.address(reservation).await?, false),
+            None => (self.reserve(&pool, workload).await?, true),
+        };
+        let attached = async {
+            if !self.call.address.is_empty() && self.call.address != address.ip {
+                let why = format!("{} is set aside for it already, by an addition of before", address.ip);
+                return Err(Refusal::new(answer::CONFLICT, "reserve an address", why).remedy("DEL it first"));
+            }
+            let mut attached = Attached {
+                address: format!("{}/{}", address.ip, address.prefix),
+                gateway: address.gateway.clone(),
+                routes: self.call.routes.clone(),
+                ..Attached::default()
+            };
+            if let Some(handed) = handed {
+                let network = networks::bridge(self.netmgr, &definition).await?;
+                self.attach(&network, workload, handed, &address.ip, &mut attached).await?;
+            }
+            Ok(attached)
+        };
+        let outcome = attached.await;
+        if is_new && outcome.is_err() {
+            // The error that is reported is the first one.
+            let _ = self.cancel(&address.reservation).await;
+        }
+        outcome
+    }
+
+    async fn attach(
+        &self,
+        network: &network::Client,
+        workload: &str,
+        handed: &Handed,
+        ip: &str,
+        attached: &mut Attached,
+    ) -> Result<(), Refusal> {
+        const TRIED: &str = "attach the container";
+        let Services { call, netmgr, .. } = self;
+        let factory = || {
+            let mut request = network.port_factory_request();
+            request.get().set_max_ports(1);
+            request.send()
+        };
+        let factory = netmgr.ask(TRIED, CALL_DEADLINE, factory).await?.get()?.get_factory()?;
+        let namespace = netmgr.deposit(handed.namespace.as_fd()).await?;
+        let socket = netmgr.deposit(handed.socket.as_fd()).await?;
+        let mut request = factory.create_veth_request();
+        let mut asked = request.get();
+        asked.set_workload(workload);
+        asked.set_inside_name(&call.interface);
+        asked.set_durable(true);
+        if let Some(mac) = &call.mac {
+            asked.set_mac(&mac.bytes());
+        }
+        asked.reborrow().init_addresses(1).set(0, ip);
+        let mut routes = asked.reborrow().init_routes(u32::try_from(call.routes.len()).unwrap_or(u32::MAX));
+        for (at, route) in (0..).zip(&call.routes) {
+            routes.set(at, route);
+        }
+        namespace.write(asked.reborrow().init_netns());
+        socket.write(asked.init_netlink());
+        // Asked once: a second time, the descriptors are not there any more.
+        let port = netmgr.call(TRIED, CALL_DEADLINE, request.send()).await?.get()?.get_port()?;
+        let described = async {
+            let answer = netmgr.ask(TRIED, CALL_DEADLINE, || port.info_request().send()).await?;
+            self.describe(answer.get()?.get_info()?, attached)
+        };
+        let described = described.await;
+        if described.is_err() {
+            let _ = self.release(&port).await;
+        }
+        described
+    }
+
+    fn describe(&self, info: port_info::Reader<'_>, attached: &mut Attached) -> Result<(), Refusal> {
+        let mac = info.get_mac()?.try_into().ok().and_then(Mac::new);
+        let mac =
+            mac.ok_or_else(|| Refusal::new(answer::OTHER, "attach the container", "its port has no MAC address"))?;
+        let sandbox = self.call.netns.clone().unwrap_or_default();
+        attached.host = Some((text(info.get_interface_name()?)?, mac.host_side().to_string()));
+        attached.inside = Some((self.call.interface.clone(), mac.to_string(), sandbox));
+        attached.mtu = info.get_mtu();
+        Ok(())
+    }
+
+    /// Whatever there is of it, and whatever the namespace has become. That there is nothing is as good.
+    async fn del(&self, workload: &str) -> Result<(), Refusal> {
+        if let Some(network) = self.network().await?
+            && let Some(port) = self.port(&network, workload).await?
+        {
+            self.release(&port).await?;
+        }
+        if let Some(pool) = self.pool().await?
+            && let Some(reservation) = self.reservation(&pool, workload).await?
+        {
+            self.cancel(&reservation).await?;
+        }
+        Ok(())
+    }
+
+    async fn check(&self, workload: &str, handed: Option<&Handed>) -> Result<(), Refusal> {
+        let differs = |why: &str| Err(Refusal::new(answer::DIFFERS, "check the attachment", why));
+        let ips = self.call.before.as_ref().and_then(|before| before.get("ips")?.as_array());
+        let ips: BTreeSet<IpAddr> = ips
+            .into_iter()
+            .flatten()
+            .filter_map(|ip| ip.get("address")?.as_str()?.split('/').next()?.parse().ok())
+            .collect();
+        let Some(pool) = self.pool().await? else { return differs("its network is not defined") };
+        let Some(reservation) = self.reservation(&pool, workload).await? else {
+            return differs("no address is set aside for it");
+        };
+        let address = self.address(reservation).await?;
+        let is_own = |ip: &IpAddr| ip.to_string() == address.ip;
+        let Some(ip) = ips.iter().find(|ip| is_own(ip)) else {
+            return differs(&format!("{} is set aside for it, which the result of ADD does not have", address.ip));
+        };
+        let Some(handed) = handed else { return Ok(()) };
+        let Some(network) = self.network().await? else { return differs("its network is not there") };
+        let Some(port) = self.port(&network, workload).await? else { return differs("it has no port") };
+        let tried = "look at a port";
+        let answer = self.netmgr.ask(tried, CALL_DEADLINE, || port.info_request().send()).await?;
+        let has = answer.get()?.get_info()?.get_addresses()?;
+        if !has.iter().any(|one| one.is_ok_and(|one| one.as_bytes() == address.ip.as_bytes())) {
+            return differs(&format!("its port is not that of {}", address.ip));
+        }
+        let within = handed.found.iter().any(|(name, found)| *name == self.call.interface && found == ip);
+        if within { Ok(()) } else { differs(&format!("{} within has no address {ip}", self.call.interface)) }
+    }
+
+    /// Takes away what is of this configuration, by the workloads' names, and not valid.
+    async fn gc(&self) -> Result<(), Refusal> {
+        let stale = |workload: &str| workload.starts_with(&self.call.prefix) && !self.call.valid.contains(workload);
+        let mut failed = None;
+        if let Some(network) = self.network().await? {
+            for workload in self.ports(&network).await?.iter().filter(|workload| stale(workload)) {
+                if let Some(port) = self.port(&network, workload).await?
+                    && let Err(refusal) = self.release(&port).await
+                {
+                    failed = Some(refusal);
+                }
+            }
+        }
+        // No address is free while a port may have it.
+        if let Some(refusal) = failed {
+            return Err(refusal);
+        }
+        let Some(pool) = self.pool().await? else { return Ok(()) };
+        for workload in self.reserved(&pool).await?.iter().filter(|workload| stale(workload)) {
+            if let Some(reservation) = self.reservation(&pool, workload).await? {
+                self.cancel(&reservation).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn status(&self) -> Result<(), Refusal> {
+        let not = |why: String| Refusal::new(answer::NOT_AVAILABLE, "see whether containers can be attached", why);
+        let Some(pool) = self.pool().await? else {
+            return Err(
+                not(format!("there is no network {}", self.call.network)).remedy("Define it (volt network define)")
+            );
+        };
+        let answer = self.ipamd.ask("look at the pool", CALL_DEADLINE, || pool.info_request().send()).await?;
+        if answer.get()?.get_info()?.get_free() == 0 {
+            return Err(not(format!("no address of {} is free", self.call.network))
+                .remedy("End containers or VMs, or have GC done"));
+        }
+        Ok(())
+    }
+
+    async fn pool(&self) -> Result<Option<pool::Client>, Refusal> {
+        match networks::pool(self.ipamd, &self.call.network).await {
+            Err(crate::error::Error::Undefined(_)) => Ok(None),
+            pool => Ok(Some(pool?)),
+        }
+    }
+
+    async fn network(&self) -> Result<Option<network::Client>, Refusal> {
+        let find = || {
+            let mut request = self.netmgr.bootstrap::<host::Client>().network_request();
+            request.get().set_network(&self.call.network);
+            request.send()
+        };
+        let found = known(self.netmgr.ask("find the network", CALL_DEADLINE, find).await)?;
+        Ok(found.map(|found| found.get()?.get_network()).transpose()?)
+    }
+
+    async fn port(&self, network: &network::Client, workload: &str) -> Result<Option<port::Client>, Refusal> {
+        let find = || {
+            let mut request = network.durable_port_request();
+            request.get().set_workload(workload);
+            request.send()
+        };
+        let found = known(self.netmgr.ask("find the container's port", CALL_DEADLINE, find).await)?;
+        Ok(found.map(|found| found.get()?.get_port()).transpose()?)
+    }
+
+    async fn release(&self, port: &port::Client) -> Result<(), Refusal> {
+        let release = self.netmgr.ask("release the container's port", CALL_DEADLINE, || port.release_request().send());
+        known(release.await).map(drop)
+    }
+
+    async fn ports(&self, network: &network::Client) -> Result<Vec<String>, Refusal> {
+        let mut all: Vec<String> = Vec::new();
+        loop {
+            let page = || {
+                let mut request = network.ports_request();
+                request.get().set_after(all.last().map_or("", String::as_str));
+                request.send()
+            };
+            let answer = self.netmgr.ask("list the ports", CALL_DEADLINE, page).await?;
+            let page = answer.get()?.get_ports()?;
+            if page.is_empty() {
+                return Ok(all);
+            }
+            for port in page {
+                all.push(text(port.get_workload()?)?);
+            }
+        }
+    }
+
+    async fn reserve(&self, pool: &pool::Client, workload: &str) -> Result<Address, Refusal> {
+        let reserve = || {
+            let mut request = pool.reserve_request();
+            request.get().set_workload(workload);
+            request.get().set_address(&self.call.address);
+            request.send()
+        };
+        let answer = self.ipamd.ask("reserve an address", CALL_DEADLINE, reserve).await?;
+        self.address(answer.get()?.get_reservation()?).await
+    }
+
+    async fn reservation(&self, pool: &pool::Client, workload: &str) -> Result<Option<reservation::Client>, Refusal> {
+        let find = || {
+            let mut request = pool.reservation_request();
+            request.get().set_workload(workload);
+            request.send()
+        };
+        let found = known(self.ipamd.ask("find the container's address", CALL_DEADLINE, find).await)?;
+        Ok(found.map(|found| found.get()?.get_reservation()).transpose()?)
+    }
+
+    async fn address(&self, reservation: reservation::Client) -> Result<Address, Refusal> {
+        let look = || reservation.info_request().send();
+        let answer = self.ipamd.ask("look at the container's address", CALL_DEADLINE, look).await?;
+        let info: lease_info::Reader<'_> = answer.get()?.get_info()?;
+        let (ip, prefix, gateway) = (text(info.get_address()?)?, info.get_prefix_length(), text(info.get_gateway()?)?);
+        Ok(Address { reservation, ip, prefix, gateway })
+    }
+
+    async fn cancel(&self, reservation: &reservation::Client) -> Result<(), Refusal> {
+        let cancel = self.ipamd.ask("give the address back", CALL_DEADLINE, || reservation.cancel_request().send());
+        known(cancel.await).map(drop)
+    }
+
+    async fn reserved(&self, pool: &pool::Client) -> Result<Vec<String>, Refusal> {
+        let (mut all, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = || {
+                let mut request = pool.leases_request();
+                request.get().set_after(&after);
+                request.send()
+            };
+            let answer = self.ipamd.ask("list the addresses", CALL_DEADLINE, page).await?;
+            let page = answer.get()?.get_leases()?;
+            if page.is_empty() {
+                return Ok(all);
+            }
+            for lease in page {
+                after = text(lease.get_address()?)?;
+                if lease.get_reserved() {
+                    all.push(text(lease.get_workload()?)?);
+                }
+            }
+        }
+    }
+}
