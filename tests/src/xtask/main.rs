@@ -2,6 +2,7 @@
 //! archive; keeps its files below cargo's target directory.
 
 mod aarch64;
+mod attach;
 mod bench;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod blast_radius;
@@ -29,7 +30,7 @@ use volt_tests::workspace::{self, Workspace};
 const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
        cargo xtask test [TIER]...     run the tests: unit, host, kernels, lab (all of them if none is named)
-       cargo xtask bench [NAME]...    measure: boot, footprint, confine, size (all of them if none is named)
+       cargo xtask bench [NAME]...    measure: boot, footprint, attach, confine, size (all of them if none is named)
        cargo xtask soak NAME [COUNT]  run a test in its long form: restarts (of each service under ten VMs, 200 times)
        cargo xtask soak fuzz [SECONDS] [TARGET]...
                                       look for inputs that break a promise: 600 s a target, all targets if none is named
