@@ -41,6 +41,10 @@ pub enum Field {
     Status,
     /// Which way of its connection it goes: IP_CT_DIR_*.
     Direction,
+    /// Who began its connection: an address of so many bytes.
+    Began(usize),
+    /// Who answers in its connection.
+    Answers(usize),
     /// What the host's routes take the address for that it is for: RTN_*.
     Local,
 }
@@ -52,6 +56,7 @@ impl Field {
             Field::State | Field::Status | Field::Local => 4,
             Field::Protocol => 2,
             Field::Transport | Field::FamilyOf | Field::Direction => 1,
+            Field::Began(len) | Field::Answers(len) => len,
             Field::Ether(_, len) | Field::Network(_, len) | Field::Header(_, len) | Field::Fragment(_, len) => len,
         }
     }
@@ -260,12 +265,19 @@ fn load(list: &mut Attributes, field: Field, register: u32) {
     };
     // NFTA_CT_DREG, NFTA_CT_KEY: NFT_CT_*.
     let connection = |key| move |data: &mut Attributes| _ = data.number(1, register).number(2, key);
+    // NFT_CT_SRC_IP and _SRC_IP6; NFTA_CT_DIRECTION.
+    let source = |direction: u8| {
+        let key = if len == 4 { 19 } else { 21 };
+        move |data: &mut Attributes| _ = data.number(1, register).number(2, key).bytes(3, &[direction])
+    };
     match field {
         Field::Out => one(list, "meta", meta(libc::NFT_META_OIFNAME as u32)),
         Field::FamilyOf => one(list, "meta", meta(libc::NFT_META_NFPROTO as u32)),
         Field::State => one(list, "ct", connection(0)),
         Field::Direction => one(list, "ct", connection(1)),
         Field::Status => one(list, "ct", connection(2)),
+        Field::Began(_) => one(list, "ct", source(0)),
+        Field::Answers(_) => one(list, "ct", source(1)),
         // NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS (NFTA_FIB_F_DADDR).
         Field::Local => one(list, "fib", |data| _ = data.number(1, register).number(2, 3).number(3, 2)),
         Field::Interface => one(list, "meta", meta(libc::NFT_META_IIFNAME as u32)),

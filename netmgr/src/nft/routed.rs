@@ -4,9 +4,10 @@
 //! Nothing here accepts, so that what others have decided stays so, and what is dropped here is dropped whatever others accept.
 //!
 //! * What is for a network's subnet and comes by any way but its bridge is dropped before the host looks at it: nobody beside the host reaches a guest,
-//!   or the bridge's own address, by a route of theirs (and a port that is published is for an address of the host's).
+//!   or the bridge's own address, by a route of theirs (and a port that is published is for an address of the host's). What is from there and comes by any
+//!   way but its bridge, likewise.
 //! * Between two networks, and from one to the outside, nothing is forwarded but for what the network's definition lets out (`outward`), answers, and what
-//!   a published port has redirected. Frames that a bridge forwards itself come by here where br_netfilter has them, and are none of its business (`pairs`).
+//!   a published port has redirected. An error is about the network's own connections. Frames that a bridge forwards itself come by here where br_netfilter has them, and are none of its business (`pairs`).
 //! * From a host-only network the host answers an echo to the gateway's address, and neighbour discovery, and what it has begun itself.
 //! * Who goes out does so under the host's address (RFC 3022; RFC 4787, REQ-1: the kernel's own choice of ports), and with segments that the way takes.
 //! * What a guest has begun at one time is limited by its address, before the kernel keeps any of it, so that no guest fills the host's table of
@@ -19,8 +20,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::{
     Reach,
     expression::{
-        Field::{self, Direction, FamilyOf, Interface, Local, Network, Out, State, Status, Transport},
-        Test::{self, All, Any, In, Is, Masked, Over},
+        Field::{self, Answers, Began, Direction, FamilyOf, Interface, Local, Network, Out, State, Status, Transport},
+        Test::{self, All, Any, In, Is, Masked, NotOfPort, Over},
         Verdict::{Clamp, Drop, Goto, Jump, Masquerade, Redirect, Return},
     },
     rules::{self, Element, Rule},
@@ -64,6 +65,16 @@ const TOO_MANY: &str = "more connections than one source may have";
 const TOO_MANY4: Rule = (TOO_MANY, &[OF_OURS, IPV4, NEW, Over(&[Interface, SOURCE4], Set::Counted4, MOST)], Drop);
 const TOO_MANY6: Rule = (TOO_MANY, &[OF_OURS, IPV6, NEW, Over(&[Interface, SOURCE6], Set::Counted6, MOST)], Drop);
 
+/// An error about a connection that neither goes out from the network nor leads into it: from the port of one guest, it would end another's, or the host's.
+const OTHERS: &str = "about another's connection";
+const OTHERS4: Rule =
+    (OTHERS, &[OF_OURS, IPV4, RELATED, NotOfPort(Began(4), Set::Subnets4), NotOfPort(Answers(4), Set::Subnets4)], Drop);
+const OTHERS6: Rule = (
+    OTHERS,
+    &[OF_OURS, IPV6, RELATED, NotOfPort(Began(16), Set::Subnets6), NotOfPort(Answers(16), Set::Subnets6)],
+    Drop,
+);
+
 const TCP: Test = Is(Transport, &[6]);
 const ICMP: Test = Is(Transport, &[1]);
 const ICMPV6: Test = Is(Transport, &[58]);
@@ -71,15 +82,19 @@ const MESSAGE: Field = Field::Header(0, 1);
 /// Of SYN and RST, SYN alone.
 const SYN: Test = Masked(Field::Header(13, 1), &[6], &[2]);
 
+const FORGED: &str = "from a network's subnet, by another way";
+const ASTRAY: &str = "of a network's subnet, by another way";
+
 /// Before the kernel's own table of connections (-200), and behind what puts fragments together (-400).
 pub const EARLY: &[Rule] = &[
     // The host takes them from a bridge, where it answers guests by way of a published port of its own loopback.
     ("for the loopback network", &[OF_OURS, IPV4, LOOPBACK_NET], Drop),
-    ("of a network's subnet, by its bridge", &[IPV4, All(&[Interface, TO4], Set::Subnets4)], Return),
-    ("of a network's subnet, by its bridge", &[IPV6, All(&[Interface, TO6], Set::Subnets6)], Return),
     ("the host's own", &[Is(Interface, LO)], Return),
-    ("of a network's subnet, by another way", &[IPV4, All(&[FamilyOf, TO4], Set::Ours4)], Drop),
-    ("of a network's subnet, by another way", &[IPV6, All(&[FamilyOf, TO6], Set::Ours6)], Drop),
+    // The host may take it for the guest, as may who sees what leaves by its address.
+    (FORGED, &[IPV4, All(&[FamilyOf, SOURCE4], Set::Ours4), NotOfPort(SOURCE4, Set::Subnets4)], Drop),
+    (FORGED, &[IPV6, All(&[FamilyOf, SOURCE6], Set::Ours6), NotOfPort(SOURCE6, Set::Subnets6)], Drop),
+    (ASTRAY, &[IPV4, All(&[FamilyOf, TO4], Set::Ours4), NotOfPort(TO4, Set::Subnets4)], Drop),
+    (ASTRAY, &[IPV6, All(&[FamilyOf, TO6], Set::Ours6), NotOfPort(TO6, Set::Subnets6)], Drop),
 ];
 
 pub const FORWARD: &[Rule] = &[
@@ -88,6 +103,8 @@ pub const FORWARD: &[Rule] = &[
     ("on one bridge", &[All(&[Interface, Out], Set::Pairs)], Return),
     ("of no connection, from a network", &[OF_OURS, INVALID], Drop),
     ("of no connection, to a network", &[TO_OURS, INVALID], Drop),
+    OTHERS4,
+    OTHERS6,
     ("longest segment, from a network", &[OF_OURS, TCP, SYN], Clamp),
     ("longest segment, to a network", &[TO_OURS, TCP, SYN], Clamp),
     ("to a network", &[TO_OURS], Jump(Chain::Inwards)),
@@ -95,16 +112,19 @@ pub const FORWARD: &[Rule] = &[
 ];
 
 pub const INWARDS: &[Rule] = &[
-    ("answer", &[ANSWER, ESTABLISHED], Return),
-    ("about a connection", &[RELATED], Return),
+    // Nobody who was asked before a network led nowhere goes on to answer.
+    ("answer", &[In(Out, Set::Outward), ANSWER, ESTABLISHED], Return),
+    ("about a connection", &[In(Out, Set::Outward), RELATED], Return),
     ("to a published port", &[REDIRECTED], Return),
     ("to a guest", &[], Drop),
 ];
 
+/// Of what others begin, guests answer what a published port has let in alone: all else has begun where there were no rules for a moment.
 pub const OUTWARDS: &[Rule] = &[
-    ("answer", &[ANSWER, ESTABLISHED], Return),
-    ("about a connection", &[RELATED], Return),
-    ("to a published port", &[REDIRECTED], Return),
+    ("answer of a published port", &[REDIRECTED, ANSWER, ESTABLISHED], Return),
+    ("about a connection to a published port", &[REDIRECTED, RELATED], Return),
+    // What others on the host redirect elsewhere is no way there.
+    ("to a published port", &[REDIRECTED, TO_OURS], Return),
     ("to the outside", &[In(Interface, Set::Outward)], Return),
     ("to the outside, from a network that has no way there", &[], Drop),
 ];
@@ -113,6 +133,8 @@ pub const INPUT: &[Rule] = &[
     TOO_MANY4,
     TOO_MANY6,
     ("of no connection, from a network", &[OF_OURS, INVALID], Drop),
+    OTHERS4,
+    OTHERS6,
     ("from a host-only network", &[In(Interface, Set::Closed)], Goto(Chain::Services)),
 ];
 
