@@ -100,6 +100,35 @@ fn file_of_somebody_else_s_is_named_before_anything_is_written_and_the_remedy_wo
 }
 
 #[test]
+fn link_below_the_root_leads_nowhere_else() {
+    let outside = installed();
+    let before = tree(outside.path());
+    for (link, to) in [("etc", "etc"), ("var", "var"), ("etc/systemd/network", "etc/systemd/network")] {
+        let root = tempfile::tempdir().unwrap();
+        let link = root.path().join(link);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(outside.path().join(to), &link).unwrap();
+        for command in ["install", "uninstall"] {
+            let out = volt(&[command], root.path());
+            // Of what the services keep nothing is taken away.
+            if (command, to) != ("uninstall", "var") {
+                assert_eq!(out.status.code(), Some(1), "{command}: {out:?}");
+                assert!(text(&out).contains("leads out of it; put a folder in its place"), "{out:?}");
+            }
+            assert_eq!(tree(outside.path()), before, "{command}");
+        }
+    }
+    // Nor does what stands where a file is made.
+    let root = tempfile::tempdir().unwrap();
+    let kept = outside.path().join("kept");
+    fs::write(&kept, "kept").unwrap();
+    fs::create_dir_all(root.path().join(UNITS)).unwrap();
+    symlink(&kept, root.path().join(UNITS).join("volt-netmgr.volt-new")).unwrap();
+    assert!(volt(&["install"], root.path()).status.success());
+    assert_eq!(fs::read(&kept).unwrap(), b"kept");
+}
+
+#[test]
 fn systemd_takes_the_units_and_finds_little_exposed() {
     if !is_there("systemd-analyze") {
         return skip!("systemd-analyze (package systemd) is not there");

@@ -36,6 +36,8 @@ pub fn install(policy: Policy, args: &InstallArgs) -> Result<i32, Error> {
             return Err(Error::Embedded { service: served.name() });
         }
     }
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(root).map_err(unwritten(root))?;
+    stays_within(root, &paths.state)?;
     fs::DirBuilder::new().recursive(true).mode(0o755).create(root.join("var/lib")).map_err(unwritten(root))?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&paths.state).map_err(unwritten(&paths.state))?;
     let instance = paths.instance()?;
@@ -51,6 +53,7 @@ pub fn install(policy: Policy, args: &InstallArgs) -> Result<i32, Error> {
     // All of them are looked at before one is written.
     for file in &wanted {
         let path = beneath(root, &file.path);
+        stays_within(root, &path)?;
         if !is_ours(&path)?.unwrap_or(true) {
             return Err(Error::ForeignFile(path));
         }
@@ -60,6 +63,7 @@ pub fn install(policy: Policy, args: &InstallArgs) -> Result<i32, Error> {
     }
     for (link, to) in links() {
         let link = beneath(root, &link);
+        stays_within(root, &link)?;
         make_folder(&link)?;
         match symlink(to, &link) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -93,12 +97,14 @@ pub fn uninstall(args: &InstallArgs) -> Result<i32, Error> {
     let mut gone = 0;
     for (link, to) in links() {
         let link = beneath(root, &link);
+        stays_within(root, &link)?;
         if fs::read_link(&link).is_ok_and(|leads| leads == to) {
             fs::remove_file(&link).map_err(unwritten(&link))?;
         }
     }
     for file in files(&installation, |_| None) {
         let path = beneath(root, &file.path);
+        stays_within(root, &path)?;
         match is_ours(&path)? {
             Some(true) => {
                 fs::remove_file(&path).map_err(unwritten(&path))?;
@@ -134,6 +140,17 @@ fn beneath(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
+/// That the folder which a path is in, or is to be in, is below the root: a link in somebody's image may lead to this host's own files.
+fn stays_within(root: &Path, path: &Path) -> Result<(), Error> {
+    let Ok(root) = fs::canonicalize(root) else { return Ok(()) };
+    let folder = path.ancestors().skip(1).find_map(|folder| fs::canonicalize(folder).ok());
+    if folder.is_some_and(|folder| folder.starts_with(root)) {
+        return Ok(());
+    }
+    let why = "a link below the root leads out of it; put a folder in its place";
+    Err(Error::Unwritable { path: path.to_owned(), source: io::Error::other(why) })
+}
+
 /// Whether there is a file that `install` has made; `None` if there is none.
 fn is_ours(path: &Path) -> Result<Option<bool>, Error> {
     match fs::read(path) {
@@ -153,14 +170,15 @@ fn write(root: &Path, file: &File) -> Result<(), Error> {
     let path = beneath(root, &file.path);
     make_folder(&path)?;
     let new = path.with_extension("volt-new");
-    let written =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new).and_then(|mut to| {
-            // Whatever the umask is.
-            to.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-            to.write_all(file.text.as_bytes())?;
-            to.sync_all()?;
-            fs::rename(&new, &path)
-        });
+    // One that was left, which may be a link.
+    _ = fs::remove_file(&new);
+    let written = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new).and_then(|mut to| {
+        // Whatever the umask is.
+        to.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        to.write_all(file.text.as_bytes())?;
+        to.sync_all()?;
+        fs::rename(&new, &path)
+    });
     written.map_err(|source| {
         _ = fs::remove_file(&new);
         Error::Unwritable { path, source }
