@@ -1,13 +1,44 @@
 //! What things are called: which names a caller may choose, and the interface names and MAC addresses that follow from them.
 //! Pure functions. Touches nothing.
 
+use std::fmt;
+
 use schema::{
     names,
     net::{MAC_RULE, Mac},
 };
 use sha2::{Digest, Sha256};
 
-use crate::{error::Error, instance::Instance, port::Kind};
+use crate::{error::Error, instance::Instance};
+
+/// What a port's interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A TAP, which is there as long as a process has it open.
+    Tap,
+    /// The host's end of two, which is there as long as the other end's network namespace.
+    Veth,
+}
+
+impl Kind {
+    /// What it means that the interface of a port of this kind is gone.
+    pub fn gone(self, interface: &str) -> Error {
+        let interface = interface.to_owned();
+        match self {
+            Kind::Tap => Error::PortLost { interface },
+            Kind::Veth => Error::VethGone { interface },
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Tap => "TAP",
+            Kind::Veth => "veth",
+        })
+    }
+}
 
 /// Checks a network's name by the rule that all services share ([`schema::names::is_network`]).
 pub fn check_network(name: &str) -> Result<(), Error> {

@@ -86,7 +86,7 @@ pub enum PortState {
 /// A port. Its interface is never given up for another one.
 pub struct Port {
     /// What its interface is.
-    pub kind: port::Kind,
+    pub kind: names::Kind,
     /// Of its interface.
     pub index: u32,
     /// Its interface's name.
@@ -164,7 +164,7 @@ impl Port {
     fn lose(&self, workload: &str, network: &str) {
         if let Some(held) = &self.held {
             held.state.send_replace(PortState::Lost);
-            if self.kind == port::Kind::Tap {
+            if self.kind == names::Kind::Tap {
                 let lost = self.kind.gone(&self.interface);
                 confine::say!("netmgr: the port of {workload} on network {network} is lost: {lost}");
             }
@@ -208,7 +208,7 @@ impl Network {
     /// Takes on the ports of an earlier netmgr: those that are marked as this network's, those on its bridge whose mark names no owner, and
     /// those on its bridge whose mark somebody has cleared, as far as can be told ([`Network::cleared`]).
     pub fn adopt(&mut self, links: &[Link], owner: &Instance, mut serial: impl FnMut() -> u64) {
-        for (link, kind) in links.iter().filter_map(|link| Some((link, port::Kind::of(link)?))) {
+        for (link, kind) in links.iter().filter_map(|link| Some((link, names::Kind::of(link)?))) {
             let Some(mark) = mark::read_port(&link.alias).or_else(|| self.cleared(link, owner)) else { continue };
             let named =
                 mark.owner == *owner && mark.on.as_ref().is_some_and(|(network, _)| *network == self.config.name);
@@ -216,7 +216,7 @@ impl Network {
             if named || on_bridge {
                 let network = &self.config.name;
                 let interface = names::of_port(kind, network, &mark.workload, &link.name, &link.alternatives);
-                let reference = mark::read_reference(&link.alternatives).filter(|_| kind == port::Kind::Veth);
+                let reference = mark::read_reference(&link.alternatives).filter(|_| kind == names::Kind::Veth);
                 let held = reference.map(|_| Held {
                     serial: serial(),
                     tap: None,
@@ -248,7 +248,7 @@ impl Network {
             return None;
         }
         let names = link.alternatives.iter().chain([&link.name]);
-        let kind = port::Kind::of(link)?;
+        let kind = names::Kind::of(link)?;
         let mut workloads = names.flat_map(|name| names::workloads(kind, network, name));
         let workload =
             workloads.find(|workload| link.mac == Some(names::mac_of_guest(network, workload).host_side()))?;

@@ -1,6 +1,6 @@
 //! Ports: TAPs, and host ends of veths, that are made, configured, put on a bridge and taken away. Touches only those that netmgr made.
 
-use std::{collections::BTreeMap, fmt, os::fd::OwnedFd};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 
 use rtnetlink::{
     LinkUnspec,
@@ -22,22 +22,14 @@ use crate::{
     forwarding::{self, Entry},
     instance::Instance,
     link::Link,
-    mark, names,
+    mark,
+    names::{self, Kind},
     nft::{Filter, Sender},
     rtnl::{Batch, LinkBuilder, Rtnl},
     sources::Sources,
     tap,
     veth::{self, Inside},
 };
-
-/// What a port's interface is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A TAP, which is there as long as a process has it open.
-    Tap,
-    /// The host's end of two, which is there as long as the other end's network namespace.
-    Veth,
-}
 
 impl Kind {
     /// What an interface is that may be a port's.
@@ -47,24 +39,6 @@ impl Kind {
             Some(InfoKind::Veth) => Some(Kind::Veth),
             _ => None,
         }
-    }
-
-    /// What it means that the interface of a port of this kind is gone.
-    pub fn gone(self, interface: &str) -> Error {
-        let interface = interface.to_owned();
-        match self {
-            Kind::Tap => Error::PortLost { interface },
-            Kind::Veth => Error::VethGone { interface },
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Tap => "TAP",
-            Kind::Veth => "veth",
-        })
     }
 }
 

@@ -23,9 +23,9 @@ use crate::{
     instance::Instance,
     link::Link,
     message::Message,
-    names,
+    names::{self, Kind},
     netlink::{self, Request},
-    port::{Kind, Wanted},
+    port::Wanted,
     rtnl::{Batch, LinkBuilder, Rtnl},
     sources::Sources,
 };
