@@ -73,7 +73,7 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<()> {
         bail!("There is no bench {unknown:?}; there are {}", known().collect::<Vec<_>>().join(", "));
     }
     let wanted = |name: &str| only.is_empty() || only.contains(&name);
-    if only.is_empty() || only.iter().any(|name| *name == ATTACH) {
+    if only.is_empty() || only.contains(&ATTACH) {
         let netmgr = workspace.release([NETMGR.program])?.pop().context("cargo built no program")?;
         let note = "ms of wall time on this machine, and of its processors. Ours is asked over RPC for a TAP with an address and the rules that keep a \
                     guest to that, and has it in hand; theirs start a program for each, and make veths with an address.";
