@@ -231,3 +231,24 @@ fn what_another_redirects_leads_no_guest_outside_that_has_no_way_there() {
         });
     });
 }
+
+/// The host has room for so many neighbours, of all its networks together, and looks for each that it is to forward to.
+#[test]
+fn guest_has_the_host_look_for_no_neighbour_of_its_own_network() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = guest(&client, 0, "vm-web").await;
+            web.ip("route add 10.50.0.128/25 via 10.50.0.1");
+            let socket = udp(&web, "10.50.0.2:5000");
+            for last in 128..192 {
+                socket.send_to(b"a", (Ipv4Addr::new(10, 50, 0, last), 9)).unwrap();
+            }
+            assert!(web.pings("10.50.0.1"));
+            let asked = ip("neigh show dev volt0 nud all");
+            assert!(asked.lines().count() <= 2, "{asked}");
+        });
+    });
+}

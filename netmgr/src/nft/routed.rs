@@ -21,13 +21,14 @@ use super::{
     Reach,
     expression::{
         Field::{self, Answers, Began, Direction, FamilyOf, Interface, Local, Network, Out, State, Status, Transport},
-        Test::{self, All, Any, In, Is, Masked, NotOfPort, Over},
+        Test::{self, All, Any, In, Is, Masked, NotOfPort, OfPort, Over},
         Verdict::{Clamp, Drop, Goto, Jump, Masquerade, Redirect, Return},
     },
     rules::{self, Element, Rule},
     table::{Chain, Set},
     wire::Item,
 };
+use crate::names::mac_of_bridge;
 
 const LO: &[u8] = b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 /// NFPROTO_IPV4 and NFPROTO_IPV6.
@@ -40,6 +41,7 @@ const TO6: Field = Network(24, 16);
 const LOOPBACK_NET: Test = Masked(TO4, &[0xff, 0, 0, 0], &[127, 0, 0, 0]);
 const FROM_LOOPBACK: Test = Masked(SOURCE4, &[0xff, 0, 0, 0], &[127, 0, 0, 0]);
 const FROM_LOOPBACK6: Test = Is(SOURCE6, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+const TO_THE_BRIDGE: Test = OfPort(Field::Ether(0, 6), Set::Doors);
 const OF_OURS: Test = In(Interface, Set::Networks);
 const TO_OURS: Test = In(Out, Set::Networks);
 
@@ -83,6 +85,7 @@ const MESSAGE: Field = Field::Header(0, 1);
 const SYN: Test = Masked(Field::Header(13, 1), &[6], &[2]);
 
 const FORGED: &str = "from a network's subnet, by another way";
+const BACK: &str = "of its own subnet, by way of the host";
 const ASTRAY: &str = "of a network's subnet, by another way";
 
 /// Before the kernel's own table of connections (-200), and behind what puts fragments together (-400).
@@ -95,6 +98,10 @@ pub const EARLY: &[Rule] = &[
     (FORGED, &[IPV6, All(&[FamilyOf, SOURCE6], Set::Ours6), NotOfPort(SOURCE6, Set::Subnets6)], Drop),
     (ASTRAY, &[IPV4, All(&[FamilyOf, TO4], Set::Ours4), NotOfPort(TO4, Set::Subnets4)], Drop),
     (ASTRAY, &[IPV6, All(&[FamilyOf, TO6], Set::Ours6), NotOfPort(TO6, Set::Subnets6)], Drop),
+    // Guests of one network have the bridge. The host would look for each address that a guest thinks of, and has room for so many neighbours, of
+    // all networks together. (What a bridge forwards itself, and br_netfilter has come by here, is for another MAC address.)
+    (BACK, &[IPV4, TO_THE_BRIDGE, All(&[Interface, TO4], Set::Subnets4), NotOfPort(TO4, Set::Gateways4)], Drop),
+    (BACK, &[IPV6, TO_THE_BRIDGE, All(&[Interface, TO6], Set::Subnets6), NotOfPort(TO6, Set::Gateways6)], Drop),
 ];
 
 pub const FORWARD: &[Rule] = &[
@@ -191,6 +198,7 @@ pub fn elements(network: Reach<'_>, bridge: &str) -> Vec<Element> {
     let bridge = rules::name(bridge);
     let mut elements =
         vec![Element::new(Set::Networks, bridge.to_vec()), Element::new(Set::Pairs, [bridge, bridge].concat())];
+    elements.push(Element::new(Set::Doors, [&bridge[..], &mac_of_bridge(network.network).bytes(), &[0; 2]].concat()));
     let switches = [(network.outward, Set::Outward), (network.closed, Set::Closed)];
     elements.extend(switches.into_iter().filter(|(on, _)| *on).map(|(_, set)| Element::new(set, bridge.to_vec())));
     let mut on = |gateway: &[u8], first: &[u8], last: &[u8], [subnets, ours, gateways]: [Set; 3], family: u8| {

@@ -131,6 +131,8 @@ pub enum Set {
     Gateways4,
     /// Which IPv6 address.
     Gateways6,
+    /// Which MAC address each bridge has.
+    Doors,
     /// Where what comes to a port of the host goes, under each of its IPv4 addresses.
     Published4,
     /// Under each of its IPv6 addresses.
@@ -147,7 +149,7 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 24] = [
+    pub const ALL: [Set; 25] = [
         Set::Ports,
         Set::Macs,
         Set::Ipv4,
@@ -166,6 +168,7 @@ impl Set {
         Set::Ours6,
         Set::Gateways4,
         Set::Gateways6,
+        Set::Doors,
         Set::Published4,
         Set::Published6,
         Set::Published4At,
@@ -194,6 +197,7 @@ impl Set {
             Set::Ours6 => "ours6",
             Set::Gateways4 => "gateways4",
             Set::Gateways6 => "gateways6",
+            Set::Doors => "doors",
             Set::Published4 => "published4",
             Set::Published6 => "published6",
             Set::Published4At => "published4_at",
@@ -212,7 +216,7 @@ impl Set {
     pub fn key(self) -> &'static [Type] {
         match self {
             Set::Ports => &[Type::Interface],
-            Set::Macs => &[Type::Interface, Type::Mac],
+            Set::Macs | Set::Doors => &[Type::Interface, Type::Mac],
             Set::Ipv4 => &[Type::Interface, Type::Ipv4],
             Set::Ipv6 => &[Type::Interface, Type::Ipv6],
             Set::Hidden => &[Type::Protocol],
