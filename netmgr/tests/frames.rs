@@ -69,12 +69,15 @@ impl Station {
         answered.unwrap()
     }
 
-    /// What came, up to and with `last`.
+    /// What was asked for, up to and with `last`. (That somebody has an address now, which a new port announces when the bridge forwards, is of
+    /// both at once, and no question.)
     fn hears_until(&self, last: u8) -> Vec<u8> {
         let (mut heard, mut frame, end) = (Vec::new(), [0; 2048], Instant::now() + PATIENCE);
         while heard.last() != Some(&last) {
             match rustix::io::read(&self.0, &mut frame[..]) {
-                Ok(54..) if frame[24..34] == [8, 6, 0, 1, 8, 0, 6, 4, 0, 1] => heard.push(frame[53]),
+                Ok(54..) if frame[24..34] == [8, 6, 0, 1, 8, 0, 6, 4, 0, 1] && frame[40..44] != frame[50..54] => {
+                    heard.push(frame[53]);
+                }
                 Ok(_) => {}
                 Err(error) => {
                     assert_eq!(error, Errno::AGAIN);
