@@ -29,7 +29,7 @@ use volt_tests::workspace::{self, Workspace};
 
 const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
-       cargo xtask test [TIER]...     run the tests: unit, host, kernels, lab (all of them if none is named)
+       cargo xtask test [TIER]...     run the tests: unit, host, lab (these if none is named), kernels
        cargo xtask bench [NAME]...    measure: boot, footprint, attach, confine, size (all of them if none is named)
        cargo xtask soak NAME [COUNT]  run a test in its long form: restarts (of each service under ten VMs, 200 times)
        cargo xtask soak fuzz [SECONDS] [TARGET]...
