@@ -128,6 +128,25 @@ fn link_below_the_root_leads_nowhere_else() {
     assert_eq!(fs::read(&kept).unwrap(), b"kept");
 }
 
+/// A unit that somebody has masked is a link to /dev/null; others may be anything.
+#[test]
+fn link_and_fifo_in_the_place_of_a_file_are_named_and_neither_followed_nor_waited_for() {
+    for place in ["volt-netmgr.service", "sockets.target.wants/volt-ipamd.socket"] {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(UNITS).join(place);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        symlink("/dev/zero", &path).unwrap();
+        let out = volt(&["install"], root.path());
+        assert!(out.status.code() == Some(1) && text(&out).contains("somebody else has written it"), "{out:?}");
+        assert_eq!(tree(&root.path().join("etc")), std::slice::from_ref(&path));
+    }
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join(UNITS).join("volt-netmgr.service");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert_eq!(volt(&["install"], root.path()).status.code(), Some(1));
+}
+
 #[test]
 fn systemd_takes_the_units_and_finds_little_exposed() {
     if !is_there("systemd-analyze") {

@@ -5,7 +5,7 @@ mod files;
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -58,12 +58,18 @@ pub fn install(policy: Policy, args: &InstallArgs) -> Result<i32, Error> {
             return Err(Error::ForeignFile(path));
         }
     }
+    for (link, to) in links() {
+        let link = beneath(root, &link);
+        stays_within(root, &link)?;
+        if fs::symlink_metadata(&link).is_ok() && fs::read_link(&link).ok() != Some(to) {
+            return Err(Error::ForeignFile(link));
+        }
+    }
     for file in &wanted {
         write(root, file)?;
     }
     for (link, to) in links() {
         let link = beneath(root, &link);
-        stays_within(root, &link)?;
         make_folder(&link)?;
         match symlink(to, &link) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -153,9 +159,13 @@ fn stays_within(root: &Path, path: &Path) -> Result<(), Error> {
 
 /// Whether there is a file that `install` has made; `None` if there is none.
 fn is_ours(path: &Path) -> Result<Option<bool>, Error> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes.starts_with(MARK.as_bytes()))),
+    // Not what a link leads to, and no more than the mark; nor is anybody waited for, whatever it is.
+    let opened = fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let mut begin = Vec::new();
+    match opened.and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut begin)) {
+        Ok(_) => Ok(Some(begin == MARK.as_bytes())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.raw_os_error() == Some(libc::ELOOP) => Ok(Some(false)),
         Err(source) => Err(Error::OwnUnreadable { path: path.to_owned(), source }),
     }
 }
