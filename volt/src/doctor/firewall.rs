@@ -53,7 +53,13 @@ fn judge(check: &'static str, dropping: &[Dropping], legacy: bool) -> Check {
         let names: Vec<String> = dropping.iter().take(MOST).map(name).collect();
         let more = dropping.len().saturating_sub(MOST);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let accept = format!("nft insert rule {} iifname NETWORK accept", name(first));
+        // Whoever made it has named it, and people copy what they are told.
+        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+        let accept = if plain(&first.table) && plain(&first.chain) {
+            format!("nft insert rule {} iifname NETWORK accept", name(first))
+        } else {
+            "see nft list ruleset".into()
+        };
         return Check::limited(
             check,
             format!("drops what nobody accepts, also of VMs: {}{more}", names.join(", ")),
@@ -194,6 +200,8 @@ mod tests {
         assert_eq!(check.state, State::Limited);
         assert!(check.detail.matches("inet mine FORWARD").count() == MOST && check.detail.ends_with("and 2 more"));
         assert!(check.remedy.unwrap().contains("nft insert rule inet mine FORWARD iifname NETWORK accept"));
+        let hostile = Dropping { chain: "x; reboot".into(), ..one() };
+        assert!(!judge("firewall", &[hostile], false).remedy.unwrap().contains("reboot"));
         assert_eq!(judge("firewall", &[], true).state, State::Limited);
         assert_eq!(judge("firewall", &[], false).state, State::Ok);
     }
