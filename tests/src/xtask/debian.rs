@@ -101,12 +101,7 @@ fn unpack(dir: &Path, meta: &str) -> Result<()> {
         refresh()?;
         download(dir, &package)?;
     }
-    let deb = fs::read_dir(dir)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|e| e == "deb"))
-        .with_context(|| format!("apt-get download {package} left no file"))?;
-    run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
-    fs::remove_file(&deb)?;
+    unpack_downloaded(dir)?;
     run(Command::new("depmod").arg("-b").arg(dir).arg(&release))?;
     let bzimage = fs::read(dir.join("boot").join(format!("vmlinuz-{release}")))?;
     fs::write(dir.join("vmlinux"), kernel_image::elf(&bzimage)?)?;
@@ -136,6 +131,49 @@ pub fn download(dir: &Path, package: &str) -> Result<()> {
         // The fetching user of apt cannot write below a private target directory.
         .args(["-o", "APT::Sandbox::User=root"])
         .current_dir(dir))
+}
+
+/// Unpacks the packages that were downloaded into `dir` there, and deletes them.
+pub fn unpack_downloaded(dir: &Path) -> Result<()> {
+    let files = fs::read_dir(dir)?.flatten().map(|entry| entry.path());
+    for deb in files.filter(|path| path.extension().is_some_and(|e| e == "deb")) {
+        run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
+        fs::remove_file(&deb)?;
+    }
+    Ok(())
+}
+
+/// What Debian's podman, containerd and runc take beyond what each Debian has.
+const ENGINES: [&str; 11] = [
+    "conmon",
+    "containerd",
+    "golang-github-containers-common",
+    "golang-github-containers-image",
+    "libassuan0",
+    "libdevmapper1.02.1",
+    "libglib2.0-0",
+    "libgpgme11",
+    "libsubid4",
+    "podman",
+    "runc",
+];
+
+/// Debian's container engines, unpacked into `dir` and not installed: nothing of them is started, or stays on this machine.
+pub fn engines(dir: &Path) -> Result<()> {
+    if dir.join("complete").exists() {
+        return Ok(());
+    }
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir_all(dir)?;
+    say("downloading container engines");
+    let downloaded = || ENGINES.iter().try_for_each(|package| download(dir, package));
+    if downloaded().is_err() {
+        refresh()?;
+        downloaded()?;
+    }
+    unpack_downloaded(dir)?;
+    // Written last: its presence says that everything else is there.
+    Ok(fs::write(dir.join("complete"), "")?)
 }
 
 /// Installs those of `packages` that are missing. Needs root only if one is.

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::debian::{install, output, run, say};
+use crate::debian::{install, output, run, say, unpack_downloaded};
 
 /// The first version that will do.
 const ENOUGH: (u32, u32) = (8, 1);
@@ -99,11 +99,7 @@ fn unpack(dir: &Path) -> Result<()> {
     say("downloading a newer QEMU");
     run(apt_get().args(["update", "--error-on=any"]))?;
     run(apt_get().arg("download").args(PACKAGES.map(|package| format!("{package}/{BACKPORTS}"))))?;
-    let files = fs::read_dir(dir)?.flatten().map(|entry| entry.path());
-    for deb in files.filter(|path| path.extension().is_some_and(|e| e == "deb")) {
-        run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
-        fs::remove_file(&deb)?;
-    }
+    unpack_downloaded(dir)?;
     fs::remove_dir_all(&apt)?;
     // Written last: its presence says that everything else is there.
     fs::write(dir.join("complete"), "")?;

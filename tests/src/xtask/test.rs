@@ -132,7 +132,7 @@ fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
 fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
-    debian::install(&["iproute2", "nftables", "qemu-utils", "util-linux", "xz-utils"])?;
+    debian::install(&["busybox-static", "iproute2", "nftables", "qemu-utils", "util-linux", "xz-utils"])?;
     // Without them, the tests of clients in Python and in C++, and of what systemd makes of Volt's units, say that they are skipped.
     for packages in [&["python3-venv"][..], &["g++", "capnproto", "libcapnp-dev"], &["systemd", "udev"]] {
         if let Err(why) = debian::install(packages) {
@@ -141,11 +141,14 @@ fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     }
     // Tests find the programs beside themselves.
     workspace.debug()?;
-    // Without the archive, the tests that need stock kernels or a newer QEMU say that they are skipped.
+    // Without the archive, the tests that need stock kernels, a newer QEMU or container engines say that they are skipped.
     let kernels = stock_kernels(workspace).map(|kernels| kernels.map(|kernel| kernel.bzimage));
     let kernels = kernels.ok().and_then(|kernels| std::env::join_paths(kernels).ok());
     let qemu = Emulator::fetch(&workspace.lab()).ok().map(|emulator| emulator.words());
+    let engines = workspace.lab().join("engines");
+    let engines = debian::engines(&engines).is_ok().then_some(engines);
     workspace.tests(&["--test", "*"])?.into_iter().try_for_each(|(name, mut program)| {
+        program.envs(engines.iter().map(|engines| ("VOLT_TEST_ENGINES", engines)));
         program.envs(kernels.iter().map(|kernels| ("VOLT_TEST_KERNELS", kernels)));
         program.envs(qemu.iter().map(|qemu| ("VOLT_TEST_QEMU", qemu)));
         harness::run(&name, program, tally)

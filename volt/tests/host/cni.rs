@@ -24,9 +24,9 @@ fn with(more: Value) -> Value {
 }
 
 /// How an engine calls it.
-struct Engine<'a> {
-    host: &'a Host,
-    config: Value,
+pub struct Engine<'a> {
+    pub host: &'a Host,
+    pub config: Value,
 }
 
 impl Engine<'_> {
@@ -68,7 +68,7 @@ impl Engine<'_> {
     }
 
     /// Collects, with those as what is valid.
-    fn gc(&self, valid: &[&str]) {
+    pub fn gc(&self, valid: &[&str]) {
         let valid: Vec<Value> = valid.iter().map(|id| json!({ "containerID": id, "ifname": "eth0" })).collect();
         let mut config = self.config.clone();
         config["cni.dev/valid-attachments"] = valid.into();
@@ -88,7 +88,7 @@ fn refused(ended: &Ended, code: u64, word: &str) {
 }
 
 /// Workloads of all ports of this host.
-fn ports(host: &Host) -> Vec<String> {
+pub fn ports(host: &Host) -> Vec<String> {
     let listed = host.run(&mut host.volt(&["port", "list"])).ok().out;
     listed.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect()
 }
@@ -98,7 +98,7 @@ fn address(result: &Value) -> [u8; 4] {
     text.split('/').next().unwrap().parse::<std::net::Ipv4Addr>().unwrap().octets()
 }
 
-fn nothing_is_left(host: &Host) {
+pub fn nothing_is_left(host: &Host) {
     assert_eq!(ports(host), [""; 0]);
     host.held(0);
 }
@@ -439,13 +439,8 @@ fn addresses_alone_are_given_to_another_plugin_and_status_says_when_there_are_no
     refused(&unknown.all("STATUS"), 50, "nowhere");
 }
 
-/// Whose TAP is a namespace's card, as a VM's guest would have it.
-#[test]
-fn container_of_an_engine_and_a_guest_reach_each_other_by_address() {
-    let Some(host) = Host::new() else { return };
-    let engine = Engine { host: &host, config: config() };
-    let container = Container::new();
-    let result = engine.add("aaaa", &container);
+/// A guest whose TAP is a namespace's card, as a VM's would have it, at 10.42.0.200, while `work` runs.
+pub fn beside_a_guest(host: &Host, work: impl FnOnce(&Guest)) {
     testrig::service::run(async {
         let netmgr = ipc::Connection::connect(&host.path("run/netmgr.sock")).await.unwrap();
         let (limit, host) = (crate::host::PATIENCE, netmgr.bootstrap::<schema::host_capnp::host::Client>());
@@ -463,7 +458,17 @@ fn container_of_an_engine_and_a_guest_reach_each_other_by_address() {
         let answer = netmgr.call("get", limit, port.tap_request().send()).await.unwrap();
         let token = answer.get().unwrap().get_tap().unwrap().get_bytes().unwrap().to_vec();
         let tap = netmgr.claim(&token).await.unwrap();
-        let guest = Guest::behind(tap, "02:00:00:00:00:0d", "10.42.0.200");
+        work(&Guest::behind(tap, "02:00:00:00:00:0d", "10.42.0.200"));
+    });
+}
+
+#[test]
+fn container_of_an_engine_and_a_guest_reach_each_other_by_address() {
+    let Some(host) = Host::new() else { return };
+    let engine = Engine { host: &host, config: config() };
+    let container = Container::new();
+    let result = engine.add("aaaa", &container);
+    beside_a_guest(&host, |guest| {
         container.pings([10, 42, 0, 200]);
         guest.inside.pings(address(&result));
     });

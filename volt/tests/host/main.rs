@@ -8,6 +8,7 @@ mod console;
 mod control;
 mod crowded;
 mod ends;
+mod engines;
 mod halfway;
 mod host;
 mod inherited;

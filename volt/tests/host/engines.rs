@@ -1,0 +1,250 @@
+//! Containers of engines that nobody here wrote, Debian's podman and containerd, on Volt's networks by the list that the documents show.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use rustix::mount::{MountFlags, mount};
+
+use crate::{
+    cni::{Engine, beside_a_guest, nothing_is_left, ports},
+    host::{Ended, Host, kill, until},
+};
+
+/// Names the folder with the engines' programs, as `cargo xtask test` has unpacked them.
+const ENGINES: &str = "VOLT_TEST_ENGINES";
+/// Folders of the host's that engines write to, beyond those that they can be told: their own, for a test.
+const WRITTEN: [&str; 4] = ["/etc", "/opt", "/run", "/var"];
+/// What is below the root of a control group's hierarchy, on a host of any kind.
+const GROUPS: &str = "/sys/fs/cgroup";
+const PLUGIN: &str = env!("CARGO_BIN_EXE_volt-cni");
+
+/// The engines of one test. What they write and mount is gone with it.
+struct Engines<'a> {
+    host: &'a Host,
+    programs: PathBuf,
+    /// Where what they keep is.
+    dir: PathBuf,
+    /// Their containers' control group.
+    group: String,
+}
+
+impl Engines<'_> {
+    /// Or `None` after it was said why there are none.
+    fn new(host: &Host) -> Option<Engines<'_>> {
+        let Some(programs) = std::env::var_os(ENGINES).map(PathBuf::from) else {
+            testkit::skip!(
+                "{ENGINES} names no folder with Debian's podman and containerd, as cargo xtask test unpacks them"
+            );
+            return None;
+        };
+        testkit::namespace::mounts().unwrap();
+        // By this name the host finds what runs in it.
+        let engines =
+            Engines { host, programs, dir: host.path("run-engines"), group: format!("volt-test-{}", host.user) };
+        let upper = engines.dir.join("upper");
+        fs::create_dir_all(&upper).unwrap();
+        mount("upper", &upper, "tmpfs", MountFlags::empty(), None).unwrap();
+        for folder in WRITTEN {
+            let [changes, work] = ["changes", "work"].map(|name| upper.join(&folder[1..]).join(name));
+            fs::create_dir_all(&changes).unwrap();
+            fs::create_dir_all(&work).unwrap();
+            let options = format!("lowerdir={folder},upperdir={},workdir={}", changes.display(), work.display());
+            let options = std::ffi::CString::new(options).unwrap();
+            mount("overlay", folder, "overlay", MountFlags::empty(), options.as_c_str()).unwrap();
+        }
+        fs::create_dir_all("/opt/cni/bin").unwrap();
+        symlink(PLUGIN, "/opt/cni/bin/volt-cni").unwrap();
+        fs::create_dir_all("/etc/cni/net.d").unwrap();
+        fs::write("/etc/cni/net.d/10-volt.conflist", include_str!("../../../examples/volt.conflist")).unwrap();
+        fs::create_dir_all("/etc/containers").unwrap();
+        fs::copy(engines.programs.join("etc/containers/policy.json"), "/etc/containers/policy.json").unwrap();
+        let usr = engines.programs.join("usr").display().to_string();
+        let settings = format!(
+            r#"[network]
+network_backend = "cni"
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+conmon_path = ["{usr}/bin/conmon"]
+helper_binaries_dir = ["{usr}/lib/podman"]
+[engine.runtimes]
+runc = ["{usr}/bin/runc"]
+"#
+        );
+        fs::write("/etc/containers/containers.conf", settings).unwrap();
+        let bin = engines.root().join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
+        for applet in ["ping", "sleep"] {
+            symlink("busybox", bin.join(applet)).unwrap();
+        }
+        testrig::container::ip("link set lo up");
+        Some(engines)
+    }
+
+    /// A root file system for containers.
+    fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let usr = self.programs.join("usr");
+        let mut command = Command::new(usr.join("bin").join(program));
+        let of_volt = self.host.volt(&[]);
+        command.envs(of_volt.get_envs().map(|(name, value)| (name, value.unwrap())));
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", usr.join("bin").display())).env("HOME", "/nonexistent");
+        command.env("LD_LIBRARY_PATH", usr.join("lib/x86_64-linux-gnu")).env_remove("XDG_RUNTIME_DIR");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn podman(&self, arguments: &str) -> Ended {
+        self.try_podman(arguments).ok()
+    }
+
+    fn try_podman(&self, arguments: &str) -> Ended {
+        let mut command = self.command("podman");
+        for (option, folder) in [("--root", "storage"), ("--runroot", "state"), ("--tmpdir", "tmp")] {
+            command.arg(option).arg(self.dir.join(folder));
+        }
+        command.args(["--storage-driver", "vfs"]).args(arguments.split_whitespace());
+        self.host.run(&mut command)
+    }
+
+    /// Starts a container of podman's, which waits.
+    fn run(&self, name: &str) {
+        let Engines { group, .. } = self;
+        // As many as this machine may let runc have.
+        let limits = "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
+        let what = format!("--name {name} localhost/root /bin/sleep 600");
+        self.podman(&format!("run -d --network volt --cgroup-parent /{group} {limits} {what}"));
+    }
+
+    fn ctr(&self, arguments: &str) -> Ended {
+        let mut command = self.command("ctr");
+        command.arg("--address").arg(self.dir.join("sock")).args(arguments.split_whitespace());
+        self.host.run(&mut command)
+    }
+
+    fn address(&self, name: &str) -> String {
+        let format = "{{.NetworkSettings.Networks.volt.IPAddress}}";
+        self.podman(&format!("inspect --format {format} {name}")).out.trim().to_owned()
+    }
+}
+
+impl Drop for Engines<'_> {
+    fn drop(&mut self) {
+        // Engines leave the groups that they were told to put theirs in.
+        let hierarchies = fs::read_dir(GROUPS).into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain([GROUPS.into()]) {
+            remove_groups(&hierarchy.join(&self.group));
+        }
+    }
+}
+
+fn remove_groups(group: &Path) {
+    for below in fs::read_dir(group).into_iter().flatten().flatten() {
+        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&below.path());
+        }
+    }
+    let _ = fs::remove_dir(group);
+}
+
+fn parsed(address: &str) -> [u8; 4] {
+    address.parse::<std::net::Ipv4Addr>().unwrap().octets()
+}
+
+#[test]
+fn containers_of_podman_and_a_guest_share_a_network_over_a_crash_and_leave_nothing() {
+    let Some(host) = Host::new() else { return };
+    let Some(engines) = Engines::new(&host) else { return };
+    let archive = host.path("root.tar").display().to_string();
+    host.run(Command::new("tar").args(["-cf", &archive, "-C"]).arg(engines.root()).arg(".").stderr(Stdio::piped()))
+        .ok();
+    engines.podman(&format!("import {archive} localhost/root"));
+    engines.run("a");
+    engines.run("b");
+    let pings = |name: &str, whom: &str| _ = engines.podman(&format!("exec {name} /bin/ping -c 1 -w 5 {whom}"));
+    let (a, b) = (engines.address("a"), engines.address("b"));
+    pings("a", &b);
+    pings("b", "10.42.0.1");
+    beside_a_guest(&host, |guest| {
+        pings("a", "10.42.0.200");
+        guest.inside.pings(parsed(&a));
+    });
+    // The services' end is not the containers'.
+    host.end(["netmgr", "ipamd"], libc::SIGKILL);
+    pings("b", &a);
+    engines.podman("rm --force --time 0 b");
+    assert_eq!(ports(&host).len(), 1, "the one that was removed has left nothing");
+    // Nor is there anything left of one whose engine has died with it.
+    let pid = engines.podman("inspect --format {{.State.ConmonPid}}:{{.State.Pid}} a").out;
+    let ended: Vec<i32> = pid.trim().split(':').map(|pid| pid.parse().unwrap()).collect();
+    ended.iter().for_each(|pid| kill(*pid, libc::SIGKILL));
+    until("they have ended", || match ended.iter().find(|pid| Path::new(&format!("/proc/{pid}/exe")).exists()) {
+        None => Ok(()),
+        Some(pid) => Err(pid.to_string()),
+    });
+    until("podman has removed what it finds dead", || match engines.try_podman("rm --force --time 0 a") {
+        ended if ended.status.success() => Ok(()),
+        ended => Err(ended.err),
+    });
+    nothing_is_left(&host);
+}
+
+#[test]
+fn containers_of_containerd_share_a_network_and_leave_nothing() {
+    let Some(host) = Host::new() else { return };
+    let Some(engines) = Engines::new(&host) else { return };
+    let (dir, root) = (engines.dir.display(), engines.root());
+    let settings = format!(
+        "version = 2\nroot = \"{dir}/containerd\"\nstate = \"{dir}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+         [grpc]\naddress = \"{dir}/sock\"\n"
+    );
+    let settings = host.file("containerd.toml", settings.as_bytes());
+    let mut containerd = engines.command("containerd");
+    let log = fs::File::create(host.path("containerd.log")).unwrap();
+    containerd.args(["--config", &settings]).stdout(Stdio::null()).stderr(log);
+    let _ends = Ends(containerd.spawn().unwrap());
+    until("containerd answers", || match engines.ctr("version") {
+        ended if ended.status.success() => Ok(()),
+        ended => Err(ended.err),
+    });
+    let run = |options: &str, what: &str| {
+        engines.ctr(&format!("run --cni --cgroup= {options} --rootfs {} {what}", root.display())).ok()
+    };
+    run("-d", "a /bin/sleep 600");
+    let listed = host.run(&mut host.volt(&["port", "list"])).ok().out;
+    let a = listed.split_whitespace().last().unwrap().to_owned();
+    run("--rm", &format!("b /bin/ping -c 1 -w 5 {a}"));
+    beside_a_guest(&host, |guest| {
+        guest.inside.pings(parsed(&a));
+        run("--rm", "c /bin/ping -c 1 -w 5 10.42.0.200");
+    });
+    assert_eq!(ports(&host).len(), 1, "those that ended have left nothing");
+    engines.ctr("task delete --force a").ok();
+    engines.ctr("container delete a").ok();
+    // Of what it does not wait for, ctr never asks for the network's end: the port is gone with the namespace, and the address by GC.
+    until("the port is gone", || if ports(&host).is_empty() { Ok(()) } else { Err(format!("{:?}", ports(&host))) });
+    host.held(1);
+    let config = serde_json::json!({ "cniVersion": "1.1.0", "name": "volt", "type": "volt-cni" });
+    Engine { host: &host, config }.gc(&[]);
+    nothing_is_left(&host);
+}
+
+/// A process that ends with a test.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
