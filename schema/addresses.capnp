@@ -33,7 +33,9 @@ interface Ipam {
   # absent: the first address, everything between the gateway and the broadcast address, none. So may `"type"`, which is "bridged" or
   # "host-only", `"nat"`, which is true or, where it is absent, false, and `"mtu"`, the bytes that a frame of the network holds (`minMtu` to `maxMtu` of network.capnp): what its bridge has. `"ipv6":true` gives it IPv6 beside, in
   # a subnet that follows from the installation and its name; `"subnet6"`, such as "fd12:3456:789a:1::/64", in that one, with `"gateway6"` or the subnet's
-  # ::1 for the bridge. No address of it is handed out here: a guest's follows from its MAC address (network.capnp). Unknown keys are refused.
+  # ::1 for the bridge. No address of it is handed out here: a guest's follows from its MAC address (network.capnp). `"policy"` is what its ports
+  # have that are made without one: `{"default":"deny","allow":["10.0.0.0/8 tcp 443"]}`, with rules as in `PolicyRules` of network.capnp; "allow" as the default
+  # is the rule "any" beside them. Unknown keys are refused.
   # docs/network.schema.json is the JSON schema of it.
   # Errors: invalidArgument (says which key and why), conflict (overlaps another pool, or a live lease would fall outside).
 
@@ -104,6 +106,8 @@ struct PoolInfo {
   kind @10 :Net.NetworkKind;
   nat @11 :Bool;
   # As `NetworkConfig` has them.
+  policy @12 :Net.PolicyRules;
+  # As `NetworkConfig` has it; null where the configuration says nothing of it.
 }
 
 interface Allocator {

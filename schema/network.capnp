@@ -27,6 +27,11 @@ const maxAddressBytes :UInt8 = 72;
 const maxRoutes :UInt8 = 16;
 # Routes that `PortFactory.createVeth` makes.
 
+const maxRules :UInt8 = 32;
+# Rules of one policy.
+const maxRanges :UInt32 = 16384;
+# Ranges of addresses and ports that all policies in force take together, where no two overlap; one more fails with `exhausted`.
+
 const maxListedPorts :UInt32 = 256;
 # Ports that `Network.ports` gives at one time.
 
@@ -47,6 +52,9 @@ struct NetworkConfig {
   nat @6 :Bool;
   # Whether its guests reach what is beyond the host, under the host's address: what host-only ones do, and `bridged` ones where it is set. The host
   # forwards for that. Nothing from beyond the host reaches a guest but answers.
+  policy @7 :PolicyRules;
+  # What a port has that is made without a policy of its own. Ports that are there keep what they have. Null for none: its guest sends to wherever it
+  # likes, but for the metadata of clouds (169.254.169.254, fd00:ec2::254).
 }
 
 enum NetworkKind {
@@ -56,13 +64,26 @@ enum NetworkKind {
   # Its guests reach one another, and what is beyond the host. Of the host they reach its echo under the gateway's address, and no service under any.
 }
 
+struct PolicyRules {
+  # Where a guest may begin to send to. What no rule allows is dropped, but for answers to what others began.
+
+  allow @0 :List(Text);
+  # At most `maxRules` of `TARGET [PROTOCOL [PORTS]]`, such as "10.0.0.0/8 tcp 443", "vm-db tcp 5432-5433", "host udp 53" or "any".
+  # TARGET: an address, or a subnet in CIDR notation, IPv4 or IPv6; `any`, all addresses of both; `host`, the host's own, which nothing else allows; or
+  # the name of a workload (not "any" or "host"), which is that one's addresses on the port's network, whenever it has a port there. Of a subnet
+  # that reaches beyond them, and of `any`, 169.254.0.0/16, fe80::/10, fd00:ec2::254 (the metadata of clouds) and multicast (224.0.0.0/4, ff00::/8)
+  # are no part: a subnet within one of these allows it. `WORKLOAD@SUBNET` is those of its addresses that are in the subnet.
+  # PROTOCOL: `tcp`, `udp`, `icmp` (of IPv4, and of IPv6), or `any`, as where there is none. PORTS, of tcp and udp: 443 or 8000-8080.
+}
+
 interface Network {
   # Holding this allows looking at one network and all of its ports, and making factories on it, each with a quota of its own, without a tenant's name.
 
   info @0 () -> (info :NetworkInfo);
 
-  portFactory @1 (maxPorts :UInt32) -> (factory :PortFactory);
+  portFactory @1 (maxPorts :UInt32, policy :Policy) -> (factory :PortFactory);
   # A factory for at most `maxPorts` ports at one time (1 to `maxPorts` of this file). Ports are released when their holder drops them, the factory's end changes nothing.
+  # What its ports may send is within `policy`; null for no bound.
 
   ports @2 (after :Text) -> (ports :List(PortInfo));
   # Its ports in the order of their workloads' names, at most `maxListedPorts` from the one behind `after` on; empty for the start.
@@ -73,6 +94,26 @@ interface Network {
   durablePort @4 (workload :Text) -> (port :Port);
   # The durable port of that workload, without its `sturdyRef`: for who clears away what nobody has the reference of any more.
   # Errors: invalidArgument, notFound (the workload has no port here, or one that is not durable).
+
+  policy @5 (rules :PolicyRules) -> (policy :Policy);
+  # A policy, which nothing is subject to as yet. Errors: invalidArgument (says which rule, and why).
+
+  setPolicy @6 (workload :Text, policy :Policy) -> ();
+  # Has the port of that workload have this policy from the next packet on, in place of what it has; who holds the port can narrow that, and nothing else.
+  # Null takes its policy away. Errors: notFound (it has no port here), invalidArgument (it is no policy of this connection), exhausted.
+
+  portPolicy @7 (workload :Text) -> (policy :Policy);
+  # What the port of that workload has; null for none. Errors: notFound.
+}
+
+interface Policy {
+  # Holding this allows subjecting ports to one policy, where one may, and making narrower ones of it. A port that has it keeps it when this is dropped.
+
+  rules @0 () -> (rules :PolicyRules);
+  # As they are enforced: each in its shortest form, less those that others of them say as well.
+
+  narrow @1 (rules :PolicyRules) -> (policy :Policy);
+  # What both allow: this one and `rules`. Errors: invalidArgument (a rule is malformed; or what is left takes more than `maxRules`).
 }
 
 struct NetworkInfo {
@@ -87,7 +128,7 @@ interface PortFactory {
   # Holding this allows attaching workloads to one network, up to a number of ports at one time: for all who hold it together, and over all
   # factories of one tenant.
 
-  createTap @0 (workload :Text, mac :Data, addresses :List(Text)) -> (port :Port);
+  createTap @0 (workload :Text, mac :Data, addresses :List(Text), policy :Policy) -> (port :Port);
   # A TAP interface on the bridge for the workload of that name (1 to 63 bytes of [a-z0-9-], such as "vm-web"). The interface is called
   # tap-<id>, where <id> is the workload without "vm-"; a name that does not fit in 15 bytes is shortened with a hash and the
   # full one kept as alternative name. `mac` is the guest's address, 6 bytes, unicast; empty for the address that is derived from network and workload.
@@ -100,9 +141,10 @@ interface PortFactory {
   # with an IPv6 address may send from too. They stay as they are as long as the port is there.
   # Errors: invalidArgument, alreadyExists (the workload has a port on this network, or the MAC address or one of `addresses` is another port's), exhausted
   # (quota), unavailable (no /dev/net/tun).
+  # `policy` is in force before the port is up; null for what the factory's ports have (`policy` below), of which it is narrowed to what both allow.
 
   createVeth @1 (workload :Text, mac :Data, addresses :List(Text), netns :FdLane.FdToken, netlink :FdLane.FdToken, insideName :Text = "eth0",
-      routes :List(Text), durable :Bool) -> (port :Port, sturdyRef :Data);
+      routes :List(Text), durable :Bool, policy :Policy) -> (port :Port, sturdyRef :Data);
   # A pair of veths for the container of that workload: veth-<id>-h on the bridge, where <id> is the workload without "container-" (shortened as a TAP's
   # name), and `insideName` (1 to 15 bytes, as a network's name) in the container's network namespace, with the alternative name veth-<id>-c. `workload`, `mac`
   # and `addresses` are as in `createTap`, and what the container sends is looked at as what a guest sends.
@@ -116,6 +158,10 @@ interface PortFactory {
   # Errors: those of `createTap` but for /dev/net/tun; badToken; conflict (there is an interface `insideName` within, or a route in the way);
   # invalidArgument (`netns` or `netlink` is not what it should be, or not of the same namespace, or it is that of the service), permissionDenied
   # (who opened `netlink` may not configure that namespace; `durable`, of a tenant's), unavailable (nothing is heard on `netlink`).
+
+  policy @2 () -> (policy :Policy);
+  # What a port has that is made here without a policy: the one that the factory was made with, or the network's. Where there is none, one that allows
+  # everything, to be narrowed.
 }
 
 interface Port {
@@ -135,6 +181,27 @@ interface Port {
   lost @3 () -> (why :Text);
   # Answers when the port is lost: something else on the host has deleted its interface, or made it its own. From then on every call on it
   # fails with `revoked`. Waits as long as the port is there, which a call that waits does not change. Errors: revoked (it was given back).
+
+  setPolicy @4 (policy :Policy) -> ();
+  # Has the port have this policy from the next packet on, within what bounds it: the policy of its factory (of a tenant's, the network's), or what
+  # `Network.setPolicy` has put in its place. Null for that bound itself. What the guest has begun and may not send to any more ends at once; what
+  # others have begun is answered still. Errors: invalidArgument (it is no policy of this connection), revoked, exhausted.
+
+  policy @5 () -> (policy :Policy);
+  # What it has; null for none.
+
+  stats @6 () -> (stats :PortStats);
+  # What its policy has allowed and denied. Errors: revoked.
+}
+
+struct PortStats {
+  # IPv4 and IPv6 that a port's guest has sent as itself, since it has a policy: packets, and bytes of their frames. What is forged, ARP and neighbour
+  # discovery on its link are not in here.
+
+  allowedPackets @0 :UInt64;
+  allowedBytes @1 :UInt64;
+  deniedPackets @2 :UInt64;
+  deniedBytes @3 :UInt64;
 }
 
 struct PortInfo {
@@ -152,4 +219,6 @@ struct PortInfo {
   # Those that the guest may send from: IPv4, then IPv6, each in order. Empty for a port that an earlier release has made.
   gateways @7 :List(Text);
   # The bridge's own addresses, each with its prefix, such as "10.42.0.1/24": IPv4, then IPv6. Not in `NetworkInfo`, whose `config` has them.
+  stats @8 :PortStats;
+  # Null for a port without a policy. Only from `Network.ports`.
 }
