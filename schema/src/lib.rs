@@ -6,8 +6,8 @@
 //!
 //! Beside them is what two of Volt's programs have to agree on without asking each other: which processes there are
 //! ([`programs`]), what things may be called ([`names`]), subnets, Ethernet addresses and the network that every host has
-//! ([`net`]), where things are ([`paths`]), what a VM may have ([`limits`]), and how one says what KVM gives ([`about_kvm`]). What a guest kernel is has a crate of its
-//! own, as it knows an ELF file from another.
+//! ([`net`]), what a policy says ([`policy`]), where things are ([`paths`]), what a VM may have ([`limits`]), and how one says what KVM gives
+//! ([`about_kvm`]). What a guest kernel is has a crate of its own, as it knows an ELF file from another.
 //!
 //! The schemas evolve by Cap'n Proto's rules: fields and methods are added at the end,
 //! never renumbered, retyped or removed.
@@ -19,6 +19,7 @@ pub mod limits;
 pub mod names;
 pub mod net;
 pub mod paths;
+pub mod policy;
 pub mod programs;
 
 macro_rules! generated {
