@@ -30,7 +30,7 @@ const maxRoutes :UInt8 = 16;
 const maxRules :UInt8 = 32;
 # Rules of one policy.
 const maxRanges :UInt32 = 16384;
-# Ranges of addresses and ports that all policies in force take together, where no two overlap; one more fails with `exhausted`.
+# Rules of all policies in force together, and ranges of addresses and ports that they take where no two of a policy overlap; one more fails with `exhausted`.
 
 const maxListedPorts :UInt32 = 256;
 # Ports that `Network.ports` gives at one time.
@@ -195,7 +195,7 @@ interface Port {
 }
 
 struct PortStats {
-  # IPv4 and IPv6 that a port's guest has sent as itself, since it has a policy: packets, and bytes of their frames. What is forged, ARP and neighbour
+  # IPv4 and IPv6 that a port's guest has sent as itself, since it has a policy: packets, and their bytes from the IP header on. What is forged, ARP and neighbour
   # discovery on its link are not in here.
 
   allowedPackets @0 :UInt64;

@@ -60,6 +60,9 @@ pub enum Error {
     /// Ports come off first.
     #[error("network {name} has {}", ipc::count(*ports, "port"))]
     PortsAttached { name: String, ports: usize },
+    /// A workload has no port where one is asked for.
+    #[error("{workload} has no port on network {network}")]
+    NoSuchPort { workload: String, network: String },
     /// A factory's, or a tenant's quota.
     #[error("the quota of {} is used up", ipc::count(*.0, "port"))]
     Quota(u32),
@@ -141,7 +144,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Error::Argument { .. } => Code::InvalidArgument,
-            Error::NoSuchNetwork(_) | Error::NotDurable(_) => Code::NotFound,
+            Error::NoSuchNetwork(_) | Error::NoSuchPort { .. } | Error::NotDurable(_) => Code::NotFound,
             Error::NoTap => Code::WrongState,
             Error::TenantsDurable => Code::PermissionDenied,
             Error::Unheard(_) => Code::Unavailable,
@@ -181,6 +184,7 @@ impl Error {
         match self {
             Error::Argument { .. } => "Correct it".into(),
             Error::NoSuchNetwork(_) => "Define it first".into(),
+            Error::NoSuchPort { .. } => "See which there are (volt port list)".into(),
             Error::ForeignInterface { name } => {
                 format!("Choose another name, or remove that interface (ip link delete {name})")
             }

@@ -68,8 +68,8 @@ pub fn interface_marks(data: &[u8]) {
         assert!(again.len() < 256, "IFALIASZ: {again}");
         assert_eq!(mark::read_bridge(&again), bridge);
     }
-    if let Some(PortMark { workload, mac, on: Some((network, mtu)), sources, owner }) = &port {
-        let again = mark::port(workload, *mac, network, *mtu, owner, sources);
+    if let Some(PortMark { workload, mac, on: Some((network, mtu)), sources, policed, owner }) = &port {
+        let again = mark::port(workload, *mac, network, *mtu, owner, sources, *policed);
         assert!(again.len() < 255, "IFALIASZ, and its NUL: {again}");
         assert_eq!(mark::read_port(&again), port);
     }

@@ -20,7 +20,7 @@ use rtnetlink::LinkUnspec;
 use service::{Lost, State};
 use tokio::sync::watch;
 
-use schema::{limits::SERVICE_ANSWER, net::Mac, network_capnp::MAX_LISTED_PORTS};
+use schema::{limits::SERVICE_ANSWER, net::Mac, network_capnp::MAX_LISTED_PORTS, policy::Rules};
 
 use crate::{
     address::Address,
@@ -32,7 +32,7 @@ use crate::{
     mark,
     names::{self, Kind},
     network::{Held, Network, Port, PortState, Quota, TenantId},
-    nft::{Filter, Sender},
+    nft::{Counts, Filter, Sender},
     port::{self, Made, Wanted},
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
@@ -73,6 +73,8 @@ pub struct PortFacts {
     pub sources: Sources,
     /// The bridge's own addresses.
     pub gateways: Vec<Address>,
+    /// What its policy has done, where that was asked for and it has one.
+    pub counts: Option<Counts>,
 }
 
 impl PortFacts {
@@ -87,6 +89,7 @@ impl PortFacts {
             mtu: port.mtu,
             sources: port.sources.clone(),
             gateways: network.addresses().collect(),
+            counts: None,
         }
     }
 }
@@ -96,6 +99,8 @@ pub struct Asked {
     pub workload: String,
     pub mac: Mac,
     pub sources: Sources,
+    /// Where its guest may send to; `None` for where any of that account may.
+    pub policy: Option<Rules>,
     /// A veth, in place of a TAP.
     pub veth: Option<Veth>,
 }
@@ -147,6 +152,33 @@ pub enum Durable {
 pub struct Account {
     pub quota: Arc<Quota>,
     pub tenant: Option<TenantId>,
+    /// What the policies of its ports are within.
+    pub bound: Option<Rules>,
+}
+
+impl Account {
+    /// What a port's policy is within, on a network whose ports have that one where nothing else is said.
+    fn bound(&self, default: Option<&Rules>) -> Option<Rules> {
+        let of_tenant = || self.tenant.and(default);
+        self.bound.as_ref().or_else(of_tenant).cloned()
+    }
+
+    /// What a port has for which nothing else is asked.
+    fn policy(&self, default: Option<&Rules>) -> Option<Rules> {
+        self.bound.as_ref().or(default).cloned()
+    }
+}
+
+/// What a port is to have, within what bounds it.
+fn within(bound: Option<&Rules>, asked: Option<Rules>) -> Result<Option<Rules>, Error> {
+    match (bound, asked) {
+        (Some(bound), Some(asked)) => {
+            let both = bound.narrowed(&asked).map_err(|why| Error::argument("policy", "", &why))?;
+            Ok(Some(both))
+        }
+        (Some(bound), None) => Ok(Some(bound.clone())),
+        (None, asked) => Ok(asked),
+    }
 }
 
 /// Who waits for a port to be off the host.
@@ -236,30 +268,51 @@ impl Manager {
         let bridges: BTreeSet<u32> = networks.values().map(|network| network.index).collect();
         let ports = links.iter().filter(|link| Kind::of(link).is_some() && bridges.contains(&link.master));
         let names: BTreeSet<&str> = ports.map(|link| link.name.as_str()).collect();
-        if let Err(error) = filter.adopt(|interface| names.contains(interface))
-            && !matches!(error, Error::NoRight(_))
-        {
-            confine::say!("netmgr: {}", error.fault("see what guests of an earlier netmgr may send"));
+        let subject = match filter.adopt(|interface| names.contains(interface)) {
+            Ok(subject) => subject,
+            Err(Error::NoRight(_)) => BTreeMap::new(),
+            Err(error) => {
+                confine::say!("netmgr: {}", error.fault("see what guests of an earlier netmgr may send"));
+                BTreeMap::new()
+            }
+        };
+        for (name, network) in networks {
+            network.policy = subject.get(name).cloned();
+            for (workload, port) in &mut network.ports {
+                // By the name that it has now, or by its own.
+                let link = links.iter().find(|link| link.index == port.index).map_or("", |link| &link.name);
+                match [link, &port.interface].into_iter().find_map(|name| subject.get(name)) {
+                    Some(policy) => port.policy = Some(policy.clone()),
+                    None if port.policy.is_some() => confine::say!(
+                        "netmgr: the policy of {workload} on network {name} is lost, as something else on this host has taken it away: it may send nowhere until it has another one (volt port policy)"
+                    ),
+                    None => {}
+                }
+            }
         }
     }
 
     /// Sees to it that each port may send what it may and no more; whether it was so. What cannot be mended is said, once.
     fn guard(&mut self, links: &[Link]) -> Result<bool, Error> {
-        let Manager { filter: Some(filter), networks, unguarded, .. } = self else { return Ok(true) };
+        let Manager { rtnl, filter: Some(filter), networks, unguarded, .. } = self else { return Ok(true) };
         if networks.is_empty() {
             return Ok(true);
         }
         let interfaces = || links.iter().filter(|link| Kind::of(link).is_some());
         let there: BTreeSet<&str> = interfaces().map(|link| link.name.as_str()).collect();
         let names: BTreeMap<u32, &str> = interfaces().map(|link| (link.index, link.name.as_str())).collect();
-        let ports = networks.values().flat_map(|network| network.ports.values()).flat_map(|port| {
+        let ports = networks.iter().flat_map(|(name, network)| network.ports.iter().map(move |port| (name, port)));
+        let ports = ports.flat_map(|(network, (workload, port))| {
+            let sends = port.sends(workload, network);
             // And by the name that somebody has given it, until it has its own again.
             let renamed = names.get(&port.index).filter(|name| **name != port.interface);
-            [Some(port.sends()), renamed.map(|interface| Sender { interface, ..port.sends() })].into_iter().flatten()
+            [Some(sends), renamed.map(|interface| Sender { interface, ..sends })].into_iter().flatten()
         });
         let bridges: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
         let reach = networks.values().map(|network| network.reach(bridges.get(&network.index).copied()));
-        let outcome = filter.mend(ports, reach, |interface| there.contains(interface));
+        let defaults = networks.iter().filter_map(|(name, network)| Some((name.as_str(), network.policy.as_ref()?)));
+        let own = rtnl.own()?;
+        let outcome = filter.mend(ports, reach, defaults, own.into_iter(), |interface| there.contains(interface));
         let trouble =
             outcome.as_ref().err().map(|error| error.fault("mend the rules of what guests may send").to_string());
         match &trouble {
@@ -284,8 +337,24 @@ impl Manager {
         }
     }
 
-    /// Defines a network, or changes one, with `ipv6` of `NetworkConfig`. Ports that are there keep the MTU they were made with.
-    pub fn define(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
+    /// Defines a network, or changes one, with `ipv6` of `NetworkConfig`, and says what its ports to come are subject to. Ports that are there keep the MTU and the policy they have.
+    pub fn define(&mut self, config: Config, ipv6: &str, policy: Option<Rules>) -> Result<NetworkId, Error> {
+        if policy.is_some() && self.filter.is_none() {
+            return Err(no_filter());
+        }
+        let id = self.define_bridge(config, ipv6)?;
+        let Manager { filter, networks, .. } = self;
+        let network = find(networks, &id)?;
+        if network.policy != policy {
+            if let Some(filter) = filter {
+                filter.set_default(&id.name, policy.as_ref())?;
+            }
+            network.policy = policy;
+        }
+        Ok(id)
+    }
+
+    fn define_bridge(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
         let serial = self.next();
         let Manager { rtnl, filter, instance, networks, .. } = self;
         let mut config = config.with_ipv6(ipv6, instance)?;
@@ -375,20 +444,95 @@ impl Manager {
         Ok(())
     }
 
-    /// A network's configuration, its bridge's index, and its ports.
-    pub fn info(&mut self, id: &NetworkId) -> Result<(Config, u32, Vec<PortFacts>), Error> {
+    /// A network's configuration, its ports' policy, its bridge's index, and its ports.
+    pub fn info(&mut self, id: &NetworkId) -> Result<(Config, Option<Rules>, u32, Vec<PortFacts>), Error> {
         let network = find(&mut self.networks, id)?;
         let ports = network.ports.iter().filter(|(_, port)| !port.leaves());
         let ports = ports.map(|(workload, port)| PortFacts::of(port, workload, &network.config)).collect();
-        Ok((network.config.clone(), network.index, ports))
+        Ok((network.config.clone(), network.policy.clone(), network.index, ports))
     }
 
-    /// The ports of a network behind that workload's.
+    /// The ports of a network behind that workload's, with what their policies have done.
     pub fn ports(&mut self, id: &NetworkId, after: &str) -> Result<Vec<PortFacts>, Error> {
-        let network = find(&mut self.networks, id)?;
+        let Manager { filter, networks, .. } = self;
+        let network = find(networks, id)?;
         let behind = network.ports.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
-        let ports = behind.filter(|(_, port)| !port.leaves()).take(MAX_LISTED_PORTS as usize);
-        Ok(ports.map(|(workload, port)| PortFacts::of(port, workload, &network.config)).collect())
+        let ports: Vec<(&String, &Port)> =
+            behind.filter(|(_, port)| !port.leaves()).take(MAX_LISTED_PORTS as usize).collect();
+        let counts = match filter {
+            Some(filter) if ports.iter().any(|(_, port)| port.policy.is_some()) => filter.counts()?,
+            _ => BTreeMap::new(),
+        };
+        let facts = |(workload, port): (&String, &Port)| {
+            let counts = counts.get(&port.interface).copied().filter(|_| port.policy.is_some());
+            PortFacts { counts, ..PortFacts::of(port, workload, &network.config) }
+        };
+        Ok(ports.into_iter().map(facts).collect())
+    }
+
+    /// What a network's ports have that are made on that account, where nothing else is asked for.
+    pub fn policy(&mut self, id: &NetworkId, account: &Account) -> Result<Option<Rules>, Error> {
+        Ok(account.policy(find(&mut self.networks, id)?.policy.as_ref()))
+    }
+
+    /// What the port of a workload has.
+    pub fn policy_of(&mut self, id: &NetworkId, workload: &str) -> Result<Option<Rules>, Error> {
+        let port = find(&mut self.networks, id)?.ports.get(workload).filter(|port| !port.leaves());
+        let none = || Error::NoSuchPort { workload: workload.to_owned(), network: id.name.clone() };
+        Ok(port.ok_or_else(none)?.policy.clone())
+    }
+
+    /// Has the port of a workload have a policy, or none, which bounds what its holder can have it have.
+    pub fn set_policy_of(&mut self, id: &NetworkId, workload: &str, policy: Option<Rules>) -> Result<(), Error> {
+        self.policy_of(id, workload)?;
+        self.subject(id, workload, policy.clone())?;
+        if let Some(port) = find(&mut self.networks, id)?.ports.get_mut(workload) {
+            port.bound = policy;
+        }
+        Ok(())
+    }
+
+    /// Has a port have a policy, within what bounds it.
+    pub fn set_policy(&mut self, id: &PortId, policy: Option<Rules>) -> Result<(), Error> {
+        let bound = self.held(id)?.bound.clone();
+        self.subject(&id.network, &id.workload, within(bound.as_ref(), policy)?)
+    }
+
+    /// What a port has.
+    pub fn policy_of_port(&mut self, id: &PortId) -> Result<Option<Rules>, Error> {
+        Ok(self.held(id)?.policy.clone())
+    }
+
+    /// What a port's policy has done.
+    pub fn counts(&mut self, id: &PortId) -> Result<Counts, Error> {
+        let interface = self.held(id)?.interface.clone();
+        let Some(filter) = &mut self.filter else { return Ok(Counts::default()) };
+        Ok(filter.counts()?.remove(&interface).unwrap_or_default())
+    }
+
+    /// A port that somebody holds.
+    fn held(&mut self, id: &PortId) -> Result<&Port, Error> {
+        let port = find(&mut self.networks, &id.network)?.ports.get(&id.workload);
+        port.filter(|port| port.is(id.serial) && !port.leaves()).ok_or(Error::Revoked("port"))
+    }
+
+    /// Has a port that is there have that policy from the next packet on.
+    fn subject(&mut self, id: &NetworkId, workload: &str, policy: Option<Rules>) -> Result<(), Error> {
+        let Manager { rtnl, filter, instance, networks, .. } = self;
+        let network = find(networks, id)?;
+        let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
+        match filter {
+            Some(filter) => filter.add(Sender { policy: policy.as_ref(), ..port.sends(workload, &id.name) })?,
+            None if policy.is_some() => return Err(no_filter()),
+            None => {}
+        }
+        let marked = port.policy.is_some() == policy.is_some();
+        port.policy = policy;
+        // A netmgr that does not find the rules again has to know that there were some.
+        if !marked {
+            network.confirm(rtnl, instance, workload)?;
+        }
+        Ok(())
     }
 
     /// Makes a tenant.
@@ -479,7 +623,7 @@ impl Manager {
                 return Err(refusal);
             }
         }
-        let Asked { workload, mac, sources, .. } = asked;
+        let Asked { workload, mac, sources, policy, .. } = asked;
         if let Some(inside) = &mut inside {
             inside.check(&network.config, sources)?;
         }
@@ -489,10 +633,18 @@ impl Manager {
             return Err(Error::MacTaken { mac: mac.to_string(), network: id.name.clone() });
         }
         let slot = account.quota.take()?;
+        let default = network.policy.as_ref();
+        let bound = account.bound(default);
+        let asked_for = policy.clone().or_else(|| account.policy(default));
+        let has = within(bound.as_ref(), asked_for)?;
+        if has.is_some() && filter.is_none() {
+            return Err(no_filter());
+        }
         let mtu = network.config.mtu;
         let (name, bridge, network_name) = ("", network.index, &id.name);
         let kind = if inside.is_some() { Kind::Veth } else { Kind::Tap };
         let (of_wanted, owner) = (reference.as_deref(), &*instance);
+        let policy = has.as_ref();
         let wanted = Wanted {
             kind,
             name,
@@ -503,13 +655,15 @@ impl Manager {
             mac,
             sources,
             reference: of_wanted,
+            policy,
             owner,
         };
         let (tap, index, interface) = make(rtnl, filter, wanted, inside)?;
         let (tap, (state, seen)) = (tap.map(Arc::new), watch::channel(PortState::Attached));
         let (tenant, slot) = (account.tenant, Some(slot));
         let held = Held { serial, tap: tap.clone(), announced: false, state, tenant, slot };
-        let port = Port { kind, index, interface, mac, mtu, sources: sources.clone(), reference, held: Some(held) };
+        let sources = sources.clone();
+        let port = Port { kind, index, interface, mac, mtu, sources, reference, policy: has, bound, held: Some(held) };
         let facts = PortFacts::of(&port, workload, &network.config);
         network.ports.insert(workload.clone(), port);
         let id = PortId { network: id.clone(), workload: workload.clone(), serial };
@@ -686,6 +840,11 @@ fn lead_outward(rtnl: &mut Rtnl, filter: Option<&Filter>, config: &Config) -> Re
         Some(filter) if filter.routes() => rtnl.forward(config.ipv6.is_some()),
         _ => Err(Error::NoRoutes),
     }
+}
+
+/// Why no policy can be had.
+fn no_filter() -> Error {
+    Error::NoFilter(std::io::Error::from_raw_os_error(libc::EPROTONOSUPPORT))
 }
 
 fn find<'a>(networks: &'a mut BTreeMap<String, Network>, id: &NetworkId) -> Result<&'a mut Network, Error> {

@@ -12,6 +12,8 @@ use crate::{
 
 const BRIDGE: &str = "volt-vmm network";
 const PORT: &str = "volt-vmm port";
+/// That of one whose guest may not send to wherever it likes: as long, as a mark has no room for more.
+const POLICED: &str = "volt-vmm gate";
 /// What stands for an address that there is none of.
 const NONE: &str = Instance::NONE;
 
@@ -78,6 +80,8 @@ pub struct PortMark {
     pub on: Option<(String, u32)>,
     /// What the guest may send from; an earlier release noted none.
     pub sources: Sources,
+    /// Whether it has a policy, which the rules have.
+    pub policed: bool,
     /// Whose it is.
     pub owner: Instance,
 }
@@ -99,13 +103,26 @@ pub fn read_reference(alternatives: &[String]) -> Option<&str> {
 }
 
 /// Makes a port's mark.
-pub fn port(workload: &str, mac: Mac, network: &str, mtu: u32, owner: &Instance, sources: &Sources) -> String {
-    format!("{PORT} {workload} {mac} {network} {mtu} {owner}{}", sources.words())
+pub fn port(
+    workload: &str,
+    mac: Mac,
+    network: &str,
+    mtu: u32,
+    owner: &Instance,
+    sources: &Sources,
+    policed: bool,
+) -> String {
+    let port = if policed { POLICED } else { PORT };
+    format!("{port} {workload} {mac} {network} {mtu} {owner}{}", sources.words())
 }
 
 /// Reads a port's mark; `None` for an alias that is no such.
 pub fn read_port(alias: &str) -> Option<PortMark> {
-    let words: Vec<&str> = alias.strip_prefix(PORT)?.strip_prefix(' ')?.split(' ').collect();
+    let (policed, rest) = match alias.strip_prefix(PORT) {
+        Some(rest) => (false, rest),
+        None => (true, alias.strip_prefix(POLICED)?),
+    };
+    let words: Vec<&str> = rest.strip_prefix(' ')?.split(' ').collect();
     let (workload, mac, on, owner, sources) = match &words[..] {
         [workload, mac] => (workload, mac, None, Instance::default(), Sources::default()),
         [workload, mac, network, mtu, owner, sources @ ..] => {
@@ -121,7 +138,7 @@ pub fn read_port(alias: &str) -> Option<PortMark> {
         }
         None => None,
     };
-    Some(PortMark { workload: (*workload).to_owned(), mac: mac.parse().ok()?, on, sources, owner })
+    Some(PortMark { workload: (*workload).to_owned(), mac: mac.parse().ok()?, on, sources, policed, owner })
 }
 
 #[cfg(test)]
@@ -181,15 +198,18 @@ mod tests {
         let most = ["2001:db8::1", "3fff::1", "fc00::1", "fd00::1", "10.1.1.1", "11.1.1.1"];
         let most = Sources::new(most.into_iter().map(Ok)).unwrap();
         for sources in [Sources::default(), Sources::new(["10.42.0.9"].into_iter().map(Ok)).unwrap(), most] {
-            let mark = port(&longest, mac, "exactly15bytes_", 65_521, &owner, &sources);
-            assert!(mark.len() < 255, "IFALIASZ, and its NUL: {mark}");
-            let on = Some(("exactly15bytes_".into(), 65_521));
-            let expected = PortMark { workload: longest.clone(), mac, on, sources, owner: owner.clone() };
-            assert_eq!(read_port(&mark), Some(expected));
+            for policed in [false, true] {
+                let mark = port(&longest, mac, "exactly15bytes_", 65_521, &owner, &sources, policed);
+                assert!(mark.len() < 255, "IFALIASZ, and its NUL: {mark}");
+                let (on, sources) = (Some(("exactly15bytes_".into(), 65_521)), sources.clone());
+                let expected = PortMark { workload: longest.clone(), mac, on, sources, policed, owner: owner.clone() };
+                assert_eq!(read_port(&mark), Some(expected));
+            }
         }
         // An earlier release's.
         let (on, sources) = (None, Sources::default());
-        let expected = PortMark { workload: "vm-web".into(), mac, on, sources, owner: Instance::default() };
+        let expected =
+            PortMark { workload: "vm-web".into(), mac, on, sources, policed: false, owner: Instance::default() };
         assert_eq!(read_port(&format!("volt-vmm port vm-web {mac}")), Some(expected));
         for foreign in [
             "",

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use schema::net::Mac;
+use schema::{net::Mac, policy::Rules};
 
 use crate::{
     announce, bridge,
@@ -97,6 +97,10 @@ pub struct Port {
     pub mtu: u32,
     /// What the guest may send from.
     pub sources: Sources,
+    /// Where the guest may send to; `None` for wherever it likes.
+    pub policy: Option<Rules>,
+    /// What its holder can have that be within.
+    pub bound: Option<Rules>,
     /// The alternative name by which a durable one is found.
     pub reference: Option<String>,
     /// `None` for a port of an earlier netmgr that is not durable, which is there as long as some process has its TAP open, or its other end's
@@ -150,13 +154,14 @@ impl Port {
     /// As it should be.
     pub fn wanted<'a>(&'a self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
         let Port { kind, interface: name, mac, mtu, sources, .. } = self;
-        let reference = self.reference.as_deref();
-        Wanted { kind: *kind, name, network, bridge, mtu: *mtu, workload, mac: *mac, sources, reference, owner }
+        let (reference, policy) = (self.reference.as_deref(), self.policy.as_ref());
+        Wanted { kind: *kind, name, network, bridge, mtu: *mtu, workload, mac: *mac, sources, reference, policy, owner }
     }
 
     /// What may come from it.
-    pub fn sends(&self) -> Sender<'_> {
-        Sender { interface: &self.interface, mac: self.mac, sources: &self.sources }
+    pub fn sends<'a>(&'a self, workload: &'a str, network: &'a str) -> Sender<'a> {
+        let Port { interface, mac, sources, policy, .. } = self;
+        Sender { interface, mac: *mac, sources, network, workload, policy: policy.as_ref() }
     }
 
     /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended; and that a veth
@@ -180,6 +185,8 @@ pub struct Network {
     pub index: u32,
     /// Its definition.
     pub config: Config,
+    /// What its ports to come are subject to, where nothing else is said.
+    pub policy: Option<Rules>,
     /// By workload.
     pub ports: BTreeMap<String, Port>,
     /// Why it is not as it should be, once that was said.
@@ -189,7 +196,7 @@ pub struct Network {
 impl Network {
     /// One whose bridge has that index, without ports.
     pub fn new(serial: u64, index: u32, config: Config) -> Network {
-        Network { serial, index, config, ports: BTreeMap::new(), trouble: None }
+        Network { serial, index, config, policy: None, ports: BTreeMap::new(), trouble: None }
     }
 
     /// What the rules know of it, whose bridge has that name at present.
@@ -232,6 +239,9 @@ impl Network {
                     mac: mark.mac,
                     mtu: mark.on.map_or(link.mtu, |(_, mtu)| mtu),
                     sources: mark.sources,
+                    // Unless the rules have more of it: that it sends nowhere is what is safe.
+                    policy: mark.policed.then(Rules::default),
+                    bound: None,
                     reference: reference.map(str::to_owned),
                     held,
                 });
@@ -254,7 +264,7 @@ impl Network {
             workloads.find(|workload| link.mac == Some(names::mac_of_guest(network, workload).host_side()))?;
         let mac = names::mac_of_guest(network, &workload);
         let (on, sources) = (Some((network.clone(), link.mtu)), Sources::default());
-        Some(PortMark { workload, mac, on, sources, owner: owner.clone() })
+        Some(PortMark { workload, mac, on, sources, policed: false, owner: owner.clone() })
     }
 
     /// Brings the bridge to its definition, and with it the ports, if it was not: one look, where it was.

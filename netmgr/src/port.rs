@@ -14,7 +14,7 @@ use rtnetlink::{
     },
 };
 
-use schema::net::Mac;
+use schema::{net::Mac, policy::Rules};
 
 use crate::{
     ask::{incomplete, retried_if_passing},
@@ -67,6 +67,8 @@ pub struct Wanted<'a> {
     pub sources: &'a Sources,
     /// The alternative name by which a durable one is found.
     pub reference: Option<&'a str>,
+    /// Where to.
+    pub policy: Option<&'a Rules>,
     /// Whose it is.
     pub owner: &'a Instance,
 }
@@ -74,11 +76,13 @@ pub struct Wanted<'a> {
 impl Wanted<'_> {
     /// What may come from it.
     pub fn sends(&self) -> Sender<'_> {
-        Sender { interface: self.name, mac: self.mac, sources: self.sources }
+        let Wanted { name: interface, mac, sources, network, workload, policy, .. } = *self;
+        Sender { interface, mac, sources, network, workload, policy }
     }
 
     fn mark(&self) -> String {
-        mark::port(self.workload, self.mac, self.network, self.mtu, self.owner, self.sources)
+        let policed = self.policy.is_some();
+        mark::port(self.workload, self.mac, self.network, self.mtu, self.owner, self.sources, policed)
     }
 
     /// The names to look for beside the interface's own: that which this does not hold, and a durable one's.

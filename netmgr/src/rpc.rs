@@ -1,15 +1,22 @@
 //! The capabilities of schema/host.capnp and schema/network.capnp: what a call says is checked here, what it wants is done by the rtnl thread.
 //! Touches the fd lane. Must never make a system call about the network.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc, time::Duration};
 
-use capnp::{capability::Rc, text_list};
-use capnp_rpc::new_client;
+use capnp::{
+    capability::{Rc, get_resolved_cap},
+    text_list,
+};
+use capnp_rpc::{CapabilityServerSet, new_client};
 use ipc::{Lane, Peer};
 use schema::{
     fd_lane_capnp::fd_token,
     host_capnp::{host, tenant},
-    network_capnp::{MAX_PORTS, NetworkKind, network, network_config, network_info, port, port_factory, port_info},
+    network_capnp::{
+        MAX_PORTS, MAX_RULES, NetworkKind, network, network_config, network_info, policy, policy_rules, port,
+        port_factory, port_info, port_stats,
+    },
+    policy::{Rule, Rules},
 };
 use service::Owner;
 use sha2::{Digest, Sha256};
@@ -20,6 +27,7 @@ use crate::{
     manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Veth},
     names,
     network::{PortState, Quota, TenantId},
+    nft::Counts,
     sources::Sources,
     veth,
 };
@@ -33,6 +41,79 @@ pub struct Context {
     manager: Owner<Manager>,
     lane: Lane,
     peer: Peer,
+    /// Those of this connection: what is none of them is somebody's own invention.
+    policies: Rc<RefCell<CapabilityServerSet<Policy, policy::Client>>>,
+}
+
+/// How long a policy may take to be one: it may be the answer to a call before.
+const PROMISE: Duration = Duration::from_secs(10);
+
+impl Context {
+    /// A capability on a policy.
+    fn policy(&self, rules: Rules) -> policy::Client {
+        let mut policies = self.policies.borrow_mut();
+        policies.gc();
+        policies.new_client(Policy { context: self.clone(), rules })
+    }
+
+    /// What a policy says that a caller sent, if it sent one.
+    async fn given(&self, given: bool, policy: Result<policy::Client, capnp::Error>) -> Result<Option<Rules>, Error> {
+        if !given {
+            return Ok(None);
+        }
+        let resolved = match policy {
+            Ok(policy) => tokio::time::timeout(PROMISE, get_resolved_cap(policy)).await.ok(),
+            Err(_) => None,
+        };
+        let found = resolved.and_then(|policy| self.policies.borrow().get_local_server_of_resolved(&policy));
+        let why = "it is no policy that this connection has been given";
+        found.map(|policy| Some(policy.rules.clone())).ok_or_else(|| Error::argument("policy", "", why))
+    }
+}
+
+/// The rules that a caller sent.
+fn rules(given: policy_rules::Reader<'_>) -> Result<Rules, Error> {
+    let given = given.get_allow().map_err(|_| Error::argument("policy", "", "it is no list of rules"))?;
+    // One more is refused as such.
+    let texts = given.iter().take(usize::from(MAX_RULES) + 1).map(|rule| text("rule", rule));
+    let texts = texts.collect::<Result<Vec<_>, _>>()?;
+    Rules::new(texts).map_err(|(rule, why)| Error::argument("rule", &rule, &why))
+}
+
+fn write_rules(to: policy_rules::Builder<'_>, rules: &Rules) {
+    let mut list = to.init_allow(u32::try_from(rules.iter().count()).unwrap_or(0));
+    for (at, rule) in (0..list.len()).zip(rules.iter().map(Rule::to_string)) {
+        list.set(at, rule);
+    }
+}
+
+/// `Policy`.
+struct Policy {
+    context: Context,
+    rules: Rules,
+}
+
+impl policy::Server for Policy {
+    async fn rules(
+        self: Rc<Self>,
+        _: policy::RulesParams,
+        mut results: policy::RulesResults,
+    ) -> Result<(), capnp::Error> {
+        write_rules(results.get().init_rules(), &self.rules);
+        Ok(())
+    }
+
+    async fn narrow(
+        self: Rc<Self>,
+        params: policy::NarrowParams,
+        mut results: policy::NarrowResults,
+    ) -> Result<(), capnp::Error> {
+        let failed = while_trying("narrow a policy".into());
+        let other = rules(params.get()?.get_rules()?).map_err(&failed)?;
+        let both = self.rules.narrowed(&other).map_err(|why| failed(Error::argument("policy", "", &why)))?;
+        results.get().set_policy(self.context.policy(both));
+        Ok(())
+    }
 }
 
 /// `Host`: the bootstrap capability, for the host's owner.
@@ -41,7 +122,8 @@ pub struct Host(Context);
 impl Host {
     /// What a client gets on connecting.
     pub fn bootstrap(manager: &Owner<Manager>, lane: &Lane, peer: Peer) -> capnp::capability::Client {
-        let host: host::Client = new_client(Host(Context { manager: manager.of(peer), lane: lane.clone(), peer }));
+        let host: host::Client =
+            new_client(Host(Context { manager: manager.of(peer), lane: lane.clone(), peer, policies: Rc::default() }));
         host.client
     }
 }
@@ -70,7 +152,9 @@ impl host::Server for Host {
         let kind = kind_of(config).map_err(&failed)?;
         let config = Config::new(name, gateway, config.get_prefix_length(), config.get_mtu());
         let config = config.and_then(|config| config.of_kind(kind)).map_err(&failed)?;
-        let id = self.0.manager.ask(move |manager| manager.define(config, &ipv6)).await.map_err(failed)?;
+        let given = params.get()?.get_config()?;
+        let policy = if given.has_policy() { Some(rules(given.get_policy()?).map_err(&failed)?) } else { None };
+        let id = self.0.manager.ask(move |manager| manager.define(config, &ipv6, policy)).await.map_err(failed)?;
         results.get().set_network(new_client(Network { context: self.0.clone(), id }));
         Ok(())
     }
@@ -178,7 +262,7 @@ impl tenant::Server for Tenant {
         mut results: tenant::PortFactoryResults,
     ) -> Result<(), capnp::Error> {
         let network = network_id(&self.context, text("network name", params.get()?.get_network())).await?;
-        let account = Account { quota: self.quota.clone(), tenant: Some(self.held.id) };
+        let account = Account { quota: self.quota.clone(), tenant: Some(self.held.id), bound: None };
         results.get().set_factory(new_client(Factory { context: self.context.clone(), network, account }));
         Ok(())
     }
@@ -197,10 +281,13 @@ impl network::Server for Network {
     ) -> Result<(), capnp::Error> {
         let id = self.id.clone();
         let failed = while_trying(format!("look at network {}", id.name));
-        let (config, index, ports) =
+        let (config, policy, index, ports) =
             self.context.manager.ask(move |manager| manager.info(&id)).await.map_err(failed)?;
         let mut info: network_info::Builder<'_> = results.get().init_info();
         write_config(info.reborrow().init_config(), &config);
+        if let Some(policy) = policy {
+            write_rules(info.reborrow().get_config()?.init_policy(), &policy);
+        }
         info.set_index(index);
         let mut list = info.init_ports(ports.len().min(MAX_PORTS as usize) as u32);
         for (at, facts) in (0..list.len()).zip(&ports) {
@@ -221,6 +308,50 @@ impl network::Server for Network {
         for (at, facts) in (0..list.len()).zip(&ports) {
             write_port(list.reborrow().get(at), facts);
             write_addresses(list.reborrow().get(at), facts);
+            if let Some(counts) = facts.counts {
+                write_counts(list.reborrow().get(at).init_stats(), counts);
+            }
+        }
+        Ok(())
+    }
+
+    async fn policy(
+        self: Rc<Self>,
+        params: network::PolicyParams,
+        mut results: network::PolicyResults,
+    ) -> Result<(), capnp::Error> {
+        let failed = while_trying(format!("make a policy for network {}", self.id.name));
+        let rules = rules(params.get()?.get_rules()?).map_err(failed)?;
+        results.get().set_policy(self.context.policy(rules));
+        Ok(())
+    }
+
+    async fn set_policy(
+        self: Rc<Self>,
+        params: network::SetPolicyParams,
+        _: network::SetPolicyResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let workload = text("workload name", params.get_workload());
+        let failed = while_trying(format!("set the policy of {} on network {}", quote(&workload), self.id.name));
+        let (id, workload) = (self.id.clone(), workload.map_err(&failed)?.to_owned());
+        let policy = self.context.given(params.has_policy(), params.get_policy()).await.map_err(&failed)?;
+        let set = move |manager: &mut Manager| manager.set_policy_of(&id, &workload, policy);
+        self.context.manager.ask(set).await.map_err(failed)
+    }
+
+    async fn port_policy(
+        self: Rc<Self>,
+        params: network::PortPolicyParams,
+        mut results: network::PortPolicyResults,
+    ) -> Result<(), capnp::Error> {
+        let workload = text("workload name", params.get()?.get_workload());
+        let failed = while_trying(format!("look at the policy of {} on network {}", quote(&workload), self.id.name));
+        let (id, workload) = (self.id.clone(), workload.map_err(&failed)?.to_owned());
+        let policy =
+            self.context.manager.ask(move |manager| manager.policy_of(&id, &workload)).await.map_err(failed)?;
+        if let Some(policy) = policy {
+            results.get().set_policy(self.context.policy(policy));
         }
         Ok(())
     }
@@ -259,7 +390,10 @@ impl network::Server for Network {
             let error = Error::argument("number of ports", &max.to_string(), "it must be 1 to 1024");
             return Err(error.fault(&format!("make a port factory on network {}", self.id.name)).into());
         }
-        let account = Account { quota: Quota::new(max), tenant: None };
+        let failed = while_trying(format!("make a port factory on network {}", self.id.name));
+        let params = params.get()?;
+        let bound = self.context.given(params.has_policy(), params.get_policy()).await.map_err(failed)?;
+        let account = Account { quota: Quota::new(max), tenant: None, bound };
         results.get().set_factory(new_client(Factory {
             context: self.context.clone(),
             network: self.id.clone(),
@@ -318,6 +452,13 @@ fn write_addresses(mut to: port_info::Builder<'_>, facts: &PortFacts) {
     }
 }
 
+fn write_counts(mut to: port_stats::Builder<'_>, counts: Counts) {
+    to.set_allowed_packets(counts.allowed.packets);
+    to.set_allowed_bytes(counts.allowed.bytes);
+    to.set_denied_packets(counts.denied.packets);
+    to.set_denied_bytes(counts.denied.bytes);
+}
+
 struct Factory {
     context: Context,
     network: NetworkId,
@@ -333,7 +474,8 @@ impl port_factory::Server for Factory {
         let params = params.get()?;
         let workload = text("workload name", params.get_workload());
         let failed = self.failed(&workload);
-        let asked = self.asked(workload, params.get_mac()?, params.get_addresses()?, None).map_err(&failed)?;
+        let policy = self.context.given(params.has_policy(), params.get_policy()).await.map_err(&failed)?;
+        let asked = self.asked(workload, params.get_mac()?, params.get_addresses()?, policy, None).map_err(&failed)?;
         let held = self.attach(asked).await.map_err(failed)?;
         results.get().set_port(new_client(Port { context: self.context.clone(), held }));
         Ok(())
@@ -359,13 +501,28 @@ impl port_factory::Server for Factory {
             Ok(Veth { namespace, socket, name: name.to_owned(), routes, hash })
         };
         let veth = inside().map_err(&failed)?;
-        let asked = self.asked(workload, params.get_mac()?, params.get_addresses()?, Some(veth)).map_err(&failed)?;
+        let policy = self.context.given(params.has_policy(), params.get_policy()).await.map_err(&failed)?;
+        let asked =
+            self.asked(workload, params.get_mac()?, params.get_addresses()?, policy, Some(veth)).map_err(&failed)?;
         let mut held = self.attach(asked).await.map_err(failed)?;
         // Not before: if the caller has gone, nobody will ever have the reference.
         held.stays = sturdy_ref.is_some();
         let mut results = results.get();
         results.set_sturdy_ref(sturdy_ref.as_ref().map_or(&[], <[u8; REF_BYTES]>::as_slice));
         results.set_port(new_client(Port { context: self.context.clone(), held }));
+        Ok(())
+    }
+
+    async fn policy(
+        self: Rc<Self>,
+        _: port_factory::PolicyParams,
+        mut results: port_factory::PolicyResults,
+    ) -> Result<(), capnp::Error> {
+        let (network, account) = (self.network.clone(), self.account.clone());
+        let failed = while_trying(format!("look at the policy of ports on network {}", self.network.name));
+        let policy =
+            self.context.manager.ask(move |manager| manager.policy(&network, &account)).await.map_err(failed)?;
+        results.get().set_policy(self.context.policy(policy.unwrap_or_else(Rules::everything)));
         Ok(())
     }
 }
@@ -380,13 +537,14 @@ impl Factory {
         workload: Result<&str, Error>,
         mac: &[u8],
         addresses: text_list::Reader<'_>,
+        policy: Option<Rules>,
         veth: Option<Veth>,
     ) -> Result<Asked, Error> {
         let workload = workload?.to_owned();
         names::check_label("workload name", &workload)?;
         let mac = names::mac_asked(mac, &self.network.name, &workload)?;
         let sources = Sources::new(addresses.iter().map(|address| text("address", address)))?;
-        Ok(Asked { workload, mac, sources, veth })
+        Ok(Asked { workload, mac, sources, policy, veth })
     }
 
     async fn attach(&self, asked: Asked) -> Result<HeldPort, Error> {
@@ -464,6 +622,39 @@ impl port::Server for Port {
         let tap = self.held.port.tap.as_ref().ok_or(Error::NoTap).map_err(self.failed("hand out"))?;
         let tap: OwnedFd = tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
         self.context.lane.offer(tap, self.context.peer)?.write(results.get().init_tap());
+        Ok(())
+    }
+
+    async fn set_policy(
+        self: Rc<Self>,
+        params: port::SetPolicyParams,
+        _: port::SetPolicyResults,
+    ) -> Result<(), capnp::Error> {
+        self.check()?;
+        let (failed, params, id) = (self.failed("set the policy of"), params.get()?, self.held.port.id.clone());
+        let policy = self.context.given(params.has_policy(), params.get_policy()).await.map_err(&failed)?;
+        self.context.manager.ask(move |manager| manager.set_policy(&id, policy)).await.map_err(failed)
+    }
+
+    async fn policy(
+        self: Rc<Self>,
+        _: port::PolicyParams,
+        mut results: port::PolicyResults,
+    ) -> Result<(), capnp::Error> {
+        self.check()?;
+        let (failed, id) = (self.failed("look at the policy of"), self.held.port.id.clone());
+        let policy = self.context.manager.ask(move |manager| manager.policy_of_port(&id)).await.map_err(failed)?;
+        if let Some(policy) = policy {
+            results.get().set_policy(self.context.policy(policy));
+        }
+        Ok(())
+    }
+
+    async fn stats(self: Rc<Self>, _: port::StatsParams, mut results: port::StatsResults) -> Result<(), capnp::Error> {
+        self.check()?;
+        let (failed, id) = (self.failed("look at what goes through"), self.held.port.id.clone());
+        let counts = self.context.manager.ask(move |manager| manager.counts(&id)).await.map_err(failed)?;
+        write_counts(results.get().init_stats(), counts);
         Ok(())
     }
 

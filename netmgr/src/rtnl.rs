@@ -2,7 +2,9 @@
 //! Touches the rtnetlink socket, and through [`ipv6`] two settings of interfaces of ours.
 
 use std::{
+    collections::BTreeSet,
     io, mem,
+    net::{IpAddr, Ipv4Addr},
     os::fd::{OwnedFd, RawFd},
 };
 
@@ -260,6 +262,18 @@ impl Rtnl {
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
         let all = RouteNetlinkMessage::GetLink(brief(LinkBuilder::new()).build());
         self.dump("list the interfaces", all, keep_link)
+    }
+
+    /// All addresses that the host takes for its own: those of its interfaces, and of each subnet of IPv4 the two that are everybody's.
+    pub fn own(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
+        let everybody = [Ipv4Addr::BROADCAST, Ipv4Addr::UNSPECIFIED].map(IpAddr::from);
+        let own = self.addresses(None, true)?.into_iter().flat_map(|InterfaceAddress { address, .. }| {
+            // Where there are but two addresses, or one, they are hosts' (RFC 3021).
+            let ends = address.broadcast().filter(|_| address.prefix < 31);
+            let ends = ends.map(|last| [address.network().ip, last]);
+            [address.ip].into_iter().chain(ends.into_iter().flatten())
+        });
+        Ok(own.chain(everybody).collect())
     }
 
     /// The addresses of that interface or of all, of IPv6 if it is `with_ipv6`.

@@ -10,7 +10,7 @@ use common::*;
 use ipc::{Code, Connection};
 use schema::{
     host_capnp::{host, tenant},
-    network_capnp::{network, port, port_factory},
+    network_capnp::{network, policy, port, port_factory},
 };
 use testrig::{
     handed::{hand_over, know_only},
@@ -27,7 +27,10 @@ fn what_is_narrow_leads_to_nothing_wider() {
             let tenant = owner.tenant("acme", 4).await.unwrap();
             let factory = owner.factory(&network, 1).await.unwrap();
             let port = owner.tap(&factory, "vm-web").await.unwrap();
+            let made = owner.connection.call("make a policy", DEADLINE, network.policy_request().send()).await.unwrap();
+            let policy = made.get().unwrap().get_policy().unwrap();
             let narrow = [
+                (&policy.client, policy::Client::TYPE_ID),
                 (&port.client, port::Client::TYPE_ID),
                 (&factory.client, port_factory::Client::TYPE_ID),
                 (&network.client, network::Client::TYPE_ID),

@@ -18,6 +18,14 @@ const WIDTH: usize = 4;
 pub enum Field {
     /// The name of the interface that it came by, padded with zeros to 16 bytes.
     Interface,
+    /// The index of that interface.
+    Index,
+    /// The name of the interface that it leaves by.
+    Out,
+    /// The index of that one.
+    OutIndex,
+    /// Its mark, which is its port's policy behind [`Test::Marked`].
+    Mark,
     /// What the kernel takes it for: its type, behind a VLAN tag that was taken off.
     Protocol,
     /// The transport protocol: of IPv4, or behind those IPv6 extension headers that the kernel looks behind. Cannot be read of a packet whose
@@ -31,8 +39,6 @@ pub enum Field {
     Header(u32, usize),
     /// Bytes of an IPv6 fragment header.
     Fragment(u32, usize),
-    /// The name of the interface that it goes by, padded with zeros.
-    Out,
     /// NFPROTO_*, in a table of more than one.
     FamilyOf,
     /// Of the connection that it belongs to, in which state that is: NF_CT_STATE_*_BIT.
@@ -47,6 +53,10 @@ pub enum Field {
     Answers(usize),
     /// What the host's routes take the address for that it is for: RTN_*.
     Local,
+    /// Bytes of an IPv6 routing header.
+    Routing(u32, usize),
+    /// The first half of the IPv6 address there in the network header, as the whole of it has it.
+    Subnet(u32),
 }
 
 impl Field {
@@ -54,10 +64,16 @@ impl Field {
         match self {
             Field::Interface | Field::Out => libc::IFNAMSIZ,
             Field::State | Field::Status | Field::Local => 4,
+            Field::Index | Field::OutIndex | Field::Mark => WIDTH,
+            Field::Subnet(_) => 16,
             Field::Protocol => 2,
             Field::Transport | Field::FamilyOf | Field::Direction => 1,
             Field::Began(len) | Field::Answers(len) => len,
-            Field::Ether(_, len) | Field::Network(_, len) | Field::Header(_, len) | Field::Fragment(_, len) => len,
+            Field::Ether(_, len)
+            | Field::Network(_, len)
+            | Field::Header(_, len)
+            | Field::Fragment(_, len)
+            | Field::Routing(_, len) => len,
         }
     }
 }
@@ -85,6 +101,17 @@ pub enum Test {
     All(&'static [Field], Set),
     /// Of those who have these fields in common there are more connections than that. The set keeps who they are.
     Over(&'static [Field], Set, u32),
+    /// The field can be read, and is not in the set.
+    NotIn(Field, Set),
+    /// No test: the fields are in that set from here on, for so many seconds. Ends the rule where there is no room.
+    Put(&'static [Field], Set, u64),
+    /// No test: they are not in it any more.
+    Take(&'static [Field], Set),
+    /// The port has a policy, whose number the frame's mark is from here on. (A key can have a mark in it and not what a map has for an interface:
+    /// nft(8) cannot read that.) A frame that has just come by a TAP has none.
+    Marked,
+    /// No test: the frame has no mark any more.
+    Unmarked,
 }
 
 /// What becomes of a frame for which a rule's tests hold.
@@ -114,8 +141,12 @@ const AT_LEAST: u32 = 5;
 const ETHER: u32 = 0;
 const NETWORK: u32 = 1;
 const TRANSPORT: u32 = 2;
-/// IPPROTO_FRAGMENT.
+/// IPPROTO_FRAGMENT and IPPROTO_ROUTING.
 const FRAGMENT: u8 = 44;
+const ROUTING: u8 = 43;
+// NFT_DYNSET_OP_*.
+const UPDATE: u32 = 1;
+const DELETE: u32 = 2;
 /// NFT_LOOKUP_F_INV.
 const NOT_IN: u32 = 1;
 /// NFT_RETURN, NFT_GOTO and NFT_JUMP; NF_DROP.
@@ -203,6 +234,33 @@ fn write_test(list: &mut Attributes, test: Test) {
                 });
             });
         }
+        Test::NotIn(field, set) => {
+            load(list, field, REGISTER);
+            look_up(list, set, NOT_IN);
+        }
+        Test::Put(fields, set, seconds) => {
+            load_all(list, fields);
+            change(list, set, UPDATE, Some(seconds));
+        }
+        Test::Take(fields, set) => {
+            load_all(list, fields);
+            change(list, set, DELETE, None);
+        }
+        Test::Marked => {
+            load(list, Field::Interface, REGISTER);
+            // As below, with NFTA_LOOKUP_DREG.
+            one(list, "lookup", |data| {
+                data.text(1, Set::Policies.name()).number(2, REGISTER).number(3, REGISTER);
+            });
+            mark(list);
+        }
+        Test::Unmarked => {
+            // NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA.
+            one(list, "immediate", |data| {
+                data.number(1, REGISTER).nested(2, |data| _ = data.bytes(DATA_VALUE, &[0; WIDTH]));
+            });
+            mark(list);
+        }
     }
 }
 
@@ -233,6 +291,21 @@ fn clamp(list: &mut Attributes) {
     // NFTA_EXTHDR_SREG, _TYPE (TCPOPT_MAXSEG), _OFFSET, _LEN, _OP (NFT_EXTHDR_OP_TCPOPT).
     one(list, "exthdr", |data| {
         data.number(7, REGISTER).bytes(2, &[2]).number(3, 2).number(4, LEN).number(6, 1);
+    });
+}
+
+/// NFTA_META_KEY, NFTA_META_SREG.
+fn mark(list: &mut Attributes) {
+    one(list, "meta", |data| _ = data.number(2, libc::NFT_META_MARK as u32).number(3, REGISTER));
+}
+
+/// NFTA_DYNSET_SET_NAME, _OP, _SREG_KEY, _TIMEOUT (milliseconds).
+fn change(list: &mut Attributes, set: Set, how: u32, seconds: Option<u64>) {
+    one(list, "dynset", |data| {
+        data.text(1, set.name()).number(3, how).number(4, REGISTER);
+        if let Some(seconds) = seconds {
+            data.bytes(6, &(seconds * 1000).to_be_bytes());
+        }
     });
 }
 
@@ -270,6 +343,10 @@ fn load(list: &mut Attributes, field: Field, register: u32) {
         let key = if len == 4 { 19 } else { 21 };
         move |data: &mut Attributes| _ = data.number(1, register).number(2, key).bytes(3, &[direction])
     };
+    // NFTA_EXTHDR_DREG, _TYPE, _OFFSET, _LEN.
+    let extension = |kind: u8, at| {
+        move |data: &mut Attributes| _ = data.number(1, register).bytes(2, &[kind]).number(3, at).number(4, len)
+    };
     match field {
         Field::Out => one(list, "meta", meta(libc::NFT_META_OIFNAME as u32)),
         Field::FamilyOf => one(list, "meta", meta(libc::NFT_META_NFPROTO as u32)),
@@ -281,17 +358,25 @@ fn load(list: &mut Attributes, field: Field, register: u32) {
         // NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS (NFTA_FIB_F_DADDR).
         Field::Local => one(list, "fib", |data| _ = data.number(1, register).number(2, 3).number(3, 2)),
         Field::Interface => one(list, "meta", meta(libc::NFT_META_IIFNAME as u32)),
+        Field::Index => one(list, "meta", meta(libc::NFT_META_IIF as u32)),
+        Field::OutIndex => one(list, "meta", meta(libc::NFT_META_OIF as u32)),
+        Field::Mark => one(list, "meta", meta(libc::NFT_META_MARK as u32)),
         Field::Protocol => one(list, "meta", meta(libc::NFT_META_PROTOCOL as u32)),
         Field::Transport => one(list, "meta", meta(libc::NFT_META_L4PROTO as u32)),
         Field::Ether(at, _) => one(list, "payload", payload(ETHER, at)),
         Field::Network(at, _) => one(list, "payload", payload(NETWORK, at)),
         Field::Header(at, _) => one(list, "payload", payload(TRANSPORT, at)),
-        // NFTA_EXTHDR_DREG, _TYPE, _OFFSET, _LEN.
-        Field::Fragment(at, _) => one(list, "exthdr", |data| {
-            data.number(1, register).bytes(2, &[FRAGMENT]).number(3, at).number(4, len);
-        }),
+        Field::Fragment(at, _) => one(list, "exthdr", extension(FRAGMENT, at)),
+        Field::Routing(at, _) => one(list, "exthdr", extension(ROUTING, at)),
+        Field::Subnet(at) => {
+            one(list, "payload", payload(NETWORK, at));
+            keep_at(list, register, &FIRST_HALF);
+        }
     }
 }
+
+/// Of an IPv6 address.
+const FIRST_HALF: [u8; 16] = [255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA.
 fn compare(list: &mut Attributes, how: u32, value: &[u8]) {
@@ -302,8 +387,12 @@ fn compare(list: &mut Attributes, how: u32, value: &[u8]) {
 
 /// NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR.
 fn keep(list: &mut Attributes, mask: &[u8]) {
+    keep_at(list, REGISTER, mask);
+}
+
+fn keep_at(list: &mut Attributes, register: u32, mask: &[u8]) {
     one(list, "bitwise", |data| {
-        data.number(1, REGISTER).number(2, REGISTER).number(3, mask.len() as u32);
+        data.number(1, register).number(2, register).number(3, mask.len() as u32);
         data.nested(4, |data| _ = data.bytes(DATA_VALUE, mask));
         data.nested(5, |data| _ = data.bytes(DATA_VALUE, &vec![0; mask.len()]));
     });

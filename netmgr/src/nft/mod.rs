@@ -13,6 +13,8 @@
 mod expression;
 #[cfg(test)]
 mod model;
+mod policed;
+mod policies;
 mod routed;
 mod rules;
 mod table;
@@ -23,25 +25,26 @@ mod wire;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::RawFd,
 };
 
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
-use schema::net::Mac;
+use schema::{net::Mac, network_capnp::MAX_RANGES, policy::Rules};
 
 pub use self::wire::{Said, concerns};
 use self::{
+    policies::Policies,
     rules::Element,
     table::{Family, Set},
     wire::{
-        Attributes, DATA_VALUE, ELEM_DATA, ELEM_KEY, ELEM_KEY_END, ELEMENTS, ELEMENTS_SET, Item, Kind, LIST_ELEM,
-        Object, Request, TABLE,
+        Attributes, DATA_VALUE, ELEM_DATA, ELEM_EXPIRATION, ELEM_EXPRESSION, ELEM_KEY, ELEM_KEY_END, ELEM_TIMEOUT,
+        ELEM_USERDATA, ELEMENTS, ELEMENTS_SET, Item, Kind, LIST_ELEM, Life, Object, Request, TABLE,
     },
 };
 use crate::{
     ask::{self, failed, incomplete, refused, retried_if_passing},
-    attribute::Malformed,
+    attribute::{Malformed, attributes},
     error::Error,
     instance::Instance,
     netlink::{self, Socket},
@@ -54,6 +57,9 @@ const TRIES: usize = 16;
 const LOOKS: usize = 4;
 /// The most bytes of a batch: some ten thousand ports' elements. The kernel's own limit is a few hundred of them.
 const LONGEST_BATCH: usize = 8 << 20;
+
+/// How many of the connections and counts that rules have noted are carried over when all of a table is put there anew: some MiB of a batch.
+const MOST_NOTED: usize = 1 << 15;
 
 const MAKE: &str = "set the rules of what guests may send";
 const CHANGE: &str = "change what guests may send";
@@ -69,6 +75,12 @@ pub struct Sender<'a> {
     pub mac: Mac,
     /// The addresses that it may send from; of a family of which there is none, it may send nothing.
     pub sources: &'a Sources,
+    /// Its network.
+    pub network: &'a str,
+    /// Its workload, by which policies of that network name it.
+    pub workload: &'a str,
+    /// Where it may send to; `None` for wherever it likes.
+    pub policy: Option<&'a Rules>,
 }
 
 /// A network, as far as the rules know it.
@@ -88,16 +100,40 @@ pub struct Reach<'a> {
     pub closed: bool,
 }
 
-/// Whose elements are.
+/// What a port's policy has done, since the port has had one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// What it has let through.
+    pub allowed: Count,
+    /// And what not.
+    pub denied: Count,
+}
+
+/// So much of something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// How many.
+    pub packets: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// What elements are there for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Owner {
     /// A port, by its interface.
     Port(String),
-    /// A network.
+    /// A network, by its name.
     Network(String),
+    /// The ports of a network that are to come, by its name.
+    Default(String),
+    /// A policy, by its number.
+    Policy(u32),
+    /// The host.
+    Host,
 }
 
-/// What is in the sets, by whose it is.
+/// Elements, by what they are there for.
 type Elements = BTreeMap<Owner, BTreeSet<Element>>;
 
 /// What is known of the tables in the kernel.
@@ -127,6 +163,9 @@ pub struct Filter {
     families: &'static [Family],
     /// Those that are in the tables, if these are known, and else those that are to be.
     elements: Elements,
+    policies: Policies,
+    /// The policies whose elements may be others now.
+    touched: BTreeSet<u32>,
     known: Option<Known>,
 }
 
@@ -140,7 +179,15 @@ impl Filter {
         let socket = Socket::open().map_err(refused)?;
         socket.let_send(LONGEST_BATCH);
         let (table, families) = (rules::table(instance), &Family::ALL[..]);
-        let mut filter = Filter { socket, table, families, elements: Elements::new(), known: None };
+        let mut filter = Filter {
+            socket,
+            table,
+            families,
+            elements: Elements::new(),
+            policies: Policies::default(),
+            touched: BTreeSet::new(),
+            known: None,
+        };
         let mut outcome = filter.probe();
         if let Err(Error::NoFilter(_)) = outcome {
             filter.families = &[Family::Bridge];
@@ -179,52 +226,160 @@ impl Filter {
         self.socket.fd()
     }
 
-    /// Takes over what an earlier netmgr let those interfaces send that are chosen: they may be ports that nobody can tell as such any more.
-    pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<(), Error> {
+    /// Takes over what an earlier netmgr let those interfaces send that are chosen: they may be ports that nobody can tell as such any more. Gives the
+    /// policies that interfaces, or networks, were subject to, by their names: one of which nothing can be read allows nothing.
+    pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Rules>, Error> {
         let (_, elements) = self.look()?;
+        let policies = policies::read(&elements);
+        for (number, (network, rules)) in &policies {
+            self.policies.adopt(*number, network.clone(), rules.clone());
+            self.touched.insert(*number);
+        }
+        let mut subject = BTreeMap::new();
         for element in elements {
-            if let Some(interface) = element.port().filter(|interface| chosen(interface)) {
-                self.elements.entry(Owner::Port(interface.to_owned())).or_default().insert(element);
+            let Some(interface) = element.port().map(str::to_owned) else { continue };
+            if element.set == Set::Policies {
+                let number = element.item.data.as_slice().try_into().ok().map(u32::from_ne_bytes);
+                let policy = number.and_then(|number| policies.get(&number)).map(|(_, rules)| rules.clone());
+                subject.insert(interface.clone(), policy.unwrap_or_default());
+            }
+            if chosen(&interface) {
+                self.elements.entry(Owner::Port(interface)).or_default().insert(element);
             }
         }
-        Ok(())
+        for (interface, policy) in subject.iter().filter(|(interface, _)| chosen(interface)) {
+            self.policies.put(interface, ("", ""), &Sources::default(), Some(policy), &mut self.touched);
+        }
+        Ok(subject)
     }
 
-    /// Sees to it that the tables are as they should be and hold the elements of these networks, and of these ports and of none that has gone, as
-    /// `there` tells; whether somebody else had changed them. (An interface that is there may be a port's that could not be taken away.)
+    /// Sees to it that the tables are as they should be and hold the elements of these ports and of none that has gone, as `there` tells; of these
+    /// networks, and of what their ports to come are subject to; and of the host's `own` addresses. Whether somebody else had changed them. (An interface that is
+    /// there may be a port's that could not be taken away.)
     pub fn mend<'a>(
         &mut self,
         ports: impl Iterator<Item = Sender<'a>>,
         networks: impl Iterator<Item = Reach<'a>>,
+        defaults: impl Iterator<Item = (&'a str, &'a Rules)>,
+        own: impl Iterator<Item = IpAddr>,
         there: impl Fn(&str) -> bool,
     ) -> Result<bool, Error> {
-        let mut wanted: Elements = ports.map(|port| (port.owner(), port.elements())).collect();
+        let mut wanted = Elements::from([(Owner::Host, policies::own(own))]);
+        for port in ports {
+            wanted.insert(Owner::Port(port.interface.to_owned()), self.elements_of(port));
+        }
         wanted.extend(networks.map(|network| (Owner::Network(network.network.to_owned()), network.elements())));
+        for (network, policy) in defaults {
+            wanted.insert(Owner::Default(network.to_owned()), self.elements_of_network(network, policy));
+        }
         let changed = self.known.is_some() && !self.is_whole().unwrap_or(true);
         wanted
             .values_mut()
             .for_each(|elements| elements.retain(|element| self.families.contains(&element.set.family())));
-        let kept = |owner: &Owner| matches!(owner, Owner::Port(interface) if there(interface));
-        let gone = self.elements.keys().filter(|owner| !wanted.contains_key(*owner) && !kept(owner));
-        let gone: Elements = gone.map(|owner| (owner.clone(), BTreeSet::new())).collect();
-        self.change(wanted.into_iter().chain(gone).collect())?;
+        let known = self.elements.keys().chain(wanted.keys());
+        let gone = known.filter(|owner| match owner {
+            Owner::Port(interface) => !wanted.contains_key(owner) && !there(interface),
+            Owner::Network(_) | Owner::Default(_) => !wanted.contains_key(owner),
+            Owner::Policy(_) | Owner::Host => false,
+        });
+        let gone: BTreeSet<Owner> = gone.cloned().collect();
+        let stays = |name: &str| {
+            let is = |owner: &Owner| {
+                wanted.contains_key(owner) || self.elements.contains_key(owner) && !gone.contains(owner)
+            };
+            is(&Owner::Port(name.to_owned())) || is(&Owner::Default(name.to_owned()))
+        };
+        let forgotten: Vec<String> =
+            self.policies.interfaces().filter(|name| !stays(name)).map(str::to_owned).collect();
+        forgotten.iter().for_each(|name| self.policies.remove(name, &mut self.touched));
+        self.apply(wanted.into_iter().chain(gone.into_iter().map(|owner| (owner, BTreeSet::new()))).collect())?;
         Ok(changed)
     }
 
-    /// Lets a port send what it may, before it is on a bridge: one exchange with the kernel.
+    /// Lets a port send what it may, before it is on a bridge; or has it send something else: one exchange with the kernel. Nothing has changed where
+    /// it fails because the port's policy is too much.
     pub fn add(&mut self, port: Sender<'_>) -> Result<(), Error> {
-        self.change(Elements::from([(port.owner(), port.elements())]))
+        self.has_room(port.network, port.policy)?;
+        let elements = self.elements_of(port);
+        self.apply(Elements::from([(Owner::Port(port.interface.to_owned()), elements)]))
+    }
+
+    /// Has a network's ports that are to come be subject to a policy, or to none.
+    pub fn set_default(&mut self, network: &str, policy: Option<&Rules>) -> Result<(), Error> {
+        self.has_room(network, policy)?;
+        let elements = match policy {
+            Some(policy) => self.elements_of_network(network, policy),
+            None => {
+                self.policies.remove(network, &mut self.touched);
+                BTreeSet::new()
+            }
+        };
+        self.apply(Elements::from([(Owner::Default(network.to_owned()), elements)]))
     }
 
     /// Forgets ports, whose interfaces have gone: one exchange with the kernel.
     pub fn remove<'a>(&mut self, interfaces: impl Iterator<Item = &'a str>) -> Result<(), Error> {
-        self.change(interfaces.map(|interface| (Owner::Port(interface.to_owned()), BTreeSet::new())).collect())
+        let mut wanted = Elements::new();
+        for interface in interfaces {
+            self.policies.remove(interface, &mut self.touched);
+            wanted.insert(Owner::Port(interface.to_owned()), BTreeSet::new());
+        }
+        self.apply(wanted)
+    }
+
+    /// What the policies of ports have done, by their interfaces.
+    pub fn counts(&mut self) -> Result<BTreeMap<String, Counts>, Error> {
+        let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
+        for set in [Set::Allowed, Set::Denied] {
+            for (item, life) in self.items(set)? {
+                let Some(name) = Element { set, item }.port().map(str::to_owned) else { continue };
+                let of_port = counts.entry(name).or_default();
+                let count = count(&life).map_err(|why| unsent(LOOK, why))?;
+                *(if set == Set::Allowed { &mut of_port.allowed } else { &mut of_port.denied }) = count;
+            }
+        }
+        Ok(counts)
+    }
+
+    fn elements_of(&mut self, port: Sender<'_>) -> BTreeSet<Element> {
+        let Sender { interface, mac, sources, network, workload, policy } = port;
+        let policy = self.policies.put(interface, (network, workload), sources, policy, &mut self.touched);
+        let own = rules::elements(interface, mac, sources.iter());
+        let policed = policy.map(|policy| policies::of_port(interface, sources, policy));
+        own.into_iter().chain(policed.into_iter().flatten()).collect()
+    }
+
+    fn elements_of_network(&mut self, network: &str, policy: &Rules) -> BTreeSet<Element> {
+        let number = self.policies.put(network, (network, ""), &Sources::default(), Some(policy), &mut self.touched);
+        number.into_iter().map(|number| policies::subject(network, number)).collect()
+    }
+
+    /// Has each of these have those elements and no others, and each policy those that follow from what is subject to it.
+    fn apply(&mut self, mut wanted: Elements) -> Result<(), Error> {
+        for number in &self.touched {
+            wanted.insert(Owner::Policy(*number), self.policies.elements(*number));
+        }
+        self.change(wanted)?;
+        self.touched.clear();
+        Ok(())
+    }
+
+    /// Whether a policy can be in force beside those that are.
+    fn has_room(&self, network: &str, policy: Option<&Rules>) -> Result<(), Error> {
+        let Some(more) = policy.and_then(|policy| self.policies.more(network, policy)) else { return Ok(()) };
+        let policies = self.elements.range(Owner::Policy(0)..=Owner::Policy(u32::MAX));
+        let there: usize = policies.map(|(_, elements)| elements.len()).sum();
+        if there + more > MAX_RANGES as usize {
+            return Err(Error::Full { what: "ranges of addresses and ports in policies", limit: MAX_RANGES as usize });
+        }
+        Ok(())
     }
 
     /// Takes the tables away, where there is no port any more.
     pub fn clear(&mut self) -> Result<(), Error> {
         let requests = self.all(|family| rules::clear(&self.table, family)).map_err(|why| unsent(CLEAR, why))?;
         (self.elements, self.known) = (Elements::new(), None);
+        (self.policies, self.touched) = (Policies::default(), BTreeSet::new());
         self.send(CLEAR, None, requests).map(drop)
     }
 
@@ -251,7 +406,9 @@ impl Filter {
                 return Ok(());
             }
             let lists = [(Kind::DelSetElem, gone), (Kind::NewSetElem, new)];
-            let lists = lists.into_iter().map(|(kind, elements)| lists_of(&self.table, kind, elements));
+            let lists = lists.into_iter().map(|(kind, elements)| {
+                lists_of(&self.table, kind, elements.into_iter().map(|element| (element, &NO_LIFE)).collect())
+            });
             let requests = lists.collect::<Result<Vec<_>, _>>().map_err(|why| unsent(CHANGE, why))?.concat();
             // What has become of it is not known until it is.
             let known = self.known.take();
@@ -309,19 +466,22 @@ impl Filter {
     }
 
     /// Puts the tables there anew, whatever there is. Where others change rules all the time, they are there all the same, but not known: the
-    /// next change puts them there again.
+    /// next change puts them there again. What the rules themselves have noted is put there again, as far as it can be: a connection goes on.
     fn replace(&mut self) -> Result<(), Error> {
-        let constants: Vec<Element> = self.constants().collect();
-        let elements = self.elements.values().flatten().chain(&constants).collect();
-        let requests = self.all(|family| rules::make(&self.table, family)).and_then(|mut requests| {
-            requests.extend(lists_of(&self.table, Kind::NewSetElem, elements)?);
-            Ok(requests)
-        });
-        let requests = requests.map_err(|why| unsent(MAKE, why))?;
+        let noted = self.noted().unwrap_or_default();
+        let mut requests = self.anew(&noted).map_err(|why| unsent(MAKE, why))?;
         for _ in 0..LOOKS {
             let generation = self.generation()?;
-            if let Sent::Late = self.send(MAKE, Some(generation), requests.clone())? {
-                continue;
+            match self.send(MAKE, Some(generation), requests.clone()) {
+                Ok(Sent::Done) => {}
+                Ok(Sent::Late) => continue,
+                Err(error @ (Error::NoRight(_) | Error::Deadline { .. })) => return Err(error),
+                // Whatever somebody may have made of that.
+                Err(_) if !noted.is_empty() => {
+                    requests = self.anew(&[]).map_err(|why| unsent(MAKE, why))?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             // Only who reads what it has made knows by which numbers to tell it from another's.
             if let Ok((objects, _)) = self.look()
@@ -342,6 +502,32 @@ impl Filter {
     /// What there always is in the sets.
     fn constants(&self) -> impl Iterator<Item = Element> {
         rules::constants().filter(|element| self.families.contains(&element.set.family()))
+    }
+
+    /// The requests that put all of it there, with what was noted before.
+    fn anew(&self, noted: &[(Element, Life)]) -> Result<Vec<Request>, Malformed> {
+        let constants: Vec<Element> = self.constants().collect();
+        let counted: BTreeMap<&Element, &Life> =
+            noted.iter().filter(|(element, _)| element.set.counts()).map(|(element, life)| (element, life)).collect();
+        let elements = self.elements.values().flatten().chain(&constants);
+        let elements = elements.map(|element| (element, counted.get(element).copied().unwrap_or(&NO_LIFE)));
+        let flows = noted.iter().filter(|(element, _)| !element.set.counts()).map(|(element, life)| (element, life));
+        let mut requests = self.all(|family| rules::make(&self.table, family))?;
+        requests.extend(lists_of(&self.table, Kind::NewSetElem, elements.chain(flows).collect())?);
+        Ok(requests)
+    }
+
+    /// What the rules themselves have noted: what others have begun, and counts.
+    fn noted(&mut self) -> Result<Vec<(Element, Life)>, Error> {
+        let mut noted = Vec::new();
+        for set in Set::ALL.into_iter().filter(|set| set.counts() || set.fills_itself().is_some() && set.has_timeouts())
+        {
+            let is_left = |life: &Life| set.counts() || life.expiration.iter().any(|byte| *byte != 0);
+            let items = self.items(set)?.into_iter().filter(|(_, life)| is_left(life));
+            noted.extend(items.map(|(item, life)| (Element { set, item }, life)));
+        }
+        noted.truncate(MOST_NOTED);
+        Ok(noted)
     }
 
     /// Sends one batch.
@@ -396,20 +582,29 @@ impl Filter {
                 }));
             }
         }
-        let kept = |set: &Set| set.fills_itself().is_none() && self.families.contains(&set.family());
+        let kept =
+            |set: &Set| !set.has_timeouts() && set.fills_itself().is_none() && self.families.contains(&set.family());
         let sets: Vec<Set> = Set::ALL.into_iter().filter(kept).collect();
         for set in sets {
-            let mut attributes = Attributes::default();
-            attributes.text(TABLE, &self.table).text(ELEMENTS_SET, set.name());
-            for said in self.list(Kind::GetSetElem, set.family(), attributes)? {
-                if let Said::Elements { table: (family, table), set: of, items } = said
-                    && (family, table.as_str(), of.as_str()) == (set.family(), self.table.as_str(), set.name())
-                {
-                    elements.extend(items.into_iter().map(|item| Element { set, item }));
-                }
-            }
+            elements.extend(self.items(set)?.into_iter().map(|(item, _)| Element { set, item }));
         }
         Ok((objects, elements))
+    }
+
+    /// What is in a set.
+    fn items(&mut self, set: Set) -> Result<Vec<(Item, Life)>, Error> {
+        let mut attributes = Attributes::default();
+        attributes.text(TABLE, &self.table).text(ELEMENTS_SET, set.name());
+        let said = self.list(Kind::GetSetElem, set.family(), attributes)?;
+        let items = said.into_iter().filter_map(|said| match said {
+            Said::Elements { table: (family, table), set: of, items }
+                if (family, table.as_str(), of.as_str()) == (set.family(), self.table.as_str(), set.name()) =>
+            {
+                Some(items)
+            }
+            _ => None,
+        });
+        Ok(items.flatten().collect())
     }
 
     /// A list; an empty one if what it would be of is not there.
@@ -427,16 +622,6 @@ impl Filter {
     }
 }
 
-impl Sender<'_> {
-    fn owner(&self) -> Owner {
-        Owner::Port(self.interface.to_owned())
-    }
-
-    fn elements(&self) -> BTreeSet<Element> {
-        rules::elements(self.interface, self.mac, self.sources.iter()).into_iter().collect()
-    }
-}
-
 impl Reach<'_> {
     fn elements(&self) -> BTreeSet<Element> {
         let bridges = self.interfaces.into_iter().flatten();
@@ -450,22 +635,16 @@ fn after(generation: u32) -> u32 {
 }
 
 /// Lists of elements, of as many requests as it takes: an attribute's length has 16 bits.
-fn lists_of(table: &str, kind: Kind, elements: Vec<&Element>) -> Result<Vec<Request>, Malformed> {
+fn lists_of(table: &str, kind: Kind, elements: Vec<(&Element, &Life)>) -> Result<Vec<Request>, Malformed> {
     let mut requests = Vec::new();
     for set in Set::ALL {
-        let mut rest = elements.iter().filter(|element| element.set == set).peekable();
+        let mut rest = elements.iter().filter(|(element, _)| element.set == set).peekable();
         while rest.peek().is_some() {
             let mut list = Attributes::default();
-            while let Some(Element { item, .. }) = rest.next_if(|element| list.has_room(length(&element.item))) {
-                list.nested(LIST_ELEM, |one| {
-                    // What is deleted is told by its key.
-                    let data = if kind == Kind::NewSetElem { &item.data[..] } else { &[] };
-                    for (part, bytes) in [(ELEM_KEY, &item.key[..]), (ELEM_KEY_END, &item.end), (ELEM_DATA, data)] {
-                        if !bytes.is_empty() {
-                            one.nested(part, |value| _ = value.bytes(DATA_VALUE, bytes));
-                        }
-                    }
-                });
+            let fits =
+                |(element, life): &&(&Element, &Life), list: &Attributes| list.has_room(length(&element.item, life));
+            while let Some((Element { item, .. }, life)) = rest.next_if(|one| fits(one, &list)) {
+                list.nested(LIST_ELEM, |one| write(one, kind, item, life));
             }
             let mut attributes = Attributes::default();
             attributes.text(TABLE, table).text(ELEMENTS_SET, set.name()).list(ELEMENTS, list);
@@ -475,9 +654,53 @@ fn lists_of(table: &str, kind: Kind, elements: Vec<&Element>) -> Result<Vec<Requ
     Ok(requests)
 }
 
+fn write(one: &mut Attributes, kind: Kind, item: &Item, life: &Life) {
+    let Item { key, end, data, noted } = item;
+    // What is deleted is told by its key.
+    let (data, noted) = if kind == Kind::NewSetElem { (&data[..], &noted[..]) } else { (&[][..], &[][..]) };
+    for (part, bytes) in [(ELEM_KEY, &key[..]), (ELEM_KEY_END, end), (ELEM_DATA, data)] {
+        if !bytes.is_empty() {
+            one.nested(part, |value| _ = value.bytes(DATA_VALUE, bytes));
+        }
+    }
+    let Life { timeout, expiration, expression } = life;
+    let expression = (ELEM_EXPRESSION | libc::NLA_F_NESTED as u16, expression.as_slice());
+    for (part, bytes) in
+        [(ELEM_TIMEOUT, &timeout[..]), (ELEM_EXPIRATION, expiration), (ELEM_USERDATA, noted), expression]
+    {
+        if !bytes.is_empty() {
+            one.bytes(part, bytes);
+        }
+    }
+}
+
 /// The most bytes of an element in a list: its own header, and for each part two, and what fills it up.
-fn length(item: &Item) -> usize {
-    4 + [&item.key, &item.end, &item.data].iter().map(|part| part.len() + 2 * 4 + 3).sum::<usize>()
+fn length(item: &Item, life: &Life) -> usize {
+    let (Item { key, end, data, noted }, Life { timeout, expiration, expression }) = (item, life);
+    let parts = [key, end, data, noted, timeout, expiration, expression];
+    4 + parts.iter().map(|part| part.len() + 2 * 4 + 3).sum::<usize>()
+}
+
+/// Of one that neither ages nor has counted anything.
+static NO_LIFE: Life = Life { timeout: Vec::new(), expiration: Vec::new(), expression: Vec::new() };
+
+/// What an element's counter says: NFTA_EXPR_DATA, and in it NFTA_COUNTER_BYTES and NFTA_COUNTER_PACKETS.
+fn count(life: &Life) -> Result<Count, Malformed> {
+    let mut count = Count::default();
+    for part in attributes(&life.expression) {
+        let part = part?;
+        let (2, value) = (part.kind(), part.value()) else { continue };
+        for one in attributes(value) {
+            let one = one?;
+            let number = || one.value().try_into().map(u64::from_be_bytes).map_err(|_| Malformed("count"));
+            match one.kind() {
+                1 => count.bytes = number()?,
+                2 => count.packets = number()?,
+                _ => {}
+            }
+        }
+    }
+    Ok(count)
 }
 
 /// Whether that refusal means that this kernel has no nf_tables, none of these families, or not all that the rules take.

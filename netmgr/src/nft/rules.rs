@@ -27,7 +27,7 @@ use super::{
         Test::{self, Any, In, Is, IsNot, Masked, NotOfPort, OfPort, Read},
         Verdict::{self, Drop, Goto, Jump, Return},
     },
-    routed,
+    policed, routed,
     table::{Chain, Family, Set, Type},
     wire::{
         Attributes, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, Item, Kind, LIST_ELEM, RULE_CHAIN, Request, SET_NAME, TABLE,
@@ -40,7 +40,10 @@ impl Chain {
     pub fn rules(self) -> &'static [Rule] {
         match self {
             // A set, and not a map of verdicts: with each element of such a map, the kernel walks the rules behind each of its elements.
-            Chain::Source => &[("what a guest sends", &[In(Interface, Set::Ports)], Jump(Chain::Guest))],
+            Chain::Source => &[
+                ("what a guest sends", &[In(Interface, Set::Ports)], Jump(Chain::Guest)),
+                ("and where to", &[In(Interface, Set::Ports)], Goto(Chain::Policy)),
+            ],
             // Most frames for that group a bridge hands to the host without any other hook, and the host takes IPv4 and UDP out of them.
             Chain::Host => &[("for the bridge itself", &[In(Interface, Set::Ports), FOR_THE_BRIDGE], Drop)],
             Chain::Guest => &[
@@ -71,6 +74,20 @@ impl Chain {
             Chain::OwnRedirect => routed::OWN,
             Chain::Published => routed::PUBLISHED,
             Chain::Leave => routed::LEAVE,
+            Chain::Policy => policed::POLICY_RULES,
+            Chain::Policy4 => policed::POLICY4_RULES,
+            Chain::Policy6 => policed::POLICY6_RULES,
+            Chain::Policed4 => policed::POLICED4_RULES,
+            Chain::Policed6 => policed::POLICED6_RULES,
+            Chain::Asks4 => policed::ASKS4_RULES,
+            Chain::Asks6 => policed::ASKS6_RULES,
+            Chain::Answers4 => policed::ANSWERS4_RULES,
+            Chain::Answers6 => policed::ANSWERS6_RULES,
+            Chain::Allowed => policed::ALLOWED_RULES,
+            Chain::Denied => policed::DENIED_RULES,
+            Chain::Towards => policed::TOWARDS_RULES,
+            Chain::Towards4 => policed::TOWARDS4_RULES,
+            Chain::Towards6 => policed::TOWARDS6_RULES,
         }
     }
 }
@@ -80,10 +97,10 @@ pub type Rule = (&'static str, &'static [Test], Verdict);
 
 const ETHER_TO: Field = Ether(0, 6);
 const ETHER_SOURCE: Field = Ether(6, 6);
-const ETHER_TYPE: Field = Ether(12, 2);
+pub const ETHER_TYPE: Field = Ether(12, 2);
 const ARP: &[u8] = &[0x08, 0x06];
-const IPV4: &[u8] = &[0x08, 0x00];
-const IPV6: &[u8] = &[0x86, 0xdd];
+pub const IPV4: &[u8] = &[0x08, 0x00];
+pub const IPV6: &[u8] = &[0x86, 0xdd];
 /// 01:80:c2:00:00:00 to :0f.
 const FOR_THE_BRIDGE: Test = Masked(ETHER_TO, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0], &[1, 0x80, 0xc2, 0, 0, 0]);
 
@@ -111,20 +128,20 @@ const ARP_RULES: &[Rule] = &[
     ("reverse ARP", &[], Drop),
 ];
 
-const UDP: &[u8] = &[17];
+pub const UDP: &[u8] = &[17];
 /// UDP's.
-const SOURCE_PORT: Field = Header(0, 2);
-const TARGET_PORT: Field = Header(2, 2);
-const ICMP: &[u8] = &[1];
+pub const SOURCE_PORT: Field = Header(0, 2);
+pub const TARGET_PORT: Field = Header(2, 2);
+pub const ICMP: &[u8] = &[1];
 const IGMP: &[u8] = &[2];
-const MESSAGE_TYPE: Field = Header(0, 1);
-const LATER: Test = Any(Network(6, 2), &[0x1f, 0xff]);
+pub const MESSAGE_TYPE: Field = Header(0, 1);
+pub const LATER: Test = Any(Network(6, 2), &[0x1f, 0xff]);
 /// Neither that nor the first of several.
 const WHOLE: Test = Masked(Network(6, 2), &[0x3f, 0xff], &[0, 0]);
 /// In DHCP (RFC 2131): what comes from a client, which has a MAC address, and that address.
 const DHCP_REQUEST: Test = Is(Header(8, 3), &[1, 1, 6]);
 const DHCP_MAC: Test = OfPort(Header(36, 6), Set::Macs);
-const IPV4_SOURCE: Field = Network(12, 4);
+pub const IPV4_SOURCE: Field = Network(12, 4);
 const IPV4_RULES: &[Rule] = &[
     ("another's address", &[NotOfPort(IPV4_SOURCE, Set::Ipv4)], Drop),
     // Before what looks at transport headers: not each kernel knows that a later fragment has none.
@@ -160,12 +177,12 @@ const IPV4_RULES: &[Rule] = &[
     ("DHCP server's, DHCP with another's MAC address, or cut off", &[], Drop),
 ];
 
-const ICMPV6: &[u8] = &[58];
+pub const ICMPV6: &[u8] = &[58];
 const NO_ADDRESS: Test = Is(IPV6_SOURCE, &[0; 16]);
-const LATER_OF_IPV6: Test = Any(Fragment(2, 2), &[0xff, 0xf8]);
+pub const LATER_OF_IPV6: Test = Any(Fragment(2, 2), &[0xff, 0xf8]);
 const IPV6_LENGTH: Field = Network(4, 2);
 const IPV6_NEXT: Field = Network(6, 1);
-const IPV6_SOURCE: Field = Network(8, 16);
+pub const IPV6_SOURCE: Field = Network(8, 16);
 const IPV6_RULES: &[Rule] = &[
     ("another's address", &[NotOfPort(IPV6_SOURCE, Set::Ipv6)], Drop),
     ("nobody can look behind its headers", &[In(Transport, Set::Hidden)], Drop),
@@ -332,8 +349,12 @@ pub fn make(table: &str, family: Family) -> Result<Vec<Request>, Malformed> {
         describe(&mut attributes, set);
         // NFTA_SET_ID.
         attributes.number(10, id);
-        // NFTA_SET_USERDATA, as nft(8) has it: the order of a key's bytes is of type 0. Without it, it shows no names of interfaces.
-        attributes.bytes(13, &[&[0, 4][..], &1_u32.to_ne_bytes()].concat());
+        // NFTA_SET_USERDATA, as nft(8) has it: the order of a key's bytes is of type 0, and that of data of type 1; 1 is the host's, and 2 the
+        // network's. Without it, it shows no names of interfaces, and addresses and numbers the wrong way round.
+        let order = |of: u8, order: u32| [&[of, 4][..], &order.to_ne_bytes()].concat();
+        let of_key = if matches!(set.key(), [Type::Ipv4 | Type::Ipv6]) { 2 } else { 1 };
+        let of_data = if set.data().is_empty() { Vec::new() } else { order(1, 1) };
+        attributes.bytes(13, &[order(0, of_key), of_data].concat());
         requests.push(Request::new(Kind::NewSet, family, attributes)?);
     }
     let chains = || Chain::ALL.into_iter().filter(|chain| chain.family() == family);
@@ -367,13 +388,15 @@ fn describe(attributes: &mut Attributes, set: Set) {
     // NFT_SET_*.
     const INTERVAL: u32 = 4;
     const MAP: u32 = 8;
+    const TIMEOUT: u32 = 0x10;
     const EVAL: u32 = 0x20;
     const CONCAT: u32 = 0x80;
     let ((kind, len), data) = (Type::all(set.key()), Type::all(set.data()));
     let ranges = if set.has_ranges() { INTERVAL | CONCAT } else { 0 };
     let map = if set.data().is_empty() { 0 } else { MAP };
+    let timeouts = if set.has_timeouts() { TIMEOUT } else { 0 };
     let size = set.fills_itself();
-    let flags = ranges | map | size.map_or(0, |_| EVAL);
+    let flags = ranges | map | timeouts | size.map_or(0, |_| EVAL);
     attributes.text(SET_NAME, set.name()).number(3, flags).number(4, kind).number(5, len as u32);
     if map != 0 {
         attributes.number(6, data.0).number(7, data.1 as u32);
@@ -391,5 +414,9 @@ fn describe(attributes: &mut Attributes, set: Set) {
                 });
             });
         });
+    }
+    if set.counts() {
+        // NFTA_SET_EXPR: NFTA_EXPR_NAME, NFTA_EXPR_DATA.
+        attributes.nested(17, |one| _ = one.text(1, "counter").nested(2, |_| ()));
     }
 }

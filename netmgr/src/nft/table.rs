@@ -48,6 +48,10 @@ pub enum Type {
     Family,
     /// A port of TCP or UDP.
     Service,
+    /// A number that stands for a policy, and is a packet's mark meanwhile.
+    Mark,
+    /// An interface's index.
+    Index,
 }
 
 impl Type {
@@ -60,6 +64,8 @@ impl Type {
             Type::Mac => 9,
             Type::Protocol => 12,
             Type::Service => 13,
+            Type::Mark => 19,
+            Type::Index => 20,
             Type::Icmpv6 => 29,
             Type::Interface => 41,
             Type::Igmp => 42,
@@ -71,7 +77,7 @@ impl Type {
         match self {
             Type::Interface => libc::IFNAMSIZ,
             Type::Mac => 6,
-            Type::Ipv4 => 4,
+            Type::Ipv4 | Type::Mark | Type::Index => 4,
             Type::Ipv6 => 16,
             Type::Service => 2,
             Type::Protocol | Type::Icmpv6 | Type::Igmp | Type::Family => 1,
@@ -111,6 +117,46 @@ pub enum Set {
     Reports,
     /// IGMP: the same.
     Memberships,
+    /// ICMPv6: neighbour discovery, as far as guests have a part in it.
+    Discovery,
+    /// The ports that have a policy.
+    Policed,
+    /// And which one.
+    Policies,
+    /// What each policy says, a rule in each element's comment; at 0 of which network the workloads are that it names.
+    Rules,
+    /// Where policies let IPv4 go.
+    Allow4,
+    /// And IPv6.
+    Allow6,
+    /// What of the host they let be reached.
+    Hosts,
+    /// The host's own IPv4 addresses, and those that are everybody's on a subnet of its own.
+    Own4,
+    /// The host's own IPv6 addresses.
+    Own6,
+    /// The IPv6 subnets that ports have an address in.
+    Links,
+    /// The IPv4 addresses of names that policies let be reached, for as long as each is known to be. Filled by who resolves names.
+    Names4,
+    /// The same of IPv6.
+    Names6,
+    /// Ports with a policy, with what that has let through.
+    Allowed,
+    /// And what it has not.
+    Denied,
+    /// What others have begun towards a port with a policy.
+    Begun4,
+    /// The same of IPv6.
+    Begun6,
+    /// TCP connections among them that one side has ended.
+    Ended4,
+    /// The same of IPv6.
+    Ended6,
+    /// What guests have begun over UDP, as they may.
+    Asked4,
+    /// The same of IPv6.
+    Asked6,
     /// The networks' bridges.
     Networks,
     /// Each of them with itself: what goes by way of it and comes by it.
@@ -149,7 +195,7 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 25] = [
+    pub const ALL: [Set; 45] = [
         Set::Ports,
         Set::Macs,
         Set::Ipv4,
@@ -158,6 +204,26 @@ impl Set {
         Set::Messages,
         Set::Reports,
         Set::Memberships,
+        Set::Discovery,
+        Set::Policed,
+        Set::Policies,
+        Set::Rules,
+        Set::Allow4,
+        Set::Allow6,
+        Set::Hosts,
+        Set::Own4,
+        Set::Own6,
+        Set::Links,
+        Set::Names4,
+        Set::Names6,
+        Set::Allowed,
+        Set::Denied,
+        Set::Begun4,
+        Set::Begun6,
+        Set::Ended4,
+        Set::Ended6,
+        Set::Asked4,
+        Set::Asked6,
         Set::Networks,
         Set::Pairs,
         Set::Outward,
@@ -204,6 +270,26 @@ impl Set {
             Set::Published6At => "published6_at",
             Set::Counted4 => "counted4",
             Set::Counted6 => "counted6",
+            Set::Discovery => "discovery",
+            Set::Policed => "policed",
+            Set::Policies => "policies",
+            Set::Rules => "rules",
+            Set::Allow4 => "allow4",
+            Set::Allow6 => "allow6",
+            Set::Hosts => "hosts",
+            Set::Own4 => "own4",
+            Set::Own6 => "own6",
+            Set::Links => "links",
+            Set::Names4 => "names4",
+            Set::Names6 => "names6",
+            Set::Allowed => "allowed",
+            Set::Denied => "denied",
+            Set::Begun4 => "begun4",
+            Set::Begun6 => "begun6",
+            Set::Ended4 => "ended4",
+            Set::Ended6 => "ended6",
+            Set::Asked4 => "asked4",
+            Set::Asked6 => "asked6",
         }
     }
 
@@ -215,12 +301,12 @@ impl Set {
     /// What its keys are made of.
     pub fn key(self) -> &'static [Type] {
         match self {
-            Set::Ports => &[Type::Interface],
+            Set::Ports | Set::Policed | Set::Policies | Set::Allowed | Set::Denied => &[Type::Interface],
             Set::Macs | Set::Doors => &[Type::Interface, Type::Mac],
             Set::Ipv4 => &[Type::Interface, Type::Ipv4],
-            Set::Ipv6 => &[Type::Interface, Type::Ipv6],
+            Set::Ipv6 | Set::Links => &[Type::Interface, Type::Ipv6],
             Set::Hidden => &[Type::Protocol],
-            Set::Messages | Set::Reports => &[Type::Icmpv6],
+            Set::Messages | Set::Reports | Set::Discovery => &[Type::Icmpv6],
             Set::Memberships => &[Type::Igmp],
             Set::Networks | Set::Outward | Set::Closed => &[Type::Interface],
             Set::Pairs => &[Type::Interface, Type::Interface],
@@ -231,6 +317,19 @@ impl Set {
             Set::Published4 | Set::Published6 => &[Type::Protocol, Type::Service],
             Set::Published4At => &[Type::Protocol, Type::Ipv4, Type::Service],
             Set::Published6At => &[Type::Protocol, Type::Ipv6, Type::Service],
+            Set::Rules => &[Type::Mark, Type::Mark],
+            Set::Allow4 => &[Type::Mark, Type::Ipv4, Type::Protocol, Type::Service],
+            Set::Allow6 => &[Type::Mark, Type::Ipv6, Type::Protocol, Type::Service],
+            Set::Hosts => &[Type::Mark, Type::Protocol, Type::Service],
+            Set::Own4 => &[Type::Ipv4],
+            Set::Own6 => &[Type::Ipv6],
+            Set::Names4 => &[Type::Mark, Type::Ipv4],
+            Set::Names6 => &[Type::Mark, Type::Ipv6],
+            // The port, who is at the other side, and the ports there and here; five fields are the most that nft(8) can name.
+            Set::Begun4 => &[Type::Index, Type::Ipv4, Type::Protocol, Type::Service, Type::Service],
+            Set::Begun6 => &[Type::Index, Type::Ipv6, Type::Protocol, Type::Service, Type::Service],
+            Set::Ended4 | Set::Asked4 => &[Type::Index, Type::Ipv4, Type::Service, Type::Service],
+            Set::Ended6 | Set::Asked6 => &[Type::Index, Type::Ipv6, Type::Service, Type::Service],
         }
     }
 
@@ -239,18 +338,32 @@ impl Set {
         match self {
             Set::Published4 | Set::Published4At => &[Type::Ipv4, Type::Service],
             Set::Published6 | Set::Published6At => &[Type::Ipv6, Type::Service],
+            Set::Policies => &[Type::Mark],
             _ => &[],
         }
     }
 
     /// Whether its elements are ranges, of a key of two fields at least. (One field alone has ranges of another form.)
     pub fn has_ranges(self) -> bool {
-        matches!(self, Set::Subnets4 | Set::Subnets6 | Set::Ours4 | Set::Ours6)
+        matches!(self, Set::Subnets4 | Set::Subnets6 | Set::Ours4 | Set::Ours6 | Set::Allow4 | Set::Allow6 | Set::Hosts)
     }
 
     /// How many elements it holds that the kernel puts there while it looks at packets; `None` for one whose elements are netmgr's.
     pub fn fills_itself(self) -> Option<u32> {
-        matches!(self, Set::Counted4 | Set::Counted6).then_some(65_536)
+        let counted = matches!(self, Set::Counted4 | Set::Counted6);
+        let noted = matches!(self, Set::Begun4 | Set::Begun6 | Set::Ended4 | Set::Ended6 | Set::Asked4 | Set::Asked6);
+        (counted || noted).then_some(65_536)
+    }
+
+    /// Whether each of its elements ends at a time of its own: what is in it is not compared.
+    pub fn has_timeouts(self) -> bool {
+        matches!(self, Set::Names4 | Set::Names6)
+            || self.fills_itself().is_some() && !matches!(self, Set::Counted4 | Set::Counted6)
+    }
+
+    /// Whether each of its elements counts what it was found for.
+    pub fn counts(self) -> bool {
+        matches!(self, Set::Allowed | Set::Denied)
     }
 
     /// What is in it for ever.
@@ -263,6 +376,8 @@ impl Set {
             Set::Reports => &[131, 132, 143],
             // Of version 1, 2 and 3, and that somebody leaves one.
             Set::Memberships => &[0x12, 0x16, 0x22, 0x17],
+            // What they say of others, and redirects, the chains before have dropped.
+            Set::Discovery => &[133, 135, 136],
             _ => &[],
         }
     }
@@ -313,11 +428,53 @@ pub enum Chain {
     Published,
     /// What leaves the host.
     Leave,
+    /// What was found to be a port's own.
+    Policy,
+    /// IPv4 of it.
+    Policy4,
+    /// IPv6.
+    Policy6,
+    /// IPv4 of a port with a policy.
+    Policed4,
+    /// IPv6.
+    Policed6,
+    /// IPv4 to where its policy allows.
+    Asks4,
+    /// IPv6.
+    Asks6,
+    /// IPv4 to elsewhere.
+    Answers4,
+    /// IPv6.
+    Answers6,
+    /// What is let through for a policy.
+    Allowed,
+    /// What is dropped for one.
+    Denied,
+    /// What leaves any bridge.
+    Towards,
+    /// IPv4 to a port with a policy.
+    Towards4,
+    /// IPv6.
+    Towards6,
 }
 
 impl Chain {
     /// All of them, in an order in which each is there before what leads to it.
-    pub const ALL: [Chain; 21] = [
+    pub const ALL: [Chain; 35] = [
+        Chain::Allowed,
+        Chain::Denied,
+        Chain::Asks4,
+        Chain::Asks6,
+        Chain::Answers4,
+        Chain::Answers6,
+        Chain::Policed4,
+        Chain::Policed6,
+        Chain::Policy4,
+        Chain::Policy6,
+        Chain::Policy,
+        Chain::Towards4,
+        Chain::Towards6,
+        Chain::Towards,
         Chain::Solicitation,
         Chain::Advertisement,
         Chain::Router,
@@ -365,6 +522,20 @@ impl Chain {
             Chain::OwnRedirect => "redirect_own",
             Chain::Published => "published",
             Chain::Leave => "leave",
+            Chain::Policy => "policy",
+            Chain::Policy4 => "policy_ipv4",
+            Chain::Policy6 => "policy_ipv6",
+            Chain::Policed4 => "policed_ipv4",
+            Chain::Policed6 => "policed_ipv6",
+            Chain::Asks4 => "asks_ipv4",
+            Chain::Asks6 => "asks_ipv6",
+            Chain::Answers4 => "answers_ipv4",
+            Chain::Answers6 => "answers_ipv6",
+            Chain::Allowed => "policy_allows",
+            Chain::Denied => "policy_denies",
+            Chain::Towards => "towards",
+            Chain::Towards4 => "towards_ipv4",
+            Chain::Towards6 => "towards_ipv6",
         }
     }
 
@@ -393,6 +564,7 @@ impl Chain {
         match self {
             Chain::Source => hook(0, FIRST, "filter"),
             Chain::Host => hook(1, FIRST, "filter"),
+            Chain::Towards => hook(4, FIRST, "filter"),
             Chain::Early => hook(0, -300, "filter"),
             Chain::Input => hook(1, 0, "filter"),
             Chain::Forward => hook(2, 0, "filter"),
@@ -407,7 +579,7 @@ impl Chain {
 /// Where the kernel comes to a chain by itself. What that chain says nothing of goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// NF_BR_* or NF_INET_*: in both, 0 is before routing and 1 what is for the host.
+    /// NF_BR_* or NF_INET_*: in both, 0 is before routing, 1 what is for the host, and 4 behind routing.
     pub number: u32,
     /// The lower, the sooner.
     pub priority: i32,

@@ -2,6 +2,7 @@
 
 mod frames;
 mod kept;
+mod policy;
 
 use std::{
     fs::File,
@@ -38,6 +39,11 @@ fn mac(last: u8) -> Mac {
 
 fn sources(list: &[&str]) -> Sources {
     Sources::new(list.iter().map(|text| Ok(*text))).unwrap()
+}
+
+/// One of `br0`, without a policy.
+fn sender<'a>(interface: &'a str, mac: Mac, sources: &'a Sources) -> Sender<'a> {
+    Sender { interface, mac, sources, network: "br0", workload: interface, policy: None }
 }
 
 fn filter() -> Filter {

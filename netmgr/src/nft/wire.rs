@@ -202,6 +202,10 @@ pub const LIST_ELEM: u16 = 1;
 pub const ELEM_KEY: u16 = 1;
 pub const ELEM_DATA: u16 = 2;
 pub const ELEM_KEY_END: u16 = 10;
+pub const ELEM_TIMEOUT: u16 = 4;
+pub const ELEM_EXPIRATION: u16 = 5;
+pub const ELEM_USERDATA: u16 = 6;
+pub const ELEM_EXPRESSION: u16 = 7;
 pub const DATA_VALUE: u16 = 1;
 const GEN_ID: u16 = 1;
 
@@ -223,8 +227,8 @@ pub enum Said {
         table: (Family, String),
         /// The set.
         set: String,
-        /// What each of them is.
-        items: Vec<Item>,
+        /// What each of them is, and has of its own.
+        items: Vec<(Item, Life)>,
     },
     /// Nothing that netmgr asks for.
     Other,
@@ -239,6 +243,19 @@ pub struct Item {
     pub end: Vec<u8>,
     /// What a map has for it; else empty.
     pub data: Vec<u8>,
+    /// What whoever put it there has noted with it, as nft(8) has it ([`comment`](super::policies::comment)); else empty.
+    pub noted: Vec<u8>,
+}
+
+/// What an element has that is not whoever put it there's: it ages, and counts. As the kernel has it; empty where there is none of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    /// For how long it was put there, in milliseconds.
+    pub timeout: Vec<u8>,
+    /// And how much of that is left.
+    pub expiration: Vec<u8>,
+    /// Its counter.
+    pub expression: Vec<u8>,
 }
 
 /// A table, a chain, a rule or a set, by its number, which no other of its kind in that table has ever had, and what somebody may change of
@@ -356,14 +373,24 @@ fn elements(family: Family, body: &[u8]) -> Result<Said, Malformed> {
     Ok(Said::Elements { table: (family, table.ok_or_else(lacks)?), set: set.ok_or_else(lacks)?, items })
 }
 
-fn item(element: &[u8]) -> Result<Item, Malformed> {
-    let mut item = Item::default();
+fn item(element: &[u8]) -> Result<(Item, Life), Malformed> {
+    let (mut item, mut life) = (Item::default(), Life::default());
     for part in attributes(element) {
         let part = part?;
         let value = match part.kind() {
             ELEM_KEY => &mut item.key,
             ELEM_KEY_END => &mut item.end,
             ELEM_DATA => &mut item.data,
+            plain @ (ELEM_TIMEOUT | ELEM_EXPIRATION | ELEM_USERDATA | ELEM_EXPRESSION) => {
+                let to = match plain {
+                    ELEM_TIMEOUT => &mut life.timeout,
+                    ELEM_EXPIRATION => &mut life.expiration,
+                    ELEM_USERDATA => &mut item.noted,
+                    _ => &mut life.expression,
+                };
+                *to = part.value().to_vec();
+                continue;
+            }
             _ => continue,
         };
         for data in attributes(part.value()) {
@@ -373,7 +400,7 @@ fn item(element: &[u8]) -> Result<Item, Malformed> {
             }
         }
     }
-    Ok(item)
+    Ok((item, life))
 }
 
 #[cfg(test)]
@@ -424,7 +451,8 @@ mod tests {
         let list = [element(b"abcd"), element(b"efgh"), attribute(LIST_ELEM, &attribute(3, &[0; 4]))].concat();
         let (table, set) = (attribute(TABLE, b"t\0"), attribute(ELEMENTS_SET, b"s\0"));
         let whole = [table, set, attribute(ELEMENTS, &list)].concat();
-        let items = [&b"abcd"[..], b"efgh", b""].map(|key| Item { key: key.to_vec(), ..Item::default() }).to_vec();
+        let items = [&b"abcd"[..], b"efgh", b""].map(|key| Item { key: key.to_vec(), ..Item::default() });
+        let items = items.map(|item| (item, Life::default())).to_vec();
         let kind = 10 << 8 | 12;
         let expected = Said::Elements { table: (Family::Bridge, "t".into()), set: "s".into(), items };
         assert_eq!(said(kind, libc::NFPROTO_BRIDGE, &whole), Ok(expected));

@@ -32,6 +32,22 @@ pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Runs a test in a network namespace of its own, if there is nft(8) to look at its rules with; says so if not.
+pub fn with_nft(test: impl FnOnce() + Send + 'static) {
+    if Command::new("nft").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        in_own_network(test);
+    } else {
+        skip!("nft is not installed (Debian's package nftables)");
+    }
+}
+
+/// Runs a command of nft's, which must succeed; gives its output.
+pub fn nft(command: &str) -> String {
+    let output = Command::new("nft").arg(command).output().unwrap();
+    assert!(output.status.success(), "nft {command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// What `ip -j -d addr show dev NAME` says; `None` if there is no such interface.
 pub fn interface(name: &str) -> Option<Value> {
     let output = Command::new("ip").args(["-j", "-d", "addr", "show", "dev", name]).output().unwrap();

@@ -9,49 +9,49 @@ use proptest::{collection, prelude::*, sample::select, test_runner::TestRunner};
 
 use super::{super::model, *};
 
-type Ethernet = [u8; 6];
+pub type Ethernet = [u8; 6];
 
-const EVERYBODY: Ethernet = [0xff; 6];
+pub const EVERYBODY: Ethernet = [0xff; 6];
 /// Nobody's, so that a bridge floods what is for it.
-const SOMEBODY: Ethernet = [2, 0x42, 0, 0, 0, 0xee];
-const OWN: Ethernet = [2, 0x42, 0, 0, 0, 2];
-const OTHER: Ethernet = [2, 0x42, 0, 0, 0, 3];
+pub const SOMEBODY: Ethernet = [2, 0x42, 0, 0, 0, 0xee];
+pub const OWN: Ethernet = [2, 0x42, 0, 0, 0, 2];
+pub const OTHER: Ethernet = [2, 0x42, 0, 0, 0, 3];
 
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
-const OWN4: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 2);
-const OTHER4: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 3);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
+pub const OWN4: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 2);
+pub const OTHER4: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 3);
 const NONE4: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
-const OWN6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
-const OTHER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
-const OWN_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0042, 0x00ff, 0xfe00, 2);
+pub const OWN6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+pub const OTHER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
+pub const OWN_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0042, 0x00ff, 0xfe00, 2);
 const OTHER_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0042, 0x00ff, 0xfe00, 3);
 const NONE6: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-const ARP: u16 = 0x0806;
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+pub const ARP: u16 = 0x0806;
+pub const IPV4: u16 = 0x0800;
+pub const IPV6: u16 = 0x86dd;
 const VLAN: u16 = 0x8100;
-const UDP: u8 = 17;
-const TCP: u8 = 6;
-const ICMPV6: u8 = 58;
+pub const UDP: u8 = 17;
+pub const TCP: u8 = 6;
+pub const ICMPV6: u8 = 58;
 
-fn frame(to: Ethernet, from: Ethernet, kind: u16, packet: &[u8]) -> Vec<u8> {
+pub fn frame(to: Ethernet, from: Ethernet, kind: u16, packet: &[u8]) -> Vec<u8> {
     [&to, &from, &kind.to_be_bytes()[..], packet].concat()
 }
 
 /// One that the guest says is its own.
-fn own(kind: u16, packet: &[u8]) -> Vec<u8> {
+pub fn own(kind: u16, packet: &[u8]) -> Vec<u8> {
     frame(SOMEBODY, OWN, kind, packet)
 }
 
-fn arp(operation: u16, from: Ethernet, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+pub fn arp(operation: u16, from: Ethernet, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let operation = operation.to_be_bytes();
     [&[0, 1, 8, 0, 6, 4][..], &operation, &from, &sender.octets(), &[0; 6], &target.octets()].concat()
 }
 
 /// An IPv4 packet; `fragment` is the offset in units of eight bytes, with the flags.
-fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, fragment: u16, rest: &[u8]) -> Vec<u8> {
+pub fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, fragment: u16, rest: &[u8]) -> Vec<u8> {
     let (length, fragment) = ((20 + rest.len() as u16).to_be_bytes(), fragment.to_be_bytes());
     let mut packet = [&[0x45, 0][..], &length, &[0, 1], &fragment, &[64, protocol, 0, 0]].concat();
     packet.extend(from.octets());
@@ -63,7 +63,7 @@ fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, fragment: u16, rest: &[u8]) 
 }
 
 /// Without a checksum, as IPv4 lets it.
-fn udp(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
+pub fn udp(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
     [&from.to_be_bytes()[..], &to.to_be_bytes(), &(8 + data.len() as u16).to_be_bytes(), &[0, 0], data].concat()
 }
 
@@ -72,32 +72,32 @@ fn dhcp(operation: u8, mac: Ethernet) -> Vec<u8> {
     [&[operation, 1, 6, 0][..], &[0; 24], &mac, &[0; 206]].concat()
 }
 
-fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, rest: &[u8]) -> Vec<u8> {
+pub fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, rest: &[u8]) -> Vec<u8> {
     let length = (rest.len() as u16).to_be_bytes();
     [&[0x60, 0, 0, 0][..], &length, &[next, 255], &from.octets(), &to.octets(), rest].concat()
 }
 
 /// An extension header of eight bytes: hop-by-hop or destination options, or, as it happens, a routing header without any way to go.
-fn options(next: u8, rest: &[u8]) -> Vec<u8> {
+pub fn options(next: u8, rest: &[u8]) -> Vec<u8> {
     [&[next, 0, 1, 4, 0, 0, 0, 0][..], rest].concat()
 }
 
 /// A fragment header; `offset` in units of eight bytes.
-fn fragment(next: u8, offset: u16, more: bool, rest: &[u8]) -> Vec<u8> {
+pub fn fragment(next: u8, offset: u16, more: bool, rest: &[u8]) -> Vec<u8> {
     [&[next, 0][..], &(offset << 3 | u16::from(more)).to_be_bytes(), &[0, 0, 0, 7], rest].concat()
 }
 
-fn icmpv6(kind: u8, rest: &[u8]) -> Vec<u8> {
+pub fn icmpv6(kind: u8, rest: &[u8]) -> Vec<u8> {
     [&[kind, 0, 0, 0][..], rest].concat()
 }
 
 /// An option of neighbour discovery that holds a MAC address.
-fn holds(kind: u8, mac: Ethernet) -> Vec<u8> {
+pub fn holds(kind: u8, mac: Ethernet) -> Vec<u8> {
     [&[kind, 1][..], &mac].concat()
 }
 
 /// A neighbour solicitation or advertisement, or a redirect.
-fn neighbour(kind: u8, target: Ipv6Addr, option: &[u8]) -> Vec<u8> {
+pub fn neighbour(kind: u8, target: Ipv6Addr, option: &[u8]) -> Vec<u8> {
     icmpv6(kind, &[&[0; 4], &target.octets()[..], option].concat())
 }
 
@@ -167,7 +167,7 @@ fn right() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// And what not.
-fn wrong() -> Vec<(&'static str, Vec<u8>)> {
+pub fn wrong() -> Vec<(&'static str, Vec<u8>)> {
     let right4 = ipv4(OWN4, OTHER4, TCP, 0, &[0; 20]);
     let right6 = ipv6(OWN6, OTHER6, TCP, &[0; 20]);
     let advertisement = router_advertisement();
@@ -317,7 +317,7 @@ fn wrong() -> Vec<(&'static str, Vec<u8>)> {
 /// A bridge, and a guest's TAP with those addresses on it.
 fn guest(list: &[&str]) -> (Bridge, File, Filter) {
     let mut filter = filter();
-    filter.add(Sender { interface: "tap-web", mac: mac(2), sources: &sources(list) }).unwrap();
+    filter.add(sender("tap-web", mac(2), &sources(list))).unwrap();
     (Bridge::new(), Bridge::tap("tap-web"), filter)
 }
 
@@ -326,7 +326,7 @@ fn what_is_right_is_let_through_and_what_is_forged_is_not() {
     in_own_network(|| {
         let (bridge, tap, mut filter) = guest(&["10.42.0.2", "fd00::2"]);
         let sources = sources(&["10.42.0.2", "fd00::2"]);
-        let sender = Sender { interface: "tap-web", mac: mac(2), sources: &sources };
+        let sender = sender("tap-web", mac(2), &sources);
         for (frames, expected) in [(right(), true), (wrong(), false)] {
             for (what, frame) in frames {
                 assert_eq!(model::passes(sender, &frame), expected, "{what}, as the model has it: {frame:02x?}");
@@ -388,7 +388,7 @@ fn nothing_for_the_bridge_itself_reaches_the_host() {
         let all: Vec<u8> = (0..16).filter(|last| *last != 1).collect();
         assert_eq!(heard(), all, "without a filter");
         let mut filter = filter();
-        filter.add(Sender { interface: "tap-web", mac: mac(2), sources: &sources(&["10.42.0.2"]) }).unwrap();
+        filter.add(sender("tap-web", mac(2), &sources(&["10.42.0.2"]))).unwrap();
         // That of LLDP comes to no hook at all, unless the port forwards it.
         assert_eq!(heard(), [14]);
         run(&format!("ip link set tap-web type bridge_slave group_fwd_mask {}", port::FORWARDED));
@@ -505,10 +505,12 @@ fn kernel_lets_through_what_the_model_does_of_any_frames_of_any_ports() {
                         (mac(last), Sources::new(list.into_iter().map(Ok)).unwrap_or_default())
                     })
                     .collect();
-                let senders = || {
-                    names.iter().zip(&ports).map(|(interface, (mac, sources))| Sender { interface, mac: *mac, sources })
-                };
-                filter.borrow_mut().mend(senders(), [].into_iter(), |_| true).unwrap();
+                let senders =
+                    || names.iter().zip(&ports).map(|(interface, (mac, sources))| sender(interface, *mac, sources));
+                filter
+                    .borrow_mut()
+                    .mend(senders(), std::iter::empty(), std::iter::empty(), std::iter::empty(), |_| true)
+                    .unwrap();
                 for (port, frame) in frames {
                     let sender = senders().nth(port).unwrap();
                     let expected = model::passes(sender, &frame);
