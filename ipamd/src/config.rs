@@ -8,6 +8,7 @@ use schema::net::{
     Subnet, ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, mtu_rule, prefix_rule, subnet_of_ipv6,
 };
 use schema::network_capnp::IPV6_PREFIX_LENGTH;
+use schema::policy::{Rule, Rules};
 
 use crate::json::Json;
 
@@ -15,9 +16,22 @@ use crate::json::Json;
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
-const KEYS: [&str; 11] =
-    ["network", "type", "subnet", "gateway", "ipv6", "subnet6", "gateway6", "mtu", "pool", "reservations", "nat"];
+const KEYS: [&str; 12] = [
+    "network",
+    "type",
+    "subnet",
+    "gateway",
+    "ipv6",
+    "subnet6",
+    "gateway6",
+    "mtu",
+    "pool",
+    "reservations",
+    "nat",
+    "policy",
+];
 const POOL_KEYS: [&str; 2] = ["start", "end"];
+const POLICY_KEYS: [&str; 2] = ["default", "allow"];
 
 /// The kinds of networks that there are, the first one where none is said, and those that are to come.
 const KINDS: [&str; 2] = [BRIDGED, HOST_ONLY];
@@ -44,6 +58,8 @@ pub struct PoolConfig {
     pub end: Ipv4Addr,
     /// Addresses set aside, by workload.
     pub reservations: BTreeMap<String, Ipv4Addr>,
+    /// Where guests may send to whose ports are made without a policy of their own; `None` for wherever they like.
+    pub policy: Option<Rules>,
     /// What its guests reach beside one another.
     pub reach: Reach,
 }
@@ -161,7 +177,7 @@ impl PoolConfig {
                 "Mend it at that line and column",
             )
         })?;
-        let [network, kind, subnet, gateway, ipv6, subnet6, gateway6, mtu, pool, reservations, nat] =
+        let [network, kind, subnet, gateway, ipv6, subnet6, gateway6, mtu, pool, reservations, nat, policy] =
             fields("", &tree, KEYS)?;
 
         let name = required("network", network)?;
@@ -201,7 +217,8 @@ impl PoolConfig {
             Some(value) => parse_reservations(value, &subnet, gateway)?,
             None => BTreeMap::new(),
         };
-        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, ipv6, mtu, start, end, reservations, reach })
+        let policy = policy.map(parse_policy).transpose()?;
+        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, ipv6, mtu, start, end, reservations, reach, policy })
     }
 
     /// The text that makes this pool again: every key present but those whose absence says the same, reservations by workload.
@@ -211,7 +228,7 @@ impl PoolConfig {
         // All but the name, which may be of a time with a wider rule, was checked to need no escape.
         let network = serde_json::Value::from(self.network.as_str());
         format!(
-            "{{\"network\":{},{}\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}}}",
+            "{{\"network\":{},{}\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
             network,
             match self.reach {
                 Reach::Host => "",
@@ -224,7 +241,12 @@ impl PoolConfig {
             self.mtu.map_or_else(String::new, |mtu| format!("\"mtu\":{mtu},")),
             self.start,
             self.end,
-            reservations.join(",")
+            reservations.join(","),
+            self.policy.as_ref().map_or_else(String::new, |policy| {
+                // Nor does a rule.
+                let rules: Vec<String> = policy.iter().map(Rule::to_string).map(|rule| format!("\"{rule}\"")).collect();
+                format!(",\"policy\":{{\"allow\":[{}]}}", rules.join(","))
+            })
         )
     }
 
@@ -320,6 +342,26 @@ fn parse_mtu(value: &Json) -> Result<u32, ConfigError> {
     };
     let remedy = "Write a number, such as 1500, or leave it out";
     number.filter(|mtu| is_mtu(*mtu)).ok_or_else(|| error("mtu", found, mtu_rule(), remedy))
+}
+
+fn parse_policy(value: &Json) -> Result<Rules, ConfigError> {
+    const REMEDY: &str = "Write rules such as \"10.0.0.0/8 tcp 443\", \"vm-db tcp 5432\", \"host udp 53\" or \"any\"";
+    let [default, allow] = fields("policy.", value, POLICY_KEYS)?;
+    let others = match default.map(|default| text("policy.default", default)).transpose()? {
+        None | Some("deny") => None,
+        Some("allow") => Some("any"),
+        Some(other) => {
+            let remedy = "Write \"deny\", or \"allow\"; or leave it out, which is \"deny\"";
+            return Err(error("policy.default", format_args!("{other:?}"), "it is neither allow nor deny", remedy));
+        }
+    };
+    let rules = match allow {
+        None => Vec::new(),
+        Some(Json::List(list)) => list.iter().map(|rule| text("policy.allow", rule)).collect::<Result<_, _>>()?,
+        Some(other) => return Err(error("policy.allow", other.kind(), "a list is needed here", REMEDY)),
+    };
+    let rules = Rules::new(rules.into_iter().chain(others));
+    rules.map_err(|(rule, why)| error("policy.allow", format_args!("{rule:?}"), why, REMEDY))
 }
 
 fn parse_subnet(value: &str) -> Result<Subnet, ConfigError> {

@@ -70,13 +70,36 @@ fn ipv6_is_off_follows_from_the_network_or_is_what_its_keys_say() {
     }
 }
 
+#[test]
+fn policy_is_taken_in_each_form_and_said_again_in_one() {
+    let with = |policy: &str| {
+        let text = SHOWN.replacen('{', &format!("{{\"policy\":{policy},"), 1);
+        let config = PoolConfig::parse(&text).unwrap();
+        assert_eq!(PoolConfig::parse(&config.to_json()).unwrap(), config);
+        config.policy.unwrap().iter().map(Rule::to_string).collect::<Vec<_>>()
+    };
+    assert!(!PoolConfig::parse(SHOWN).unwrap().to_json().contains("policy"), "as an earlier release wrote it");
+    assert_eq!([with("{}"), with(r#"{"default":"deny","allow":[]}"#)], [[""; 0], [""; 0]]);
+    assert_eq!(with(r#"{"default":"allow","allow":["host udp 53"]}"#), ["any", "host udp 53"]);
+    assert_eq!(with(r#"{"allow":["10.0.0.0/8 tcp 443","vm-db"]}"#), ["10.0.0.0/8 tcp 443", "vm-db"]);
+}
+
 const SCHEMA: &str = include_str!("../../docs/network.schema.json");
 
 /// Whether a JSON schema allows a value, as far as ours goes; texts' patterns and formats aside.
 fn allows(schema: &Value, value: &Value) -> bool {
     let known =
         ["$comment", "title", "description", "examples", "default", "pattern", "format", "type", "required", "enum"];
-    let more = ["minimum", "maximum", "properties", "additionalProperties", "propertyNames", "dependentRequired"];
+    let more = [
+        "minimum",
+        "maximum",
+        "properties",
+        "additionalProperties",
+        "propertyNames",
+        "dependentRequired",
+        "items",
+        "maxItems",
+    ];
     let keys = schema.as_object().unwrap().keys();
     keys.for_each(|key| {
         assert!(known.contains(&key.as_str()) || more.contains(&key.as_str()), "{key} is not looked at")
@@ -87,6 +110,10 @@ fn allows(schema: &Value, value: &Value) -> bool {
         Some("string") => value.is_string(),
         Some("integer") => value.is_u64(),
         Some("boolean") => value.is_boolean(),
+        Some("array") => value.as_array().is_some_and(|list| {
+            list.len() as u64 <= schema["maxItems"].as_u64().unwrap_or(u64::MAX)
+                && list.iter().all(|one| allows(&schema["items"], one))
+        }),
         Some(other) => panic!("{other}"),
     };
     let listed = schema["enum"].as_array().is_none_or(|list| list.contains(value));
@@ -122,6 +149,9 @@ fn published_schema_has_the_parser_s_keys_and_allows_what_it_takes() {
         |of: &Value| of["properties"].as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
     assert_eq!(keys(&schema), KEYS.map(str::to_owned).into());
     assert_eq!(keys(&schema["properties"]["pool"]), POOL_KEYS.map(str::to_owned).into());
+    assert_eq!(keys(&schema["properties"]["policy"]), POLICY_KEYS.map(str::to_owned).into());
+    let most = &schema["properties"]["policy"]["properties"]["allow"]["maxItems"];
+    assert_eq!(*most, u64::from(schema::network_capnp::MAX_RULES));
     let page = include_str!("../../docs/RUNNING.md");
     let (_, shown) = page.split_once("file volt0.json -->\n```json\n").unwrap();
     let (shown, _) = shown.split_once("```").unwrap();
@@ -225,6 +255,12 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
             "gateway6",
             "not an IPv6 address",
         ),
+        ("\"network\":", "\"policy\":[],\"network\":", "policy", "an object is needed"),
+        ("\"network\":", "\"policy\":{\"deny\":[]},\"network\":", "policy.deny", "no such key"),
+        ("\"network\":", "\"policy\":{\"default\":\"drop\"},\"network\":", "policy.default", "neither allow nor deny"),
+        ("\"network\":", "\"policy\":{\"allow\":\"any\"},\"network\":", "policy.allow", "a list is needed"),
+        ("\"network\":", "\"policy\":{\"allow\":[7]},\"network\":", "policy.allow", "a string is needed"),
+        ("\"network\":", "\"policy\":{\"allow\":[\"any tcp 0\"]},\"network\":", "policy.allow", "1 to 65535"),
         ("\"start\":", "\"first\":", "pool.first", "no such key"),
         ("\"network\":\"volt0\",", "", "network", "required"),
         ("\"start\":\"10.42.0.2\",", "", "pool.start", "required"),

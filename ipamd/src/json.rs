@@ -13,11 +13,13 @@ pub enum Json {
     Text(String),
     /// An object, its keys in the order of the text and each of them unique.
     Object(Vec<(String, Json)>),
+    /// A list.
+    List(Vec<Json>),
     /// A whole number that is not below zero.
     Number(u64),
     /// `true` or `false`.
     Boolean(bool),
-    /// Anything else, as words for an error message ("a list").
+    /// Anything else, as words for an error message ("null").
     Other(&'static str),
 }
 
@@ -27,6 +29,7 @@ impl Json {
         match self {
             Json::Text(_) => "a string",
             Json::Object(_) => "an object",
+            Json::List(_) => "a list",
             Json::Number(_) => "a number",
             Json::Boolean(_) => "a boolean",
             Json::Other(kind) => kind,
@@ -74,8 +77,11 @@ impl<'de> Visitor<'de> for Tree {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
-        while seq.next_element::<Json>()?.is_some() {}
-        Ok(Json::Other("a list"))
+        let mut list = Vec::new();
+        while let Some(one) = seq.next_element::<Json>()? {
+            list.push(one);
+        }
+        Ok(Json::List(list))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {

@@ -309,6 +309,12 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
     to.set_ipv6(config.ipv6.text());
     to.set_kind(if config.reach == Reach::Outside { NetworkKind::HostOnly } else { NetworkKind::Bridged });
     to.set_nat(config.reach != Reach::Host);
+    if let Some(policy) = &config.policy {
+        let mut list = to.init_policy().init_allow(u32::try_from(policy.iter().count()).unwrap_or(0));
+        for (at, rule) in (0..list.len()).zip(policy.iter()) {
+            list.set(at, rule.to_string());
+        }
+    }
 }
 
 fn write_lease(mut to: lease_info::Builder, info: &Info) {

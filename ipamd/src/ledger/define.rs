@@ -24,6 +24,7 @@ fn built_in() -> PoolConfig {
         end,
         reservations: BTreeMap::new(),
         reach: Reach::Host,
+        policy: None,
     }
 }
 
