@@ -63,7 +63,7 @@ pub enum Command {
     /// Define, show and remove networks and their address pools.
     #[command(subcommand)]
     Network(NetworkCommand),
-    /// See who is attached to the networks.
+    /// See who is attached to the networks, and where each may send to.
     #[command(subcommand)]
     Port(PortCommand),
     /// Keep guest kernels.
@@ -163,7 +163,7 @@ pub struct StopArgs {
 pub enum NetworkCommand {
     /// Define a network, or change it, from a JSON file.
     Define {
-        /// The JSON file: network, type, subnet, gateway, mtu, pool, reservations.
+        /// The JSON file: network, type, subnet, gateway, mtu, pool, reservations, policy.
         file: PathBuf,
     },
     /// List the networks, their subnets, and how many of their addresses are free.
@@ -191,6 +191,28 @@ pub enum PortCommand {
     /// List the ports of all networks: whose they are, their interfaces, MAC addresses, and the addresses that their guests may
     /// send from.
     List,
+    /// Show where a port's guest may send to, a rule in each line; or change it, from its next packet on.
+    Policy(PolicyArgs),
+    /// List what the ports' policies have allowed and denied, in packets and bytes.
+    Stats,
+}
+
+/// Arguments of `volt port policy`.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// Name of the network.
+    pub network: String,
+    /// The port's workload, such as vm-web.
+    pub workload: String,
+    /// Allow this, and what other rules do, and nothing else: a target, a protocol and ports, such as "10.0.0.0/8 tcp 443".
+    #[arg(long, value_name = "RULE")]
+    pub allow: Vec<String>,
+    /// Allow nothing.
+    #[arg(long, conflicts_with = "allow")]
+    pub deny_all: bool,
+    /// Take its policy away: it may send to wherever it likes.
+    #[arg(long, conflicts_with_all = ["allow", "deny_all"])]
+    pub remove: bool,
 }
 
 /// `volt kernel ...`

@@ -19,8 +19,8 @@ use schema::{
 };
 
 use crate::{
-    cli::{Command, KernelCommand, NetworkCommand, PortCommand, StopArgs},
-    config::{check_file, check_name},
+    cli::{Command, KernelCommand, NetworkCommand, PolicyArgs, PortCommand, StopArgs},
+    config::{check_file, check_name, rules},
     error::Error,
     filters,
     host::{
@@ -72,9 +72,17 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
             })
         }
         Command::Port(PortCommand::List) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
-            let rows = networks::ports(first(&links)?).await?;
+            let rows = networks::ports(first(&links)?).await?.into_iter();
+            let rows: Vec<_> = rows.map(|[a, b, c, d, e, ..]| [a, b, c, d, e]).collect();
             print_rows(&["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES"], &rows)
         }),
+        Command::Port(PortCommand::Stats) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
+            let rows = networks::ports(first(&links)?).await?.into_iter();
+            let rows: Vec<_> =
+                rows.map(|[network, workload, .., a, b, c, d]| [network, workload, a, b, c, d]).collect();
+            print_rows(&["NETWORK", "WORKLOAD", "ALLOWED", "BYTES", "DENIED", "BYTES"], &rows)
+        }),
+        Command::Port(PortCommand::Policy(args)) => port_policy(&paths, policy, args),
         Command::Kernel(command) => kernel(&paths, policy, command),
         Command::Run(_) | Command::Keep(_) | Command::Doctor(_) | Command::Install(_) | Command::Uninstall(_) => Ok(0),
     }
@@ -163,6 +171,25 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Err
     ask(paths, policy, &NETWORK, &[], async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
         networks::define(netmgr, ipamd, &tried, &config).await.map_err(|error| error.of_file(&tried))
+    })
+}
+
+fn port_policy(paths: &Paths, policy: Policy, args: &PolicyArgs) -> Result<i32, Error> {
+    let PolicyArgs { network, workload, allow, deny_all, remove } = args;
+    let rules = rules("--allow", allow.iter().map(String::as_str))?;
+    let changes = *deny_all || *remove || !allow.is_empty();
+    ask(paths, policy, &[Service::Netmgr], &[], async |links| {
+        let netmgr = first(&links)?;
+        if changes {
+            return networks::set_policy(netmgr, network, workload, (!remove).then_some(&rules)).await;
+        }
+        match networks::policy(netmgr, network, workload).await? {
+            Some(rules) => rules.iter().try_for_each(|rule| print(&format!("{}\n", printable(rule)))),
+            None => {
+                say(format_args!("{workload} has no policy on {network}: it may send to wherever it likes"));
+                Ok(())
+            }
+        }
     })
 }
 

@@ -10,6 +10,7 @@ use disk::SECTOR;
 use schema::{
     limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
     names,
+    policy::Rules,
 };
 use serde::Deserialize;
 
@@ -38,6 +39,8 @@ pub struct VmConfig {
     /// Bytes.
     pub memory: u64,
     pub no_reboot: bool,
+    /// Where the guest may send to; `None` for what the networks say.
+    pub policy: Option<Rules>,
 }
 
 /// Which kernel to boot.
@@ -72,6 +75,25 @@ pub struct File {
     disk: Vec<FileDisk>,
     #[serde(default)]
     net: Vec<FileNet>,
+    policy: Option<FilePolicy>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePolicy {
+    #[serde(default)]
+    default: Others,
+    #[serde(default)]
+    allow: Vec<String>,
+}
+
+/// What becomes of what no rule allows.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Others {
+    #[default]
+    Deny,
+    Allow,
 }
 
 #[derive(Debug, Deserialize)]
@@ -129,6 +151,13 @@ impl VmConfig {
             vcpus: args.cpus.or(file.cpus).unwrap_or(DEFAULT_VCPUS),
             memory,
             no_reboot: args.no_reboot || file.no_reboot,
+            policy: file
+                .policy
+                .map(|FilePolicy { default, allow }| {
+                    let others = matches!(default, Others::Allow).then_some("any");
+                    rules("[policy]", allow.iter().map(String::as_str).chain(others))
+                })
+                .transpose()?,
         };
         config.check_values()?;
         Ok(config)
@@ -174,6 +203,11 @@ impl VmConfig {
         }
         Ok(())
     }
+}
+
+/// The rules of a policy, as `flag` gives them.
+pub fn rules<'a>(flag: &'static str, texts: impl IntoIterator<Item = &'a str>) -> Result<Rules, ArgumentError> {
+    Rules::new(texts).map_err(|(rule, why)| ArgumentError::Rule { flag, rule, why })
 }
 
 /// Whether `name` can be a VM's name: it becomes part of a socket's file name and of `vm-<name>`.
@@ -431,6 +465,24 @@ mod tests {
         });
         assert!(matches!(error, Error::VmFileMalformed { .. }));
         assert!(error.fault().why.contains("memroy"), "{error:?}");
+    }
+
+    #[test]
+    fn policy_of_a_file_is_its_rules_and_a_wrong_one_is_named() {
+        let with = |text: &str| {
+            let file = parse_file(&format!("name='web'\nkernel='./k'\n{text}")).unwrap();
+            VmConfig::merged(&RunArgs::default(), file, Path::new("/nowhere")).map(|config| config.policy)
+        };
+        let rules = |texts: &[&str]| Rules::new(texts.iter().copied()).unwrap();
+        assert_eq!(with("").unwrap(), None);
+        assert_eq!(with("[policy]").unwrap(), Some(rules(&[])));
+        assert_eq!(with("[policy]\nallow=['any tcp 443', 'vm-db']").unwrap(), Some(rules(&["any tcp 443", "vm-db"])));
+        assert_eq!(with("[policy]\ndefault='allow'\nallow=['host']").unwrap(), Some(rules(&["any", "host"])));
+        let error = with("[policy]\nallow=['any tcp 0']").unwrap_err().fault().to_string();
+        assert!(error.contains("[policy]") && error.contains("any tcp 0") && error.contains("1 to 65535"), "{error}");
+        for wrong in ["[policy]\ndeny=[]", "[policy]\ndefault='drop'", "policy=7"] {
+            parse_file(wrong).unwrap_err();
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ use crate::{
 /// A file that describes a VM: what is taken has no key but those that there are, and is within every bound; what is not is refused with
 /// what to do.
 pub fn vm_files(data: &[u8]) {
-    const KEYS: [&str; 9] = ["cmdline", "cpus", "disk", "initrd", "kernel", "memory", "name", "net", "no-reboot"];
+    const KEYS: [&str; 10] =
+        ["cmdline", "cpus", "disk", "initrd", "kernel", "memory", "name", "net", "no-reboot", "policy"];
     let Ok(text) = std::str::from_utf8(data) else { return };
     let file = match config::parse_file(text) {
         Ok(file) => file,

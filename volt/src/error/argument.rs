@@ -38,6 +38,9 @@ pub enum ArgumentError {
     /// What is added would be part of it.
     #[error("a double quote has no second one: whatever follows would be part of that word")]
     OpenQuote,
+    /// Text that is no rule of a policy.
+    #[error("the rule {rule:?}: {why}")]
+    Rule { flag: &'static str, rule: String, why: String },
     /// One card on a network.
     #[error("{0} is given twice")]
     Twice(String),
@@ -51,7 +54,7 @@ impl ArgumentError {
             ArgumentError::NoName | ArgumentError::Name(_) => "--name",
             ArgumentError::Cpus(_) => "--cpus",
             ArgumentError::Size(_) | ArgumentError::Memory { .. } => "--memory",
-            ArgumentError::TooMany { flag, .. } => flag,
+            ArgumentError::TooMany { flag, .. } | ArgumentError::Rule { flag, .. } => flag,
             ArgumentError::Cmdline { .. } | ArgumentError::OpenQuote => "--cmdline",
             ArgumentError::Twice(_) => "--net",
         }
@@ -71,6 +74,9 @@ impl ArgumentError {
             ArgumentError::TooMany { .. } => "Give fewer".into(),
             ArgumentError::Cmdline { .. } => "Shorten it; words are separated by spaces".into(),
             ArgumentError::OpenQuote => "Close it, or leave it out".into(),
+            ArgumentError::Rule { .. } => {
+                "Write rules such as \"10.0.0.0/8 tcp 443\", \"vm-db tcp 5432\", \"host udp 53\" or \"any\"".into()
+            }
             ArgumentError::Twice(_) => "A VM has one card on a network".into(),
         }
     }

@@ -9,7 +9,8 @@ use schema::{
     addresses_capnp::{ipam, pool, pool_info},
     host_capnp::host,
     net::Mac,
-    network_capnp::{NetworkKind, network, port_info},
+    network_capnp::{NetworkKind, network, policy, policy_rules, port_info},
+    policy::{Rule, Rules},
 };
 
 use crate::{
@@ -28,6 +29,24 @@ pub struct Definition {
     ipv6: String,
     kind: NetworkKind,
     nat: bool,
+    /// What ports have that are made without one of their own.
+    policy: Option<Vec<String>>,
+}
+
+/// Rules as a call carries them.
+pub fn write_rules(to: policy_rules::Builder<'_>, rules: &Rules) {
+    write_texts(to, &rules.iter().map(Rule::to_string).collect::<Vec<_>>());
+}
+
+fn write_texts(to: policy_rules::Builder<'_>, rules: &[String]) {
+    let mut list = to.init_allow(u32::try_from(rules.len()).unwrap_or(0));
+    for (at, rule) in (0..list.len()).zip(rules) {
+        list.set(at, rule);
+    }
+}
+
+fn read_rules(from: policy_rules::Reader<'_>) -> Result<Vec<String>, Error> {
+    from.get_allow()?.iter().map(|rule| text(rule?)).collect()
 }
 
 impl Definition {
@@ -45,6 +64,7 @@ impl Definition {
             ipv6: text(info.get_ipv6()?)?,
             kind: info.get_kind().map_err(capnp::Error::from)?,
             nat: info.get_nat(),
+            policy: info.has_policy().then(|| read_rules(info.get_policy()?)).transpose()?,
         })
     }
 }
@@ -130,7 +150,7 @@ pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Defin
 
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
 pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Error> {
-    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat } = definition;
+    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, policy } = definition;
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
         let mut config = request.get().init_config();
@@ -141,6 +161,9 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
         config.set_ipv6(ipv6);
         config.set_kind(*kind);
         config.set_nat(*nat);
+        if let Some(policy) = policy {
+            write_texts(config.init_policy(), policy);
+        }
         request.send()
     };
     let answer = netmgr.ask(&format!("make the network {name}"), CALL_DEADLINE, send).await?;
@@ -179,6 +202,7 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
         ipv6: text(config.get_ipv6()?)?,
         kind: config.get_kind().map_err(capnp::Error::from)?,
         nat: config.get_nat(),
+        policy: config.has_policy().then(|| read_rules(config.get_policy()?)).transpose()?,
     }))
 }
 
@@ -240,8 +264,50 @@ async fn of_list<T>(
     read(found.ok_or_else(|| Error::NoNetwork(name.to_owned()))?)
 }
 
-/// All ports of all networks of this host: network, workload, interface, MAC address, addresses.
-pub async fn ports(netmgr: &Connection) -> Result<Vec<[String; 5]>, Error> {
+/// What the port of a workload may send, and to whom: its rules, a line each; `None` for one without a policy.
+pub async fn policy(netmgr: &Connection, name: &str, workload: &str) -> Result<Option<Vec<String>>, Error> {
+    let tried = format!("look at the policy of {workload} on {name}");
+    let network = there(netmgr, name, &tried).await?;
+    let look = || {
+        let mut request = network.port_policy_request();
+        request.get().set_workload(workload);
+        request.send()
+    };
+    let answer = netmgr.ask(&tried, CALL_DEADLINE, look).await?;
+    let answer = answer.get()?;
+    if !answer.has_policy() {
+        return Ok(None);
+    }
+    let policy: policy::Client = answer.get_policy()?;
+    let answer = netmgr.ask(&tried, CALL_DEADLINE, || policy.rules_request().send()).await?;
+    read_rules(answer.get()?.get_rules()?).map(Some)
+}
+
+/// Has the port of a workload have these rules from the next packet on, or none.
+pub async fn set_policy(netmgr: &Connection, name: &str, workload: &str, rules: Option<&Rules>) -> Result<(), Error> {
+    let tried = format!("set the policy of {workload} on {name}");
+    let network = there(netmgr, name, &tried).await?;
+    let set = || {
+        let mut request = network.set_policy_request();
+        request.get().set_workload(workload);
+        if let Some(rules) = rules {
+            let mut made = network.policy_request();
+            write_rules(made.get().init_rules(), rules);
+            request.get().set_policy(made.send().pipeline.get_policy());
+        }
+        request.send()
+    };
+    netmgr.ask(&tried, CALL_DEADLINE, set).await?;
+    Ok(())
+}
+
+async fn there(netmgr: &Connection, name: &str, tried: &str) -> Result<network::Client, Error> {
+    network(netmgr, name, tried).await?.ok_or_else(|| Error::NoNetwork(name.to_owned()))
+}
+
+/// All ports of all networks of this host: network, workload, interface, MAC address, addresses; and packets and bytes that their policies have
+/// allowed, and denied, where they have one.
+pub async fn ports(netmgr: &Connection) -> Result<Vec<[String; 9]>, Error> {
     const TRIED: &str = "list the ports";
     let answer =
         netmgr.ask(TRIED, CALL_DEADLINE, || netmgr.bootstrap::<host::Client>().networks_request().send()).await?;
@@ -262,8 +328,8 @@ async fn ports_of(
     name: &str,
     network: &network::Client,
     tried: &str,
-) -> Result<Vec<[String; 5]>, Error> {
-    let mut rows: Vec<[String; 5]> = Vec::new();
+) -> Result<Vec<[String; 9]>, Error> {
+    let mut rows: Vec<[String; 9]> = Vec::new();
     loop {
         let after = rows.last().map_or("", |[_, workload, ..]| workload).to_owned();
         let page = || {
@@ -285,11 +351,22 @@ async fn ports_of(
     }
 }
 
-fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 5], Error> {
+fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 9], Error> {
     let mac = port.get_mac()?.try_into().ok().and_then(Mac::new).map_or_else(|| "-".into(), |mac| mac.to_string());
     let addresses = port.get_addresses()?.iter().map(|address| text(address?)).collect::<Result<Vec<_>, _>>()?;
     let addresses = if addresses.is_empty() { "-".to_owned() } else { addresses.join(", ") };
-    Ok([network.to_owned(), text(port.get_workload()?)?, text(port.get_interface_name()?)?, mac, addresses])
+    let counts = if port.has_stats() {
+        let stats = port.get_stats()?;
+        let allowed = [stats.get_allowed_packets(), stats.get_allowed_bytes()];
+        let denied = [stats.get_denied_packets(), stats.get_denied_bytes()];
+        [allowed, denied].concat().iter().map(u64::to_string).collect()
+    } else {
+        vec!["-".to_owned(); 4]
+    };
+    let mut counts = counts.into_iter();
+    let mut count = || counts.next().unwrap_or_default();
+    let (workload, interface) = (text(port.get_workload()?)?, text(port.get_interface_name()?)?);
+    Ok([network.to_owned(), workload, interface, mac, addresses, count(), count(), count(), count()])
 }
 
 /// Names of all networks with their subnets and how many addresses are free.

@@ -13,6 +13,7 @@ use schema::{
     kernel_store_capnp::kernel_store,
     net::Mac,
     network_capnp::{network, port},
+    policy::Rules,
 };
 
 use crate::{
@@ -119,7 +120,14 @@ pub async fn kernel(link: Connection, source: KernelSource) -> Result<OwnedFd, E
 }
 
 /// Attaches one card for each of `networks`. What was taken when one fails is in `cards`, to be released.
-pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: &mut Vec<Card>) -> Result<(), Error> {
+/// What its guest sends, and to whom, is as `policy` says, or else as its network.
+pub async fn cards(
+    links: &Network,
+    workload: &str,
+    networks: &[String],
+    policy: Option<&Rules>,
+    cards: &mut Vec<Card>,
+) -> Result<(), Error> {
     let (netmgr, ipamd) = links;
     for name in networks {
         let pool = networks::pool(ipamd, name).await?;
@@ -136,7 +144,7 @@ pub async fn cards(links: &Network, workload: &str, networks: &[String], cards: 
             let (network, has_ipv6) = network?;
             // What the guest may send from is what it has a lease of, and what follows from its MAC address.
             let sources = [address.address.as_str()].into_iter().chain(has_ipv6.then_some("::")).collect();
-            let attached = attach(netmgr, &network, name, workload, sources).await;
+            let attached = attach(netmgr, &network, name, workload, sources, policy).await;
             let address = card.address.insert(address);
             let (port, (tap, mac, mtu, ipv6)) = attached?;
             address.ipv6 = ipv6;
@@ -182,6 +190,7 @@ async fn attach(
     name: &str,
     workload: &str,
     addresses: Vec<&str>,
+    policy: Option<&Rules>,
 ) -> Result<(port::Client, Attached), Error> {
     let tried = format!("attach {workload} to {name}");
     let create = || {
@@ -193,6 +202,11 @@ async fn attach(
         let mut list = request.get().init_addresses(u32::try_from(addresses.len()).unwrap_or(0));
         for (at, address) in (0..list.len()).zip(&addresses) {
             list.set(at, address);
+        }
+        if let Some(policy) = policy {
+            let mut made = network.policy_request();
+            networks::write_rules(made.get().init_rules(), policy);
+            request.get().set_policy(made.send().pipeline.get_policy());
         }
         request.send()
     };

@@ -256,7 +256,7 @@ async fn prepare(
     let workload = workload_of_vm(&config.name);
     let attach = async {
         match network {
-            Some(links) => resources::cards(links, &workload, &config.nets, cards).await,
+            Some(links) => resources::cards(links, &workload, &config.nets, config.policy.as_ref(), cards).await,
             None => Ok(()),
         }
     };
