@@ -8,8 +8,10 @@
 //!
 //! Ports that are given up go a little later, many at a time ([`State::tidy`]), so that nobody's end is in front of another's start.
 
+mod guarding;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::Bound,
     os::fd::{OwnedFd, RawFd},
     sync::Arc,
@@ -22,17 +24,17 @@ use tokio::sync::watch;
 
 use schema::{limits::SERVICE_ANSWER, net::Mac, network_capnp::MAX_LISTED_PORTS, policy::Rules};
 
+use self::guarding::{no_filter, within};
 use crate::{
     address::Address,
     bridge,
     config::{self, Config},
     error::Error,
     instance::Instance,
-    link::Link,
     mark,
     names::{self, Kind},
     network::{Held, Network, Port, PortState, Quota, TenantId},
-    nft::{Counts, Filter, Sender},
+    nft::{Counts, Filter},
     port::{self, Made, Wanted},
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
@@ -156,31 +158,6 @@ pub struct Account {
     pub bound: Option<Rules>,
 }
 
-impl Account {
-    /// What a port's policy is within, on a network whose ports have that one where nothing else is said.
-    fn bound(&self, default: Option<&Rules>) -> Option<Rules> {
-        let of_tenant = || self.tenant.and(default);
-        self.bound.as_ref().or_else(of_tenant).cloned()
-    }
-
-    /// What a port has for which nothing else is asked.
-    fn policy(&self, default: Option<&Rules>) -> Option<Rules> {
-        self.bound.as_ref().or(default).cloned()
-    }
-}
-
-/// What a port is to have, within what bounds it.
-fn within(bound: Option<&Rules>, asked: Option<Rules>) -> Result<Option<Rules>, Error> {
-    match (bound, asked) {
-        (Some(bound), Some(asked)) => {
-            let both = bound.narrowed(&asked).map_err(|why| Error::argument("policy", "", &why))?;
-            Ok(Some(both))
-        }
-        (Some(bound), None) => Ok(Some(bound.clone())),
-        (None, asked) => Ok(asked),
-    }
-}
-
 /// Who waits for a port to be off the host.
 type Answer = service::Answer<(), Error>;
 
@@ -259,82 +236,6 @@ impl Manager {
         let lost = ports(networks) != before;
         let forgotten = !lost || self.rtnl.links().and_then(|links| self.guard(&links)).is_ok();
         guarded && harmed == 0 && forgotten
-    }
-
-    /// Has the TAPs on our bridges send no more than they may as yet, whether they can be told to be ports or not: somebody may have cleared
-    /// the mark of one whose guest still runs.
-    fn keep_guarding(&mut self, links: &[Link]) {
-        let Manager { filter: Some(filter), networks, .. } = self else { return };
-        let bridges: BTreeSet<u32> = networks.values().map(|network| network.index).collect();
-        let ports = links.iter().filter(|link| Kind::of(link).is_some() && bridges.contains(&link.master));
-        let names: BTreeSet<&str> = ports.map(|link| link.name.as_str()).collect();
-        let subject = match filter.adopt(|interface| names.contains(interface)) {
-            Ok(subject) => subject,
-            Err(Error::NoRight(_)) => BTreeMap::new(),
-            Err(error) => {
-                confine::say!("netmgr: {}", error.fault("see what guests of an earlier netmgr may send"));
-                BTreeMap::new()
-            }
-        };
-        for (name, network) in networks {
-            network.policy = subject.get(name).cloned();
-            for (workload, port) in &mut network.ports {
-                // By the name that it has now, or by its own.
-                let link = links.iter().find(|link| link.index == port.index).map_or("", |link| &link.name);
-                match [link, &port.interface].into_iter().find_map(|name| subject.get(name)) {
-                    Some(policy) => port.policy = Some(policy.clone()),
-                    None if port.policy.is_some() => confine::say!(
-                        "netmgr: the policy of {workload} on network {name} is lost, as something else on this host has taken it away: it may send nowhere until it has another one (volt port policy)"
-                    ),
-                    None => {}
-                }
-            }
-        }
-    }
-
-    /// Sees to it that each port may send what it may and no more; whether it was so. What cannot be mended is said, once.
-    fn guard(&mut self, links: &[Link]) -> Result<bool, Error> {
-        let Manager { rtnl, filter: Some(filter), networks, unguarded, .. } = self else { return Ok(true) };
-        if networks.is_empty() {
-            return Ok(true);
-        }
-        let interfaces = || links.iter().filter(|link| Kind::of(link).is_some());
-        let there: BTreeSet<&str> = interfaces().map(|link| link.name.as_str()).collect();
-        let names: BTreeMap<u32, &str> = interfaces().map(|link| (link.index, link.name.as_str())).collect();
-        let ports = networks.iter().flat_map(|(name, network)| network.ports.iter().map(move |port| (name, port)));
-        let ports = ports.flat_map(|(network, (workload, port))| {
-            let sends = port.sends(workload, network);
-            // And by the name that somebody has given it, until it has its own again.
-            let renamed = names.get(&port.index).filter(|name| **name != port.interface);
-            [Some(sends), renamed.map(|interface| Sender { interface, ..sends })].into_iter().flatten()
-        });
-        let bridges: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
-        let reach = networks.values().map(|network| network.reach(bridges.get(&network.index).copied()));
-        let defaults = networks.iter().filter_map(|(name, network)| Some((name.as_str(), network.policy.as_ref()?)));
-        let own = rtnl.own()?;
-        let outcome = filter.mend(ports, reach, defaults, own.into_iter(), |interface| there.contains(interface));
-        let trouble =
-            outcome.as_ref().err().map(|error| error.fault("mend the rules of what guests may send").to_string());
-        match &trouble {
-            Some(trouble) if unguarded.as_ref() != Some(trouble) => confine::say!("netmgr: {trouble}"),
-            Some(_) => {}
-            None if matches!(outcome, Ok(true)) => confine::say!(
-                "netmgr: the rules of what guests may send are there again; something else on this host had changed them"
-            ),
-            None => {}
-        }
-        *unguarded = trouble;
-        outcome.map(|changed| !changed)
-    }
-
-    /// Takes the rules away, where there is no network.
-    fn clear(&mut self) {
-        if let Some(filter) = &mut self.filter
-            && let Err(error) = filter.clear()
-            && !matches!(error, Error::NoRight(_))
-        {
-            confine::say!("netmgr: {}", error.fault("take the rules of what guests may send away"));
-        }
     }
 
     /// Defines a network, or changes one, with `ipv6` of `NetworkConfig`, and says what its ports to come are subject to. Ports that are there keep the MTU and the policy they have.
@@ -468,71 +369,6 @@ impl Manager {
             PortFacts { counts, ..PortFacts::of(port, workload, &network.config) }
         };
         Ok(ports.into_iter().map(facts).collect())
-    }
-
-    /// What a network's ports have that are made on that account, where nothing else is asked for.
-    pub fn policy(&mut self, id: &NetworkId, account: &Account) -> Result<Option<Rules>, Error> {
-        Ok(account.policy(find(&mut self.networks, id)?.policy.as_ref()))
-    }
-
-    /// What the port of a workload has.
-    pub fn policy_of(&mut self, id: &NetworkId, workload: &str) -> Result<Option<Rules>, Error> {
-        let port = find(&mut self.networks, id)?.ports.get(workload).filter(|port| !port.leaves());
-        let none = || Error::NoSuchPort { workload: workload.to_owned(), network: id.name.clone() };
-        Ok(port.ok_or_else(none)?.policy.clone())
-    }
-
-    /// Has the port of a workload have a policy, or none, which bounds what its holder can have it have.
-    pub fn set_policy_of(&mut self, id: &NetworkId, workload: &str, policy: Option<Rules>) -> Result<(), Error> {
-        self.policy_of(id, workload)?;
-        self.subject(id, workload, policy.clone())?;
-        if let Some(port) = find(&mut self.networks, id)?.ports.get_mut(workload) {
-            port.bound = policy;
-        }
-        Ok(())
-    }
-
-    /// Has a port have a policy, within what bounds it.
-    pub fn set_policy(&mut self, id: &PortId, policy: Option<Rules>) -> Result<(), Error> {
-        let bound = self.held(id)?.bound.clone();
-        self.subject(&id.network, &id.workload, within(bound.as_ref(), policy)?)
-    }
-
-    /// What a port has.
-    pub fn policy_of_port(&mut self, id: &PortId) -> Result<Option<Rules>, Error> {
-        Ok(self.held(id)?.policy.clone())
-    }
-
-    /// What a port's policy has done.
-    pub fn counts(&mut self, id: &PortId) -> Result<Counts, Error> {
-        let interface = self.held(id)?.interface.clone();
-        let Some(filter) = &mut self.filter else { return Ok(Counts::default()) };
-        Ok(filter.counts()?.remove(&interface).unwrap_or_default())
-    }
-
-    /// A port that somebody holds.
-    fn held(&mut self, id: &PortId) -> Result<&Port, Error> {
-        let port = find(&mut self.networks, &id.network)?.ports.get(&id.workload);
-        port.filter(|port| port.is(id.serial) && !port.leaves()).ok_or(Error::Revoked("port"))
-    }
-
-    /// Has a port that is there have that policy from the next packet on.
-    fn subject(&mut self, id: &NetworkId, workload: &str, policy: Option<Rules>) -> Result<(), Error> {
-        let Manager { rtnl, filter, instance, networks, .. } = self;
-        let network = find(networks, id)?;
-        let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
-        match filter {
-            Some(filter) => filter.add(Sender { policy: policy.as_ref(), ..port.sends(workload, &id.name) })?,
-            None if policy.is_some() => return Err(no_filter()),
-            None => {}
-        }
-        let marked = port.policy.is_some() == policy.is_some();
-        port.policy = policy;
-        // A netmgr that does not find the rules again has to know that there were some.
-        if !marked {
-            network.confirm(rtnl, instance, workload)?;
-        }
-        Ok(())
     }
 
     /// Makes a tenant.
@@ -840,11 +676,6 @@ fn lead_outward(rtnl: &mut Rtnl, filter: Option<&Filter>, config: &Config) -> Re
         Some(filter) if filter.routes() => rtnl.forward(config.ipv6.is_some()),
         _ => Err(Error::NoRoutes),
     }
-}
-
-/// Why no policy can be had.
-fn no_filter() -> Error {
-    Error::NoFilter(std::io::Error::from_raw_os_error(libc::EPROTONOSUPPORT))
 }
 
 fn find<'a>(networks: &'a mut BTreeMap<String, Network>, id: &NetworkId) -> Result<&'a mut Network, Error> {
