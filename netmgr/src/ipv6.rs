@@ -1,6 +1,7 @@
-//! The host's own IPv6 on interfaces of ours. On the bridge of a network without IPv6 it is off: the host would still listen on a link-local address.
-//! On bridges and TAPs it takes no router advertisements, which a guest could send, and with them a default route: on a TAP too, as somebody
-//! may take that off its bridge. What guests send to each other is not affected.
+//! The host's own IPv6 on interfaces of ours. On the bridge of a network without IPv6 it is off: the host would still listen on a link-local address;
+//! and bridges take no router advertisements, which a guest could send, and with them a default route. On ports' interfaces it is off: they need
+//! none, somebody may take one off its bridge, and with routes of each of a thousand, bringing another one up or down takes the kernel four times as
+//! long. What guests send to each other is not affected.
 //! Where a network leads to the outside, the host forwards IPv6, and still hears the routers that it has its own way there from.
 //! Touches disable_ipv6, accept_ra and forwarding below /proc/sys/net/ipv6/conf/INTERFACE alone.
 
@@ -44,18 +45,18 @@ impl Sysctl {
         self.0.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// Switches IPv6 on or off on a bridge. That it is off is no error where the kernel has none.
-    pub fn set_on(&self, bridge: &str, on: bool) -> io::Result<()> {
+    /// Switches IPv6 on or off on an interface. That it is off is no error where the kernel has none.
+    pub fn set_on(&self, interface: &str, on: bool) -> io::Result<()> {
         match on {
             true if self.0.is_none() => Err(io::ErrorKind::NotFound.into()),
-            true => self.set(bridge, "disable_ipv6", *b"0"),
-            false => self.set(bridge, "disable_ipv6", *b"1"),
+            true => self.set(interface, "disable_ipv6", *b"0"),
+            false => self.set(interface, "disable_ipv6", *b"1"),
         }
     }
 
-    /// Has the host take no router advertisements on an interface. No error where the kernel has no IPv6.
-    pub fn no_routers(&self, interface: &str) -> io::Result<()> {
-        self.set(interface, "accept_ra", *b"0")
+    /// Has the host take no router advertisements on a bridge. No error where the kernel has no IPv6.
+    pub fn no_routers(&self, bridge: &str) -> io::Result<()> {
+        self.set(bridge, "accept_ra", *b"0")
     }
 
     /// Has the host forward IPv6, from and to all interfaces. Of those that there are, `routers` are those where it hears routers, as hosts that

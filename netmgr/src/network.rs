@@ -321,7 +321,7 @@ impl Network {
         let (mut mended, mut failed) = (false, None);
         ports.retain(|workload, port| {
             let wanted = port.wanted(workload, &config.name, *bridge, owner);
-            let is = |link: &&Link| wanted.is(link) && !rtnl.hears_routers(link);
+            let is = |link: &&Link| wanted.is(link) && !rtnl.port_has_ipv6(link);
             let is_kept = kept.contains(&(port.index, port.mac.bytes()));
             if port.leaves() || is_kept && links.get(&port.index).is_some_and(is) {
                 links.get(&port.index).into_iter().for_each(|link| port.announce(link));

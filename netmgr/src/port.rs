@@ -232,7 +232,7 @@ fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
     batch.set(format!("put {kind} {name} on bridge {network}"), whom().controller(bridge));
     learn_nothing(&mut batch, whom(), wanted, false);
     batch.get(whom()).get(LinkUnspec::new_with_index(bridge));
-    rtnl.no_routers(name);
+    rtnl.ipv6_off_port(name);
     let mut links = rtnl.run(&mut batch).map_err(|error| refine(rtnl, error, wanted, &alternatives))?.into_iter();
     let (Some(port), Some(master)) = (links.next(), links.next()) else { return Err(incomplete("make a port")) };
     if !master.is_bridge_of(network, wanted.owner) {
@@ -247,7 +247,7 @@ fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
     bring_up(&mut batch, wanted, port.index);
     let mut links = rtnl.run(batch.get(whom())).map_err(|error| refine(rtnl, error, wanted, &[]))?.into_iter();
     let port = links.next().ok_or(incomplete("make a port"))?;
-    if !wanted.is(&port) || rtnl.hears_routers(&port) {
+    if !wanted.is(&port) || rtnl.port_has_ipv6(&port) {
         return Err(Error::Answer {
             tried: format!("put {kind} {name} on bridge {network}"),
             why: "it has not become what it should be".into(),
@@ -301,7 +301,7 @@ fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
     let whom = || LinkUnspec::new_with_index(index);
     let Some(link) = rtnl.link(whom())?.filter(|link| wanted.may_be(link)) else { return Ok(None) };
     let is_kept = rtnl.forwards(index, wanted.mac)? == Some(wanted.entry(index));
-    let changed = !(is_kept && wanted.is(&link)) || rtnl.hears_routers(&link);
+    let changed = !(is_kept && wanted.is(&link)) || rtnl.port_has_ipv6(&link);
     if changed {
         let mut batch = Batch::default();
         let Wanted { kind, name, network, bridge, .. } = *wanted;
@@ -321,7 +321,7 @@ fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
         batch.set(format!("put {kind} {name} on bridge {network} again"), whom().controller(bridge));
         learn_nothing(&mut batch, whom(), wanted, true);
         bring_up(&mut batch, wanted, index);
-        rtnl.no_routers(&link.name);
+        rtnl.ipv6_off_port(&link.name);
         rtnl.run(&mut batch)?;
     }
     Ok(Some(changed))

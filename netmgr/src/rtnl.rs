@@ -170,14 +170,15 @@ impl Rtnl {
         }
     }
 
-    /// Has the host take no router advertisements on a TAP of ours. Where that fails, its port works, and that is said, once.
-    pub fn no_routers(&mut self, tap: &str) {
-        if let Err(error) = self.ipv6.no_routers(tap)
+    /// Switches the host's IPv6 off on a port's interface, before that is up: the routes that it has for each are in the way of all others'.
+    /// Where that fails, its port works, and that is said, once.
+    pub fn ipv6_off_port(&mut self, interface: &str) {
+        if let Err(error) = self.ipv6.set_on(interface, false)
             && error.kind() != io::ErrorKind::NotFound
             && !mem::replace(&mut self.ipv6_stays, true)
         {
             confine::say!(
-                "netmgr: the host takes router advertisements on TAP {tap} ({error}). Let netmgr write to {}.",
+                "netmgr: IPv6 of the host stays on on {interface} ({error}). Let netmgr write to {}.",
                 ipv6::FOLDER
             );
         }
@@ -185,12 +186,12 @@ impl Rtnl {
 
     /// Whether the host's IPv6 on a bridge is on or off as it should be, or cannot be switched off.
     pub fn ipv6_is(&self, bridge: &Link, on: bool) -> bool {
-        (bridge.ipv6 == on || bridge.ipv6 && self.ipv6_stays) && !self.hears_routers(bridge)
+        (bridge.ipv6 == on || bridge.ipv6 && self.ipv6_stays) && (!bridge.accept_ra || self.ipv6_stays)
     }
 
-    /// Whether the host takes router advertisements on an interface where it need not.
-    pub fn hears_routers(&self, link: &Link) -> bool {
-        link.accept_ra && !self.ipv6_stays
+    /// Whether it is on on a port's interface where it can be switched off.
+    pub fn port_has_ipv6(&self, port: &Link) -> bool {
+        port.ipv6 && !self.ipv6_stays
     }
 
     /// Takes all steps, and gives the interfaces that the kernel describes; the first failure of a needed one is the error.

@@ -309,30 +309,35 @@ fn checksum(bytes: &[u8]) -> u16 {
     !(((sum & 0xffff) + (sum >> 16)) as u16)
 }
 
-/// Which the host would take for a router's where somebody takes a guest's TAP off the bridge.
+/// Guests' router advertisements, which the host would take for a router's: on the bridge, and on a TAP that somebody takes off it.
 #[test]
-fn host_takes_no_router_advertisements_on_bridge_or_tap_and_a_change_of_that_is_changed_back() {
+fn host_takes_no_router_advertisements_on_bridge_and_has_no_ipv6_on_tap_and_a_change_of_that_is_changed_back() {
     in_own_network(|| {
-        let setting = |interface: &str| format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra");
-        if !std::path::Path::new(&setting("lo")).exists() {
+        let setting = |interface: &str, what: &str| format!("/proc/sys/net/ipv6/conf/{interface}/{what}");
+        if !std::path::Path::new(&setting("lo", "accept_ra")).exists() {
             return testkit::skip!("this kernel has no IPv6");
         }
-        let accepts = |interface: &str| std::fs::read_to_string(setting(interface)).unwrap().trim().to_owned();
-        std::fs::write(setting("default"), "2").unwrap();
+        std::fs::write(setting("default", "accept_ra"), "2").unwrap();
         let netmgr = Netmgr::start();
         run(async {
             let client = netmgr.connect().await;
             client.define_default().await;
             let (port, _guest) = Station::guest(&client, A).await;
             let tap = client.port(&port).await.unwrap().interface;
-            for interface in ["volt0", &tap] {
-                assert_eq!(accepts(interface), "0", "{interface}");
-                // Of which the kernel tells nobody: the next look sees it.
-                std::fs::write(setting(interface), "1").unwrap();
+            let settings = [("volt0", "accept_ra", "0", "1"), (&tap, "disable_ipv6", "1", "0")];
+            let is = |interface: &str, what: &str| {
+                std::fs::read_to_string(setting(interface, what)).unwrap().trim().to_owned()
+            };
+            for (interface, what, right, wrong) in settings {
+                assert_eq!(is(interface, what), right, "{interface}");
+                // Of which the kernel does not always tell: the next look sees it.
+                std::fs::write(setting(interface, what), wrong).unwrap();
             }
             client.fd(&port).await.unwrap();
             client.define_default().await;
-            assert_eq!(["volt0", &tap].map(accepts), ["0", "0"]);
+            for (interface, what, right, _) in settings {
+                assert_eq!(is(interface, what), right, "{interface}");
+            }
         });
     });
 }
