@@ -166,7 +166,7 @@ interface PortFactory {
 
 interface Port {
   # Holding this keeps one port attached. It is bound to its holder: when the last reference is dropped, or the connection it came over
-  # ends, the interface is taken off the host at once. But for a durable one: that stays until `release`, or until its network namespace ends.
+  # ends, it is given back, as by `release`. But for a durable one: that stays until `release`, or until its network namespace ends.
 
   info @0 () -> (info :PortInfo);
 
@@ -176,7 +176,10 @@ interface Port {
   # veth's port).
 
   release @2 () -> ();
-  # Gives the port back now. Every later call on it fails with `revoked`.
+  # Gives the port back now. Once this is answered, nothing comes from its interface or goes to it any more, whoever has its TAP open still: it is down,
+  # and stays so though netmgr end. The workload's name, the MAC address, the addresses and the places in quotas are free. The interface itself is off
+  # the host within a second, or once the next netmgr has started; both ends of a veth are gone once this is answered. Every later call on it fails with
+  # `revoked`.
 
   lost @3 () -> (why :Text);
   # Answers when the port is lost: something else on the host has deleted its interface, or made it its own. From then on every call on it

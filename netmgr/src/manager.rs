@@ -6,16 +6,18 @@
 //! its workload cannot have a second one. At start, with each attach and whenever the kernel tells of a change ([`Manager::mend`]) what is there is compared with
 //! what should be, and brought back to it. What carries no mark of ours is never changed.
 //!
-//! Ports that are given up go a little later, many at a time ([`State::tidy`]), so that nobody's end is in front of another's start.
+//! A port that is given up is cut off: its interface is down and marked as given up, and is a port no more. That takes a fraction of a millisecond. Who
+//! says so of a TAP is answered then; who has gone is seen to when nobody waits. The interfaces go a little later, many at a time ([`State::tidy`]), so
+//! that nobody's end is in front of another's start; and those of an earlier netmgr, when the next one finds them.
 
 mod guarding;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Bound,
     os::fd::{OwnedFd, RawFd},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rtnetlink::LinkUnspec;
@@ -31,6 +33,7 @@ use crate::{
     config::{self, Config},
     error::Error,
     instance::Instance,
+    link::Link,
     mark,
     names::{self, Kind},
     network::{Held, Network, Port, PortState, Quota, TenantId},
@@ -43,8 +46,15 @@ use crate::{
 
 const MAX_NETWORKS: usize = schema::host_capnp::MAX_NETWORKS as usize;
 const MAX_TENANTS: usize = schema::host_capnp::MAX_TENANTS as usize;
-/// The most ports that are taken off the host at one time: some 30 ms, and one alone takes 20.
-const BATCH: usize = 32;
+/// The most ports that are cut off at one time, for those who have gone without a word: some 10 ms on the largest bridge.
+const CUTS: usize = 16;
+/// The most interfaces that are taken off the host at one time. One alone takes the kernel 20 ms, as many as these hardly longer on a small bridge,
+/// and on the largest 150 ms.
+const BATCH: usize = 256;
+/// How long nobody has asked for a port, or given one up, before that is done,
+const QUIET: Duration = Duration::from_millis(20);
+/// and how long it is put off by who does so all the time.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// A network at one time: a network that was removed and defined anew is another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,12 +168,18 @@ pub struct Account {
     pub bound: Option<Rules>,
 }
 
-/// Who waits for a port to be off the host.
+/// Who waits for a port's end.
 type Answer = service::Answer<(), Error>;
 
-/// A port on its way off the host, and who waits for that.
-struct Leaving {
-    id: PortId,
+/// An interface that is cut off, and on its way off the host.
+struct Gone {
+    index: u32,
+    interface: String,
+    is_veth: bool,
+    since: Instant,
+    /// Whoever closes it last takes the interface away by that, which may take a while: not before it is gone.
+    _tap: Option<Arc<OwnedFd>>,
+    /// Who waits for that: of a veth, whose other end is a container's, as engines have it.
     answer: Option<Answer>,
 }
 
@@ -175,7 +191,11 @@ pub struct Manager {
     instance: Instance,
     networks: BTreeMap<String, Network>,
     tenants: BTreeMap<u64, String>,
-    leaving: Vec<Leaving>,
+    /// Ports that were given up by who has gone, and are not cut off as yet.
+    leaving: Vec<PortId>,
+    gone: Vec<Gone>,
+    /// When somebody last asked for a port, or gave one up.
+    active: Instant,
     serial: u64,
     /// Why what guests send is not looked at as it should be, once that was said.
     unguarded: Option<String>,
@@ -185,8 +205,18 @@ impl Manager {
     /// Takes stock of what an earlier netmgr of this instance has left, and mends it.
     pub fn recover(mut rtnl: Rtnl, filter: Option<Filter>, instance: Instance) -> Result<Manager, Error> {
         let snapshot = rtnl.snapshot(true)?;
-        let (networks, tenants, leaving) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        let mut manager = Manager { rtnl, filter, instance, networks, tenants, leaving, serial: 0, unguarded: None };
+        let mut manager = Manager {
+            rtnl,
+            filter,
+            instance,
+            networks: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+            leaving: Vec::new(),
+            gone: Vec::new(),
+            active: Instant::now(),
+            serial: 0,
+            unguarded: None,
+        };
         for (index, config) in bridge::existing(&snapshot, &manager.instance) {
             let serial = manager.next();
             let network = manager.networks.entry(config.name.clone());
@@ -202,6 +232,7 @@ impl Manager {
         }
         manager.keep_guarding(&snapshot.links);
         manager.mend_with(&snapshot);
+        while manager.take_away() {}
         if manager.networks.is_empty() {
             manager.clear();
         }
@@ -225,6 +256,7 @@ impl Manager {
     }
 
     fn mend_with(&mut self, snapshot: &Snapshot) -> bool {
+        self.find_gone(&snapshot.links);
         // Before a TAP comes onto a bridge again.
         let Ok(guarded) = self.guard(&snapshot.links) else { return false };
         let Manager { rtnl, instance, networks, .. } = self;
@@ -236,6 +268,21 @@ impl Manager {
         let lost = ports(networks) != before;
         let forgotten = !lost || self.rtnl.links().and_then(|links| self.guard(&links)).is_ok();
         guarded && harmed == 0 && forgotten
+    }
+
+    /// Finds what was cut off by an earlier netmgr, or could not be taken away.
+    fn find_gone(&mut self, links: &[Link]) {
+        let known: BTreeSet<u32> = self.gone.iter().map(|gone| gone.index).collect();
+        let marked =
+            links.iter().filter(|link| mark::is_gone(&link.alias, &self.instance) && !known.contains(&link.index));
+        self.gone.extend(marked.map(|link| Gone {
+            index: link.index,
+            interface: link.name.clone(),
+            since: Instant::now(),
+            _tap: None,
+            is_veth: Kind::of(link) == Some(Kind::Veth),
+            answer: None,
+        }));
     }
 
     /// Defines a network, or changes one, with `ipv6` of `NetworkConfig`, and says what its ports to come are subject to. Ports that are there keep the MTU and the policy they have.
@@ -325,7 +372,8 @@ impl Manager {
     /// Takes a network off the host.
     pub fn remove(&mut self, name: &str) -> Result<(), Error> {
         let id = self.network(name)?;
-        while self.take_off(|port, _| port.network == id) {}
+        while self.cut_off_chosen(|port, _| port.network == id) {}
+        while self.take_away() {}
         let Manager { rtnl, instance, networks, .. } = self;
         let network = find(networks, &id)?;
         let links = rtnl.links()?;
@@ -399,6 +447,12 @@ impl Manager {
 
     /// Makes a port, on a network that is as it is defined.
     pub fn attach(&mut self, id: &NetworkId, mut asked: Asked, account: &Account) -> Result<NewPort, Error> {
+        self.active = Instant::now();
+        let kind = if asked.veth.is_some() { Kind::Veth } else { Kind::Tap };
+        let names = [names::first(kind, &asked.workload).name, names::second(kind, &id.name, &asked.workload).name];
+        if self.gone.iter().any(|gone| names.contains(&gone.interface)) {
+            while self.take_away() {}
+        }
         let mut again = false;
         let reference = asked.veth.as_ref().and_then(|veth| veth.hash).map(|hash| mark::reference(&hash));
         if reference.is_some() && account.tenant.is_some() {
@@ -422,13 +476,15 @@ impl Manager {
                 made => return made,
             };
             // It may be in the way of this one that it has not gone yet.
+            let full = matches!(error, Error::Full { .. });
+            // So may the other end of one, within its namespace.
+            let within = matches!(error, Error::Within { .. });
             let in_the_way = |leaving: &PortId, port: &Port| {
-                let same =
-                    asked.conflict(&leaving.workload, port, &id.name).is_some() || matches!(error, Error::Full { .. });
+                let same = full || asked.conflict(&leaving.workload, port, &id.name).is_some();
                 let of_quota = |held: &Held| held.slot.as_ref().is_some_and(|slot| slot.is_of(&account.quota));
                 leaving.network == *id && same || port.held.as_ref().is_some_and(of_quota)
             };
-            if !self.take_off(in_the_way) {
+            if !(self.cut_off_chosen(in_the_way) || (full || within) && self.take_away()) {
                 return Err(error);
             }
         }
@@ -540,75 +596,115 @@ impl Manager {
         if network.confirm(rtnl, instance, &id.workload)? { Ok(()) } else { Err(gone) }
     }
 
-    /// Gives a port up. Once it is off the host, `answer` is told. One that has gone already is no error.
+    /// Gives a port up. Once it is cut off, or, of a veth, off the host, `answer` is told. One that has gone already is no error.
     pub fn release(&mut self, id: PortId, answer: Option<Answer>) {
+        self.active = Instant::now();
         let network = self.networks.get_mut(&id.network.name).filter(|network| network.serial == id.network.serial);
         let port = network.and_then(|network| network.ports.get(&id.workload)).filter(|port| port.is(id.serial));
-        match port.and_then(|port| port.held.as_ref()) {
-            Some(held) => {
-                // Whoever was first waits for it; the others need not know more than that it goes.
-                if held.state.send_replace(PortState::Released) != PortState::Released || answer.is_some() {
-                    self.leaving.push(Leaving { id, answer });
+        let new = port
+            .and_then(|port| port.held.as_ref())
+            .is_some_and(|held| held.state.send_replace(PortState::Released) != PortState::Released);
+        match answer {
+            // Also one that was dropped a moment ago.
+            Some(answer) => {
+                let before = self.gone.len();
+                let outcome = self.cut_off(vec![id]);
+                match self.gone.get_mut(before).filter(|gone| gone.is_veth) {
+                    Some(gone) if outcome.is_ok() => gone.answer = Some(answer),
+                    _ => _ = answer.send(outcome),
                 }
             }
-            None => _ = answer.map(|answer| answer.send(Ok(()))),
+            None if new => self.leaving.push(id),
+            None => {}
         }
     }
 
-    /// Takes ports off the host that were given up, as many as go at once, first those that `wanted` chooses; `false` if it chooses none.
-    fn take_off(&mut self, wanted: impl Fn(&PortId, &Port) -> bool) -> bool {
+    /// Cuts off ports of who has gone, as many as go at once, first those that `wanted` chooses; `false` if it chooses none.
+    fn cut_off_chosen(&mut self, wanted: impl Fn(&PortId, &Port) -> bool) -> bool {
         let port = |id: &PortId| {
             self.networks.get(&id.network.name)?.ports.get(&id.workload).filter(|port| port.is(id.serial))
         };
-        let (mut batch, mut later): (Vec<Leaving>, Vec<Leaving>) = std::mem::take(&mut self.leaving)
+        let (mut batch, mut later): (Vec<PortId>, Vec<PortId>) = std::mem::take(&mut self.leaving)
             .into_iter()
             // One that is not there any more goes first of all.
-            .partition(|leaving| port(&leaving.id).is_none_or(|port| wanted(&leaving.id, port)));
+            .partition(|leaving| port(leaving).is_none_or(|port| wanted(leaving, port)));
         if batch.is_empty() {
             self.leaving = later;
             return false;
         }
         batch.append(&mut later);
-        self.leaving = batch.split_off(batch.len().min(BATCH));
-        let serial = self.next();
-        let Manager { rtnl, filter, instance, networks, .. } = self;
-        let group = names::group(instance, serial);
-        let mut gone = Vec::new();
-        for Leaving { id, answer } in batch {
-            let network = networks.get_mut(&id.network.name);
-            let port = network.and_then(|network| {
-                let port =
-                    network.ports.extract_if(.., |workload, port| *workload == id.workload && port.is(id.serial));
-                Some((network.index, port.map(|(_, port)| port).next()?))
-            });
-            gone.push((id, port, answer));
-        }
-        let interfaces: Vec<(u32, Wanted<'_>)> = gone
-            .iter()
-            .filter_map(|(id, port, _)| {
-                let (bridge, port) = port.as_ref()?;
-                Some((port.index, port.wanted(&id.workload, &id.network.name, *bridge, instance)))
-            })
-            .collect();
-        let outcomes = port::detach(rtnl, &interfaces, group);
-        if let Some(filter) = filter {
-            let taken = interfaces.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok());
-            // What this leaves there, the next look takes away.
-            let _ = filter.remove(taken.map(|((_, wanted), _)| wanted.name));
-        }
-        let mut outcomes = outcomes.into_iter();
-        for (id, port, answer) in gone {
-            let outcome = port.and_then(|_| outcomes.next()).unwrap_or(Ok(()));
-            match (answer, outcome) {
-                (Some(answer), outcome) => _ = answer.send(outcome),
-                (None, Err(error)) => {
-                    let tried = format!("take the port of {} off network {}", id.workload, id.network.name);
-                    confine::say!("netmgr: {}", error.fault(&tried));
-                }
-                (None, Ok(())) => {}
-            }
+        self.leaving = batch.split_off(batch.len().min(CUTS));
+        if let Err(error) = self.cut_off(batch) {
+            confine::say!("netmgr: {}", error.fault("take ports off the host"));
         }
         true
+    }
+
+    /// Cuts ports off, and forgets them. Those that cannot be are taken off the host at once; the first failure of that.
+    fn cut_off(&mut self, ids: Vec<PortId>) -> Result<(), Error> {
+        let Manager { rtnl, filter, instance, networks, gone, .. } = self;
+        let mut ports = Vec::new();
+        for id in ids {
+            let Some(network) = networks.get_mut(&id.network.name) else { continue };
+            let mut found = network.ports.extract_if(.., |name, port| *name == id.workload && port.is(id.serial));
+            let Some((_, port)) = found.next() else { continue };
+            drop(found);
+            ports.push((network.index, id, port));
+        }
+        let wanted = ports
+            .iter()
+            .map(|(bridge, id, port)| (port.index, port.wanted(&id.workload, &id.network.name, *bridge, instance)));
+        let wanted: Vec<(u32, Wanted<'_>)> = wanted.collect();
+        let outcomes = port::cut_off(rtnl, &wanted);
+        if let Some(filter) = filter {
+            // What this leaves there, the next look takes away.
+            let _ = filter.cut_off(wanted.iter().map(|(_, wanted)| wanted.name));
+        }
+        let since = Instant::now();
+        gone.extend(ports.into_iter().map(|(_, _, Port { kind, index, interface, held, .. })| Gone {
+            index,
+            interface,
+            since,
+            _tap: held.and_then(|held| held.tap),
+            is_veth: kind == Kind::Veth,
+            answer: None,
+        }));
+        outcomes.into_iter().collect()
+    }
+
+    /// Takes interfaces off the host that are cut off, as many as go at once; `false` if there is none.
+    fn take_away(&mut self) -> bool {
+        if self.gone.is_empty() {
+            return false;
+        }
+        let serial = self.next();
+        let Manager { rtnl, filter, instance, gone, .. } = self;
+        let batch: Vec<Gone> = gone.drain(..gone.len().min(BATCH)).collect();
+        let indexes: Vec<u32> = batch.iter().map(|gone| gone.index).collect();
+        let outcomes = port::detach(rtnl, &indexes, instance, names::group(instance, serial));
+        for (gone, outcome) in batch.iter().zip(&outcomes) {
+            if let Err(error) = outcome {
+                let tried = format!("take the interface {} of a port that was given up off the host", gone.interface);
+                confine::say!("netmgr: {}", error.fault(&tried));
+            }
+        }
+        if let Some(filter) = filter {
+            let taken = batch.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok());
+            // What this leaves there, the next look takes away.
+            let _ = filter.remove(taken.map(|(gone, _)| gone.interface.as_str()));
+        }
+        for (gone, outcome) in batch.into_iter().zip(outcomes) {
+            _ = gone.answer.map(|answer| answer.send(outcome));
+        }
+        true
+    }
+
+    /// When interfaces that are cut off are taken off the host.
+    fn take_away_at(&self) -> Option<Instant> {
+        let first = self.gone.first()?;
+        let quiet = self.active.max(first.since) + QUIET;
+        let now = self.gone.len() >= BATCH || self.gone.iter().any(|gone| gone.answer.is_some());
+        Some(if now { first.since } else { quiet.min(first.since + LONGEST) })
     }
 
     fn next(&mut self) -> u64 {
@@ -628,7 +724,16 @@ impl State for Manager {
     }
 
     fn tidy(&mut self) -> Result<bool, Lost> {
-        Ok(self.take_off(|_, _| true))
+        let due = |manager: &Manager| manager.take_away_at().is_some_and(|at| at <= Instant::now());
+        Ok(self.cut_off_chosen(|_, _| true) || due(self) && self.take_away())
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.take_away_at()
+    }
+
+    fn end(&mut self) {
+        while self.cut_off_chosen(|_, _| true) || self.take_away() {}
     }
 }
 

@@ -14,6 +14,7 @@ const BRIDGE: &str = "volt-vmm network";
 const PORT: &str = "volt-vmm port";
 /// That of one whose guest may not send to wherever it likes: as long, as a mark has no room for more.
 const POLICED: &str = "volt-vmm gate";
+const GONE: &str = "volt-vmm gone";
 /// What stands for an address that there is none of.
 const NONE: &str = Instance::NONE;
 
@@ -141,6 +142,16 @@ pub fn read_port(alias: &str) -> Option<PortMark> {
     Some(PortMark { workload: (*workload).to_owned(), mac: mac.parse().ok()?, on, sources, policed, owner })
 }
 
+/// Makes the mark of an interface whose port was given up: whoever finds it takes it off the host.
+pub fn gone(owner: &Instance) -> String {
+    format!("{GONE} {owner}")
+}
+
+/// Whether that is the mark of such a one of `owner`'s.
+pub fn is_gone(alias: &str, owner: &Instance) -> bool {
+    alias.strip_prefix(GONE).and_then(|rest| instance(rest.strip_prefix(' ')?)).is_some_and(|marked| marked == *owner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +197,21 @@ mod tests {
             "volt-vmm port vm-web 02:00:00:00:00:01",
         ] {
             assert_eq!(read_bridge(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_given_up_is_its_owner_s_and_neither_a_port_nor_a_bridge() {
+        let (none, one) = (Instance::default(), "one".parse().unwrap());
+        for (owner, other) in [(&none, &one), (&one, &none)] {
+            let mark = gone(owner);
+            assert!(is_gone(&mark, owner) && !is_gone(&mark, other), "{mark}");
+            assert_eq!((read_port(&mark), read_bridge(&mark)), (None, None));
+        }
+        for foreign in
+            ["", "volt-vmm", "volt-vmm gone", "volt-vmm gone ", "volt-vmm gone - -", "volt-vmm port vm-web -"]
+        {
+            assert!(!is_gone(foreign, &none), "{foreign:?}");
         }
     }
 

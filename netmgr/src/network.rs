@@ -112,7 +112,7 @@ pub struct Port {
 pub struct Held {
     /// Which port of its workload's it is.
     pub serial: u64,
-    /// Closed with the port, which is the second way to its interface's end; none of a veth.
+    /// Closed once the port's interface is gone; none of a veth.
     pub tap: Option<Arc<OwnedFd>>,
     /// Whether it was said whose its addresses are.
     pub announced: bool,

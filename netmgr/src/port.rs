@@ -327,26 +327,52 @@ fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
     Ok(Some(changed))
 }
 
-/// Takes ports' interfaces off the host and sees to it that they are gone, whoever still has their TAPs open; the outcome for each. `group`
-/// is one that no interface is in.
+/// Has nothing come from ports' interfaces or go to them any more, whoever has their TAPs open, and marks them as given up: they stay on their bridge,
+/// under the filter's eyes, until they are taken off the host, by whichever netmgr. One that cannot be cut off is taken away at once; the outcome for
+/// each.
+pub fn cut_off(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)]) -> Vec<Result<(), Error>> {
+    // Where that fails, they go one by one.
+    let now = try_cut_off(rtnl, ports).unwrap_or_default();
+    let each = ports.iter().map(|(index, wanted)| {
+        let is_cut = |link: &Link| link.index == *index && !link.up && mark::is_gone(&link.alias, wanted.owner);
+        if now.iter().any(is_cut) { Ok(()) } else { rtnl.delete(*index, |link| wanted.may_be(link)) }
+    });
+    each.collect()
+}
+
+fn try_cut_off(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)]) -> Result<Vec<Link>, Error> {
+    let mut batch = Batch::default();
+    for (index, wanted) in ports {
+        let whom = || LinkUnspec::new_with_index(*index);
+        if rtnl.link(whom())?.is_some_and(|link| wanted.may_be(&link)) {
+            let given_up = whom().alias(mark::gone(wanted.owner)).down();
+            batch.set("cut off an interface", given_up).optional().get(whom()).optional();
+        }
+    }
+    rtnl.run(&mut batch)
+}
+
+/// Takes interfaces of ports that were given up off the host and sees to it that they are gone, whoever still has their TAPs open; the outcome
+/// for each. `group` is one that no interface is in.
 ///
 /// Deleting one interface takes the kernel some 20 ms (it waits until no CPU looks at it any more), and deleting all of a group hardly
 /// longer. So several are put in one first.
-pub fn detach(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)], group: u32) -> Vec<Result<(), Error>> {
-    if ports.len() > 1 {
+pub fn detach(rtnl: &mut Rtnl, indexes: &[u32], owner: &Instance, group: u32) -> Vec<Result<(), Error>> {
+    if indexes.len() > 1 {
         // Where that fails, they go one by one.
-        let _ = detach_group(rtnl, ports, group);
+        let _ = detach_group(rtnl, indexes, owner, group);
     }
-    ports.iter().map(|(index, wanted)| rtnl.delete(*index, |link| wanted.may_be(link))).collect()
+    indexes.iter().map(|index| rtnl.delete(*index, |link| mark::is_gone(&link.alias, owner))).collect()
 }
 
-fn detach_group(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)], group: u32) -> Result<(), Error> {
+fn detach_group(rtnl: &mut Rtnl, indexes: &[u32], owner: &Instance, group: u32) -> Result<(), Error> {
     let links: BTreeMap<u32, Link> = rtnl.links()?.into_iter().map(|link| (link.index, link)).collect();
     if links.values().any(|link| link.group == group) {
         return Err(Error::Answer { tried: "choose a group of interfaces".into(), why: "somebody uses it".into() });
     }
     let mut batch = Batch::default();
-    for (index, _) in ports.iter().filter(|(index, wanted)| links.get(index).is_some_and(|link| wanted.may_be(link))) {
+    let ours = |index: &&u32| links.get(index).is_some_and(|link| mark::is_gone(&link.alias, owner));
+    for index in indexes.iter().filter(ours) {
         batch.set("put an interface in a group", LinkUnspec::new_with_index(*index).link_group(group)).optional();
     }
     let all = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(0).link_group(group).build());

@@ -46,7 +46,7 @@ pub fn rtnl() -> Filter {
     Filter::new("rtnl")
         .with(&base::thread())
         .with(&base::heap())
-        .with(&base::clock())
+        .with(&base::timed_wait()) // until what was put off is due
         .with(&base::close()) // a TAP that goes
         .with(&base::signal()) // to wake the RPC thread
         .allow(&[

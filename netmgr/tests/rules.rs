@@ -62,7 +62,8 @@ fn port_brings_its_elements_and_takes_them_with_it_and_the_last_network_the_tabl
             assert_eq!(elements("ipv4"), set(&["tap-web 0.0.0.0", "tap-web 10.42.0.9"]));
             assert_eq!(elements("ipv6"), set(&["tap-web ::", "tap-web fd00::9", "tap-web fe80::ff:fe00:9"]));
             client.release(&web).await.unwrap();
-            assert_eq!((elements("ports"), elements("ipv6")), (set(&["tap-db"]), set(&[])));
+            settle("its elements are gone", || (elements("ports"), elements("ipv6")) == (set(&["tap-db"]), set(&[])))
+                .await;
             // One that could not be made leaves none, and takes none of another's: its names are taken.
             for (workload, interface) in [("vm-x", "tap-x"), ("vm-y", "tap-y")] {
                 ip(&format!("link add {interface} type veth peer p{interface}"));

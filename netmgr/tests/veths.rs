@@ -166,7 +166,10 @@ fn holder_s_end_takes_it_away_from_host_and_container_and_so_does_the_namespace_
             assert_eq!(container.ip("-o link show").lines().count(), 1, "lo");
             let (port, _) = client.veth(&factory, "container-db", &container, usual("10.42.0.9")).await.unwrap();
             drop(port);
-            settle("the veth is gone", gone).await;
+            // It is in nobody's way meanwhile, in the container either.
+            let (port, _) = client.veth(&factory, "container-other", &container, usual("10.42.0.9")).await.unwrap();
+            drop(port);
+            settle("the veth is gone", || gone() && rules_of("veth-other-h") == 0).await;
             let holder = netmgr.connect().await;
             let of_holder = holder.factory(&holder.network("volt0").await.unwrap(), 1).await.unwrap();
             let _port = holder.veth(&of_holder, "container-db", &container, usual("10.42.0.9")).await.unwrap();

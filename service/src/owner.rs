@@ -55,6 +55,9 @@ pub trait State: Sized + 'static {
     fn due(&self) -> Option<Instant> {
         None
     }
+
+    /// Called when nobody is left who could ask, as the last: does what was put off.
+    fn end(&mut self) {}
 }
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
@@ -252,7 +255,7 @@ impl<S: State> Inbox<S> {
                     };
                     match waited {
                         Ok(message) => message,
-                        Err(Gone) => return Ok(()),
+                        Err(Gone) => return guard(&mut state, S::end).map(drop),
                     }
                 }
                 message => message,

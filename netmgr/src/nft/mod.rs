@@ -317,6 +317,20 @@ impl Filter {
         self.apply(Elements::from([(Owner::Default(network.to_owned()), elements)]))
     }
 
+    /// Forgets of ports that were given up all but that their interfaces are there still, of which nothing is let through then: one exchange with the
+    /// kernel.
+    pub fn cut_off<'a>(&mut self, interfaces: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+        let mut wanted = Elements::new();
+        for interface in interfaces {
+            self.policies.remove(interface, &mut self.touched);
+            let owner = Owner::Port(interface.to_owned());
+            let mut left = self.elements.get(&owner).cloned().unwrap_or_default();
+            left.retain(|element| element.set == Set::Ports);
+            wanted.insert(owner, left);
+        }
+        self.apply(wanted)
+    }
+
     /// Forgets ports, whose interfaces have gone: one exchange with the kernel.
     pub fn remove<'a>(&mut self, interfaces: impl Iterator<Item = &'a str>) -> Result<(), Error> {
         let mut wanted = Elements::new();
