@@ -5,8 +5,8 @@ using Cxx = import "capnp/c++.capnp";
 using FdLane = import "fd_lane.capnp";
 $Cxx.namespace("volt");
 
-const maxPorts :UInt32 = 1024;
-# Ports that one factory may be made for, and that `Network.info` lists.
+const maxPorts :UInt32 = 1023;
+# Ports that a bridge of Linux has at most, be they Volt's or not; that one factory may be made for, and that `Network.info` lists.
 
 const minPrefixLength :UInt8 = 8;
 const maxPrefixLength :UInt8 = 30;
@@ -140,7 +140,7 @@ interface PortFactory {
   # MAC address, as a guest makes it by itself that hears of the subnet from a router (RFC 4291, appendix A); so does the link-local one, which any guest
   # with an IPv6 address may send from too. They stay as they are as long as the port is there.
   # Errors: invalidArgument, alreadyExists (the workload has a port on this network, or the MAC address or one of `addresses` is another port's), exhausted
-  # (quota), unavailable (no /dev/net/tun).
+  # (quota, or `maxPorts` on the bridge), unavailable (no /dev/net/tun).
   # `policy` is in force before the port is up; null for what the factory's ports have (`policy` below), of which it is narrowed to what both allow.
 
   createVeth @1 (workload :Text, mac :Data, addresses :List(Text), netns :FdLane.FdToken, netlink :FdLane.FdToken, insideName :Text = "eth0",

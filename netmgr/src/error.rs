@@ -3,6 +3,7 @@
 use std::{borrow::Cow, io, net::IpAddr};
 
 use ipc::{Code, Fault};
+use schema::network_capnp::MAX_PORTS;
 use service::Unserved;
 
 use crate::{address::Address, instance::Instance};
@@ -69,6 +70,9 @@ pub enum Error {
     /// One of netmgr's own tables.
     #[error("there are {limit} {what}, which is the most that netmgr keeps")]
     Full { what: &'static str, limit: usize },
+    /// The kernel's own limit.
+    #[error("the bridge of network {0} has {MAX_PORTS} ports, which is the most that the kernel lets one have")]
+    BridgeFull(String),
     /// No tun driver.
     #[error("/dev/net/tun cannot be opened")]
     NoTun(#[source] io::Error),
@@ -163,7 +167,7 @@ impl Error {
             | Error::AddressTaken { .. }
             | Error::TenantExists(_) => Code::AlreadyExists,
             Error::PortsAttached { .. } => Code::WrongState,
-            Error::Quota(_) | Error::Full { .. } => Code::Exhausted,
+            Error::Quota(_) | Error::Full { .. } | Error::BridgeFull(_) => Code::Exhausted,
             Error::Busy(_) => Code::Overloaded,
             Error::NoTun(_)
             | Error::NoFilter(_)
@@ -212,6 +216,7 @@ impl Error {
             }
             Error::Quota(_) => "Release a port, or ask for a larger quota".into(),
             Error::Full { .. } => "Give some of them back".into(),
+            Error::BridgeFull(_) => "Release ports, or take off what is not Volt's (ip link set NAME nomaster), or use another network".into(),
             Error::NoTun(why) if why.kind() == io::ErrorKind::PermissionDenied => {
                 "Let the user that netmgr runs as read and write it (it is root's by default)".into()
             }

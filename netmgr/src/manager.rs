@@ -476,7 +476,7 @@ impl Manager {
                 made => return made,
             };
             // It may be in the way of this one that it has not gone yet.
-            let full = matches!(error, Error::Full { .. });
+            let full = matches!(error, Error::BridgeFull(_));
             // So may the other end of one, within its namespace.
             let within = matches!(error, Error::Within { .. });
             let in_the_way = |leaving: &PortId, port: &Port| {

@@ -383,7 +383,7 @@ fn detach_group(rtnl: &mut Rtnl, indexes: &[u32], owner: &Instance, group: u32) 
 fn refine(rtnl: &mut Rtnl, error: Error, wanted: &Wanted<'_>, alternatives: &[String]) -> Error {
     let Error::Kernel { source, tried, .. } = &error else { return error };
     match (source.raw_os_error(), alternatives.iter().find(|full| tried.ends_with(*full))) {
-        (Some(libc::EXFULL), _) => Error::Full { what: "ports on the bridge", limit: 1023 },
+        (Some(libc::EXFULL), _) => Error::BridgeFull(wanted.network.to_owned()),
         (Some(libc::EEXIST), Some(full)) => Error::ForeignInterface { name: full.clone() },
         _ => match rtnl.link(LinkUnspec::new_with_index(wanted.bridge)) {
             Ok(bridge) if !bridge.as_ref().is_some_and(|bridge| bridge.is_bridge_of(wanted.network, wanted.owner)) => {

@@ -387,7 +387,8 @@ impl network::Server for Network {
     ) -> Result<(), capnp::Error> {
         let max = params.get()?.get_max_ports();
         if !(1..=MAX_PORTS).contains(&max) {
-            let error = Error::argument("number of ports", &max.to_string(), "it must be 1 to 1024");
+            let rule = format!("it must be 1 to {MAX_PORTS}");
+            let error = Error::argument("number of ports", &max.to_string(), &rule);
             return Err(error.fault(&format!("make a port factory on network {}", self.id.name)).into());
         }
         let failed = while_trying(format!("make a port factory on network {}", self.id.name));

@@ -11,7 +11,7 @@ use std::{
 use common::*;
 use ipc::Code;
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, netlink::SocketAddrNetlink};
-use schema::network_capnp::MAX_LISTED_PORTS;
+use schema::network_capnp::{MAX_LISTED_PORTS, MAX_PORTS};
 
 /// ioctl requests that tell what a TAP is.
 fn tap_flags(fd: &impl AsRawFd) -> (i16, i32) {
@@ -406,10 +406,10 @@ fn factory_makes_as_many_ports_as_it_was_given_and_no_more() {
         run(async {
             let client = netmgr.connect().await;
             let network = client.define_default().await;
-            for max in [0, 1025] {
+            for max in [0, MAX_PORTS + 1] {
                 assert_eq!(client.factory(&network, max).await.err().unwrap().code, Code::InvalidArgument);
             }
-            client.factory(&network, 1024).await.unwrap();
+            client.factory(&network, MAX_PORTS).await.unwrap();
             let factory = client.factory(&network, 2).await.unwrap();
             let first = client.tap(&factory, "vm-a").await.unwrap();
             let _second = client.tap(&factory, "vm-b").await.unwrap();
@@ -638,5 +638,33 @@ fn port_whose_release_was_answered_is_no_port_of_the_next_netmgr_s_which_takes_i
             }
         });
         drop(taps);
+    });
+}
+
+#[test]
+fn bridge_has_as_many_ports_as_the_kernel_lets_it_and_one_more_is_refused_by_name() {
+    in_own_network(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = client.define_default().await;
+            let (factory, more) = (client.factory(&network, MAX_PORTS).await, client.factory(&network, 2).await);
+            let (factory, more) = (factory.unwrap(), more.unwrap());
+            let mut ports = Vec::new();
+            for n in 0..MAX_PORTS {
+                ports.push(client.tap(&factory, &format!("vm-{n}")).await.unwrap());
+            }
+            assert_eq!(client.info(&network).await.unwrap().ports.len() as u32, MAX_PORTS);
+            let fault = client.tap(&more, "vm-more").await.err().unwrap();
+            assert_eq!(fault.code, Code::Exhausted, "{fault}");
+            assert!(fault.why.contains("volt0 has 1023 ports") && fault.remedy.contains("nomaster"), "{fault}");
+            assert_eq!(interface("tap-more"), None);
+            // A place that was given back is free at once, though the interface may be there still; and one that is not Volt's.
+            client.release(&ports[0]).await.unwrap();
+            let _one = client.tap(&more, "vm-more").await.unwrap();
+            assert_eq!(client.tap(&more, "vm-most").await.err().unwrap().code, Code::Exhausted);
+            drop(ports.pop());
+            client.tap(&more, "vm-most").await.unwrap();
+        });
     });
 }
