@@ -19,7 +19,7 @@ use schema::net::Mac;
 use crate::attribute::{Malformed, behind};
 
 // What the libc crate lacks of linux/neighbour.h.
-const NDA_LLADDR: u16 = 2;
+pub const NDA_LLADDR: u16 = 2;
 const NDA_VLAN: u16 = 5;
 
 /// An entry that was put there, and neither ages nor moves, whatever comes by another way: frames to an address go to a port.

@@ -3,8 +3,8 @@
 //! The kernel's state is derived, never trusted. At start the bridges with our mark become networks again, defined as the mark says, and the
 //! TAPs and veths with our mark their ports: a TAP is not persistent, so one that nobody in this process holds is there because a process (a VM's
 //! network backend that outlived an earlier netmgr) has it open, and it goes when that process ends, as a veth goes with its namespace. Until then
-//! its workload cannot have a second one. At start, with each attach and whenever the kernel tells of a change ([`Manager::mend`]) what is there is compared with
-//! what should be, and brought back to it. What carries no mark of ours is never changed.
+//! its workload cannot have a second one. At start, with each attach and whenever the kernel tells of a change ([`Manager::look_at`]) what is there is
+//! compared with what should be, and brought back to it. What carries no mark of ours is never changed.
 //!
 //! A port that is given up is cut off: its interface is down and marked as given up, and is a port no more. That takes a fraction of a millisecond. Who
 //! says so of a TAP is answered then; who has gone is seen to when nobody waits. The interfaces go a little later, many at a time ([`State::tidy`]), so
@@ -35,6 +35,7 @@ use crate::{
     instance::Instance,
     link::Link,
     mark,
+    monitor::Changes,
     names::{self, Kind},
     network::{Held, Network, Port, PortState, Quota, TenantId},
     nft::{Counts, Filter},
@@ -55,6 +56,8 @@ const BATCH: usize = 256;
 const QUIET: Duration = Duration::from_millis(20);
 /// and how long it is put off by who does so all the time.
 const LONGEST: Duration = Duration::from_secs(1);
+/// The most ports of a network that are looked at one by one: all of them take no longer than twice that many.
+const MOST_LOOKS: usize = 64;
 
 /// A network at one time: a network that was removed and defined anew is another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,6 +202,10 @@ pub struct Manager {
     serial: u64,
     /// Why what guests send is not looked at as it should be, once that was said.
     unguarded: Option<String>,
+    /// Of interfaces that an earlier netmgr let send something, and that nobody can tell to be ports any more.
+    strays: BTreeSet<u32>,
+    /// Whether something may be left that could not be taken away.
+    doubt: bool,
 }
 
 impl Manager {
@@ -216,6 +223,8 @@ impl Manager {
             active: Instant::now(),
             serial: 0,
             unguarded: None,
+            strays: BTreeSet::new(),
+            doubt: false,
         };
         for (index, config) in bridge::existing(&snapshot, &manager.instance) {
             let serial = manager.next();
@@ -249,13 +258,52 @@ impl Manager {
         self.rtnl.fds().chain(self.filter.iter().map(Filter::fd))
     }
 
-    /// Brings what the kernel has to what it should have; whether it was so.
-    pub fn mend(&mut self) -> Result<bool, Error> {
+    /// Looks at what has changed, and, if that is not as it should be, brings all that the kernel has to what it should have; whether it was so.
+    pub fn look_at(&mut self, changes: &Changes) -> Result<bool, Error> {
+        if self.is_right(changes)? {
+            return Ok(true);
+        }
         let snapshot = self.rtnl.snapshot(self.networks.values().any(|network| network.config.ipv6.is_some()))?;
         Ok(self.mend_with(&snapshot))
     }
 
+    /// Whether what has changed is as it should be, as far as that takes no look at everything.
+    fn is_right(&mut self, changes: &Changes) -> Result<bool, Error> {
+        let Manager { rtnl, filter, instance, networks, strays, doubt, .. } = self;
+        if changes.all || *doubt || !strays.is_disjoint(&changes.links) {
+            return Ok(false);
+        }
+        if let Some(filter) = filter.as_mut().filter(|_| !networks.is_empty())
+            && !(filter.is_known() && (!changes.rules || filter.is_untouched()))
+        {
+            return Ok(false);
+        }
+        for network in networks.values_mut() {
+            let concerned = |(workload, port): (&String, &Port)| {
+                let concerned = changes.links.contains(&port.index) || changes.macs.contains(&port.mac.bytes());
+                concerned.then(|| workload.clone())
+            };
+            let ports: Vec<String> = network.ports.iter().filter_map(concerned).take(MOST_LOOKS + 1).collect();
+            if ports.len() > MOST_LOOKS {
+                return Ok(false);
+            }
+            for workload in ports {
+                if !network.is_port_right(rtnl, instance, &workload)? {
+                    return Ok(false);
+                }
+            }
+            if changes.links.contains(&network.index) {
+                let seen = rtnl.look(network.index, network.config.ipv6.is_some())?;
+                if !network.is_whole(rtnl, &seen, instance) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     fn mend_with(&mut self, snapshot: &Snapshot) -> bool {
+        self.doubt = false;
         self.find_gone(&snapshot.links);
         // Before a TAP comes onto a bridge again.
         let Ok(guarded) = self.guard(&snapshot.links) else { return false };
@@ -642,7 +690,7 @@ impl Manager {
 
     /// Cuts ports off, and forgets them. Those that cannot be are taken off the host at once; the first failure of that.
     fn cut_off(&mut self, ids: Vec<PortId>) -> Result<(), Error> {
-        let Manager { rtnl, filter, instance, networks, gone, .. } = self;
+        let Manager { rtnl, filter, instance, networks, gone, doubt, .. } = self;
         let mut ports = Vec::new();
         for id in ids {
             let Some(network) = networks.get_mut(&id.network.name) else { continue };
@@ -658,7 +706,7 @@ impl Manager {
         let outcomes = port::cut_off(rtnl, &wanted);
         if let Some(filter) = filter {
             // What this leaves there, the next look takes away.
-            let _ = filter.cut_off(wanted.iter().map(|(_, wanted)| wanted.name));
+            *doubt |= filter.cut_off(wanted.iter().map(|(_, wanted)| wanted.name)).is_err();
         }
         let since = Instant::now();
         gone.extend(ports.into_iter().map(|(_, _, Port { kind, index, interface, held, .. })| Gone {
@@ -678,7 +726,7 @@ impl Manager {
             return false;
         }
         let serial = self.next();
-        let Manager { rtnl, filter, instance, gone, .. } = self;
+        let Manager { rtnl, filter, instance, gone, doubt, .. } = self;
         let batch: Vec<Gone> = gone.drain(..gone.len().min(BATCH)).collect();
         let indexes: Vec<u32> = batch.iter().map(|gone| gone.index).collect();
         let outcomes = port::detach(rtnl, &indexes, instance, names::group(instance, serial));
@@ -686,12 +734,13 @@ impl Manager {
             if let Err(error) = outcome {
                 let tried = format!("take the interface {} of a port that was given up off the host", gone.interface);
                 confine::say!("netmgr: {}", error.fault(&tried));
+                *doubt = true;
             }
         }
         if let Some(filter) = filter {
             let taken = batch.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_ok());
             // What this leaves there, the next look takes away.
-            let _ = filter.remove(taken.map(|(gone, _)| gone.interface.as_str()));
+            *doubt |= filter.remove(taken.map(|(gone, _)| gone.interface.as_str())).is_err();
         }
         for (gone, outcome) in batch.into_iter().zip(outcomes) {
             _ = gone.answer.map(|answer| answer.send(outcome));

@@ -1,14 +1,18 @@
-//! Hears of changes to interfaces, addresses, routes and rules, and has the rtnl thread look at what there is now. Touches two sockets, reads of
-//! what comes over them only whether it may concern a network, and asks the kernel for nothing: a look at the network is the rtnl thread's.
+//! Hears of changes to interfaces, addresses, routes and rules, and has the rtnl thread look at what they are about. Touches two sockets, reads of
+//! what comes over them only what it may concern, and asks the kernel for nothing: a look at the network is the rtnl thread's.
+//!
+//! Most changes are netmgr's own. They are not told from others' (the kernel does not say of all of them whose they are): what is looked at is what is
+//! there now of that one interface, which takes as long with a thousand of them.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     io::{self, IoSliceMut},
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     time::Duration,
 };
 
-use rtnetlink::sys;
+use rtnetlink::{packet_core::parse_mac, sys};
 use rustix::{
     io::Errno,
     net::{RecvAncillaryBuffer, RecvFlags},
@@ -17,7 +21,9 @@ use service::Owner;
 use tokio::{io::Interest, time::sleep};
 
 use crate::{
+    attribute::attributes,
     error::Error,
+    forwarding::NDA_LLADDR,
     manager::Manager,
     nft::{self, Filter},
 };
@@ -36,12 +42,63 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Messages that are taken before a look, and no more, so that a flood of them does not put it off.
 const MESSAGES: usize = 4096;
-/// Bytes that are read of a message: its header, and a route's or a neighbour's (`nlmsghdr`, and `rtmsg` or `ndmsg`).
+/// Bytes of a message before its attributes: its header, and a route's or a neighbour's (`nlmsghdr`, and `rtmsg` or `ndmsg`).
 const START: usize = 16 + 12;
+/// Bytes that are read of a message about interfaces: all of what is said of what a bridge forwards, and the start of others.
+const LINK: usize = 256;
 /// Bytes that are read of a message about rules: what is longer may concern any table.
 const LONGEST: usize = 8 * 1024;
 /// As everything on this thread receives (its filter knows no other way).
 const RECEIVE: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::CMSG_CLOEXEC);
+
+/// What has changed, as far as it may concern a network.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Anything: it cannot be told, or is too much.
+    pub all: bool,
+    /// Something about the interfaces of these indexes.
+    pub links: BTreeSet<u32>,
+    /// Where bridges send frames to these addresses.
+    pub macs: BTreeSet<[u8; 6]>,
+    /// Rules.
+    pub rules: bool,
+}
+
+impl Changes {
+    fn none(&self) -> bool {
+        *self == Changes::default()
+    }
+
+    /// Notes what a message about interfaces says, of which this is the start.
+    ///
+    /// The routes that routing daemons bring, a great many, concern nobody: only those that the kernel has made, and those that were put in another
+    /// one's place, of which nothing more is said. Nor do the host's neighbours: only what bridges forward.
+    fn note(&mut self, start: &[u8]) {
+        let Some((head, rest)) = start.split_first_chunk::<START>() else {
+            self.all = true;
+            return;
+        };
+        let [_, _, _, _, kind, kind2, flags, flags2, .., family, _, _, _, i, protocol, j, k, _, _, _, _] = head;
+        let (kind, flags) = (u16::from_ne_bytes([*kind, *kind2]), u16::from_ne_bytes([*flags, *flags2]));
+        let index = u32::from_ne_bytes([*i, *protocol, *j, *k]);
+        match kind {
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                self.all |= *protocol == BY_KERNEL || i32::from(flags) & libc::NLM_F_REPLACE != 0;
+            }
+            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH | libc::RTM_GETNEIGH => {
+                if i32::from(*family) == libc::AF_BRIDGE {
+                    let mac = attributes(rest).find_map(|one| one.ok().filter(|one| one.kind() == NDA_LLADDR));
+                    match mac.and_then(|mac| parse_mac(mac.value()).ok()) {
+                        Some(mac) => _ = self.macs.insert(mac),
+                        None => self.all = true,
+                    }
+                }
+            }
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => _ = self.links.insert(index),
+            _ => self.all = true,
+        }
+    }
+}
 
 /// Sockets that the kernel tells of changes.
 pub struct Monitor {
@@ -87,21 +144,22 @@ impl Monitor {
         let rules = rules.transpose()?;
         let rules_changed = async || match &rules {
             Some((socket, table)) => {
-                let take = |socket: &OwnedFd| take::<LONGEST>(socket, |message| nft::concerns(message, table));
-                socket.async_io(Interest::READABLE, take).await
+                let note = |changes: &mut Changes, message: &[u8]| changes.rules |= nft::concerns(message, table);
+                socket.async_io(Interest::READABLE, |socket| take::<LONGEST>(socket, note)).await
             }
             None => std::future::pending().await,
         };
         // What could not be mended at the start is looked at again as well.
         let (mut settled, mut pause) = (false, PAUSE);
         loop {
+            let mut changes = Changes { all: true, ..Changes::default() };
             if settled {
-                tokio::select! {
-                    heard = links.async_io(Interest::READABLE, |socket| take::<START>(socket, may_concern)) => heard?,
+                changes = tokio::select! {
+                    heard = links.async_io(Interest::READABLE, |socket| take::<LINK>(socket, Changes::note)) => heard?,
                     heard = rules_changed() => heard?,
-                }
+                };
             }
-            settled = match manager.ask(|manager| manager.mend()).await {
+            settled = match manager.ask(move |manager| manager.look_at(&changes)).await {
                 Ok(whole) => whole,
                 Err(error) => {
                     confine::say!("netmgr: {}", error.fault("see what has changed on this host"));
@@ -116,47 +174,34 @@ impl Monitor {
 
 /// Takes what there is; `WouldBlock` if none of it may concern a network. That some was lost, as more came than the socket holds, says as much
 /// as any message: everything is looked at.
-fn take<const START: usize>(socket: &OwnedFd, concerns: impl Fn(&[u8]) -> bool) -> io::Result<()> {
-    let mut heard = false;
+fn take<const START: usize>(socket: &OwnedFd, note: impl Fn(&mut Changes, &[u8])) -> io::Result<Changes> {
+    let mut changes = Changes::default();
     for _ in 0..MESSAGES {
         let mut start = [0; START];
         let buffers = &mut [IoSliceMut::new(&mut start)];
         match rustix::net::recvmsg(socket, buffers, &mut RecvAncillaryBuffer::default(), RECEIVE) {
-            Ok(message) => heard |= concerns(start.get(..message.bytes).unwrap_or_default()),
-            Err(Errno::NOBUFS) => heard = true,
+            Ok(message) => note(&mut changes, start.get(..message.bytes).unwrap_or_default()),
+            Err(Errno::NOBUFS) => changes.all = true,
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) if heard => break,
+            Err(Errno::AGAIN) if !changes.none() => break,
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
-}
-
-/// Whether a change is one that may be to a network. The routes that routing daemons bring, a great many, are not: only those that the
-/// kernel has made, and those that were put in another one's place, of which nothing more is said. Nor are the host's neighbours: only what
-/// bridges forward.
-fn may_concern(start: &[u8]) -> bool {
-    let Some([_, _, _, _, kind, kind2, flags, flags2, .., family, _, _, _, _, protocol, _, _, _, _, _, _]) =
-        start.first_chunk::<START>()
-    else {
-        return true;
-    };
-    let (kind, flags) = (u16::from_ne_bytes([*kind, *kind2]), u16::from_ne_bytes([*flags, *flags2]));
-    match kind {
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
-            *protocol == BY_KERNEL || i32::from(flags) & libc::NLM_F_REPLACE != 0
-        }
-        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH | libc::RTM_GETNEIGH => i32::from(*family) == libc::AF_BRIDGE,
-        _ => true,
-    }
+    Ok(changes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attribute::attribute;
 
     #[test]
-    fn change_concerns_a_network_unless_it_is_a_route_of_somebody_s_own() {
+    fn change_concerns_what_it_is_about_and_no_route_of_somebody_s_own() {
+        let noted = |message: &[u8]| {
+            let mut changes = Changes::default();
+            changes.note(message);
+            changes
+        };
         let message = |kind: u16, flags: u16, protocol: u8| {
             let mut start = [0; START];
             start[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -164,23 +209,33 @@ mod tests {
             start[21] = protocol;
             start
         };
+        let all = || Changes { all: true, ..Changes::default() };
         for route in [libc::RTM_NEWROUTE, libc::RTM_DELROUTE] {
-            assert!(may_concern(&message(route, 0, BY_KERNEL)));
-            assert!(may_concern(&message(route, libc::NLM_F_REPLACE as u16, 3)));
-            assert!(!may_concern(&message(route, libc::NLM_F_CREATE as u16, 3)));
+            assert_eq!(noted(&message(route, 0, BY_KERNEL)), all());
+            assert_eq!(noted(&message(route, libc::NLM_F_REPLACE as u16, 3)), all());
+            assert!(noted(&message(route, libc::NLM_F_CREATE as u16, 3)).none());
         }
         for neighbour in [libc::RTM_NEWNEIGH, libc::RTM_DELNEIGH] {
             let mut message = message(neighbour, 0, 0);
-            assert!(!may_concern(&message));
+            assert!(noted(&message).none());
             message[16] = libc::AF_BRIDGE as u8;
-            assert!(may_concern(&message));
+            // Of an address that is not said.
+            assert_eq!(noted(&message), all());
+            let of = [&message[..], &attribute(5, &[1, 0]), &attribute(NDA_LLADDR, &[2, 0, 0, 0, 0, 7])].concat();
+            assert_eq!(noted(&of), Changes { macs: [[2, 0, 0, 0, 0, 7]].into(), ..Changes::default() });
+            assert_eq!(noted(&of[..of.len() - 5]), all());
         }
-        for other in [libc::RTM_NEWLINK, libc::RTM_DELLINK, libc::RTM_NEWADDR, libc::RTM_DELADDR, 0, 0xffff] {
-            assert!(may_concern(&message(other, 0, 3)), "{other}");
+        for of_link in [libc::RTM_NEWLINK, libc::RTM_DELLINK] {
+            let mut message = message(of_link, 0, 0);
+            message[20..24].copy_from_slice(&0x0102_0304_u32.to_ne_bytes());
+            assert_eq!(noted(&message), Changes { links: [0x0102_0304].into(), ..Changes::default() });
+        }
+        for other in [libc::RTM_NEWADDR, libc::RTM_DELADDR, 0, 0xffff] {
+            assert_eq!(noted(&message(other, 0, 3)), all(), "{other}");
         }
         // What is cut off may be anything.
         for end in 0..START {
-            assert!(may_concern(&message(libc::RTM_NEWROUTE, 0, 3)[..end]), "{end}");
+            assert_eq!(noted(&message(libc::RTM_NEWROUTE, 0, 3)[..end]), all(), "{end}");
         }
     }
 }

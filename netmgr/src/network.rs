@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use rtnetlink::LinkUnspec;
 use tokio::sync::watch;
 
 use schema::{net::Mac, policy::Rules};
@@ -278,7 +279,8 @@ impl Network {
         Ok(())
     }
 
-    fn is_whole(&self, rtnl: &Rtnl, snapshot: &Snapshot, owner: &Instance) -> bool {
+    /// Whether the bridge is as it is defined, in what was seen of it.
+    pub fn is_whole(&self, rtnl: &Rtnl, snapshot: &Snapshot, owner: &Instance) -> bool {
         let wanted = bridge::Wanted { config: &self.config, owner };
         snapshot.link(self.index).is_some_and(|link| wanted.is(link, snapshot) && rtnl.ipv6_is(link, wanted.has_ipv6()))
     }
@@ -338,6 +340,19 @@ impl Network {
             true
         });
         failed.map_or(Ok(mended), Err)
+    }
+
+    /// Whether that port is as it should be, and the bridge's table has it; one that is says whose its addresses are.
+    pub fn is_port_right(&mut self, rtnl: &mut Rtnl, owner: &Instance, workload: &str) -> Result<bool, Error> {
+        let Some(port) = self.ports.get_mut(workload).filter(|port| !port.leaves()) else { return Ok(true) };
+        let wanted = port.wanted(workload, &self.config.name, self.index, owner);
+        let Some(link) = rtnl.link(LinkUnspec::new_with_index(port.index))? else { return Ok(false) };
+        let is = wanted.is(&link) && !rtnl.port_has_ipv6(&link);
+        let right = is && rtnl.forwards(port.index, port.mac)? == Some(wanted.entry(port.index));
+        if right {
+            port.announce(&link);
+        }
+        Ok(right)
     }
 
     /// Sees whether a port is still there, and brings it back to what it should be; forgets it if it is not.

@@ -31,10 +31,12 @@ impl Manager {
     /// Has the TAPs on our bridges send no more than they may as yet, whether they can be told to be ports or not: somebody may have cleared
     /// the mark of one whose guest still runs.
     pub(super) fn keep_guarding(&mut self, links: &[Link]) {
-        let Manager { filter: Some(filter), networks, .. } = self else { return };
+        let Manager { filter: Some(filter), networks, strays, .. } = self else { return };
         let bridges: BTreeSet<u32> = networks.values().map(|network| network.index).collect();
-        let ports = links.iter().filter(|link| Kind::of(link).is_some() && bridges.contains(&link.master));
-        let names: BTreeSet<&str> = ports.map(|link| link.name.as_str()).collect();
+        let ports = || links.iter().filter(|link| Kind::of(link).is_some() && bridges.contains(&link.master));
+        let names: BTreeSet<&str> = ports().map(|link| link.name.as_str()).collect();
+        *strays = ports().map(|link| link.index).collect();
+        networks.values().flat_map(|network| network.ports.values()).for_each(|port| _ = strays.remove(&port.index));
         let subject = match filter.adopt(|interface| names.contains(interface)) {
             Ok(subject) => subject,
             Err(Error::NoRight(_)) => BTreeMap::new(),

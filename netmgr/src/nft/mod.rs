@@ -457,6 +457,17 @@ impl Filter {
         }
     }
 
+    /// Whether it is known what is in the tables.
+    pub fn is_known(&self) -> bool {
+        self.known.is_some()
+    }
+
+    /// Whether nobody else has changed rules, of whichever table, since this netmgr did.
+    pub fn is_untouched(&mut self) -> bool {
+        let known = self.known.as_ref().map(|known| known.generation);
+        known.is_some() && self.generation().ok() == known
+    }
+
     /// Whether the tables are as this netmgr has put them there; forgets what it knows if not, or if that cannot be told.
     fn is_whole(&mut self) -> Result<bool, Error> {
         let Some(known) = self.known.take() else { return Ok(false) };
