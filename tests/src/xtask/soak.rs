@@ -8,8 +8,10 @@ use anyhow::{Context, Result, bail};
 use crate::workspace::Workspace;
 
 /// What can be asked for: the test program, which test of it, and how it is told the count that is asked for without one.
-const SOAKS: [(&str, &str, &str, &str, &str); 1] =
-    [("restarts", "volt host", "restarts::vms_keep_addresses", "VOLT_SOAK_RESTARTS", "200")];
+const SOAKS: [(&str, &str, &str, &str, &str); 2] = [
+    ("restarts", "volt host", "restarts::vms_keep_addresses", "VOLT_SOAK_RESTARTS", "200"),
+    ("network", "netmgr soak", "after_each_of_many_operations", "VOLT_SOAK_NETWORK", "1000"),
+];
 
 /// Runs one of them, `count` times over where one is given.
 pub fn run(workspace: &Workspace, name: &str, count: Option<&str>) -> Result<ExitCode> {
