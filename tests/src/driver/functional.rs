@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// A guest boots in 10 to 20 s here; two at once take their time, and the first one unpacks a kernel.
-const BOOT: Duration = Duration::from_secs(180);
-const ANSWER: Duration = Duration::from_secs(90);
-const END: Duration = Duration::from_secs(30);
+pub const BOOT: Duration = Duration::from_secs(180);
+pub const ANSWER: Duration = Duration::from_secs(90);
+pub const END: Duration = Duration::from_secs(30);
 /// MiB of a disk in memory.
 const LARGE: u32 = 300;
 
@@ -228,7 +228,7 @@ fn nothing_left(volt: &Volt) -> Result<()> {
 }
 
 /// Waits until a guest is up, and returns its address.
-fn ready(vm: &mut Console) -> Result<String> {
+pub fn ready(vm: &mut Console) -> Result<String> {
     let (_, line) = vm.expect("lab: address ", BOOT)?;
     vm.expect("lab: ready", ANSWER)?;
     let words = line.split("lab: address ").nth(1).and_then(|rest| rest.split(' ').next());

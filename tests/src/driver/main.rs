@@ -7,6 +7,7 @@ mod functional;
 mod peers;
 mod report;
 mod suite;
+mod systemd;
 mod walls;
 
 use std::{path::Path, time::Duration};
@@ -36,6 +37,7 @@ fn run(scenario: &str, report: &mut Report) -> Result<()> {
         "bench-footprint" => bench::footprint(&volt(), report),
         "demo" => demo(report),
         "functional" => functional::run(&volt(), report),
+        "systemd" => systemd::run(&volt(), report),
         "tests" => suite::run(Path::new("/tests"), report),
         other => bail!("There is no scenario {other:?}"),
     }

@@ -176,6 +176,47 @@ pub fn engines(dir: &Path) -> Result<()> {
     Ok(fs::write(dir.join("complete"), "")?)
 }
 
+/// What the lab host under systemd has beyond what each Debian has.
+const HOST: &str = "--include=dbus,iproute2,kmod,systemd,systemd-sysv,udev";
+
+/// A root file system of Debian 12 below `dir`, as its installer makes the smallest.
+pub fn root(dir: &Path) -> Result<PathBuf> {
+    let root = dir.join("root");
+    if !dir.join("complete").exists() {
+        install(&["debootstrap"])?;
+        let _ = fs::remove_dir_all(dir);
+        fs::create_dir_all(dir)?;
+        say("making a root file system of Debian");
+        let options = ["--variant=minbase", HOST, "bookworm"];
+        run(Command::new("debootstrap").args(options).arg(&root).arg(mirror()?))?;
+        // Written last: its presence says that everything else is there.
+        fs::write(dir.join("complete"), "")?;
+    }
+    Ok(root)
+}
+
+/// Where this machine gets Debian 12 from: what apt says. Backports are beside it on every mirror.
+pub fn mirror() -> Result<String> {
+    let mut list = Command::new("apt-get");
+    list.args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Created-By: Packages",
+        "Origin: Debian",
+        "Codename: bookworm",
+    ]);
+    first(&output(&mut list)?)
+}
+
+fn first(listed: &str) -> Result<String> {
+    let first = listed.lines().map(str::trim).find(|line| !line.is_empty());
+    first.map(str::to_owned).context(
+        "apt knows no mirror of Debian 12 (`apt-get indextargets` lists none). Name one in /etc/apt/sources.list, and run \
+         `apt-get update`",
+    )
+}
+
 /// Installs those of `packages` that are missing. Needs root only if one is.
 pub fn install(packages: &[&str]) -> Result<()> {
     let missing: Vec<&str> = packages.iter().copied().filter(|package| !installed(package)).collect();
@@ -248,7 +289,7 @@ pub fn output(command: &mut Command) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::Kernel;
+    use super::{Kernel, first};
 
     #[test]
     fn modules_come_once_and_after_what_they_need() {
@@ -272,5 +313,13 @@ mod tests {
         let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["irqbypass.ko", "kvm.ko", "kvm-amd.ko"]);
         assert_eq!(modules[0].1, b"b/irqbypass.ko");
+    }
+
+    #[test]
+    fn mirror_is_the_first_that_apt_lists_and_none_says_what_to_do() {
+        assert_eq!(first("\nmirror one\nmirror two\n").unwrap(), "mirror one");
+        for none in ["", "\n \n"] {
+            assert!(first(none).unwrap_err().to_string().contains("/etc/apt/sources.list"));
+        }
     }
 }

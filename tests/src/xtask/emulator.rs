@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::debian::{install, output, run, say, unpack_downloaded};
+use crate::debian::{install, mirror, output, run, say, unpack_downloaded};
 
 /// The first version that will do.
 const ENOUGH: (u32, u32) = (8, 1);
@@ -106,31 +106,9 @@ fn unpack(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where this machine gets Debian 12 from: what apt says. Backports are beside it on every mirror.
-fn mirror() -> Result<String> {
-    let mut list = Command::new("apt-get");
-    list.args([
-        "indextargets",
-        "--format",
-        "$(REPO_URI)",
-        "Created-By: Packages",
-        "Origin: Debian",
-        "Codename: bookworm",
-    ]);
-    first(&output(&mut list)?)
-}
-
-fn first(listed: &str) -> Result<String> {
-    let first = listed.lines().map(str::trim).find(|line| !line.is_empty());
-    first.map(str::to_owned).context(
-        "apt knows no mirror of Debian 12 (`apt-get indextargets` lists none). Name one in /etc/apt/sources.list, and run \
-         `apt-get update`",
-    )
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{first, parse};
+    use super::parse;
 
     #[test]
     fn versions_are_found_in_what_qemu_says() {
@@ -138,13 +116,5 @@ mod tests {
         assert_eq!(parse("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
         assert_eq!(parse("QEMU emulator version x"), None);
         assert_eq!(parse("no such program"), None);
-    }
-
-    #[test]
-    fn mirror_is_the_first_that_apt_lists_and_none_says_what_to_do() {
-        assert_eq!(first("\nmirror one\nmirror two\n").unwrap(), "mirror one");
-        for none in ["", "\n \n"] {
-            assert!(first(none).unwrap_err().to_string().contains("/etc/apt/sources.list"));
-        }
     }
 }

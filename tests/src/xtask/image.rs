@@ -46,7 +46,7 @@ const TOOLS: [&str; 4] = ["/usr/bin/ip", "/usr/sbin/bridge", "/usr/sbin/nft", "/
 /// The initial RAM disk of a guest that runs `kernel`; it obeys `commands` before it listens to its console.
 pub fn guest(kernel: &Kernel, commands: &str) -> Result<Vec<u8>> {
     let mut archive = base(include_str!("../lab/guest-init.sh"))?;
-    add_modules(&mut archive, kernel, &GUEST_MODULES)?;
+    add_modules(&mut archive, "", kernel, &GUEST_MODULES)?;
     if !commands.is_empty() {
         archive.file("/commands", 0o644, commands.as_bytes());
     }
@@ -57,18 +57,79 @@ pub fn guest(kernel: &Kernel, commands: &str) -> Result<Vec<u8>> {
 /// `/guests/<series>/vmlinuz` and `/guests/<series>/initrd`.
 pub fn host(kernel: &Kernel, programs: &[PathBuf], guests: &[(&Kernel, Vec<u8>)]) -> Result<Archive> {
     let mut archive = base(include_str!("../lab/host-init.sh"))?;
-    add_modules(&mut archive, kernel, &HOST_MODULES)?;
+    add_host(&mut archive, "", kernel, programs, guests)?;
+    archive.file("/etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n");
+    archive.file("/etc/group", 0o644, b"root:x:0:\nkvm:x:101:\nnogroup:x:65534:\n");
+    Ok(archive)
+}
+
+/// The same with Debian's systemd in the place of busybox, from a `root` that its installer has made.
+pub fn systemd(kernel: &Kernel, programs: &[PathBuf], guests: &[(&Kernel, Vec<u8>)], root: &Path) -> Result<Archive> {
+    let mut archive = Archive::new();
+    add_tree(&mut archive, root, "")?;
+    archive.file("/init", 0o755, include_bytes!("../lab/systemd-init.sh"));
+    let units = [
+        ("sysinit", "lab-modules", include_str!("../lab/lab-modules.service")),
+        ("multi-user", "lab", include_str!("../lab/lab.service")),
+        ("multi-user", "systemd-networkd", ""),
+    ];
+    for (target, unit, text) in units {
+        let there = if text.is_empty() { "/lib/systemd/system" } else { "/etc/systemd/system" };
+        if !text.is_empty() {
+            archive.file(&format!("{there}/{unit}.service"), 0o644, text.as_bytes());
+        }
+        let wants = format!("/etc/systemd/system/{target}.target.wants/{unit}.service");
+        archive.symlink(&wants, &format!("{there}/{unit}.service"));
+    }
+    // The console is the driver's.
+    archive.symlink("/etc/systemd/system/serial-getty@ttyS0.service", "/dev/null");
+    add_host(&mut archive, "/usr", kernel, programs, guests)?;
+    Ok(archive)
+}
+
+/// What nothing that runs there reads.
+const UNREAD: [&str; 6] =
+    ["/usr/share/doc", "/usr/share/locale", "/usr/share/man", "/var/cache/apt", "/var/lib/apt", "/var/lib/dpkg/info"];
+
+/// Adds a folder of a root file system, `at` its place there, with the permissions that its files have.
+fn add_tree(archive: &mut Archive, root: &Path, at: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for entry in fs::read_dir(root.join(at.trim_start_matches('/')))? {
+        let entry = entry?;
+        let path = format!("{at}/{}", entry.file_name().to_string_lossy());
+        let kind = entry.file_type()?;
+        if UNREAD.contains(&path.as_str()) {
+            continue;
+        } else if kind.is_dir() {
+            archive.directory(&path);
+            add_tree(archive, root, &path)?;
+        } else if kind.is_symlink() {
+            archive.symlink(&path, &fs::read_link(entry.path())?.to_string_lossy());
+        } else if kind.is_file() {
+            archive.file(&path, entry.metadata()?.permissions().mode() & 0o7777, &read(&entry.path())?);
+        }
+    }
+    Ok(())
+}
+
+/// Adds what a lab host has of ours, whatever else is in it: programs and modules below `prefix`.
+fn add_host(
+    archive: &mut Archive,
+    prefix: &str,
+    kernel: &Kernel,
+    programs: &[PathBuf],
+    guests: &[(&Kernel, Vec<u8>)],
+) -> Result<()> {
+    add_modules(archive, prefix, kernel, &HOST_MODULES)?;
     for program in programs {
         let name = program.file_name().context("A program has a name")?.to_string_lossy();
-        archive.file(&format!("/bin/{name}"), 0o755, &read(program)?);
+        archive.file(&format!("{prefix}/bin/{name}"), 0o755, &read(program)?);
     }
     for (guest, initrd) in guests {
         archive.file(&format!("/guests/{}/vmlinuz", guest.series), 0o644, &read(&guest.bzimage)?);
         archive.file(&format!("/guests/{}/initrd", guest.series), 0o644, initrd);
     }
-    archive.file("/etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n");
-    archive.file("/etc/group", 0o644, b"root:x:0:\nkvm:x:101:\nnogroup:x:65534:\n");
-    Ok(archive)
+    Ok(())
 }
 
 /// Adds `tests`, by name, which find `program` where they were told that it is, and the distribution's own tools.
@@ -129,10 +190,10 @@ fn base(init: &str) -> Result<Archive> {
     Ok(archive)
 }
 
-fn add_modules(archive: &mut Archive, kernel: &Kernel, names: &[&str]) -> Result<()> {
+fn add_modules(archive: &mut Archive, prefix: &str, kernel: &Kernel, names: &[&str]) -> Result<()> {
     let mut order = String::new();
     for (name, content) in kernel.modules(names)? {
-        archive.file(&format!("/lib/modules/{name}"), 0o644, &content);
+        archive.file(&format!("{prefix}/lib/modules/{name}"), 0o644, &content);
         order.push_str(&name);
         order.push('\n');
     }

@@ -86,10 +86,11 @@ impl Tally {
 
 type Tier = fn(&Workspace, &mut Tally) -> Result<()>;
 
-const TIERS: [(&str, Tier); 4] = [("unit", unit), ("host", host), ("kernels", kernels), ("lab", lab)];
+const TIERS: [(&str, Tier); 5] =
+    [("unit", unit), ("host", host), ("kernels", kernels), ("systemd", systemd), ("lab", lab)];
 
 /// What is run where it is named, and not otherwise: with it, a machine of two cores takes longer than an hour's three quarters.
-const ON_REQUEST: [&str; 1] = ["kernels"];
+const ON_REQUEST: [&str; 2] = ["kernels", "systemd"];
 
 /// Runs the tiers that are named, or all but those on request.
 pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
@@ -194,6 +195,19 @@ fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let boots =
         kernels.iter().map(|host| Ok(boot(&emulator, host, "functional", image::host(host, &programs, &guests)?)));
     side_by_side("lab host", workspace, &boots.collect::<Result<Vec<_>>>()?, tally)
+}
+
+/// The product under systemd, on a host that Debian's own installer has made.
+fn systemd(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    debian::install(&["busybox-static"])?;
+    let lab = workspace.lab();
+    let (emulator, kernels) = (Emulator::fetch(&lab)?, stock_kernels(workspace)?);
+    let root = debian::root(&lab.join("debian"))?;
+    let programs = workspace.release(programs().chain(["lab-driver"]))?;
+    let guests = kernels.iter().map(|guest| Ok((guest, image::guest(guest, "")?))).collect::<Result<Vec<_>>>()?;
+    let [host, _] = &kernels;
+    let boots = [boot(&emulator, host, "systemd", image::systemd(host, &programs, &guests, &root)?)];
+    side_by_side("systemd host", workspace, &boots, tally)
 }
 
 fn boot<'a>(emulator: &'a Emulator, kernel: &'a Kernel, scenario: &'a str, image: Archive) -> Lab<'a> {
