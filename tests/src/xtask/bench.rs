@@ -12,7 +12,7 @@ use crate::{
     attach,
     debian::{self, Kernel},
     emulator::Emulator,
-    image,
+    forward, image,
     lab::{Clock, Event, Lab},
     sizes, startup,
     workspace::Workspace,
@@ -63,23 +63,31 @@ const BENCHES: [Bench; 2] = [
 ];
 
 const ATTACH: &str = "attach";
+const FORWARD: &str = "forward";
 const CONFINE: &str = "confine";
 const SIZE: &str = "size";
 
 /// Runs the benches that are named, or all.
 pub fn run(workspace: &Workspace, only: &[&str]) -> Result<()> {
-    let known = || BENCHES.iter().map(|bench| bench.name).chain([ATTACH, CONFINE, SIZE]);
+    let known = || BENCHES.iter().map(|bench| bench.name).chain([ATTACH, FORWARD, CONFINE, SIZE]);
     if let Some(unknown) = only.iter().find(|name| !known().any(|known| known == **name)) {
         bail!("There is no bench {unknown:?}; there are {}", known().collect::<Vec<_>>().join(", "));
     }
     let wanted = |name: &str| only.is_empty() || only.contains(&name);
-    if only.is_empty() || only.contains(&ATTACH) {
+    if wanted(ATTACH) || wanted(FORWARD) {
         let netmgr = workspace.release([NETMGR.program])?.pop().context("cargo built no program")?;
-        let note = "ms of wall time on this machine, and of its processors. Ours is asked over RPC for a TAP with an address and the rules that keep a \
-                    guest to that, and has it in hand; theirs start a program for each, and make veths with an address.";
-        publish(workspace, ATTACH, &attach::measure(&netmgr)?, note)?;
+        if wanted(ATTACH) {
+            let note = "ms of wall time on this machine, and of its processors. Ours is asked over RPC for a TAP with an address and the rules that keep a \
+                        guest to that, and has it in hand; theirs start a program for each, and make veths with an address.";
+            publish(workspace, ATTACH, &attach::measure(&netmgr)?, note)?;
+        }
+        if wanted(FORWARD) {
+            let note = "Medians of turns on this machine, over veths. Ours is looked at by all rules, with a policy; no rule looks at the peer. Goal: a ratio of \
+                        at least 0.95.";
+            publish(workspace, FORWARD, &forward::measure(&netmgr)?, note)?;
+        }
     }
-    if only == [ATTACH] {
+    if !only.is_empty() && only.iter().all(|name| [ATTACH, FORWARD].contains(name)) {
         return Ok(());
     }
     let programs = workspace.release(programs())?;
@@ -162,6 +170,11 @@ pub fn row(metric: String, unit: &'static str, ours: Option<f64>, peer: Option<(
     let ratio = ours.zip(peer).filter(|(_, (peer, _))| *peer > 0.0).map(|(ours, (peer, _))| round(ours / peer));
     let (peer, peer_name) = peer.map(|(value, name)| (round(value), name.to_owned())).unzip();
     Row { metric, unit, ours: ours.map(round), peer, peer_name, ratio, better: "lower" }
+}
+
+/// The same of something of which more is better.
+pub fn higher(row: Row) -> Row {
+    Row { better: "higher", ..row }
 }
 
 fn boot_rows(figures: &Figures, peers: &Peers) -> Vec<Row> {

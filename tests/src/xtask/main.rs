@@ -10,6 +10,7 @@ mod debian;
 mod demo;
 mod deny;
 mod emulator;
+mod forward;
 mod fuzz;
 mod harness;
 mod image;
@@ -30,7 +31,7 @@ use volt_tests::workspace::{self, Workspace};
 const USAGE: &str = "\
 usage: cargo xtask demo               boot a stock Debian kernel in a microVM and show that its disk and network work
        cargo xtask test [TIER]...     run the tests: unit, host, lab (these if none is named), kernels
-       cargo xtask bench [NAME]...    measure: boot, footprint, attach, confine, size (all of them if none is named)
+       cargo xtask bench [NAME]...    measure: boot, footprint, attach, forward, confine, size (all of them if none is named)
        cargo xtask soak NAME [COUNT]  run a test in its long form: restarts (of each service under ten VMs, 200 times),
                                       network (1,000 operations with a kill of netmgr at each)
        cargo xtask soak fuzz [SECONDS] [TARGET]...
