@@ -35,7 +35,7 @@ const statusBadToken :UInt8 = 1;
 # The token is unknown, was used, has expired, goes the other way, or was made for another user.
 const statusExhausted :UInt8 = 2;
 # This process has `maxTokensPerProcess` descriptors waiting, or this user `maxTokensPerUser`; redeem some or let them expire. Or the service has no
-# room for one just now, or takes none at all, as netmgr and the supervisor of a VM.
+# room for one just now, or takes none at all, as the supervisor of a VM.
 
 const tokenLength :UInt8 = 16;
 # Bytes.

@@ -32,6 +32,12 @@ const maxRules :UInt8 = 32;
 const maxRanges :UInt32 = 16384;
 # Rules of all policies in force together, and ranges of addresses and ports that they take where no two of a policy overlap; one more fails with `exhausted`.
 
+const maxSockets :UInt8 = 64;
+# Ports of the host that one call publishes.
+const maxPublished :UInt32 = 256;
+const maxPublishedByHost :UInt32 = 2048;
+# Ports of the host that lead to one port's guest, and to all guests.
+
 const maxListedPorts :UInt32 = 256;
 # Ports that `Network.ports` gives at one time.
 
@@ -104,6 +110,12 @@ interface Network {
 
   portPolicy @7 (workload :Text) -> (policy :Policy);
   # What the port of that workload has; null for none. Errors: notFound.
+
+  publish @8 (workload :Text, sockets :List(FdLane.FdToken), guestPort :UInt16) -> (published :List(Published));
+  # As `Port.publish`, for the port of that workload, whoever holds it. Errors: notFound (it has no port here).
+
+  unpublish @9 (workload :Text, published :List(Published)) -> ();
+  # As `Port.unpublish`, for the port of that workload, whoever has published them.
 }
 
 interface Policy {
@@ -195,6 +207,39 @@ interface Port {
 
   stats @6 () -> (stats :PortStats);
   # What its policy has allowed and denied. Errors: revoked.
+
+  publish @7 (sockets :List(FdLane.FdToken), guestPort :UInt16) -> (published :List(Published));
+  # Has ports of the host lead to the guest: what comes to what the first of `sockets` (1 to `maxSockets`) is bound to goes to the guest's `guestPort`, the
+  # second's to the next one, and so on; all of them, or none. Each is a descriptor of a socket of TCP or UDP, IPv4 or IPv6, in the network namespace of
+  # the service, bound to an address of the host's, or to all of them of its family ("0.0.0.0"; "::", with IPV6_V6ONLY), and to a port that it shares
+  # with nobody: without SO_REUSEPORT, and without SO_REUSEADDR unless it listens. That somebody could bind it shows that he may have the port, and as long as it leads
+  # to the guest the service keeps the socket, so that nobody else has it; nothing is ever read from it. What comes is from
+  # other hosts, from the host itself and from guests of all networks; nothing that is not for an address of the host's own is led anywhere. From other hosts
+  # and from the host, the guest sees who sends; from guests, and from the host's loopback network, its gateway. Of IPv6 nothing comes over ::1.
+  # Connections by way of one of these ports that are there already end. It ends with `unpublish`, or with the port, and lasts over the end of
+  # the service; but what an earlier service has published, nobody holds a socket of but those who have kept a descriptor of it.
+  # Errors: badToken, invalidArgument (says what a socket lacks), notFound (the guest has no address of that family), alreadyExists (it leads somewhere
+  # already), exhausted (`maxPublished`, `maxPublishedByHost`), unavailable (the kernel lacks what it takes), revoked.
+
+  unpublish @8 (published :List(Published)) -> ();
+  # Takes back that these are published for the guest, by their protocols, addresses and ports; all of them, or none. Connections by way of them end.
+  # Errors: notFound (one is not).
+}
+
+struct Published {
+  # A port of the host that leads to a guest.
+
+  protocol @0 :Protocol;
+  address @1 :Text;
+  # One of the host's own, or "0.0.0.0" or "::" for all of its family.
+  port @2 :UInt16;
+  guestPort @3 :UInt16;
+  # Where it leads, at the guest's first address of the same family.
+
+  enum Protocol {
+    tcp @0;
+    udp @1;
+  }
 }
 
 struct PortStats {
@@ -224,4 +269,6 @@ struct PortInfo {
   # The bridge's own addresses, each with its prefix, such as "10.42.0.1/24": IPv4, then IPv6. Not in `NetworkInfo`, whose `config` has them.
   stats @8 :PortStats;
   # Null for a port without a policy. Only from `Network.ports`.
+  published @9 :List(Published);
+  # Which ports of the host lead to its guest. Only from `Network.ports`.
 }

@@ -94,6 +94,15 @@ pub enum Error {
         #[source]
         why: io::Error,
     },
+    /// The port has no address that it could lead to.
+    #[error("{workload} has no address of that family to which {host} could lead")]
+    NoAddress { workload: String, host: String },
+    /// That port of the host leads somewhere already.
+    #[error("{host} is published already, for {workload}")]
+    Published { host: String, workload: String },
+    /// It does not.
+    #[error("{host} is not published for {workload}")]
+    NotPublished { workload: String, host: String },
     /// EPERM.
     #[error("the kernel does not let netmgr {0}")]
     NoRight(String),
@@ -148,7 +157,11 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Error::Argument { .. } => Code::InvalidArgument,
-            Error::NoSuchNetwork(_) | Error::NoSuchPort { .. } | Error::NotDurable(_) => Code::NotFound,
+            Error::NoSuchNetwork(_)
+            | Error::NoSuchPort { .. }
+            | Error::NotDurable(_)
+            | Error::NoAddress { .. }
+            | Error::NotPublished { .. } => Code::NotFound,
             Error::NoTap => Code::WrongState,
             Error::TenantsDurable => Code::PermissionDenied,
             Error::Unheard(_) => Code::Unavailable,
@@ -165,6 +178,7 @@ impl Error {
             | Error::PortInUse { .. }
             | Error::MacTaken { .. }
             | Error::AddressTaken { .. }
+            | Error::Published { .. }
             | Error::TenantExists(_) => Code::AlreadyExists,
             Error::PortsAttached { .. } => Code::WrongState,
             Error::Quota(_) | Error::Full { .. } | Error::BridgeFull(_) => Code::Exhausted,
@@ -235,6 +249,9 @@ impl Error {
             }
             Error::Within { .. } => "See what is there (ip address, ip route), and take it away or choose another".into(),
             Error::NotDurable(_) => "Make one first".into(),
+            Error::NoAddress { .. } => "Publish a port of the other family, or give it an address of this one".into(),
+            Error::Published { .. } => "Take that back first (volt port unpublish), or choose another port or address".into(),
+            Error::NotPublished { .. } => "See volt port list for what is".into(),
             Error::NoRight(_) => NET_ADMIN_REMEDY.into(),
             Error::Kernel { .. } if self.passes() => "Try again; if it lasts, the host is short of memory".into(),
             Error::Kernel { .. } => "See the kernel's log (dmesg)".into(),

@@ -1,5 +1,6 @@
-//! What of the host's IPv4 leads beyond networks: that it forwards, which is the whole network namespace's (ip-sysctl: `forwarding`). Touches that
-//! below /proc/sys/net/ipv4/conf alone.
+//! What of the host's IPv4 leads beyond networks: that it forwards, which is the whole network namespace's, and that what it has sent from its
+//! loopback network leaves by a bridge and is answered there (ip-sysctl: `forwarding`, `route_localnet`). Touches these two below
+//! /proc/sys/net/ipv4/conf alone.
 //!
 //! Forwarding is switched on when the first network wants it, and never off: by then others may rely on it.
 
@@ -31,7 +32,16 @@ impl Forwarding {
 
     /// Has the host forward, from and to all interfaces.
     pub fn on(&self) -> io::Result<()> {
+        self.set("all/forwarding")
+    }
+
+    /// Lets what is from the loopback network leave by a bridge. (What a guest sends to that network, the rules drop.)
+    pub fn of_loopback(&self, bridge: &str) -> io::Result<()> {
+        self.set(&format!("{bridge}/route_localnet"))
+    }
+
+    fn set(&self, setting: &str) -> io::Result<()> {
         let folder = self.0.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        ipv6::write(folder, "all/forwarding", *b"1")
+        ipv6::write(folder, setting, *b"1")
     }
 }

@@ -1,5 +1,5 @@
 //! `netmgr`: makes bridges, TAPs, veths and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
-//! May touch rtnetlink, also by sockets that it is handed, nf_tables' netlink, /dev/net/tun and three settings under /proc/sys/net, with
+//! May touch rtnetlink, also by sockets that it is handed, nf_tables' netlink, /dev/net/tun and five settings under /proc/sys/net, with
 //! `CAP_NET_ADMIN` alone. Must never see guest memory, a frame that somebody has sent, or any other file, nor enter another namespace.
 //!
 //! Two threads: `main` speaks Cap'n Proto with peers ([`rpc`]), the thread `rtnl` owns the [`Manager`] and speaks netlink with the kernel. A thread
@@ -30,6 +30,7 @@ mod netlink;
 mod network;
 mod nft;
 mod port;
+mod published;
 mod route;
 mod rpc;
 mod rtnl;

@@ -11,6 +11,7 @@
 //! that nobody's end is in front of another's start; and those of an earlier netmgr, when the next one finds them.
 
 mod guarding;
+mod published;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use schema::{limits::SERVICE_ANSWER, net::Mac, network_capnp::MAX_LISTED_PORTS, policy::Rules};
 
 use self::guarding::{no_filter, within};
+pub use self::published::Whose;
 use crate::{
     address::Address,
     bridge,
@@ -40,6 +42,7 @@ use crate::{
     network::{Held, Network, Port, PortState, Quota, TenantId},
     nft::{Counts, Filter},
     port::{self, Made, Wanted},
+    published::Published,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
     veth::{self, Inside},
@@ -76,7 +79,7 @@ pub struct PortId {
 }
 
 /// What `PortInfo` says (schema/network.capnp).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PortFacts {
     pub kind: Kind,
     pub workload: String,
@@ -90,6 +93,8 @@ pub struct PortFacts {
     pub gateways: Vec<Address>,
     /// What its policy has done, where that was asked for and it has one.
     pub counts: Option<Counts>,
+    /// Which ports of the host lead to it.
+    pub published: Vec<Published>,
 }
 
 impl PortFacts {
@@ -105,6 +110,7 @@ impl PortFacts {
             sources: port.sources.clone(),
             gateways: network.addresses().collect(),
             counts: None,
+            published: port.published.clone(),
         }
     }
 }
@@ -602,8 +608,20 @@ impl Manager {
         let (tap, (state, seen)) = (tap.map(Arc::new), watch::channel(PortState::Attached));
         let (tenant, slot) = (account.tenant, Some(slot));
         let held = Held { serial, tap: tap.clone(), announced: false, state, tenant, slot };
-        let sources = sources.clone();
-        let port = Port { kind, index, interface, mac, mtu, sources, reference, policy: has, bound, held: Some(held) };
+        let (sources, published) = (sources.clone(), Vec::new());
+        let port = Port {
+            kind,
+            index,
+            interface,
+            mac,
+            mtu,
+            sources,
+            reference,
+            policy: has,
+            bound,
+            published,
+            held: Some(held),
+        };
         let facts = PortFacts::of(&port, workload, &network.config);
         network.ports.insert(workload.clone(), port);
         let id = PortId { network: id.clone(), workload: workload.clone(), serial };
@@ -708,6 +726,8 @@ impl Manager {
             // What this leaves there, the next look takes away.
             *doubt |= filter.cut_off(wanted.iter().map(|(_, wanted)| wanted.name)).is_err();
         }
+        let published: Vec<Published> =
+            ports.iter_mut().flat_map(|(_, _, port)| std::mem::take(&mut port.published)).collect();
         let since = Instant::now();
         gone.extend(ports.into_iter().map(|(_, _, Port { kind, index, interface, held, .. })| Gone {
             index,
@@ -717,6 +737,8 @@ impl Manager {
             is_veth: kind == Kind::Veth,
             answer: None,
         }));
+        // What this leaves there, the next look takes away.
+        let _ = self.close(&published);
         outcomes.into_iter().collect()
     }
 

@@ -27,6 +27,7 @@ use crate::{
     names,
     nft::{Reach, Sender},
     port::{self, Wanted},
+    published::Published,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
 };
@@ -102,6 +103,8 @@ pub struct Port {
     pub policy: Option<Rules>,
     /// What its holder can have that be within.
     pub bound: Option<Rules>,
+    /// Which ports of the host lead to the guest.
+    pub published: Vec<Published>,
     /// The alternative name by which a durable one is found.
     pub reference: Option<String>,
     /// `None` for a port of an earlier netmgr that is not durable, which is there as long as some process has its TAP open, or its other end's
@@ -243,10 +246,23 @@ impl Network {
                     // Unless the rules have more of it: that it sends nowhere is what is safe.
                     policy: mark.policed.then(Rules::default),
                     bound: None,
+                    published: Vec::new(),
                     reference: reference.map(str::to_owned),
                     held,
                 });
             }
+        }
+    }
+
+    /// Which ports of the host lead to its guests.
+    pub fn published(&self) -> impl Iterator<Item = &Published> {
+        self.ports.values().flat_map(|port| &port.published)
+    }
+
+    /// Takes on those that an earlier netmgr has published for guests of this one.
+    pub fn adopt_published(&mut self, published: &[Published]) {
+        for port in self.ports.values_mut() {
+            port.published.extend(published.iter().filter(|one| port.sources.has(one.guest.ip())).cloned());
         }
     }
 

@@ -1,6 +1,8 @@
 //! The capabilities of schema/host.capnp and schema/network.capnp: what a call says is checked here, what it wants is done by the rtnl thread.
 //! Touches the fd lane. Must never make a system call about the network.
 
+mod published;
+
 use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use capnp::{
@@ -21,10 +23,11 @@ use schema::{
 use service::Owner;
 use sha2::{Digest, Sha256};
 
+use self::published::{publish, unpublish};
 use crate::{
     config::{Config, Kind},
     error::Error,
-    manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Veth},
+    manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Veth, Whose},
     names,
     network::{PortState, Quota, TenantId},
     nft::Counts,
@@ -311,6 +314,8 @@ impl network::Server for Network {
             if let Some(counts) = facts.counts {
                 write_counts(list.reborrow().get(at).init_stats(), counts);
             }
+            let count = u32::try_from(facts.published.len()).unwrap_or(0);
+            published::write(list.reborrow().get(at).init_published(count), &facts.published);
         }
         Ok(())
     }
@@ -378,6 +383,33 @@ impl network::Server for Network {
         let workload = workload.map_err(while_trying(format!("{tried} on network {}", self.id.name)))?;
         results.get().set_port(self.durable(&tried, Some(Durable::Of(workload))).await?);
         Ok(())
+    }
+
+    async fn publish(
+        self: Rc<Self>,
+        params: network::PublishParams,
+        mut results: network::PublishResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let workload = text("workload name", params.get_workload());
+        let failed = while_trying(format!("publish ports for {} on network {}", quote(&workload), self.id.name));
+        let port = Whose::Of(self.id.clone(), workload.map_err(&failed)?.to_owned());
+        let published = publish(&self.context, port, params.get_sockets()?, params.get_guest_port(), failed).await?;
+        published::write(results.get().init_published(published.len() as u32), &published);
+        Ok(())
+    }
+
+    async fn unpublish(
+        self: Rc<Self>,
+        params: network::UnpublishParams,
+        _: network::UnpublishResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let workload = text("workload name", params.get_workload());
+        let tried = format!("take back what is published for {} on network {}", quote(&workload), self.id.name);
+        let failed = while_trying(tried);
+        let port = Whose::Of(self.id.clone(), workload.map_err(&failed)?.to_owned());
+        unpublish(&self.context, port, params.get_published()?, failed).await
     }
 
     async fn port_factory(
@@ -657,6 +689,29 @@ impl port::Server for Port {
         let counts = self.context.manager.ask(move |manager| manager.counts(&id)).await.map_err(failed)?;
         write_counts(results.get().init_stats(), counts);
         Ok(())
+    }
+
+    async fn publish(
+        self: Rc<Self>,
+        params: port::PublishParams,
+        mut results: port::PublishResults,
+    ) -> Result<(), capnp::Error> {
+        self.check()?;
+        let (failed, params) = (self.failed("publish ports for"), params.get()?);
+        let port = Whose::Held(self.held.port.id.clone());
+        let published = publish(&self.context, port, params.get_sockets()?, params.get_guest_port(), failed).await?;
+        published::write(results.get().init_published(published.len() as u32), &published);
+        Ok(())
+    }
+
+    async fn unpublish(
+        self: Rc<Self>,
+        params: port::UnpublishParams,
+        _: port::UnpublishResults,
+    ) -> Result<(), capnp::Error> {
+        self.check()?;
+        let (failed, port) = (self.failed("take back what is published for"), Whose::Held(self.held.port.id.clone()));
+        unpublish(&self.context, port, params.get()?.get_published()?, failed).await
     }
 
     async fn release(self: Rc<Self>, _: port::ReleaseParams, _: port::ReleaseResults) -> Result<(), capnp::Error> {

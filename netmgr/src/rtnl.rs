@@ -132,6 +132,22 @@ impl Rtnl {
         std::iter::once(self.socket.fd()).chain(self.ipv4.fd()).chain(self.ipv6.fd())
     }
 
+    /// Lets guests on a bridge answer what the host sends from its loopback network. Where that fails, published ports are reached under the host's other
+    /// addresses.
+    pub fn answer_loopback(&self, bridge: &str) {
+        if let Err(error) = self.ipv4.of_loopback(bridge) {
+            confine::say!(
+                "netmgr: ports that are published for guests on {bridge} are not reached over 127.0.0.1 ({error}). Let netmgr write to {}.",
+                ipv4::FOLDER
+            );
+        }
+    }
+
+    /// A socket of the network namespace that all this is of.
+    pub fn socket(&self) -> RawFd {
+        self.socket.fd()
+    }
+
     /// Has the host forward between its interfaces, IPv6 if it is `with_ipv6`. Nothing is changed where it does.
     pub fn forward(&mut self, with_ipv6: bool) -> Result<(), Error> {
         self.ipv4.on().map_err(|why| Error::NoForwarding { family: "IPv4", folder: ipv4::FOLDER, why })?;

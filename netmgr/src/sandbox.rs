@@ -4,7 +4,7 @@ use std::{os::fd::RawFd, path::Path};
 
 use confine::{Capability, Error, Filter, Limit, Root, Rule, Sandbox, User, base};
 
-use crate::{announce, handed, ipv4, ipv6, tap};
+use crate::{announce, handed, ipv4, ipv6, published, tap};
 
 /// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv4 and IPv6
 /// settings if they are there; as `user`, and with no other file in sight, if there is one to become.
@@ -42,7 +42,9 @@ pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandb
 pub fn rtnl() -> Filter {
     let requests = tap::REQUESTS.map(|request| request as u32).into_iter().chain([handed::SIOCGSKNS]);
     let requests = requests.map(|request| Rule::eq(1, request));
-    let (socket, options) = (Rule::eq(1, libc::SOL_SOCKET as u32), [libc::SO_DOMAIN, libc::SO_PROTOCOL]);
+    let what_it_is = [(libc::SOL_SOCKET, libc::SO_DOMAIN), (libc::SOL_SOCKET, libc::SO_PROTOCOL)];
+    let options = what_it_is.into_iter().chain(published::OPTIONS);
+    let options = options.map(|(level, option)| Rule::eq(1, level as u32).and(Rule::eq(2, option as u32)));
     Filter::new("rtnl")
         .with(&base::thread())
         .with(&base::heap())
@@ -50,8 +52,9 @@ pub fn rtnl() -> Filter {
         .with(&base::close()) // a TAP that goes
         .with(&base::signal()) // to wake the RPC thread
         .allow(&[
-            libc::SYS_sendto,   // requests to rtnetlink
-            libc::SYS_recvfrom, // and its answers
+            libc::SYS_sendto,      // requests to rtnetlink
+            libc::SYS_recvfrom,    // and its answers
+            libc::SYS_getsockname, // what a socket is bound to that a port of the host is published by
         ])
         // Settings; and what is said of a new port's addresses, to its TAP.
         .allow_if(
@@ -61,7 +64,7 @@ pub fn rtnl() -> Filter {
         .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits()), Rule::eq(2, ipv6::OPEN.bits())])
         .allow_if(libc::SYS_ioctl, requests.collect())
         // What is handed over, as far as it is looked at before it is used.
-        .allow_if(libc::SYS_getsockopt, options.map(|option| socket.clone().and(Rule::eq(2, option as u32))).to_vec())
+        .allow_if(libc::SYS_getsockopt, options.collect())
         .allow_if(libc::SYS_statx, vec![Rule::eq(2, handed::LOOK.bits())])
         .allow(&[libc::SYS_getpeername])
 }

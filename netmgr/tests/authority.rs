@@ -231,7 +231,7 @@ fn it_survives_calls_of_anything_with_any_arguments_and_keeps_what_others_hold()
             let owner = netmgr.connect().await;
             let network = owner.define("volt7", "10.47.0.1", 24, 0).await.unwrap();
             let port = owner.tap(&owner.factory(&network, 1).await.unwrap(), "vm-mine").await.unwrap();
-            storm::storm(&netmgr.socket, host::Client::TYPE_ID, 300, &[]);
+            storm::storm(&netmgr.socket, host::Client::TYPE_ID, 1000, &[]);
             // The kernel numbers interfaces in the order of their making.
             let next = owner.define("volt8", "10.48.0.1", 24, 0).await.unwrap();
             let (last, next) = (owner.port(&port).await.unwrap().index, owner.info(&next).await.unwrap().index);

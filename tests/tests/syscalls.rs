@@ -24,7 +24,7 @@ use volt_tests::{
 
 /// What runs: test programs by package and name, and which tests of them, or what is left out as it takes long and shows
 /// nothing more.
-const RUNS: [(&str, &[&str]); 19] = [
+const RUNS: [(&str, &[&str]); 20] = [
     ("volt host", &VOLT),
     ("vmm-core micro_guest", &["--skip=mute_backend", "--skip=every_size"]),
     ("vmm-core about_kvm", &[]),
@@ -39,6 +39,7 @@ const RUNS: [(&str, &[&str]); 19] = [
     ("netmgr networks", &[]),
     ("netmgr process", &[]),
     ("netmgr veths", &["--skip=killed_at_any_moment"]),
+    ("netmgr published", &["--skip=steady_client"]),
     ("ipamd service", &["--skip=thirty_seconds"]),
     ("ipamd lives", &["--skip=however_often", "--skip=full_grace_period"]),
     ("ipamd crash", &["--skip=what_was_acknowledged"]),

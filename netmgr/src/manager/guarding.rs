@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     link::Link,
     names::Kind,
-    network::Port,
+    network::{Network, Port},
     nft::{Counts, Sender},
 };
 
@@ -38,7 +38,12 @@ impl Manager {
         *strays = ports().map(|link| link.index).collect();
         networks.values().flat_map(|network| network.ports.values()).for_each(|port| _ = strays.remove(&port.index));
         let subject = match filter.adopt(|interface| names.contains(interface)) {
-            Ok(subject) => subject,
+            Ok((subject, published)) => {
+                // Each is the one's that has the address. What leads to nobody goes with the first look.
+                networks.values_mut().for_each(|network| network.adopt_published(&published));
+                filter.hold_published(networks.values().flat_map(Network::published));
+                subject
+            }
             Err(Error::NoRight(_)) => BTreeMap::new(),
             Err(error) => {
                 confine::say!("netmgr: {}", error.fault("see what guests of an earlier netmgr may send"));
@@ -81,7 +86,9 @@ impl Manager {
         let reach = networks.values().map(|network| network.reach(bridges.get(&network.index).copied()));
         let defaults = networks.iter().filter_map(|(name, network)| Some((name.as_str(), network.policy.as_ref()?)));
         let own = rtnl.own()?;
-        let outcome = filter.mend(ports, reach, defaults, own.into_iter(), |interface| there.contains(interface));
+        let mended = filter.mend(ports, reach, defaults, own.into_iter(), |interface| there.contains(interface));
+        let outcome =
+            mended.and_then(|changed| filter.publish(networks.values().flat_map(Network::published)).map(|()| changed));
         let trouble =
             outcome.as_ref().err().map(|error| error.fault("mend the rules of what guests may send").to_string());
         match &trouble {

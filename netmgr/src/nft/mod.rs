@@ -48,6 +48,7 @@ use crate::{
     error::Error,
     instance::Instance,
     netlink::{self, Socket},
+    published::{HostPort, Published},
     sources::Sources,
 };
 
@@ -131,6 +132,8 @@ enum Owner {
     Policy(u32),
     /// The host.
     Host,
+    /// All ports that are published.
+    Published,
 }
 
 /// Elements, by what they are there for.
@@ -227,9 +230,11 @@ impl Filter {
     }
 
     /// Takes over what an earlier netmgr let those interfaces send that are chosen: they may be ports that nobody can tell as such any more. Gives the
-    /// policies that interfaces, or networks, were subject to, by their names: one of which nothing can be read allows nothing.
-    pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Rules>, Error> {
+    /// policies that interfaces, or networks, were subject to, by their names: one of which nothing can be read allows nothing; and the ports of the host that
+    /// it had published.
+    pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<(BTreeMap<String, Rules>, Vec<Published>), Error> {
         let (_, elements) = self.look()?;
+        let published = elements.iter().filter_map(routed::read_published).collect();
         let policies = policies::read(&elements);
         for (number, (network, rules)) in &policies {
             self.policies.adopt(*number, network.clone(), rules.clone());
@@ -250,7 +255,7 @@ impl Filter {
         for (interface, policy) in subject.iter().filter(|(interface, _)| chosen(interface)) {
             self.policies.put(interface, ("", ""), &Sources::default(), Some(policy), &mut self.touched);
         }
-        Ok(subject)
+        Ok((subject, published))
     }
 
     /// Sees to it that the tables are as they should be and hold the elements of these ports and of none that has gone, as `there` tells; of these
@@ -280,7 +285,7 @@ impl Filter {
         let gone = known.filter(|owner| match owner {
             Owner::Port(interface) => !wanted.contains_key(owner) && !there(interface),
             Owner::Network(_) | Owner::Default(_) => !wanted.contains_key(owner),
-            Owner::Policy(_) | Owner::Host => false,
+            Owner::Policy(_) | Owner::Host | Owner::Published => false,
         });
         let gone: BTreeSet<Owner> = gone.cloned().collect();
         let stays = |name: &str| {
@@ -385,6 +390,43 @@ impl Filter {
         let there: usize = policies.map(|(_, elements)| elements.len()).sum();
         if there + more > MAX_RANGES as usize {
             return Err(Error::Full { what: "ranges of addresses and ports in policies", limit: MAX_RANGES as usize });
+        }
+        Ok(())
+    }
+
+    /// Has these ports be published, and no others, with the next change.
+    pub fn hold_published<'a>(&mut self, published: impl Iterator<Item = &'a Published>) {
+        self.elements.insert(Owner::Published, published.map(routed::published).collect());
+    }
+
+    /// Has these ports be published, and no others.
+    pub fn publish<'a>(&mut self, published: impl Iterator<Item = &'a Published>) -> Result<(), Error> {
+        self.change(Elements::from([(Owner::Published, published.map(routed::published).collect())]))
+    }
+
+    /// Ends the connections that began as ones to such a port of an address that is the host's own, wherever they lead: who goes on begins another one.
+    pub fn end_connections(&mut self, port: &HostPort, own: impl Fn(IpAddr) -> bool) -> Result<(), Error> {
+        const TRIED: &str = "end connections to a published port";
+        /// As many as the socket holds the answers to.
+        const AT_ONCE: usize = 64;
+        let family = if port.at.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+        let which = Request::connections(family, port.protocol.number(), port.at.port());
+        let all = [netlink::request(which, NLM_F_DUMP)];
+        let ours = |to: IpAddr| if port.at.ip().is_unspecified() { own(to) } else { to == port.at.ip() };
+        let (found, answers) = ask::question(&mut self.socket, TRIED, &all, |found: &mut Vec<Vec<u8>>, said| {
+            if let Said::Connection { to, began } = said
+                && ours(to)
+            {
+                found.push(began);
+            }
+        })?;
+        if let Some(Err(refusal)) = answers.into_iter().next() {
+            return Err(refused(refusal, TRIED));
+        }
+        for some in found.chunks(AT_ONCE) {
+            let ends = some.iter().map(|began| netlink::request(Request::end_connection(family, began), 0)).collect();
+            // One that has ended meanwhile is refused.
+            self.socket.exchange(ends, |_| ()).map_err(|failure| failed(failure, TRIED))?;
         }
         Ok(())
     }

@@ -15,7 +15,9 @@
 //! * What belongs to no connection that the kernel knows of would leave under the guest's own address, and is dropped, from and to networks of ours alone.
 //! * A published port is an element of a map, and is looked at where the packet is for an address of the host's own.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::published::{HostPort, Protocol, Published};
 
 use super::{
     Reach,
@@ -40,7 +42,8 @@ const TO4: Field = Network(16, 4);
 const TO6: Field = Network(24, 16);
 const LOOPBACK_NET: Test = Masked(TO4, &[0xff, 0, 0, 0], &[127, 0, 0, 0]);
 const FROM_LOOPBACK: Test = Masked(SOURCE4, &[0xff, 0, 0, 0], &[127, 0, 0, 0]);
-const FROM_LOOPBACK6: Test = Is(SOURCE6, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+const LOOPBACK6: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const FROM_LOOPBACK6: Test = Is(SOURCE6, LOOPBACK6);
 const TO_THE_BRIDGE: Test = OfPort(Field::Ether(0, 6), Set::Doors);
 const OF_OURS: Test = In(Interface, Set::Networks);
 const TO_OURS: Test = In(Out, Set::Networks);
@@ -162,8 +165,11 @@ pub const REDIRECT: &[Rule] = &[
     ("for the host", &[OF_HOST], Goto(Chain::Published)),
 ];
 
-/// What the host itself sends.
-pub const OWN: &[Rule] = &[("for the host", &[OF_HOST], Goto(Chain::Published))];
+/// What the host itself sends. What it sends from ::1 leaves by no other interface, so who tries that first is refused there, and tries 127.0.0.1.
+pub const OWN: &[Rule] = &[
+    ("for the loopback address", &[IPV6, Is(TO6, LOOPBACK6)], Return),
+    ("for the host", &[OF_HOST], Goto(Chain::Published)),
+];
 
 /// The two ports, of which the second is where it goes to, are at the same place in TCP and UDP.
 const PORT: Field = Field::Header(2, 2);
@@ -176,16 +182,7 @@ pub const PUBLISHED: &[Rule] = &[
 
 pub const LEAVE: &[Rule] = &[
     // Whose answer would otherwise go to who has asked, and not back by the host.
-    (
-        "back to its own network",
-        &[REDIRECTED, IPV4, All(&[Interface, SOURCE4], Set::Subnets4), All(&[Interface, Out], Set::Pairs)],
-        Masquerade,
-    ),
-    (
-        "back to its own network",
-        &[REDIRECTED, IPV6, All(&[Interface, SOURCE6], Set::Subnets6), All(&[Interface, Out], Set::Pairs)],
-        Masquerade,
-    ),
+    ("from a network", &[REDIRECTED, OF_OURS, TO_OURS], Masquerade),
     ("from the host's loopback", &[REDIRECTED, TO_OURS, IPV4, FROM_LOOPBACK], Masquerade),
     ("from the host's loopback", &[REDIRECTED, TO_OURS, IPV6, FROM_LOOPBACK6], Masquerade),
     ("to another network", &[TO_OURS], Return),
@@ -223,4 +220,56 @@ pub fn elements(network: Reach<'_>, bridge: &str) -> Vec<Element> {
         on(&gateway.octets(), &first.octets(), &last.octets(), [Set::Subnets6, Set::Ours6, Set::Gateways6], 10);
     }
     elements
+}
+
+/// What a map has of a published port: each of its key's fields, and of what it leads to, begins at a register.
+pub fn published(published: &Published) -> Element {
+    let Published { host, guest, .. } = published;
+    let at = host.at.ip();
+    let set = match (at.is_ipv4(), at.is_unspecified()) {
+        (true, true) => Set::Published4,
+        (true, false) => Set::Published4At,
+        (false, true) => Set::Published6,
+        (false, false) => Set::Published6At,
+    };
+    let port = |port: u16| [&port.to_be_bytes()[..], &[0; 2]].concat();
+    let under = if at.is_unspecified() { Vec::new() } else { bytes(at) };
+    let key = [&[host.protocol.number(), 0, 0, 0][..], &under, &port(host.at.port())].concat();
+    let data = [bytes(guest.ip()), port(guest.port())].concat();
+    Element { set, item: Item { key, data, ..Item::default() } }
+}
+
+fn bytes(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// The same back; `None` for any other element.
+pub fn read_published(element: &Element) -> Option<Published> {
+    let all = match element.set {
+        Set::Published4 => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        Set::Published6 => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        Set::Published4At | Set::Published6At => None,
+        _ => return None,
+    };
+    let (protocol, rest) = element.item.key.split_at_checked(4)?;
+    let protocol =
+        [Protocol::Tcp, Protocol::Udp].into_iter().find(|known| protocol.first() == Some(&known.number()))?;
+    let at = match all {
+        Some(ip) => SocketAddr::new(ip, address(&[&bytes(ip), rest].concat())?.port()),
+        None => address(rest)?,
+    };
+    Some(Published { host: HostPort { protocol, at }, guest: address(&element.item.data)?, _held: None })
+}
+
+/// An address, and a port in the register behind it.
+fn address(bytes: &[u8]) -> Option<SocketAddr> {
+    let (ip, port) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
+    let ip = match ip.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(ip).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(ip).ok()?),
+    };
+    Some(SocketAddr::new(ip, u16::from_be_bytes(*port.first_chunk()?)))
 }

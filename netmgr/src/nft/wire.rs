@@ -6,6 +6,8 @@
 //! whose length lies as the end of the message, and its messages end in `Drop`, so that neither can be told; and it is 21 000 lines, with
 //! transmutations, for the nine expressions that the rules take.
 
+use std::net::IpAddr;
+
 use rtnetlink::{
     packet_core::{
         NLM_F_APPEND, NLM_F_CREATE, NetlinkDeserializable, NetlinkHeader, NetlinkPayload, NetlinkSerializable,
@@ -22,6 +24,15 @@ use super::table::Family;
 
 /// NFNL_SUBSYS_NFTABLES, in the upper half of a message's type.
 const SUBSYSTEM: u16 = 10;
+/// NFNL_SUBSYS_CTNETLINK (linux/netfilter/nfnetlink_conntrack.h).
+const CONNECTIONS: u16 = 1;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NFNL_BATCH_GENID: u16 = 1;
@@ -97,6 +108,27 @@ impl Request {
             resource: SUBSYSTEM,
             attributes: attributes.bytes,
         }
+    }
+
+    /// The question for the connections that began as ones to a port, of whichever address.
+    pub fn connections(family: u8, protocol: u8, port: u16) -> Request {
+        const BY_PROTOCOL_AND_TARGET: u32 = 1 << 3 | 1 << 5;
+        let mut attributes = Attributes::default();
+        attributes.nested(CTA_TUPLE_ORIG, |tuple| {
+            tuple.nested(CTA_TUPLE_PROTO, |of| {
+                _ = of.bytes(CTA_PROTO_NUM, &[protocol]).bytes(CTA_PROTO_DST_PORT, &port.to_be_bytes())
+            });
+        });
+        // CTA_FILTER; CTA_FILTER_ORIG_FLAGS, which is not in network byte order.
+        attributes.nested(25, |filter| _ = filter.bytes(1, &BY_PROTOCOL_AND_TARGET.to_ne_bytes()));
+        Request { kind: CONNECTIONS << 8 | 1, family, resource: 0, attributes: attributes.bytes }
+    }
+
+    /// The end of one of them, by how it began.
+    pub fn end_connection(family: u8, tuple: &[u8]) -> Request {
+        let mut attributes = Attributes::default();
+        attributes.bytes(CTA_TUPLE_ORIG | libc::NLA_F_NESTED as u16, tuple);
+        Request { kind: CONNECTIONS << 8 | 2, family, resource: 0, attributes: attributes.bytes }
     }
 
     /// The end of a batch.
@@ -230,6 +262,13 @@ pub enum Said {
         /// What each of them is, and has of its own.
         items: Vec<(Item, Life)>,
     },
+    /// A connection.
+    Connection {
+        /// Whom it was for when it began.
+        to: IpAddr,
+        /// How it began, as the kernel tells one from another.
+        began: Vec<u8>,
+    },
     /// Nothing that netmgr asks for.
     Other,
 }
@@ -277,8 +316,10 @@ impl NetlinkDeserializable for Said {
             return Err(Malformed("message about rules"));
         };
         let [low, subsystem] = header.message_type.to_le_bytes();
-        if u16::from(subsystem) != SUBSYSTEM {
-            return Ok(Said::Other);
+        match u16::from(subsystem) {
+            SUBSYSTEM => {}
+            CONNECTIONS if low == 0 => return connection(rest),
+            _ => return Ok(Said::Other),
         }
         let kinds = [Kind::NewTable, Kind::NewChain, Kind::NewRule, Kind::NewSet, Kind::NewSetElem];
         let kind = kinds.into_iter().find(|kind| *kind as u16 == u16::from(low));
@@ -320,6 +361,28 @@ impl NetlinkDeserializable for Changed {
             _ => Err(Malformed("message about rules, without a table's name")),
         }
     }
+}
+
+fn connection(body: &[u8]) -> Result<Said, Malformed> {
+    for one in attributes(body) {
+        let one = one?;
+        if one.kind() != CTA_TUPLE_ORIG {
+            continue;
+        }
+        let part = attributes(one.value()).find(|part| part.as_ref().is_ok_and(|part| part.kind() == CTA_TUPLE_IP));
+        let part = part.transpose()?.ok_or(Malformed("connection"))?;
+        for address in attributes(part.value()) {
+            let address = address?;
+            let to = match address.kind() {
+                CTA_IP_V4_DST => <[u8; 4]>::try_from(address.value()).map(IpAddr::from),
+                CTA_IP_V6_DST => <[u8; 16]>::try_from(address.value()).map(IpAddr::from),
+                _ => continue,
+            };
+            let to = to.map_err(|_| Malformed("connection's address"))?;
+            return Ok(Said::Connection { to, began: one.value().to_vec() });
+        }
+    }
+    Err(Malformed("connection"))
 }
 
 fn generation(body: &[u8]) -> Result<Said, Malformed> {
@@ -436,13 +499,29 @@ mod tests {
         let table = attribute(TABLE, b"volt-vmm\0");
         let bridge = libc::NFPROTO_BRIDGE;
         assert!(matches!(said(10 << 8, bridge, &table), Ok(Said::Object { table, .. }) if table == "volt-vmm"));
-        for (kind, family) in [(10 << 8, libc::NFPROTO_ARP), (1 << 8, bridge), (10 << 8 | 99, bridge)] {
+        for (kind, family) in [(10 << 8, libc::NFPROTO_ARP), (2 << 8, bridge), (10 << 8 | 99, bridge)] {
             assert_eq!(said(kind, family, &table), Ok(Said::Other));
         }
         assert_eq!(said(10 << 8 | 15, 0, &attribute(1, &[0, 0, 1, 2])), Ok(Said::Generation(0x0102)));
         for malformed in [said(10 << 8, bridge, &[]), said(10 << 8 | 15, 0, &[]), said(10 << 8 | 12, bridge, &table)] {
             malformed.unwrap_err();
         }
+    }
+
+    #[test]
+    fn connection_is_told_by_how_it_began_and_a_damaged_one_is_malformed() {
+        let nested = |kind, value: &[u8]| attribute(kind, value);
+        let ip =
+            nested(CTA_TUPLE_IP, &[attribute(1, &[192, 0, 2, 2]), attribute(CTA_IP_V4_DST, &[192, 0, 2, 1])].concat());
+        let tuple = [ip, nested(CTA_TUPLE_PROTO, &attribute(CTA_PROTO_NUM, &[6]))].concat();
+        let whole = nested(CTA_TUPLE_ORIG, &tuple);
+        let expected = Said::Connection { to: [192, 0, 2, 1].into(), began: tuple };
+        assert_eq!(said(CONNECTIONS << 8, libc::AF_INET, &whole), Ok(expected));
+        for end in 0..whole.len() {
+            said(CONNECTIONS << 8, libc::AF_INET, &whole[..end]).unwrap_err();
+        }
+        let short = nested(CTA_TUPLE_ORIG, &nested(CTA_TUPLE_IP, &attribute(CTA_IP_V6_DST, &[0; 4])));
+        said(CONNECTIONS << 8, libc::AF_INET6, &short).unwrap_err();
     }
 
     #[test]

@@ -92,6 +92,13 @@ impl Place {
         })
     }
 
+    /// [`Place::seen_as`], where it takes a moment until somebody has mended something.
+    pub fn seen_as_soon(&self, to: &str) -> String {
+        testkit::wait::until("it is reached", || {
+            self.reaches(to).map(|ip| ip.to_string()).ok_or_else(|| format!("{to} is not reached"))
+        })
+    }
+
     /// Whether it is answered an echo.
     pub fn pings(&self, to: &str) -> bool {
         let to: IpAddr = to.parse().unwrap();

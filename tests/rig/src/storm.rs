@@ -108,7 +108,7 @@ fn fill(random: &mut Random, pointer: PointerBuilder<'_>, of: u64) {
                     list.reborrow().get_pointer_element(at).set_text(random.of(&TEXTS).into());
                 }
             }
-            // There is nothing that the caller has, and no list of structs among any parameters.
+            // There is nothing that the caller has; and a list of structs, which only generated code fills, is empty.
             Kind::Capability(_) | Kind::Structs(_) | Kind::Other => {}
         }
     }

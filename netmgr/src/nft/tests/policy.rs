@@ -325,7 +325,7 @@ fn connections_and_counts_outlive_a_netmgr_and_whatever_has_it_put_all_there_ane
         assert!(!scene.goes(&out(FAR4, TCP, &tcp(1, 80, SYN))));
         assert_eq!(scene.counts(), Some([2, 1]));
         scene.filter = filter();
-        let subject = scene.filter.adopt(|_| false).unwrap();
+        let (subject, _) = scene.filter.adopt(|_| false).unwrap();
         assert_eq!(subject.get("tap-web"), Some(&rules(&["198.51.100.0/24 tcp 443"])));
         scene.mend(Some(&["198.51.100.0/24 tcp 443"]));
         assert_eq!(scene.counts(), Some([2, 1]));

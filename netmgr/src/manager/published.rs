@@ -1,0 +1,128 @@
+//! Ports of the host that are published: who may have which, and what becomes of them and of their connections with the ports that they lead to.
+
+use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc};
+
+use schema::network_capnp::{MAX_PUBLISHED, MAX_PUBLISHED_BY_HOST};
+
+use super::{Manager, NetworkId, PortId, find};
+use crate::{
+    error::Error,
+    network::{Network, Port},
+    published::{HostPort, Published, held},
+};
+
+/// Whose guest ports of the host are to lead to.
+pub enum Whose {
+    /// That of the workload's port on a network, whoever holds it.
+    Of(NetworkId, String),
+    /// That of the caller's own port.
+    Held(PortId),
+}
+
+impl Whose {
+    fn workload(&self) -> &str {
+        match self {
+            Whose::Of(_, workload) => workload,
+            Whose::Held(id) => &id.workload,
+        }
+    }
+}
+
+impl Manager {
+    fn port(&mut self, whose: &Whose) -> Result<&mut Port, Error> {
+        match whose {
+            Whose::Held(id) => {
+                let port = find(&mut self.networks, &id.network)?.ports.get_mut(&id.workload);
+                port.filter(|port| port.is(id.serial) && !port.leaves()).ok_or(Error::Revoked("port"))
+            }
+            Whose::Of(id, workload) => {
+                let port = find(&mut self.networks, id)?.ports.get_mut(workload).filter(|port| !port.leaves());
+                port.ok_or_else(|| Error::NoSuchPort { workload: workload.clone(), network: id.name.clone() })
+            }
+        }
+    }
+
+    /// All that is published, and for which workloads.
+    fn all_published(&self) -> impl Iterator<Item = (&str, &Published)> {
+        let ports = self.networks.values().flat_map(|network| &network.ports);
+        ports.flat_map(|(workload, port)| port.published.iter().map(move |one| (workload.as_str(), one)))
+    }
+
+    /// Publishes what these sockets are bound to for the guest of a port, on its ports from that one on.
+    pub fn publish(&mut self, whose: &Whose, sockets: Vec<OwnedFd>, first: u16) -> Result<Vec<Published>, Error> {
+        if !self.filter.as_ref().is_some_and(|filter| filter.routes()) {
+            return Err(Error::NoRoutes);
+        }
+        let (own, workload) = (self.rtnl.socket(), whose.workload());
+        let port = self.port(whose)?;
+        let mut new: Vec<Published> = Vec::new();
+        for (socket, guest) in sockets.into_iter().zip(u32::from(first)..) {
+            let host = held(&socket, own)?;
+            let to = port.sources.iter().find(|address| address.is_ipv4() == host.at.is_ipv4());
+            let to = to.ok_or_else(|| Error::NoAddress { workload: workload.to_owned(), host: host.to_string() })?;
+            let beyond = "it must be 1 to 65535, as must those that follow it";
+            let guest = u16::try_from(guest).ok().filter(|guest| *guest != 0);
+            let guest = guest.ok_or_else(|| Error::argument("guest's port", &first.to_string(), beyond))?;
+            if new.iter().any(|other| other.host.overlaps(&host)) {
+                return Err(Error::Published { host: host.to_string(), workload: workload.to_owned() });
+            }
+            new.push(Published { host, guest: (to, guest).into(), _held: Some(Arc::new(socket)) });
+        }
+        let before = port.published.len();
+        let overlaps = |other: &Published| new.iter().any(|one| one.host.overlaps(&other.host));
+        if let Some((workload, other)) = self.all_published().find(|(_, other)| overlaps(other)) {
+            return Err(Error::Published { host: other.host.to_string(), workload: workload.to_owned() });
+        }
+        for (there, limit) in [(before, MAX_PUBLISHED), (self.all_published().count(), MAX_PUBLISHED_BY_HOST)] {
+            let limit = limit as usize;
+            if there + new.len() > limit {
+                return Err(Error::Full { what: "published ports", limit });
+            }
+        }
+        let (Whose::Of(network, _) | Whose::Held(PortId { network, .. })) = whose;
+        self.rtnl.answer_loopback(&network.name);
+        let Manager { filter, networks, .. } = self;
+        if let Some(filter) = filter {
+            filter.publish(networks.values().flat_map(Network::published).chain(&new))?;
+        }
+        // Also those that went to a service of the host's before.
+        self.end_connections(&new);
+        self.port(whose)?.published.extend(new.iter().cloned());
+        Ok(new)
+    }
+
+    /// Ends that these are published for the guest of a port.
+    pub fn unpublish(&mut self, whose: &Whose, hosts: &[HostPort]) -> Result<(), Error> {
+        let port = self.port(whose)?;
+        let is = |host: &HostPort| port.published.iter().any(|one| one.host == *host);
+        if let Some(host) = hosts.iter().find(|host| !is(host)) {
+            return Err(Error::NotPublished { workload: whose.workload().to_owned(), host: host.to_string() });
+        }
+        let gone: Vec<_> = port.published.extract_if(.., |one| hosts.contains(&one.host)).collect();
+        self.close(&gone)
+    }
+
+    /// Has what is published be what ports say, and ends the connections of those that are not any more.
+    pub(super) fn close(&mut self, gone: &[Published]) -> Result<(), Error> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        if let Some(filter) = &mut self.filter {
+            filter.publish(self.networks.values().flat_map(Network::published))?;
+        }
+        self.end_connections(gone);
+        Ok(())
+    }
+
+    /// Where that fails, what goes on goes on as it did.
+    fn end_connections(&mut self, ports: &[Published]) {
+        let Some(filter) = &mut self.filter else { return };
+        let ended = self.rtnl.addresses(None, true).and_then(|addresses| {
+            let own = |to: IpAddr| to.is_loopback() || addresses.iter().any(|assigned| assigned.address.ip == to);
+            ports.iter().try_for_each(|port| filter.end_connections(&port.host, own))
+        });
+        if let Err(error) = ended {
+            confine::say!("netmgr: {}", error.fault("end connections by a port that was published or is not any more"));
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Ports of the host that lead to guests: from other hosts, from the host itself, from guests, and from nowhere else. Runs the program as root, each
+//! test in network namespaces of its own.
+
+mod common;
+mod places;
+
+use std::{
+    net::{SocketAddr, TcpListener, UdpSocket},
+    os::fd::OwnedFd,
+    process::Command,
+    time::Duration,
+};
+
+use common::*;
+use ipc::Code;
+use places::*;
+use schema::network_capnp::{network, published};
+use testkit::{skip, wait::PATIENCE};
+
+fn with_nft(test: impl FnOnce() + Send + 'static) {
+    if Command::new("nft").arg("--version").output().is_ok() {
+        in_own_network(test);
+    } else {
+        skip!("nft is not installed (Debian's package nftables)");
+    }
+}
+
+/// Hands sockets over, and has what they hold lead to a guest.
+async fn publish(
+    client: &Client,
+    network: &network::Client,
+    workload: &str,
+    sockets: Vec<OwnedFd>,
+    port: u16,
+) -> Result<(), ipc::Fault> {
+    let mut request = network.publish_request();
+    request.get().set_workload(workload);
+    request.get().set_guest_port(port);
+    let mut tokens = request.get().init_sockets(sockets.len() as u32);
+    for (at, socket) in (0..).zip(&sockets) {
+        let token = client.connection.deposit(std::os::fd::AsFd::as_fd(socket)).await?;
+        tokens.reborrow().get(at).set_bytes(token.as_bytes());
+    }
+    client.connection.call("publish", DEADLINE, request.send()).await.map(drop)
+}
+
+async fn unpublish(client: &Client, network: &network::Client, workload: &str, host: &str) -> Result<(), ipc::Fault> {
+    let (protocol, at) = host.split_once(' ').unwrap();
+    let at: SocketAddr = at.parse().unwrap();
+    let mut request = network.unpublish_request();
+    request.get().set_workload(workload);
+    let mut one = request.get().init_published(1).get(0);
+    one.set_protocol(if protocol == "tcp" { published::Protocol::Tcp } else { published::Protocol::Udp });
+    one.set_address(at.ip().to_string());
+    one.set_port(at.port());
+    client.connection.call("unpublish", DEADLINE, request.send()).await.map(drop)
+}
+
+/// What is published on a network, each as `WORKLOAD PROTOCOL ADDRESS PORT GUEST-PORT`.
+async fn listed(client: &Client, network: &network::Client) -> Vec<String> {
+    let answer = client.connection.call("list", DEADLINE, network.ports_request().send()).await.unwrap();
+    let ports = answer.get().unwrap().get_ports().unwrap();
+    let mut all = Vec::new();
+    for port in ports {
+        let workload = port.get_workload().unwrap().to_string().unwrap();
+        for one in port.get_published().unwrap() {
+            let protocol = if one.get_protocol() == Ok(published::Protocol::Tcp) { "tcp" } else { "udp" };
+            let address = one.get_address().unwrap().to_string().unwrap();
+            all.push(format!("{workload} {protocol} {address} {} {}", one.get_port(), one.get_guest_port()));
+        }
+    }
+    all
+}
+
+fn tcp(at: &str) -> OwnedFd {
+    TcpListener::bind(at).unwrap().into()
+}
+
+fn udp(at: &str) -> OwnedFd {
+    UdpSocket::bind(at).unwrap().into()
+}
+
+/// One that is for IPv6 alone, and does not listen.
+fn tcp6(port: u16) -> OwnedFd {
+    use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+    let fd = socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
+    sockopt::set_ipv6_v6only(&fd, true).unwrap();
+    bind(&fd, &SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port))).unwrap();
+    fd
+}
+
+#[test]
+fn published_port_is_reached_by_whoever_reaches_the_host_and_until_it_is_taken_back() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
+        lan.serves(8080);
+        for family in ["ip", "ip6"] {
+            let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), "0");
+        }
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = define_both(&client, "volt0", "10.50.0.1", "fd50::1/64", Kind::HostOnly).await.unwrap();
+            define(&client, "volt1", "10.51.0.1", Kind::Nat).await.unwrap();
+            let (both, gateways) = (["10.50.0.2/24", "fd50::2/64"], ["10.50.0.1", "fd50::1"]);
+            let web = Guest::new(&client, "volt0", "vm-web", &both, &gateways).await;
+            let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+            let other = Guest::new(&client, "volt1", "vm-other", &["10.51.0.2/24"], &["10.51.0.1"]).await;
+            web.serves(82);
+            publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8080"), tcp("0.0.0.0:8081")], 82).await.unwrap();
+            publish(&client, &network, "vm-web", vec![tcp6(8080)], 82).await.unwrap();
+            assert_eq!(
+                listed(&client, &network).await,
+                ["vm-web tcp 0.0.0.0 8080 82", "vm-web tcp 0.0.0.0 8081 83", "vm-web tcp :: 8080 82"]
+            );
+            assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
+            assert_eq!(lan.seen_as("[fd99::1]:8080"), "fd99::2");
+            // Under any address of the host's, and no other's.
+            assert_eq!(web.seen_as("192.0.2.2:8080"), "192.0.2.1");
+            assert_eq!(db.seen_as("192.0.2.1:8080"), "10.50.0.1");
+            assert_eq!(db.seen_as("10.50.0.1:8080"), "10.50.0.1");
+            assert_eq!(other.seen_as("192.0.2.1:8080"), "10.50.0.1");
+            // By itself, by the host, and over its loopback.
+            assert_eq!(web.seen_as("192.0.2.1:8080"), "10.50.0.1");
+            let here = |to: &str| reaches(to.parse().unwrap(), PATIENCE).map(|ip| ip.to_string());
+            assert!(here("192.0.2.1:8080").is_some());
+            assert_eq!(here("127.0.0.1:8080").as_deref(), Some("10.50.0.1"));
+            assert!(here("[fd99::1]:8080").is_some());
+            // Over ::1 nothing goes to a guest, and who tries is refused at once.
+            let over = std::net::TcpStream::connect("[::1]:8080").unwrap_err();
+            assert_eq!(over.kind(), std::io::ErrorKind::ConnectionRefused);
+            // And not by who routes to it.
+            lan.ip("route add 10.50.0.0/24 via 192.0.2.1");
+            assert!(lan.reaches("10.50.0.2:82").is_none() && other.reaches("10.50.0.2:82").is_none());
+            // Nobody else has the port as long as that.
+            assert!(TcpListener::bind("0.0.0.0:8080").is_err());
+            unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap();
+            let refused = unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap_err();
+            assert_eq!(refused.code, Code::NotFound);
+            assert!(lan.reaches("192.0.2.1:8080").is_none());
+            assert_eq!(lan.seen_as("[fd99::1]:8080"), "fd99::2");
+            eventually_free("0.0.0.0:8080");
+            // What is left goes with the port.
+            client.release(&web.port).await.unwrap();
+            eventually_free("0.0.0.0:8081");
+            let set = Command::new("nft").args(["list", "map", "inet", "volt-vmm", "published6"]).output().unwrap();
+            assert!(!String::from_utf8(set.stdout).unwrap().contains("elements"));
+        });
+    });
+}
+
+/// Waits until that port may be had.
+fn eventually_free(at: &str) {
+    eventually(at, || TcpListener::bind(at).is_ok());
+}
+
+#[test]
+fn neighbour_who_sends_to_the_loopback_network_reaches_no_guest() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        // Who has none of its own sends that to whom it likes.
+        lan.ip("addr del 127.0.0.1/8 dev lo");
+        lan.ip("route add 127.0.0.1/32 via 192.0.2.1");
+        lan.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap());
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            web.serves(82);
+            publish(&client, &network, "vm-web", vec![tcp("127.0.0.1:8080"), tcp("0.0.0.0:8081")], 82).await.unwrap();
+            assert_eq!(reaches("127.0.0.1:8080".parse().unwrap(), PATIENCE), Some([10, 50, 0, 1].into()));
+            assert!(lan.reaches("127.0.0.1:8080").is_none() && lan.reaches("127.0.0.1:8081").is_none());
+            assert!(lan.reaches("192.0.2.1:8080").is_none(), "it is published for the host alone");
+        });
+    });
+}
+
+#[test]
+fn datagrams_of_a_steady_client_go_where_the_port_leads_now() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+            let steady = lan.run(|| UdpSocket::bind("192.0.2.2:5000").unwrap());
+            // And one that is none of these ports'.
+            let apart = lan.run(|| UdpSocket::bind("192.0.2.2:5001").unwrap());
+            for socket in [&steady, &apart] {
+                socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            }
+            let own = UdpSocket::bind("192.0.2.1:9000").unwrap();
+            own.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut buffer = [0; 16];
+            // Before it is published, it goes to the host.
+            let service = UdpSocket::bind("0.0.0.0:7000").unwrap();
+            steady.send_to(b"x", "192.0.2.1:7000").unwrap();
+            apart.send_to(b"x", "192.0.2.1:9000").unwrap();
+            service.set_read_timeout(Some(PATIENCE)).unwrap();
+            service.recv(&mut buffer).unwrap();
+            own.recv(&mut buffer).unwrap();
+            drop(service);
+            for (workload, guest) in [("vm-web", &web), ("vm-db", &db)] {
+                let inside = guest.run(|| UdpSocket::bind("0.0.0.0:7777").unwrap());
+                publish(&client, &network, workload, vec![udp("0.0.0.0:7000")], 7777).await.unwrap();
+                inside.set_read_timeout(Some(PATIENCE)).unwrap();
+                steady.send_to(workload.as_bytes(), "192.0.2.1:7000").unwrap();
+                let (length, from) = inside.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..length], from.to_string().as_str()), (workload.as_bytes(), "192.0.2.2:5000"));
+                inside.send_to(b"answer", from).unwrap();
+                let answered =
+                    || steady.recv_from(&mut [0; 16]).is_ok_and(|(_, from)| from.to_string() == "192.0.2.1:7000");
+                eventually("it is answered by the host's port", answered);
+                unpublish(&client, &network, workload, "udp 0.0.0.0:7000").await.unwrap();
+            }
+        });
+    });
+}
+
+#[test]
+fn socket_that_does_not_hold_a_port_here_is_refused_by_what_it_lacks() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        let elsewhere = Place::new();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let _web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            let _none = client.tap(&client.factory(&network, 1).await.unwrap(), "vm-none").await.unwrap();
+            let unbound = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
+            let shared = UdpSocket::bind("0.0.0.0:7001").unwrap();
+            rustix::net::sockopt::set_socket_reuseaddr(&shared, true).unwrap();
+            for (socket, why) in [
+                (std::fs::File::open("/dev/null").unwrap().into(), "none of IPv4 or IPv6"),
+                (std::os::unix::net::UnixStream::pair().unwrap().0.into(), "neither of TCP nor of UDP"),
+                (unbound.unwrap(), "not bound to a port"),
+                (shared.into(), "lets others have the port too"),
+                (elsewhere.run(|| tcp("0.0.0.0:80")), "another network namespace"),
+                (tcp("[::]:8082"), "IPV6_V6ONLY"),
+                (tcp("[::1]:8083"), "::1"),
+            ] {
+                let refused = publish(&client, &network, "vm-web", vec![socket], 80).await.unwrap_err();
+                assert_eq!(refused.code, Code::InvalidArgument, "{refused}");
+                assert!(refused.to_string().contains(why), "{why}: {refused}");
+            }
+            let refused = |port, sockets| publish(&client, &network, "vm-web", sockets, port);
+            assert_eq!(refused(0, vec![tcp("0.0.0.0:8000")]).await.unwrap_err().code, Code::InvalidArgument);
+            let two = vec![tcp("0.0.0.0:8000"), tcp("0.0.0.0:8001")];
+            assert_eq!(refused(65_535, two).await.unwrap_err().code, Code::InvalidArgument);
+            assert_eq!(refused(80, vec![]).await.unwrap_err().code, Code::InvalidArgument);
+            assert_eq!(refused(80, vec![tcp6(8000)]).await.unwrap_err().code, Code::NotFound);
+            for workload in ["vm-none", "vm-nobody"] {
+                let refused = publish(&client, &network, workload, vec![tcp("0.0.0.0:8000")], 80).await.unwrap_err();
+                assert_eq!(refused.code, Code::NotFound, "{refused}");
+            }
+            assert_eq!(listed(&client, &network).await, Vec::<String>::new());
+            // As many as there may be, and one more; and none twice, by whomever.
+            for n in 0..4 {
+                let many: Vec<OwnedFd> = (0..64).map(|_| tcp("127.0.0.1:0")).collect();
+                publish(&client, &network, "vm-web", many, 1000 + n * 64).await.unwrap();
+            }
+            assert_eq!(refused(80, vec![tcp("127.0.0.1:0")]).await.unwrap_err().code, Code::Exhausted);
+            let taken = listed(&client, &network).await[0].split(' ').nth(3).unwrap().to_owned();
+            unpublish(&client, &network, "vm-web", &format!("tcp 127.0.0.1:{taken}")).await.unwrap();
+            let one = udp("127.0.0.1:7002");
+            publish(&client, &network, "vm-web", vec![one.try_clone().unwrap()], 80).await.unwrap();
+            let twice = refused(81, vec![one]).await.unwrap_err();
+            assert_eq!(twice.code, Code::AlreadyExists);
+            assert!(twice.to_string().contains("udp 127.0.0.1:7002 is published already, for vm-web"), "{twice}");
+        });
+    });
+}
+
+#[test]
+fn port_is_published_still_when_netmgr_was_killed() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        let mut netmgr = Netmgr::start();
+        let web = run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            web.serves(82);
+            publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8080"), tcp("192.0.2.1:8082")], 82).await.unwrap();
+            netmgr.kill();
+            web
+        });
+        assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
+        let next = Netmgr::start();
+        assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
+        run(async {
+            let client = next.connect().await;
+            let network = client.network("volt0").await.unwrap();
+            assert_eq!(listed(&client, &network).await, ["vm-web tcp 0.0.0.0 8080 82", "vm-web tcp 192.0.2.1 8082 83"]);
+            let again = publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8082")], 82).await.unwrap_err();
+            assert_eq!(again.code, Code::AlreadyExists);
+            let flushed = Command::new("nft").args(["flush", "ruleset"]).status().unwrap();
+            assert!(flushed.success());
+            assert_eq!(lan.seen_as_soon("192.0.2.1:8080"), "192.0.2.2");
+            unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap();
+            assert!(lan.reaches("192.0.2.1:8080").is_none());
+            drop(web);
+        });
+    });
+}
