@@ -63,7 +63,7 @@ pub enum Command {
     /// Define, show and remove networks and their address pools.
     #[command(subcommand)]
     Network(NetworkCommand),
-    /// See who is attached to the networks, and where each may send to.
+    /// See who is attached to the networks, where each may send to, and which ports of the host lead there.
     #[command(subcommand)]
     Port(PortCommand),
     /// Keep guest kernels.
@@ -109,6 +109,15 @@ pub struct RunArgs {
         "Network to attach a card to. Up to {MAX_DEVICES} times, each another network: eth0, eth1, ..."
     ))]
     pub nets: Vec<String>,
+    /// Ports of the host.
+    #[arg(
+        short = 'p',
+        long = "publish",
+        value_name = "[ADDRESS:]PORT:PORT[/udp]",
+        help = "Port of the host that leads to one of the guest's, by its first card: 8080:80, 127.0.0.1:5353:53/udp, [::]:7000-7010:7000-7010. As \
+         often as need be"
+    )]
+    pub publish: Vec<String>,
     /// Number of virtual CPUs.
     #[arg(long, value_name = "N", help = format!("Number of virtual CPUs, 1 to {MAX_VCPUS} [default: {DEFAULT_VCPUS}]"))]
     pub cpus: Option<u16>,
@@ -188,13 +197,29 @@ pub enum NetworkCommand {
 /// `volt port ...`
 #[derive(Debug, Subcommand)]
 pub enum PortCommand {
-    /// List the ports of all networks: whose they are, their interfaces, MAC addresses, and the addresses that their guests may
-    /// send from.
+    /// List the ports of all networks: whose they are, their interfaces, MAC addresses, the addresses that their guests may
+    /// send from, and which ports of the host lead to them.
     List,
     /// Show where a port's guest may send to, a rule in each line; or change it, from its next packet on.
     Policy(PolicyArgs),
+    /// Have ports of the host lead to a guest that runs, until it ends or they are taken back.
+    Publish(PublishArgs),
+    /// Take back that ports of the host lead to a guest. Connections by way of them end.
+    Unpublish(PublishArgs),
     /// List what the ports' policies have allowed and denied, in packets and bytes.
     Stats,
+}
+
+/// Arguments of `volt port publish` and `volt port unpublish`.
+#[derive(Debug, Args)]
+pub struct PublishArgs {
+    /// Name of the network.
+    pub network: String,
+    /// The port's workload, such as vm-web.
+    pub workload: String,
+    /// Ports of the host, and of the guest's: 8080:80, 127.0.0.1:5353:53/udp, [::]:7000-7010:7000-7010. What is taken back need not name the guest's.
+    #[arg(required = true, value_name = "[ADDRESS:]PORT[:PORT][/udp]")]
+    pub publish: Vec<String>,
 }
 
 /// Arguments of `volt port policy`.

@@ -19,8 +19,8 @@ use schema::{
 };
 
 use crate::{
-    cli::{Command, KernelCommand, NetworkCommand, PolicyArgs, PortCommand, StopArgs},
-    config::{check_file, check_name, rules},
+    cli::{Command, KernelCommand, NetworkCommand, PolicyArgs, PortCommand, PublishArgs, StopArgs},
+    config::{check_file, check_name, check_published, rules},
     error::Error,
     filters,
     host::{
@@ -28,6 +28,7 @@ use crate::{
         links::{self, CALL_DEADLINE, Dialled, has_ended, runtime},
         networks,
         paths::Paths,
+        published::{Guest, Held, Publish},
         services::{self, Service},
         told,
     },
@@ -73,8 +74,8 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
         }
         Command::Port(PortCommand::List) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
             let rows = networks::ports(first(&links)?).await?.into_iter();
-            let rows: Vec<_> = rows.map(|[a, b, c, d, e, ..]| [a, b, c, d, e]).collect();
-            print_rows(&["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES"], &rows)
+            let rows: Vec<_> = rows.map(|[a, b, c, d, e, f, ..]| [a, b, c, d, e, f]).collect();
+            print_rows(&["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES", "PUBLISHED"], &rows)
         }),
         Command::Port(PortCommand::Stats) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
             let rows = networks::ports(first(&links)?).await?.into_iter();
@@ -83,6 +84,8 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
             print_rows(&["NETWORK", "WORKLOAD", "ALLOWED", "BYTES", "DENIED", "BYTES"], &rows)
         }),
         Command::Port(PortCommand::Policy(args)) => port_policy(&paths, policy, args),
+        Command::Port(PortCommand::Publish(args)) => publish(&paths, policy, args),
+        Command::Port(PortCommand::Unpublish(args)) => unpublish(&paths, policy, args),
         Command::Kernel(command) => kernel(&paths, policy, command),
         Command::Run(_) | Command::Keep(_) | Command::Doctor(_) | Command::Install(_) | Command::Uninstall(_) => Ok(0),
     }
@@ -190,6 +193,33 @@ fn port_policy(paths: &Paths, policy: Policy, args: &PolicyArgs) -> Result<i32, 
                 Ok(())
             }
         }
+    })
+}
+
+fn publish(paths: &Paths, policy: Policy, args: &PublishArgs) -> Result<i32, Error> {
+    let PublishArgs { network, workload, publish } = args;
+    let publish = publish.iter().map(|text| text.parse()).collect::<Result<Vec<Publish>, _>>()?;
+    check_published(&publish)?;
+    let held = publish.iter().map(Publish::hold).collect::<Result<Vec<_>, _>>()?;
+    let sockets: Vec<_> = held.iter().flatten().flat_map(Held::sockets).collect();
+    ask(paths, policy, &[Service::Netmgr], &sockets, async |links| {
+        let (netmgr, tried) = (first(&links)?, format!("publish ports for {workload} on {network}"));
+        let network = networks::there(netmgr, network, &tried).await?;
+        Ok(Guest::Of(&network, workload).publish(netmgr, &tried, &held).await?)
+    })
+}
+
+fn unpublish(paths: &Paths, policy: Policy, args: &PublishArgs) -> Result<i32, Error> {
+    let PublishArgs { network, workload, publish } = args;
+    let publish = publish.iter().map(|text| Publish::of_host(text)).collect::<Result<Vec<_>, _>>()?;
+    ask(paths, policy, &[Service::Netmgr], &[], async |links| {
+        let (netmgr, tried) =
+            (first(&links)?, format!("take back ports that are published for {workload} on {network}"));
+        let network = networks::there(netmgr, network, &tried).await?;
+        for one in &publish {
+            Guest::Of(&network, workload).take_back(netmgr, &tried, one).await?;
+        }
+        Ok(())
     })
 }
 

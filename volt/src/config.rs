@@ -10,6 +10,7 @@ use disk::SECTOR;
 use schema::{
     limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
     names,
+    network_capnp::MAX_PUBLISHED,
     policy::Rules,
 };
 use serde::Deserialize;
@@ -18,6 +19,7 @@ use crate::{
     cli::{DEFAULT_CMDLINE, DEFAULT_MEMORY, DEFAULT_VCPUS, RunArgs},
     cmdline,
     error::{ArgumentError, Error},
+    host::published::Publish,
 };
 
 /// Room for the words of one card, in bytes: `ip=` (three addresses, a VM's name, a device, and what stands between them), and the same of IPv6
@@ -35,6 +37,8 @@ pub struct VmConfig {
     pub cmdline: String,
     pub disks: Vec<Disk>,
     pub nets: Vec<String>,
+    /// Ports of the host that lead to the guest by its first card.
+    pub publish: Vec<Publish>,
     pub vcpus: u16,
     /// Bytes.
     pub memory: u64,
@@ -108,6 +112,8 @@ struct FileDisk {
 #[serde(deny_unknown_fields)]
 struct FileNet {
     network: String,
+    #[serde(default)]
+    publish: Vec<String>,
 }
 
 impl VmConfig {
@@ -135,8 +141,18 @@ impl VmConfig {
         } else {
             args.disks.iter().map(|text| parse_disk(text)).collect()
         };
-        let nets =
-            if args.nets.is_empty() { file.net.into_iter().map(|n| n.network).collect() } else { args.nets.clone() };
+        let file_net = if args.nets.is_empty() { file.net } else { Vec::new() };
+        if let Some(card) = file_net.iter().skip(1).find(|card| !card.publish.is_empty()) {
+            return Err(ArgumentError::NotTheFirst(card.network.clone()).into());
+        }
+        let of_file = file_net.first().map_or(&[][..], |card| &card.publish);
+        let publish = if args.publish.is_empty() { of_file } else { &args.publish };
+        let publish = publish.iter().map(|text| text.parse()).collect::<Result<Vec<Publish>, _>>()?;
+        let nets = if args.nets.is_empty() {
+            file_net.into_iter().map(|card| card.network).collect()
+        } else {
+            args.nets.clone()
+        };
         let memory = match args.memory.as_ref().or(file.memory.as_ref()) {
             Some(text) => parse_size(text)?,
             None => DEFAULT_MEMORY,
@@ -148,6 +164,7 @@ impl VmConfig {
             cmdline: args.cmdline.clone().or(file.cmdline).unwrap_or_else(|| DEFAULT_CMDLINE.into()),
             disks,
             nets,
+            publish,
             vcpus: args.cpus.or(file.cpus).unwrap_or(DEFAULT_VCPUS),
             memory,
             no_reboot: args.no_reboot || file.no_reboot,
@@ -183,6 +200,10 @@ impl VmConfig {
         if !cmdline::is_closed(&self.cmdline) {
             return Err(ArgumentError::OpenQuote.into());
         }
+        check_published(&self.publish)?;
+        if self.nets.is_empty() && !self.publish.is_empty() {
+            return Err(ArgumentError::NoCard.into());
+        }
         for (n, net) in self.nets.iter().enumerate() {
             if self.nets.iter().take(n).any(|other| other == net) {
                 return Err(ArgumentError::Twice(net.clone()).into());
@@ -208,6 +229,16 @@ impl VmConfig {
 /// The rules of a policy, as `flag` gives them.
 pub fn rules<'a>(flag: &'static str, texts: impl IntoIterator<Item = &'a str>) -> Result<Rules, ArgumentError> {
     Rules::new(texts).map_err(|(rule, why)| ArgumentError::Rule { flag, rule, why })
+}
+
+/// Whether ports of the host can lead to one guest.
+pub fn check_published(all: &[Publish]) -> Result<(), ArgumentError> {
+    let count = all.iter().map(Publish::count).sum();
+    if count > MAX_PUBLISHED as usize {
+        return Err(ArgumentError::TooManyPublished { count });
+    }
+    let twice = all.iter().enumerate().find(|(n, one)| all.iter().take(*n).any(|other| other.overlaps(one)));
+    twice.map_or(Ok(()), |(_, one)| Err(ArgumentError::PublishedTwice(one.to_string())))
 }
 
 /// Whether `name` can be a VM's name: it becomes part of a socket's file name and of `vm-<name>`.
@@ -483,6 +514,37 @@ mod tests {
         for wrong in ["[policy]\ndeny=[]", "[policy]\ndefault='drop'", "policy=7"] {
             parse_file(wrong).unwrap_err();
         }
+    }
+
+    #[test]
+    fn ports_are_published_by_the_file_s_first_card_or_by_flags_in_its_place() {
+        let with = |text: &str, flags: &[&str], nets: &[&str]| {
+            let file = parse_file(&format!("name='web'\nkernel='./k'\n{text}")).unwrap();
+            let owned = |all: &[&str]| all.iter().map(|one| (*one).to_owned()).collect();
+            let args = RunArgs { publish: owned(flags), nets: owned(nets), ..RunArgs::default() };
+            let config = VmConfig::merged(&args, file, Path::new("/nowhere"))?;
+            Ok::<_, Error>(config.publish.iter().map(Publish::to_string).collect::<Vec<_>>())
+        };
+        let file = "[[net]]\nnetwork='volt0'\npublish=['8080:80','127.0.0.1:53:53/udp']\n[[net]]\nnetwork='volt1'\n";
+        assert_eq!(with(file, &[], &[]).unwrap(), ["8080:80", "127.0.0.1:53:53/udp"]);
+        assert_eq!(with(file, &["1:2"], &[]).unwrap(), ["1:2"]);
+        assert_eq!(with(file, &[], &["volt2"]).unwrap(), Vec::<String>::new());
+        assert_eq!(with("", &["1:2"], &["volt2"]).unwrap(), ["1:2"]);
+        let refused = |text: &str, flags: &[&str], nets: &[&str]| match with(text, flags, nets).unwrap_err() {
+            Error::Argument(argument) => argument,
+            other => panic!("{other:?}"),
+        };
+        let second = "[[net]]\nnetwork='volt0'\n[[net]]\nnetwork='volt1'\npublish=['1:1']\n";
+        assert_eq!(refused(second, &[], &[]), ArgumentError::NotTheFirst("volt1".into()));
+        assert_eq!(refused("", &["1:1"], &[]), ArgumentError::NoCard);
+        assert_eq!(
+            refused("", &["80:1", "10.0.0.1:80:2"], &["a"]),
+            ArgumentError::PublishedTwice("10.0.0.1:80:2".into())
+        );
+        assert!(matches!(refused("", &["80"], &["a"]), ArgumentError::Publish { .. }));
+        // As many as there may be, and one more.
+        with("", &["1-256:1-256"], &["a"]).unwrap();
+        assert_eq!(refused("", &["1-256:1-256", "257:1"], &["a"]), ArgumentError::TooManyPublished { count: 257 });
     }
 
     #[test]

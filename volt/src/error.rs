@@ -191,6 +191,9 @@ pub enum Error {
         /// Where the first of them may have said more, if it has gone.
         log: Option<PathBuf>,
     },
+    /// A port of the host that this user cannot have.
+    #[error("hold the port {host}")]
+    PortNotHeld { host: String, source: io::Error },
     /// Nobody has defined it.
     #[error("use the network {0}: it is not defined")]
     Undefined(String),
@@ -260,6 +263,12 @@ impl Error {
             },
             Error::NotPrivate { .. } | Error::Unreadable { .. } | Error::NoRight => Code::PermissionDenied,
             Error::NameTaken(_) => Code::AlreadyExists,
+            Error::PortNotHeld { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => Code::AlreadyExists,
+                io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+                io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput => Code::InvalidArgument,
+                _ => Code::Unavailable,
+            },
             Error::ForeignFile(_) => Code::Conflict,
             Error::Embedded { .. } => Code::WrongState,
             Error::NoVm { .. } | Error::Undefined(_) | Error::NoNetwork(_) => Code::NotFound,
@@ -377,6 +386,16 @@ impl Error {
                 let dot = if fault.remedy.is_empty() { "" } else { ". " };
                 format!("{}{dot}See also {}", fault.remedy, log.display()).into()
             }
+            Error::PortNotHeld { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => {
+                    "See who has it (ss -lntup, volt port list), and choose another one. A service that has just ended may have it for a minute".into()
+                }
+                io::ErrorKind::PermissionDenied => "Choose one from 1024 on, or run as root".into(),
+                io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput => {
+                    "Give an address of this host (ip address), or none for all of them".into()
+                }
+                _ => "See the limits of this user (ulimit -n)".into(),
+            },
             Error::Undefined(_) => "Define it: volt network define FILE.json".into(),
             Error::NoNetwork(_) => "See volt network list for those that are".into(),
             Error::ForeignFile(path) => format!("Move it away first: mv {0} {0}.old", shell(path)).into(),

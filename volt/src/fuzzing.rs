@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use schema::{
     limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
     names,
+    network_capnp::MAX_PUBLISHED,
 };
 
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     cmdline,
     config::{self, IP_WORDS, VmConfig},
     error::Error,
+    host::published::Publish,
     vm::packet::{Answer, LONGEST, Question},
 };
 
@@ -28,7 +30,7 @@ pub fn vm_files(data: &[u8]) {
     let table: toml::Table = toml::from_str(text).expect("it is TOML");
     assert!(table.keys().all(|key| KEYS.contains(&key.as_str())), "{table:?}");
     let of_file = |key: &str| table.get(key).and_then(toml::Value::as_str);
-    let VmConfig { name, cmdline, disks, nets, vcpus, memory, .. } =
+    let VmConfig { name, cmdline, disks, nets, publish, vcpus, memory, .. } =
         match VmConfig::merged(&RunArgs::default(), file, Path::new("/nowhere")) {
             Ok(config) => config,
             Err(Error::Argument(argument)) => {
@@ -42,6 +44,12 @@ pub fn vm_files(data: &[u8]) {
     assert!((MIN_MEMORY..=MAX_MEMORY).contains(&memory) && memory.is_multiple_of(1 << 20));
     assert!(disks.len() <= MAX_DEVICES && nets.len() <= MAX_DEVICES);
     assert_eq!(nets.iter().collect::<BTreeSet<_>>().len(), nets.len());
+    assert!(publish.is_empty() || !nets.is_empty());
+    assert!(publish.iter().map(Publish::count).sum::<usize>() <= MAX_PUBLISHED as usize);
+    for (n, one) in publish.iter().enumerate() {
+        assert_eq!(one.to_string().parse().as_ref(), Ok(one));
+        assert!(!publish.iter().take(n).any(|other| other.overlaps(one)));
+    }
     assert!(cmdline.len() + IP_WORDS * nets.len() <= MAX_CMDLINE && cmdline::is_closed(&cmdline));
 }
 

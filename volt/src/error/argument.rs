@@ -6,6 +6,7 @@ use ipc::count;
 use schema::{
     limits::{MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
     names,
+    network_capnp::MAX_PUBLISHED,
 };
 
 /// Why a VM's configuration cannot be one.
@@ -41,6 +42,21 @@ pub enum ArgumentError {
     /// Text that is no rule of a policy.
     #[error("the rule {rule:?}: {why}")]
     Rule { flag: &'static str, rule: String, why: String },
+    /// Text that is no port to publish.
+    #[error("{text:?}: {why}")]
+    Publish { text: String, why: &'static str },
+    /// The same port of the host for two.
+    #[error("{0} is, in part or as a whole, given twice")]
+    PublishedTwice(String),
+    /// More ports of the host than a guest may have.
+    #[error("{count} ports are given, {MAX_PUBLISHED} is the most")]
+    TooManyPublished { count: usize },
+    /// Ports that would lead to a card that answers do not leave by.
+    #[error("{0} is not the first card, by which the guest answers others")]
+    NotTheFirst(String),
+    /// Ports that would lead to no card.
+    #[error("a VM without a card has no ports that could be published")]
+    NoCard,
     /// One card on a network.
     #[error("{0} is given twice")]
     Twice(String),
@@ -56,6 +72,11 @@ impl ArgumentError {
             ArgumentError::Size(_) | ArgumentError::Memory { .. } => "--memory",
             ArgumentError::TooMany { flag, .. } | ArgumentError::Rule { flag, .. } => flag,
             ArgumentError::Cmdline { .. } | ArgumentError::OpenQuote => "--cmdline",
+            ArgumentError::Publish { .. }
+            | ArgumentError::PublishedTwice(_)
+            | ArgumentError::TooManyPublished { .. }
+            | ArgumentError::NotTheFirst(_)
+            | ArgumentError::NoCard => "--publish",
             ArgumentError::Twice(_) => "--net",
         }
     }
@@ -77,6 +98,13 @@ impl ArgumentError {
             ArgumentError::Rule { .. } => {
                 "Write rules such as \"10.0.0.0/8 tcp 443\", \"vm-db tcp 5432\", \"host udp 53\" or \"any\"".into()
             }
+            ArgumentError::Publish { .. } => {
+                "Write such as 8080:80, 127.0.0.1:5353:53/udp or [::]:7000-7010:7000-7010".into()
+            }
+            ArgumentError::PublishedTwice(_) => "Give each port of the host once".into(),
+            ArgumentError::TooManyPublished { .. } => "Give fewer".into(),
+            ArgumentError::NotTheFirst(_) => "Publish on the first card, or put this one first".into(),
+            ArgumentError::NoCard => "Give it one: --net volt0".into(),
             ArgumentError::Twice(_) => "A VM has one card on a network".into(),
         }
     }

@@ -7,7 +7,7 @@
 //! | `lock`, `sockets` | who may make or remove sockets, and removing them |
 //! | `services`, `keeper` | finding services, and starting those that are missing |
 //! | `links` | talking to services and VMs |
-//! | `networks`, `kernels` | what the services are asked for by more than one command |
+//! | `networks`, `published`, `kernels` | what the services are asked for by more than one command |
 //! | `absence` | that a service has ended, and is there again |
 
 pub mod absence;
@@ -18,6 +18,7 @@ pub mod links;
 pub mod lock;
 pub mod networks;
 pub mod paths;
+pub mod published;
 pub mod services;
 pub mod sockets;
 pub mod told;

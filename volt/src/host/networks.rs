@@ -15,7 +15,10 @@ use schema::{
 
 use crate::{
     error::Error,
-    host::links::{CALL_DEADLINE, text},
+    host::{
+        links::{CALL_DEADLINE, text},
+        published::{self, Publish},
+    },
 };
 
 /// What a bridge is made of.
@@ -301,13 +304,14 @@ pub async fn set_policy(netmgr: &Connection, name: &str, workload: &str, rules: 
     Ok(())
 }
 
-async fn there(netmgr: &Connection, name: &str, tried: &str) -> Result<network::Client, Error> {
+/// A network that `netmgr` has.
+pub async fn there(netmgr: &Connection, name: &str, tried: &str) -> Result<network::Client, Error> {
     network(netmgr, name, tried).await?.ok_or_else(|| Error::NoNetwork(name.to_owned()))
 }
 
-/// All ports of all networks of this host: network, workload, interface, MAC address, addresses; and packets and bytes that their policies have
+/// All ports of all networks of this host: network, workload, interface, MAC address, addresses, ports of the host that lead there; and packets and bytes that their policies have
 /// allowed, and denied, where they have one.
-pub async fn ports(netmgr: &Connection) -> Result<Vec<[String; 9]>, Error> {
+pub async fn ports(netmgr: &Connection) -> Result<Vec<[String; 10]>, Error> {
     const TRIED: &str = "list the ports";
     let answer =
         netmgr.ask(TRIED, CALL_DEADLINE, || netmgr.bootstrap::<host::Client>().networks_request().send()).await?;
@@ -328,8 +332,8 @@ async fn ports_of(
     name: &str,
     network: &network::Client,
     tried: &str,
-) -> Result<Vec<[String; 9]>, Error> {
-    let mut rows: Vec<[String; 9]> = Vec::new();
+) -> Result<Vec<[String; 10]>, Error> {
+    let mut rows: Vec<[String; 10]> = Vec::new();
     loop {
         let after = rows.last().map_or("", |[_, workload, ..]| workload).to_owned();
         let page = || {
@@ -351,10 +355,12 @@ async fn ports_of(
     }
 }
 
-fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 9], Error> {
+fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 10], Error> {
     let mac = port.get_mac()?.try_into().ok().and_then(Mac::new).map_or_else(|| "-".into(), |mac| mac.to_string());
     let addresses = port.get_addresses()?.iter().map(|address| text(address?)).collect::<Result<Vec<_>, _>>()?;
     let addresses = if addresses.is_empty() { "-".to_owned() } else { addresses.join(", ") };
+    let published = published::read(port.get_published()?)?.iter().map(Publish::to_string).collect::<Vec<_>>();
+    let published = if published.is_empty() { "-".to_owned() } else { published.join(", ") };
     let counts = if port.has_stats() {
         let stats = port.get_stats()?;
         let allowed = [stats.get_allowed_packets(), stats.get_allowed_bytes()];
@@ -366,7 +372,7 @@ fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 9], E
     let mut counts = counts.into_iter();
     let mut count = || counts.next().unwrap_or_default();
     let (workload, interface) = (text(port.get_workload()?)?, text(port.get_interface_name()?)?);
-    Ok([network.to_owned(), workload, interface, mac, addresses, count(), count(), count(), count()])
+    Ok([network.to_owned(), workload, interface, mac, addresses, published, count(), count(), count(), count()])
 }
 
 /// Names of all networks with their subnets and how many addresses are free.

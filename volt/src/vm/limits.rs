@@ -6,7 +6,7 @@ use std::fs;
 use rustix::process::{Resource, getrlimit};
 use schema::limits::THREAD_SPACE;
 
-use crate::{config::VmConfig, error::Error};
+use crate::{config::VmConfig, error::Error, host::published::Publish};
 
 /// Bytes of address space of a process that has guest RAM mapped, beside that: the program, its heap and stacks; and for each vCPU
 /// and device [`THREAD_SPACE`].
@@ -15,6 +15,8 @@ const ADDRESS_SPACE: u64 = 64 << 20;
 const FILES: u64 = 64;
 const FILES_PER_VCPU: u64 = 4;
 const FILES_PER_DEVICE: u64 = 12;
+/// And for each port of the host that leads to it: a socket of each family, and those on their way to netmgr.
+const FILES_PER_PORT: u64 = 4;
 
 /// What a VM needs, beside the limit on it.
 struct Need {
@@ -41,6 +43,7 @@ pub fn check(config: &VmConfig) -> Result<(), Error> {
 fn needs(config: &VmConfig) -> [Need; 3] {
     let devices = u64::try_from(config.disks.len().saturating_add(config.nets.len())).unwrap_or(u64::MAX);
     let vcpus = u64::from(config.vcpus);
+    let ports = u64::try_from(config.publish.iter().map(Publish::count).sum::<usize>()).unwrap_or(u64::MAX);
     let writable = config.disks.iter().filter(|disk| !disk.read_only);
     let disk = writable.filter_map(|disk| fs::metadata(&disk.path).ok()).map(|meta| meta.len()).max().unwrap_or(0);
     [
@@ -67,7 +70,8 @@ fn needs(config: &VmConfig) -> [Need; 3] {
             resource: Resource::Nofile,
             least: FILES
                 .saturating_add(FILES_PER_VCPU.saturating_mul(vcpus))
-                .saturating_add(FILES_PER_DEVICE.saturating_mul(devices)),
+                .saturating_add(FILES_PER_DEVICE.saturating_mul(devices))
+                .saturating_add(FILES_PER_PORT.saturating_mul(ports)),
             what: "the number of open files",
             why: format!("a VM with {} and {}", ipc::count(vcpus, "CPU"), ipc::count(devices, "device")),
             flag: 'n',

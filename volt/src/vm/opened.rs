@@ -1,11 +1,14 @@
-//! What the user named, and KVM, open: in the wide phase, and nothing is read yet.
+//! What the user named, and KVM, open, and the ports of the host held: in the wide phase, and nothing is read yet.
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
 use crate::{
     config::{self, KernelRef, VmConfig},
     error::Error,
-    host::kernels::open_image,
+    host::{
+        kernels::open_image,
+        published::{Held, Publish},
+    },
     output::say,
     vm::{machine::DiskPart, resources::KernelSource},
 };
@@ -16,6 +19,8 @@ pub struct Opened {
     pub kernel: KernelSource,
     pub initrd: Option<OwnedFd>,
     pub disks: Vec<DiskPart>,
+    /// What holds the ports of the host that lead to the guest.
+    pub published: Vec<Vec<Held>>,
 }
 
 /// Opens all that the user named, and KVM.
@@ -29,6 +34,7 @@ pub fn open(config: &VmConfig) -> Result<Opened, Error> {
         },
         initrd: config.initrd.as_deref().map(open_file).transpose()?,
         disks: disks.collect::<Result<_, Error>>()?,
+        published: config.publish.iter().map(Publish::hold).collect::<Result<_, Error>>()?,
     })
 }
 

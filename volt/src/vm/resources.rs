@@ -23,6 +23,7 @@ use crate::{
         kernels,
         links::{CALL_DEADLINE, text},
         networks,
+        published::{Guest, Held},
         services::Service,
     },
     output::say,
@@ -79,6 +80,8 @@ pub struct Card {
     pub address: Option<Address>,
     lease: Option<lease::Client>,
     port: Option<port::Client>,
+    /// As long as this is there nobody else has the ports of the host that lead to it, whatever becomes of netmgr.
+    published: Vec<Vec<Held>>,
     pub part: Option<CardPart>,
 }
 
@@ -137,7 +140,8 @@ pub async fn cards(
             Ok::<_, Error>((networks::bridge(netmgr, &definition).await?, definition.has_ipv6()))
         };
         let (leased, network) = futures::join!(allocate(ipamd, &pool, name, workload), bridge);
-        let mut card = Card { network: name.clone(), address: None, lease: None, port: None, part: None };
+        let mut card =
+            Card { network: name.clone(), address: None, lease: None, port: None, published: Vec::new(), part: None };
         let part = async {
             let (lease, address, life) = leased?;
             card.lease = Some(lease);
@@ -155,6 +159,16 @@ pub async fn cards(
         cards.push(Card { part, ..card });
         refused.map_or(Ok(()), Err)?;
     }
+    Ok(())
+}
+
+/// Has ports of the host lead to the guest by its first card.
+pub async fn publish((netmgr, _): &Network, vm: &str, held: Vec<Vec<Held>>, cards: &mut [Card]) -> Result<(), Error> {
+    let Some(card) = cards.first_mut() else { return Ok(()) };
+    let Some(port) = &card.port else { return Ok(()) };
+    let tried = format!("publish ports for {vm} on {}", card.network);
+    Guest::Port(port).publish(netmgr, &tried, &held).await?;
+    card.published = held;
     Ok(())
 }
 

@@ -25,6 +25,7 @@ use crate::{
         links::{self, Dialled, runtime},
         lock::take_lock,
         paths::Paths,
+        published::Held,
         services::{self, Service},
         sockets::{self, Own},
         told,
@@ -147,6 +148,9 @@ fn confine(
     if let KernelSource::File(_, fd) = &opened.kernel {
         sandbox = sandbox.keep_fd(fd.as_raw_fd());
     }
+    for socket in opened.published.iter().flatten().flat_map(Held::sockets) {
+        sandbox = sandbox.keep_fd(socket.as_raw_fd());
+    }
     for fd in others.iter().map(AsRawFd::as_raw_fd).chain(links::fds_of(services)) {
         sandbox = sandbox.keep_fd(fd);
     }
@@ -256,7 +260,10 @@ async fn prepare(
     let workload = workload_of_vm(&config.name);
     let attach = async {
         match network {
-            Some(links) => resources::cards(links, &workload, &config.nets, config.policy.as_ref(), cards).await,
+            Some(links) => {
+                resources::cards(links, &workload, &config.nets, config.policy.as_ref(), cards).await?;
+                resources::publish(links, &config.name, opened.published, cards).await
+            }
             None => Ok(()),
         }
     };
@@ -269,6 +276,9 @@ async fn prepare(
     for (own, card) in addresses.iter().zip(cards.iter()) {
         let ipv6 = own.ipv6.as_ref().map_or_else(String::new, |ipv6| format!(" and {}", ipv6.address));
         say(format_args!("{} has {}{ipv6} on {}", config.name, own.address, card.network));
+    }
+    for one in &config.publish {
+        say(format_args!("{} is reached by this host's {one}", config.name));
     }
     // Two of them would contradict each other, and the last one counts.
     let own = !addresses.is_empty() && cmdline::has_address(&config.cmdline);

@@ -15,6 +15,7 @@ mod inherited;
 mod life;
 mod networks;
 mod plain;
+mod published;
 mod refusals;
 mod restarts;
 mod services;

@@ -13,7 +13,7 @@ use crate::{
 pub const LAB: &str = r#"{"network":"lab0","subnet":"10.9.0.0/24","gateway":"10.9.0.1"}"#;
 
 /// Runs `ip` in the network namespace of this test.
-fn ip(arguments: &str) -> String {
+pub fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -432,7 +432,7 @@ fn network_is_shown_and_exported_as_what_defines_it_again() {
 fn ports_of_all_networks_are_listed_with_what_their_guests_may_send_from() {
     let Some(host) = Host::new() else { return };
     let list = || host.run(&mut host.volt(&["port", "list"])).ok().out;
-    let head = ["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES"];
+    let head = ["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES", "PUBLISHED"];
     assert_eq!(rows(&list()), [head]);
     define(&host, LAB).ok();
     let spin = host.kernel("spin", &[&print("up"), SPIN]);
@@ -448,7 +448,7 @@ fn ports_of_all_networks_are_listed_with_what_their_guests_may_send_from() {
         ["lab0", "vm-a-longer-name", "tap-a-longer-name", "10.9.0.2"],
         ["volt0", "vm-web", "tap-web", "10.42.0.2"],
     ]) {
-        assert_eq!([row[0], row[1], row[4]], [network, workload, address]);
+        assert_eq!([row[0], row[1], row[4], row[5]], [network, workload, address, "-"]);
         assert!(exists(row[2]) && mac(full).starts_with(&format!("{workload} {} {network} ", row[3])), "{row:?}");
     }
     assert_eq!(listed.len(), 3);
