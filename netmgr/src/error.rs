@@ -239,7 +239,7 @@ impl Error {
                 "Load the module (modprobe nf_tables), or boot a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE"
                     .into()
             }
-            Error::NoRoutes => "Load the modules (modprobe -a nft_ct nft_nat nft_masq nft_fib_inet nft_connlimit), and start netmgr again; or define the network as bridged, without NAT".into(),
+            Error::NoRoutes => "Load the modules (modprobe -a nft_ct nft_nat nft_masq nft_fib_inet nft_connlimit nft_limit), and start netmgr again; or define the network as bridged, without NAT".into(),
             Error::NoForwarding { folder, .. } => format!("Let netmgr write to {folder}, and start it again"),
             Error::NoTap => "Look for the interface in that namespace".into(),
             Error::TenantsDurable => "Ask for one that is not durable, or at a network's factory".into(),

@@ -252,3 +252,59 @@ fn guest_has_the_host_look_for_no_neighbour_of_its_own_network() {
         });
     });
 }
+
+#[test]
+fn what_closed_connections_of_a_guest_leave_in_the_host_s_table_is_limited_and_one_stream_is_not() {
+    with_nft(|| {
+        const AT_ONCE: u64 = 2048;
+        let lan = lan();
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = guest(&client, 0, "vm-web").await;
+            let limit = || dropped("forward", "more new connections than one source may begin");
+            // What goes one way only is one connection, whose packets are all new.
+            let (streams, hears) = (udp(&web, "10.50.0.2:5000"), udp(&lan, "192.0.2.2:7000"));
+            for n in 0..AT_ONCE + 500 {
+                streams.send_to(b"a", (LAN, 7000)).unwrap();
+                if n % 20 == 0 {
+                    heard(&hears);
+                }
+            }
+            assert_eq!(limit(), 0);
+            // Nobody is there: each is over as soon as it has begun.
+            let refused = |web: &Guest, count: u16| {
+                web.run(move || {
+                    for n in 0..count {
+                        let to = rustix::net::SocketAddrV4::new(LAN, 1000 + n % 50_000);
+                        let socket = rustix::net::socket_with(
+                            AddressFamily::INET,
+                            SocketType::STREAM,
+                            rustix::net::SocketFlags::NONBLOCK,
+                            None,
+                        );
+                        let socket = socket.unwrap();
+                        let _ = rustix::net::connect(&socket, &to);
+                        if n % 50 == 0 {
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                });
+            };
+            refused(&web, 1500);
+            assert_eq!(limit(), 0, "so many may be at once");
+            let end = std::time::Instant::now() + testkit::wait::PATIENCE;
+            while limit() == 0 {
+                assert!(std::time::Instant::now() < end, "it begins as many as it likes");
+                refused(&web, 3000);
+            }
+            // The host, and others, begin theirs.
+            lan.serves(80);
+            let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+            assert_eq!(db.seen_as("192.0.2.2:80"), "192.0.2.1");
+            // It goes on a little later.
+            assert_eq!(web.seen_as("192.0.2.2:80"), "192.0.2.1");
+        });
+    });
+}

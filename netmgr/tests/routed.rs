@@ -194,10 +194,13 @@ fn flushed_rules_and_a_killed_netmgr_change_nothing_of_what_guests_reach() {
             // There is none for a moment.
             let listed = Command::new("nft").args(["-s", "list", "table", "inet", "volt-vmm"]).output().unwrap();
             let listed = String::from_utf8(listed.stdout).unwrap();
-            // Who has connections the kernel puts there.
+            // Who has connections, and has begun some, the kernel puts there.
             listed
                 .lines()
-                .filter(|line| !(line.contains("elements = ") && line.contains("ct count")))
+                .filter(|line| {
+                    let of_kernel = line.contains("ct count") || line.contains("limit rate");
+                    !(line.contains("elements = ") && of_kernel)
+                })
                 .collect::<Vec<_>>()
                 .join("\n")
         };

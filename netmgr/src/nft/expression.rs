@@ -101,6 +101,9 @@ pub enum Test {
     All(&'static [Field], Set),
     /// Of those who have these fields in common there are more connections than that. The set keeps who they are.
     Over(&'static [Field], Set, u32),
+    /// More come of those who have these fields in common than so many a second, behind the first so many, which all may be at once. The set keeps who
+    /// they are for a minute.
+    Faster(&'static [Field], Set, u64, u32),
     /// The field can be read, and is not in the set.
     NotIn(Field, Set),
     /// No test: the fields are in that set from here on, for so many seconds. Ends the rule where there is no room.
@@ -231,6 +234,20 @@ fn write_test(list: &mut Attributes, test: Test) {
                 data.text(1, set.name()).number(3, 0).number(4, REGISTER).nested(7, |counted| {
                     // NFTA_CONNLIMIT_COUNT, _FLAGS: NFT_CONNLIMIT_F_INV.
                     _ = counted.text(1, "connlimit").nested(2, |data| _ = data.number(1, most).number(2, 1));
+                });
+            });
+        }
+        Test::Faster(fields, set, a_second, at_once) => {
+            load_all(list, fields);
+            // As above, by NFT_DYNSET_OP_UPDATE, with _TIMEOUT (milliseconds).
+            one(list, "dynset", |data| {
+                data.text(1, set.name()).number(3, UPDATE).number(4, REGISTER).bytes(6, &60_000_u64.to_be_bytes());
+                data.nested(7, |limit| {
+                    // NFTA_LIMIT_RATE, _UNIT (seconds), _BURST, _TYPE: packets; _FLAGS: NFT_LIMIT_F_INV.
+                    _ = limit.text(1, "limit").nested(2, |data| {
+                        data.bytes(1, &a_second.to_be_bytes()).bytes(2, &1_u64.to_be_bytes());
+                        _ = data.number(3, at_once).number(4, 0).number(5, 1);
+                    });
                 });
             });
         }

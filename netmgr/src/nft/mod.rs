@@ -587,8 +587,9 @@ impl Filter {
     /// What the rules themselves have noted: what others have begun, and counts.
     fn noted(&mut self) -> Result<Vec<(Element, Life)>, Error> {
         let mut noted = Vec::new();
-        for set in Set::ALL.into_iter().filter(|set| set.counts() || set.fills_itself().is_some() && set.has_timeouts())
-        {
+        // Those of policies: of what limits others, nothing is lost with it.
+        let of_policies = |set: &Set| set.family() == Family::Bridge && set.fills_itself().is_some();
+        for set in Set::ALL.into_iter().filter(|set| set.counts() || of_policies(set)) {
             let is_left = |life: &Life| set.counts() || life.expiration.iter().any(|byte| *byte != 0);
             let items = self.items(set)?.into_iter().filter(|(_, life)| is_left(life));
             noted.extend(items.map(|(item, life)| (Element { set, item }, life)));

@@ -11,7 +11,7 @@
 //! * From a host-only network the host answers an echo to the gateway's address, and neighbour discovery, and what it has begun itself.
 //! * Who goes out does so under the host's address (RFC 3022; RFC 4787, REQ-1: the kernel's own choice of ports), and with segments that the way takes.
 //! * What a guest has begun at one time is limited by its address, before the kernel keeps any of it, so that no guest fills the host's table of
-//!   connections. Closed ones do not count: of these the kernel makes room by itself.
+//!   connections; and, as the kernel keeps those that are over for a while, how fast it begins others.
 //! * What belongs to no connection that the kernel knows of would leave under the guest's own address, and is dropped, from and to networks of ours alone.
 //! * A published port is an element of a map, and is looked at where the packet is for an address of the host's own.
 
@@ -23,7 +23,7 @@ use super::{
     Reach,
     expression::{
         Field::{self, Answers, Began, Direction, FamilyOf, Interface, Local, Network, Out, State, Status, Transport},
-        Test::{self, All, Any, In, Is, Masked, NotOfPort, OfPort, Over},
+        Test::{self, All, Any, Faster, In, Is, Masked, NotOfPort, OfPort, Over},
         Verdict::{Clamp, Drop, Goto, Jump, Masquerade, Redirect, Return},
     },
     rules::{self, Element, Rule},
@@ -70,6 +70,16 @@ const TOO_MANY: &str = "more connections than one source may have";
 const TOO_MANY4: Rule = (TOO_MANY, &[OF_OURS, IPV4, NEW, Over(&[Interface, SOURCE4], Set::Counted4, MOST)], Drop);
 const TOO_MANY6: Rule = (TOO_MANY, &[OF_OURS, IPV6, NEW, Over(&[Interface, SOURCE6], Set::Counted6, MOST)], Drop);
 
+/// How many connections a source may begin in a second, behind the first [`MOST`]. The kernel keeps one of TCP for two minutes when it is over.
+const A_SECOND: u64 = 100;
+/// Not there yet but for this packet: of what goes one way only, all is new.
+const FIRST: Test = Masked(Status, &bits(8), &bits(0));
+const TOO_FAST: &str = "more new connections than one source may begin";
+const TOO_FAST4: Rule =
+    (TOO_FAST, &[OF_OURS, IPV4, NEW, FIRST, Faster(&[Interface, SOURCE4], Set::Rated4, A_SECOND, MOST)], Drop);
+const TOO_FAST6: Rule =
+    (TOO_FAST, &[OF_OURS, IPV6, NEW, FIRST, Faster(&[Interface, SOURCE6], Set::Rated6, A_SECOND, MOST)], Drop);
+
 /// An error about a connection that neither goes out from the network nor leads into it: from the port of one guest, it would end another's, or the host's.
 const OTHERS: &str = "about another's connection";
 const OTHERS4: Rule =
@@ -110,6 +120,8 @@ pub const EARLY: &[Rule] = &[
 pub const FORWARD: &[Rule] = &[
     TOO_MANY4,
     TOO_MANY6,
+    TOO_FAST4,
+    TOO_FAST6,
     ("on one bridge", &[All(&[Interface, Out], Set::Pairs)], Return),
     ("of no connection, from a network", &[OF_OURS, INVALID], Drop),
     ("of no connection, to a network", &[TO_OURS, INVALID], Drop),
@@ -142,6 +154,8 @@ pub const OUTWARDS: &[Rule] = &[
 pub const INPUT: &[Rule] = &[
     TOO_MANY4,
     TOO_MANY6,
+    TOO_FAST4,
+    TOO_FAST6,
     ("of no connection, from a network", &[OF_OURS, INVALID], Drop),
     OTHERS4,
     OTHERS6,

@@ -191,11 +191,15 @@ pub enum Set {
     Counted4,
     /// Of IPv6.
     Counted6,
+    /// Who has begun connections of IPv4 of late.
+    Rated4,
+    /// Of IPv6.
+    Rated6,
 }
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 45] = [
+    pub const ALL: [Set; 47] = [
         Set::Ports,
         Set::Macs,
         Set::Ipv4,
@@ -241,6 +245,8 @@ impl Set {
         Set::Published6At,
         Set::Counted4,
         Set::Counted6,
+        Set::Rated4,
+        Set::Rated6,
     ];
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -270,6 +276,8 @@ impl Set {
             Set::Published6At => "published6_at",
             Set::Counted4 => "counted4",
             Set::Counted6 => "counted6",
+            Set::Rated4 => "rated4",
+            Set::Rated6 => "rated6",
             Set::Discovery => "discovery",
             Set::Policed => "policed",
             Set::Policies => "policies",
@@ -310,8 +318,8 @@ impl Set {
             Set::Memberships => &[Type::Igmp],
             Set::Networks | Set::Outward | Set::Closed => &[Type::Interface],
             Set::Pairs => &[Type::Interface, Type::Interface],
-            Set::Subnets4 | Set::Gateways4 | Set::Counted4 => &[Type::Interface, Type::Ipv4],
-            Set::Subnets6 | Set::Gateways6 | Set::Counted6 => &[Type::Interface, Type::Ipv6],
+            Set::Subnets4 | Set::Gateways4 | Set::Counted4 | Set::Rated4 => &[Type::Interface, Type::Ipv4],
+            Set::Subnets6 | Set::Gateways6 | Set::Counted6 | Set::Rated6 => &[Type::Interface, Type::Ipv6],
             Set::Ours4 => &[Type::Family, Type::Ipv4],
             Set::Ours6 => &[Type::Family, Type::Ipv6],
             Set::Published4 | Set::Published6 => &[Type::Protocol, Type::Service],
@@ -350,7 +358,7 @@ impl Set {
 
     /// How many elements it holds that the kernel puts there while it looks at packets; `None` for one whose elements are netmgr's.
     pub fn fills_itself(self) -> Option<u32> {
-        let counted = matches!(self, Set::Counted4 | Set::Counted6);
+        let counted = matches!(self, Set::Counted4 | Set::Counted6 | Set::Rated4 | Set::Rated6);
         let noted = matches!(self, Set::Begun4 | Set::Begun6 | Set::Ended4 | Set::Ended6 | Set::Asked4 | Set::Asked6);
         (counted || noted).then_some(65_536)
     }

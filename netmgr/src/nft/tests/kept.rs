@@ -232,7 +232,7 @@ fn is_test(said: &Value, test: Test) -> bool {
         Test::NotOfPort(field, set) => how == "!=" && of_port(field) && in_set(set),
         Test::NotIn(field, set) => how == "!=" && is_field(left, field) && in_set(set),
         Test::All(fields, set) => how == "==" && are_fields(left, fields) && in_set(set),
-        Test::Over(..) | Test::Marked | Test::Unmarked | Test::Put(..) | Test::Take(..) => false,
+        Test::Over(..) | Test::Faster(..) | Test::Marked | Test::Unmarked | Test::Put(..) | Test::Take(..) => false,
     }
 }
 
