@@ -39,7 +39,7 @@ use crate::{
     mark,
     monitor::Changes,
     names::{self, Kind},
-    network::{Held, Network, Port, PortState, Quota, TenantId},
+    network::{Held, Left, Network, Port, PortState, Quota, TenantId},
     nft::{Counts, Filter},
     port::{self, Made, Wanted},
     published::Published,
@@ -321,6 +321,7 @@ impl Manager {
             networks.values_mut().filter_map(|network| (!network.mend(rtnl, instance, snapshot)).then_some(())).count();
         let lost = ports(networks) != before;
         let forgotten = !lost || self.rtnl.links().and_then(|links| self.guard(&links)).is_ok();
+        self.clear_after();
         guarded && harmed == 0 && forgotten
     }
 
@@ -556,7 +557,7 @@ impl Manager {
             return Err(Error::Revoked("tenant"));
         }
         let serial = self.next();
-        let Manager { rtnl, filter, instance, networks, .. } = self;
+        let Manager { rtnl, instance, networks, .. } = self;
         let network = find(networks, id)?;
         network.settle(rtnl, instance)?;
         // One of an earlier netmgr's may have ended since, and one in a namespace.
@@ -569,6 +570,11 @@ impl Manager {
                 return Err(refusal);
             }
         }
+        if !network.left.is_empty() {
+            self.clear_after();
+        }
+        let Manager { rtnl, filter, instance, networks, .. } = self;
+        let network = find(networks, id)?;
         let Asked { workload, mac, sources, policy, .. } = asked;
         if let Some(inside) = &mut inside {
             inside.check(&network.config, sources)?;
@@ -679,6 +685,8 @@ impl Manager {
                     Some(gone) if outcome.is_ok() => gone.answer = Some(answer),
                     _ => _ = answer.send(outcome),
                 }
+                // Nobody has its addresses as yet.
+                self.clear_after();
             }
             None if new => self.leaving.push(id),
             None => {}
@@ -703,10 +711,12 @@ impl Manager {
         if let Err(error) = self.cut_off(batch) {
             confine::say!("netmgr: {}", error.fault("take ports off the host"));
         }
+        self.clear_after();
         true
     }
 
-    /// Cuts ports off, and forgets them. Those that cannot be are taken off the host at once; the first failure of that.
+    /// Cuts ports off, and forgets them. Those that cannot be are taken off the host at once; the first failure of that. What is left of them is for
+    /// [`Manager::clear_after`], once who waits has an answer.
     fn cut_off(&mut self, ids: Vec<PortId>) -> Result<(), Error> {
         let Manager { rtnl, filter, instance, networks, gone, doubt, .. } = self;
         let mut ports = Vec::new();
@@ -726,19 +736,14 @@ impl Manager {
             // What this leaves there, the next look takes away.
             *doubt |= filter.cut_off(wanted.iter().map(|(_, wanted)| wanted.name)).is_err();
         }
-        let published: Vec<Published> =
-            ports.iter_mut().flat_map(|(_, _, port)| std::mem::take(&mut port.published)).collect();
         let since = Instant::now();
-        gone.extend(ports.into_iter().map(|(_, _, Port { kind, index, interface, held, .. })| Gone {
-            index,
-            interface,
-            since,
-            _tap: held.and_then(|held| held.tap),
-            is_veth: kind == Kind::Veth,
-            answer: None,
-        }));
-        // What this leaves there, the next look takes away.
-        let _ = self.close(&published);
+        for (_, id, Port { kind, index, interface, held, sources, published, .. }) in ports {
+            let (tap, is_veth) = (held.and_then(|held| held.tap), kind == Kind::Veth);
+            gone.push(Gone { index, interface, since, _tap: tap, is_veth, answer: None });
+            if let Some(network) = networks.get_mut(&id.network.name) {
+                network.left.push(Left { sources, published });
+            }
+        }
         outcomes.into_iter().collect()
     }
 

@@ -144,6 +144,11 @@ impl Port {
         [self.mac, self.mac.host_side()].iter().any(|taken| *taken == mac || *taken == mac.host_side())
     }
 
+    /// What is left of it.
+    pub fn left(self) -> Left {
+        Left { sources: self.sources, published: self.published }
+    }
+
     /// Says whose its addresses are, once, when its bridge forwards that.
     fn announce(&mut self, link: &Link) {
         if let Some(held) = &mut self.held
@@ -181,6 +186,14 @@ impl Port {
     }
 }
 
+/// What has been a port's: its connections by way of the host are ended before somebody else has its addresses.
+pub struct Left {
+    /// Which its guest had.
+    pub sources: Sources,
+    /// Which ports of the host led to it.
+    pub published: Vec<Published>,
+}
+
 /// A network.
 pub struct Network {
     /// Which network of that name it is.
@@ -193,6 +206,8 @@ pub struct Network {
     pub policy: Option<Rules>,
     /// By workload.
     pub ports: BTreeMap<String, Port>,
+    /// What has been of ports that are not there any more, until it has ended too.
+    pub left: Vec<Left>,
     /// Why it is not as it should be, once that was said.
     trouble: Option<String>,
 }
@@ -200,7 +215,7 @@ pub struct Network {
 impl Network {
     /// One whose bridge has that index, without ports.
     pub fn new(serial: u64, index: u32, config: Config) -> Network {
-        Network { serial, index, config, policy: None, ports: BTreeMap::new(), trouble: None }
+        Network { serial, index, config, policy: None, ports: BTreeMap::new(), left: Vec::new(), trouble: None }
     }
 
     /// What the rules know of it, whose bridge has that name at present.
@@ -331,7 +346,7 @@ impl Network {
 
     /// Brings back the ports that are not as they should be, and forgets those whose interface is gone; whether there was one to mend.
     pub fn mend_ports(&mut self, rtnl: &mut Rtnl, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
-        let Network { index: bridge, config, ports, .. } = self;
+        let Network { index: bridge, config, ports, left, .. } = self;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let kept = if ports.is_empty() { Vec::new() } else { rtnl.forwarding(*bridge)? };
         let kept: BTreeSet<(u32, [u8; 6])> =
@@ -348,6 +363,8 @@ impl Network {
             match port::mend(rtnl, &wanted, port.index) {
                 Ok(None) => {
                     port.lose(workload, &config.name);
+                    let (sources, published) = (port.sources.clone(), mem::take(&mut port.published));
+                    left.push(Left { sources, published });
                     return false;
                 }
                 Ok(Some(changed)) => mended |= changed,
@@ -378,7 +395,7 @@ impl Network {
         let there = port::mend(rtnl, &wanted, port.index)?.is_some();
         if !there {
             port.lose(workload, &self.config.name);
-            self.ports.remove(workload);
+            self.left.extend(self.ports.remove(workload).map(Port::left));
         }
         Ok(there)
     }

@@ -254,6 +254,27 @@ fn guest_has_the_host_look_for_no_neighbour_of_its_own_network() {
 }
 
 #[test]
+fn next_guest_of_an_address_has_nothing_of_the_one_before() {
+    with_nft(|| {
+        let lan = lan();
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            define(&client, "volt0", "10.50.0.1", Kind::Nat).await.unwrap();
+            let web = guest(&client, 0, "vm-web").await;
+            let answers = udp(&lan, "192.0.2.2:7000");
+            udp(&web, "10.50.0.2:5000").send_to(b"a", (LAN, 7000)).unwrap();
+            let host = heard(&answers);
+            client.release(&web.port).await.unwrap();
+            let next = guest(&client, 0, "vm-next").await;
+            let hears = udp(&next, "10.50.0.2:5000");
+            answers.send_to(b"secret", host).unwrap();
+            hears_nothing(&hears);
+        });
+    });
+}
+
+#[test]
 fn what_closed_connections_of_a_guest_leave_in_the_host_s_table_is_limited_and_one_stream_is_not() {
     with_nft(|| {
         const AT_ONCE: u64 = 2048;

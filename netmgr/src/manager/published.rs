@@ -1,4 +1,4 @@
-//! Ports of the host that are published: who may have which, and what becomes of them and of their connections with the ports that they lead to.
+//! Ports of the host that are published: who may have which, and what becomes of them and of all connections with the ports that have them.
 
 use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc};
 
@@ -112,6 +112,25 @@ impl Manager {
         }
         self.end_connections(gone);
         Ok(())
+    }
+
+    /// Ends what is left of ports that have gone: whoever has their addresses next has nothing of theirs. What of it is still published with the rules, the
+    /// next look takes away.
+    pub(super) fn clear_after(&mut self) {
+        let (mut published, mut addresses) = (Vec::new(), Vec::new());
+        for network in self.networks.values_mut() {
+            for left in network.left.drain(..) {
+                published.extend(left.published);
+                addresses.extend(left.sources.iter().map(|address| (network.config.name.clone(), address)));
+            }
+        }
+        let _ = self.close(&published);
+        if let Some(filter) = &mut self.filter
+            && let Err(error) = filter.end_connections_of(&addresses)
+            && !matches!(error, Error::NoRight(_))
+        {
+            confine::say!("netmgr: {}", error.fault("end connections of a guest whose port has gone"));
+        }
     }
 
     /// Where that fails, what goes on goes on as it did.

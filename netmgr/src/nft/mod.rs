@@ -65,6 +65,7 @@ const MOST_NOTED: usize = 1 << 15;
 const MAKE: &str = "set the rules of what guests may send";
 const CHANGE: &str = "change what guests may send";
 const CLEAR: &str = "take the rules of what guests may send away";
+const END: &str = "end connections";
 const LOOK: &str = "look at the rules of what guests may send";
 
 /// Whose frames are looked at, and what they may be from.
@@ -170,6 +171,8 @@ pub struct Filter {
     /// The policies whose elements may be others now.
     touched: BTreeSet<u32>,
     known: Option<Known>,
+    /// Who may have begun what was counted in tables that these have come in the place of.
+    uncounted: BTreeSet<IpAddr>,
 }
 
 impl Filter {
@@ -190,6 +193,7 @@ impl Filter {
             policies: Policies::default(),
             touched: BTreeSet::new(),
             known: None,
+            uncounted: BTreeSet::new(),
         };
         let mut outcome = filter.probe();
         if let Err(Error::NoFilter(_)) = outcome {
@@ -406,27 +410,53 @@ impl Filter {
 
     /// Ends the connections that began as ones to such a port of an address that is the host's own, wherever they lead: who goes on begins another one.
     pub fn end_connections(&mut self, port: &HostPort, own: impl Fn(IpAddr) -> bool) -> Result<(), Error> {
-        const TRIED: &str = "end connections to a published port";
+        let family = if port.at.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+        let ours = |to: IpAddr| if port.at.ip().is_unspecified() { own(to) } else { to == port.at.ip() };
+        self.end(Request::connections_to(family, port.protocol.number(), port.at.port()), family, ours)
+    }
+
+    /// Ends the connections that these have begun, each from that network. The kernel looks through all there are, so it is asked for those only of whom
+    /// it has counted some; or whom it may have forgotten, with the tables that were there before.
+    pub fn end_connections_of(&mut self, addresses: &[(String, IpAddr)]) -> Result<(), Error> {
+        if addresses.is_empty() || !self.routes() {
+            return Ok(());
+        }
+        let counted = addresses.iter().map(|(network, address)| {
+            let element = routed::counted(network, *address);
+            let one = lists_of(&self.table, Kind::GetSetElem, vec![(&element, &Life::default())])?.pop();
+            Ok(netlink::request(one.ok_or(Malformed("list of elements"))?, 0))
+        });
+        let counted = counted.collect::<Result<Vec<_>, Malformed>>().map_err(|why| unsent(END, why))?;
+        let answers = self.socket.exchange(counted, |_| ()).map_err(|failure| failed(failure, END))?;
+        for ((_, address), answer) in addresses.iter().zip(answers) {
+            let forgotten = self.uncounted.remove(address);
+            if forgotten || !answer.is_err_and(|refusal| refusal.errno == libc::ENOENT) {
+                let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+                self.end(Request::connections_of(*address), family, |_| true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends those of some connections that are for whom is chosen.
+    fn end(&mut self, which: Request, family: u8, chosen: impl Fn(IpAddr) -> bool) -> Result<(), Error> {
         /// As many as the socket holds the answers to.
         const AT_ONCE: usize = 64;
-        let family = if port.at.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
-        let which = Request::connections(family, port.protocol.number(), port.at.port());
         let all = [netlink::request(which, NLM_F_DUMP)];
-        let ours = |to: IpAddr| if port.at.ip().is_unspecified() { own(to) } else { to == port.at.ip() };
-        let (found, answers) = ask::question(&mut self.socket, TRIED, &all, |found: &mut Vec<Vec<u8>>, said| {
+        let (found, answers) = ask::question(&mut self.socket, END, &all, |found: &mut Vec<Vec<u8>>, said| {
             if let Said::Connection { to, began } = said
-                && ours(to)
+                && chosen(to)
             {
                 found.push(began);
             }
         })?;
         if let Some(Err(refusal)) = answers.into_iter().next() {
-            return Err(refused(refusal, TRIED));
+            return Err(refused(refusal, END));
         }
         for some in found.chunks(AT_ONCE) {
             let ends = some.iter().map(|began| netlink::request(Request::end_connection(family, began), 0)).collect();
             // One that has ended meanwhile is refused.
-            self.socket.exchange(ends, |_| ()).map_err(|failure| failed(failure, TRIED))?;
+            self.socket.exchange(ends, |_| ()).map_err(|failure| failed(failure, END))?;
         }
         Ok(())
     }
@@ -535,6 +565,7 @@ impl Filter {
     /// Puts the tables there anew, whatever there is. Where others change rules all the time, they are there all the same, but not known: the
     /// next change puts them there again. What the rules themselves have noted is put there again, as far as it can be: a connection goes on.
     fn replace(&mut self) -> Result<(), Error> {
+        self.uncounted.extend(self.elements.values().flatten().filter_map(Element::source));
         let noted = self.noted().unwrap_or_default();
         let mut requests = self.anew(&noted).map_err(|why| unsent(MAKE, why))?;
         for _ in 0..LOOKS {

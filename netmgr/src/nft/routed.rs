@@ -236,6 +236,12 @@ pub fn elements(network: Reach<'_>, bridge: &str) -> Vec<Element> {
     elements
 }
 
+/// What there is where somebody on a network has connections.
+pub fn counted(network: &str, address: IpAddr) -> Element {
+    let set = if address.is_ipv4() { Set::Counted4 } else { Set::Counted6 };
+    Element::new(set, [&rules::name(network)[..], &bytes(address)].concat())
+}
+
 /// What a map has of a published port: each of its key's fields, and of what it leads to, begins at a register.
 pub fn published(published: &Published) -> Element {
     let Published { host, guest, .. } = published;

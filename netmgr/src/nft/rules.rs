@@ -282,6 +282,16 @@ impl Element {
         Element { set, item: Item { key, ..Item::default() } }
     }
 
+    /// Whom a port's guest may send as, if that is what it says.
+    pub fn source(&self) -> Option<IpAddr> {
+        let (_, address) = self.item.key.split_first_chunk::<{ libc::IFNAMSIZ }>()?;
+        match self.set {
+            Set::Ipv4 => <[u8; 4]>::try_from(address).ok().map(IpAddr::from),
+            Set::Ipv6 => <[u8; 16]>::try_from(address).ok().map(IpAddr::from),
+            _ => None,
+        }
+    }
+
     /// The port whose it is, by its interface; `None` for any other.
     pub fn port(&self) -> Option<&str> {
         let (Family::Bridge, Some(Type::Interface)) = (self.set.family(), self.set.key().first()) else { return None };

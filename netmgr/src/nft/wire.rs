@@ -111,16 +111,33 @@ impl Request {
     }
 
     /// The question for the connections that began as ones to a port, of whichever address.
-    pub fn connections(family: u8, protocol: u8, port: u16) -> Request {
+    pub fn connections_to(family: u8, protocol: u8, port: u16) -> Request {
         const BY_PROTOCOL_AND_TARGET: u32 = 1 << 3 | 1 << 5;
-        let mut attributes = Attributes::default();
-        attributes.nested(CTA_TUPLE_ORIG, |tuple| {
+        Request::connections(family, BY_PROTOCOL_AND_TARGET, |tuple| {
             tuple.nested(CTA_TUPLE_PROTO, |of| {
                 _ = of.bytes(CTA_PROTO_NUM, &[protocol]).bytes(CTA_PROTO_DST_PORT, &port.to_be_bytes())
             });
-        });
+        })
+    }
+
+    /// The question for those that somebody has begun.
+    pub fn connections_of(address: IpAddr) -> Request {
+        const BY_SOURCE: u32 = 1;
+        // CTA_IP_V4_SRC, CTA_IP_V6_SRC.
+        let (family, kind, bytes) = match address {
+            IpAddr::V4(ip) => (libc::AF_INET, 1, ip.octets().to_vec()),
+            IpAddr::V6(ip) => (libc::AF_INET6, 3, ip.octets().to_vec()),
+        };
+        Request::connections(family as u8, BY_SOURCE, |tuple| {
+            tuple.nested(CTA_TUPLE_IP, |ip| _ = ip.bytes(kind, &bytes));
+        })
+    }
+
+    fn connections(family: u8, by: u32, began: impl FnOnce(&mut Attributes)) -> Request {
+        let mut attributes = Attributes::default();
+        attributes.nested(CTA_TUPLE_ORIG, began);
         // CTA_FILTER; CTA_FILTER_ORIG_FLAGS, which is not in network byte order.
-        attributes.nested(25, |filter| _ = filter.bytes(1, &BY_PROTOCOL_AND_TARGET.to_ne_bytes()));
+        attributes.nested(25, |filter| _ = filter.bytes(1, &by.to_ne_bytes()));
         Request { kind: CONNECTIONS << 8 | 1, family, resource: 0, attributes: attributes.bytes }
     }
 
