@@ -72,12 +72,13 @@ async fn listed(client: &Client, network: &network::Client) -> Vec<String> {
     all
 }
 
+/// Waits for the port where netmgr has refused another socket of it: that one goes a moment later.
 fn tcp(at: &str) -> OwnedFd {
-    TcpListener::bind(at).unwrap().into()
+    testkit::wait::until(at, || TcpListener::bind(at).map_err(|error| error.to_string())).into()
 }
 
 fn udp(at: &str) -> OwnedFd {
-    UdpSocket::bind(at).unwrap().into()
+    testkit::wait::until(at, || UdpSocket::bind(at).map_err(|error| error.to_string())).into()
 }
 
 /// One that is for IPv6 alone, and does not listen.
@@ -85,7 +86,8 @@ fn tcp6(port: u16) -> OwnedFd {
     use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
     let fd = socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
     sockopt::set_ipv6_v6only(&fd, true).unwrap();
-    bind(&fd, &SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port))).unwrap();
+    let at = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    testkit::wait::until("the port", || bind(&fd, &at).map_err(|error| error.to_string()));
     fd
 }
 
