@@ -41,6 +41,10 @@ const maxPublishedByHost :UInt32 = 2048;
 const maxListedPorts :UInt32 = 256;
 # Ports that `Network.ports` gives at one time.
 
+const minRate :UInt64 = 1000;
+const maxRate :UInt64 = 10000000000;
+# Bytes a second of a `Rate`, unless it is 0.
+
 struct NetworkConfig {
   name @0 :Text;
   # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash, and not "all" or "default".
@@ -116,6 +120,18 @@ interface Network {
 
   unpublish @9 (workload :Text, published :List(Published)) -> ();
   # As `Port.unpublish`, for the port of that workload, whoever has published them.
+
+  setRate @10 (workload :Text, rate :Rate) -> ();
+  # Has the port of that workload carry no more than that, from the next packet on; who holds the port can lower it, and nothing else.
+  # Errors: notFound (it has no port here), invalidArgument, unavailable (this kernel filters nothing on bridges).
+}
+
+struct Rate {
+  # Bytes a second that a port carries each way, from the IP header on, of whatever its guest sends or is sent; `minRate` to `maxRate`, or 0 for as much
+  # as there is. Beyond what it carries in a second, 128 KiB go at once. What is more is dropped, and counted.
+
+  fromGuest @0 :UInt64;
+  toGuest @1 :UInt64;
 }
 
 interface Policy {
@@ -206,7 +222,7 @@ interface Port {
   # What it has; null for none.
 
   stats @6 () -> (stats :PortStats);
-  # What its policy has allowed and denied. Errors: revoked.
+  # What it has carried, and what was dropped. Errors: revoked.
 
   publish @7 (sockets :List(FdLane.FdToken), guestPort :UInt16) -> (published :List(Published));
   # Has ports of the host lead to the guest: what comes to what the first of `sockets` (1 to `maxSockets`) is bound to goes to the guest's `guestPort`, the
@@ -224,6 +240,10 @@ interface Port {
   unpublish @8 (published :List(Published)) -> ();
   # Takes back that these are published for the guest, by their protocols, addresses and ports; all of them, or none. Connections by way of them end.
   # Errors: notFound (one is not).
+
+  setRate @9 (rate :Rate) -> ();
+  # Has it carry no more than that, from the next packet on, each way within what `Network.setRate` has said. Errors: revoked, invalidArgument, unavailable
+  # (this kernel filters nothing on bridges).
 }
 
 struct Published {
@@ -243,13 +263,30 @@ struct Published {
 }
 
 struct PortStats {
-  # IPv4 and IPv6 that a port's guest has sent as itself, since it has a policy: packets, and their bytes from the IP header on. What is forged, ARP and neighbour
-  # discovery on its link are not in here.
+  # Packets, and their bytes.
 
   allowedPackets @0 :UInt64;
   allowedBytes @1 :UInt64;
   deniedPackets @2 :UInt64;
   deniedBytes @3 :UInt64;
+  # What its policy has let through, and dropped, since it has one: IPv4 and IPv6 that its guest has sent as itself, in bytes from the IP header on. What is
+  # forged, ARP and neighbour discovery on its link are not in here.
+  policed @4 :Bool;
+  # Whether it has a policy.
+  forgedPackets @5 :UInt64;
+  forgedBytes @6 :UInt64;
+  # Dropped as no guest of this port may send it: from another's addresses, or what only routers and servers send.
+  overFromPackets @7 :UInt64;
+  overFromBytes @8 :UInt64;
+  overToPackets @9 :UInt64;
+  overToBytes @10 :UInt64;
+  # Dropped beyond its rate, of what its guest has sent and of what it was sent, since it has one that way.
+  fromPackets @11 :UInt64;
+  fromBytes @12 :UInt64;
+  toPackets @13 :UInt64;
+  toBytes @14 :UInt64;
+  # What its interface has taken from its guest, dropped or not, and handed to it: frames, with their Ethernet headers. What guest and host exchange unsplit
+  # counts as one.
 }
 
 struct PortInfo {
@@ -268,7 +305,8 @@ struct PortInfo {
   gateways @7 :List(Text);
   # The bridge's own addresses, each with its prefix, such as "10.42.0.1/24": IPv4, then IPv6. Not in `NetworkInfo`, whose `config` has them.
   stats @8 :PortStats;
-  # Null for a port without a policy. Only from `Network.ports`.
   published @9 :List(Published);
-  # Which ports of the host lead to its guest. Only from `Network.ports`.
+  # Which ports of the host lead to its guest.
+  rate @10 :Rate;
+  # These three only from `Network.ports`.
 }

@@ -31,6 +31,7 @@ mod network;
 mod nft;
 mod port;
 mod published;
+mod rate;
 mod route;
 mod rpc;
 mod rtnl;

@@ -12,6 +12,7 @@ use crate::{
     instance::Instance,
     mark::{self, BridgeMark},
     names,
+    nft::Count,
 };
 
 // What the libc crate lacks of linux/if_link.h and linux/ipv6.h.
@@ -81,6 +82,10 @@ pub struct Link {
     pub forwards: bool,
     /// The group that it is in; 0 unless somebody chose one.
     pub group: u32,
+    /// What came by it, where that was asked for: of a port, from its guest.
+    pub came: Count,
+    /// And what went.
+    pub went: Count,
 }
 
 impl Link {
@@ -105,6 +110,7 @@ impl Link {
                 libc::IFLA_LINKINFO => link.read_info(value)?,
                 libc::IFLA_PROP_LIST => link.read_properties(value)?,
                 libc::IFLA_AF_SPEC => link.read_families(value)?,
+                libc::IFLA_STATS64 => link.read_traffic(value)?,
                 _ => {}
             }
         }
@@ -152,6 +158,20 @@ impl Link {
                 _ => {}
             }
         }
+        Ok(())
+    }
+
+    /// `rtnl_link_stats64` begins with packets that came, that went, bytes that came, that went.
+    fn read_traffic(&mut self, traffic: &[u8]) -> Result<(), Malformed> {
+        let (numbers, _) = traffic.as_chunks::<8>();
+        let [came, went, bytes_came, bytes_went, ..] = numbers else {
+            return Err(Malformed("what went by an interface"));
+        };
+        let count = |packets: &[u8; 8], bytes: &[u8; 8]| Count {
+            packets: u64::from_ne_bytes(*packets),
+            bytes: u64::from_ne_bytes(*bytes),
+        };
+        (self.came, self.went) = (count(came, bytes_came), count(went, bytes_went));
         Ok(())
     }
 
@@ -291,6 +311,8 @@ mod tests {
             bytes.extend(attribute(libc::IFLA_PROP_LIST, &other_name));
             let conf = attribute(IFLA_INET6_CONF, &[0; 4 * (DEVCONF_DISABLE_IPV6 + 1)]);
             bytes.extend(attribute(libc::IFLA_AF_SPEC, &attribute(libc::AF_INET6 as u16, &conf)));
+            let traffic: Vec<u8> = (1..=24_u64).flat_map(u64::to_ne_bytes).collect();
+            bytes.extend(attribute(libc::IFLA_STATS64, &traffic));
             bytes
         };
         let expected = Link {
@@ -317,6 +339,8 @@ mod tests {
             accept_ra: false,
             forwards: false,
             group: 3,
+            came: Count { packets: 1, bytes: 3 },
+            went: Count { packets: 2, bytes: 4 },
         };
         assert_eq!(Link::read(&bridge(BridgeStpState::Disabled, false)).unwrap(), expected);
         let on = Link { stp: true, ..expected.clone() };

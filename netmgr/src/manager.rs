@@ -40,9 +40,10 @@ use crate::{
     monitor::Changes,
     names::{self, Kind},
     network::{Held, Left, Network, Port, PortState, Quota, TenantId},
-    nft::{Counts, Filter},
+    nft::{Count, Counts, Filter},
     port::{self, Made, Wanted},
     published::Published,
+    rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
     veth::{self, Inside},
@@ -91,10 +92,31 @@ pub struct PortFacts {
     pub sources: Sources,
     /// The bridge's own addresses.
     pub gateways: Vec<Address>,
-    /// What its policy has done, where that was asked for and it has one.
-    pub counts: Option<Counts>,
+    /// How much it carries.
+    pub rate: Rate,
+    /// What it has carried, where that was asked for.
+    pub stats: Option<Stats>,
     /// Which ports of the host lead to it.
     pub published: Vec<Published>,
+}
+
+/// What `PortStats` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Whether it has a policy.
+    pub policed: bool,
+    /// What the rules have counted.
+    pub counts: Counts,
+    /// What came from its guest.
+    pub from: Count,
+    /// And what went there.
+    pub to: Count,
+}
+
+impl Stats {
+    fn of(policed: bool, counts: Counts, link: &Link) -> Stats {
+        Stats { policed, counts, from: link.came, to: link.went }
+    }
 }
 
 impl PortFacts {
@@ -109,7 +131,8 @@ impl PortFacts {
             mtu: port.mtu,
             sources: port.sources.clone(),
             gateways: network.addresses().collect(),
-            counts: None,
+            rate: port.rate,
+            stats: None,
             published: port.published.clone(),
         }
     }
@@ -456,22 +479,21 @@ impl Manager {
         Ok((network.config.clone(), network.policy.clone(), network.index, ports))
     }
 
-    /// The ports of a network behind that workload's, with what their policies have done.
+    /// The ports of a network behind that workload's, with what each has carried.
     pub fn ports(&mut self, id: &NetworkId, after: &str) -> Result<Vec<PortFacts>, Error> {
-        let Manager { filter, networks, .. } = self;
-        let network = find(networks, id)?;
+        let counts = self.counts()?;
+        let links = self.rtnl.links_with_traffic()?;
+        let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+        let network = find(&mut self.networks, id)?;
         let behind = network.ports.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
-        let ports: Vec<(&String, &Port)> =
-            behind.filter(|(_, port)| !port.leaves()).take(MAX_LISTED_PORTS as usize).collect();
-        let counts = match filter {
-            Some(filter) if ports.iter().any(|(_, port)| port.policy.is_some()) => filter.counts()?,
-            _ => BTreeMap::new(),
-        };
-        let facts = |(workload, port): (&String, &Port)| {
-            let counts = counts.get(&port.interface).copied().filter(|_| port.policy.is_some());
-            PortFacts { counts, ..PortFacts::of(port, workload, &network.config) }
-        };
-        Ok(ports.into_iter().map(facts).collect())
+        let ports = behind.filter(|(_, port)| !port.leaves()).take(MAX_LISTED_PORTS as usize);
+        let facts = ports.map(|(workload, port)| {
+            let counts = counts.get(&port.interface).copied().unwrap_or_default();
+            let gone = Link::default();
+            let stats = Stats::of(port.policy.is_some(), counts, links.get(&port.index).copied().unwrap_or(&gone));
+            PortFacts { stats: Some(stats), ..PortFacts::of(port, workload, &network.config) }
+        });
+        Ok(facts.collect())
     }
 
     /// Makes a tenant.
@@ -625,6 +647,8 @@ impl Manager {
             reference,
             policy: has,
             bound,
+            rate: Rate::default(),
+            rate_bound: Rate::default(),
             published,
             held: Some(held),
         };

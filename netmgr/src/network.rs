@@ -28,6 +28,7 @@ use crate::{
     nft::{Reach, Sender},
     port::{self, Wanted},
     published::Published,
+    rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
 };
@@ -105,6 +106,10 @@ pub struct Port {
     pub bound: Option<Rules>,
     /// Which ports of the host lead to the guest.
     pub published: Vec<Published>,
+    /// How much it carries.
+    pub rate: Rate,
+    /// What its holder can have that be within.
+    pub rate_bound: Rate,
     /// The alternative name by which a durable one is found.
     pub reference: Option<String>,
     /// `None` for a port of an earlier netmgr that is not durable, which is there as long as some process has its TAP open, or its other end's
@@ -169,8 +174,8 @@ impl Port {
 
     /// What may come from it.
     pub fn sends<'a>(&'a self, workload: &'a str, network: &'a str) -> Sender<'a> {
-        let Port { interface, mac, sources, policy, .. } = self;
-        Sender { interface, mac: *mac, sources, network, workload, policy: policy.as_ref() }
+        let Port { interface, mac, sources, policy, rate, .. } = self;
+        Sender { interface, mac: *mac, sources, network, workload, policy: policy.as_ref(), rate: *rate }
     }
 
     /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended; and that a veth
@@ -262,6 +267,8 @@ impl Network {
                     policy: mark.policed.then(Rules::default),
                     bound: None,
                     published: Vec::new(),
+                    rate: Rate::default(),
+                    rate_bound: Rate::default(),
                     reference: reference.map(str::to_owned),
                     held,
                 });

@@ -25,6 +25,7 @@ use crate::{
     mark,
     names::{self, Kind},
     nft::{Filter, Sender},
+    rate::Rate,
     rtnl::{Batch, LinkBuilder, Rtnl},
     sources::Sources,
     tap,
@@ -77,7 +78,8 @@ impl Wanted<'_> {
     /// What may come from it.
     pub fn sends(&self) -> Sender<'_> {
         let Wanted { name: interface, mac, sources, network, workload, policy, .. } = *self;
-        Sender { interface, mac, sources, network, workload, policy }
+        // It is made before there is a rate, which its holder asks for.
+        Sender { interface, mac, sources, network, workload, policy, rate: Rate::default() }
     }
 
     fn mark(&self) -> String {

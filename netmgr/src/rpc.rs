@@ -16,7 +16,7 @@ use schema::{
     host_capnp::{host, tenant},
     network_capnp::{
         MAX_PORTS, MAX_RULES, NetworkKind, network, network_config, network_info, policy, policy_rules, port,
-        port_factory, port_info, port_stats,
+        port_factory, port_info, port_stats, rate,
     },
     policy::{Rule, Rules},
 };
@@ -27,10 +27,11 @@ use self::published::{publish, unpublish};
 use crate::{
     config::{Config, Kind},
     error::Error,
-    manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Veth, Whose},
+    manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Stats, Veth, Whose},
     names,
     network::{PortState, Quota, TenantId},
     nft::Counts,
+    rate::Rate,
     sources::Sources,
     veth,
 };
@@ -311,8 +312,9 @@ impl network::Server for Network {
         for (at, facts) in (0..list.len()).zip(&ports) {
             write_port(list.reborrow().get(at), facts);
             write_addresses(list.reborrow().get(at), facts);
-            if let Some(counts) = facts.counts {
-                write_counts(list.reborrow().get(at).init_stats(), counts);
+            write_rate(list.reborrow().get(at).init_rate(), facts.rate);
+            if let Some(stats) = &facts.stats {
+                write_stats(list.reborrow().get(at).init_stats(), stats);
             }
             let count = u32::try_from(facts.published.len()).unwrap_or(0);
             published::write(list.reborrow().get(at).init_published(count), &facts.published);
@@ -359,6 +361,19 @@ impl network::Server for Network {
             results.get().set_policy(self.context.policy(policy));
         }
         Ok(())
+    }
+
+    async fn set_rate(
+        self: Rc<Self>,
+        params: network::SetRateParams,
+        _: network::SetRateResults,
+    ) -> Result<(), capnp::Error> {
+        let params = params.get()?;
+        let workload = text("workload name", params.get_workload());
+        let failed = while_trying(format!("set the rate of {} on network {}", quote(&workload), self.id.name));
+        let (id, workload) = (self.id.clone(), workload.map_err(&failed)?.to_owned());
+        let rate = read_rate(params.get_rate()).map_err(&failed)?;
+        self.context.manager.ask(move |manager| manager.set_rate_of(&id, &workload, rate)).await.map_err(failed)
     }
 
     async fn restore(
@@ -485,11 +500,33 @@ fn write_addresses(mut to: port_info::Builder<'_>, facts: &PortFacts) {
     }
 }
 
-fn write_counts(mut to: port_stats::Builder<'_>, counts: Counts) {
-    to.set_allowed_packets(counts.allowed.packets);
-    to.set_allowed_bytes(counts.allowed.bytes);
-    to.set_denied_packets(counts.denied.packets);
-    to.set_denied_bytes(counts.denied.bytes);
+fn write_rate(mut to: rate::Builder<'_>, rate: Rate) {
+    to.set_from_guest(rate.from_guest);
+    to.set_to_guest(rate.to_guest);
+}
+
+fn read_rate(rate: Result<rate::Reader<'_>, capnp::Error>) -> Result<Rate, Error> {
+    let rate = rate.map_err(|_| Error::argument("rate", "", "it is no rate"))?;
+    Rate::new(rate.get_from_guest(), rate.get_to_guest())
+}
+
+fn write_stats(mut to: port_stats::Builder<'_>, Stats { policed, counts, from, to: went }: &Stats) {
+    let Counts { allowed, denied, forged, over_from, over_to } = counts;
+    to.set_policed(*policed);
+    to.set_allowed_packets(allowed.packets);
+    to.set_allowed_bytes(allowed.bytes);
+    to.set_denied_packets(denied.packets);
+    to.set_denied_bytes(denied.bytes);
+    to.set_forged_packets(forged.packets);
+    to.set_forged_bytes(forged.bytes);
+    to.set_over_from_packets(over_from.packets);
+    to.set_over_from_bytes(over_from.bytes);
+    to.set_over_to_packets(over_to.packets);
+    to.set_over_to_bytes(over_to.bytes);
+    to.set_from_packets(from.packets);
+    to.set_from_bytes(from.bytes);
+    to.set_to_packets(went.packets);
+    to.set_to_bytes(went.bytes);
 }
 
 struct Factory {
@@ -686,8 +723,8 @@ impl port::Server for Port {
     async fn stats(self: Rc<Self>, _: port::StatsParams, mut results: port::StatsResults) -> Result<(), capnp::Error> {
         self.check()?;
         let (failed, id) = (self.failed("look at what goes through"), self.held.port.id.clone());
-        let counts = self.context.manager.ask(move |manager| manager.counts(&id)).await.map_err(failed)?;
-        write_counts(results.get().init_stats(), counts);
+        let stats = self.context.manager.ask(move |manager| manager.stats(&id)).await.map_err(failed)?;
+        write_stats(results.get().init_stats(), &stats);
         Ok(())
     }
 
@@ -712,6 +749,17 @@ impl port::Server for Port {
         self.check()?;
         let (failed, port) = (self.failed("take back what is published for"), Whose::Held(self.held.port.id.clone()));
         unpublish(&self.context, port, params.get()?.get_published()?, failed).await
+    }
+
+    async fn set_rate(
+        self: Rc<Self>,
+        params: port::SetRateParams,
+        _: port::SetRateResults,
+    ) -> Result<(), capnp::Error> {
+        self.check()?;
+        let (failed, id) = (self.failed("set the rate of"), self.held.port.id.clone());
+        let rate = read_rate(params.get()?.get_rate()).map_err(&failed)?;
+        self.context.manager.ask(move |manager| manager.set_rate(&id, rate)).await.map_err(failed)
     }
 
     async fn release(self: Rc<Self>, _: port::ReleaseParams, _: port::ReleaseResults) -> Result<(), capnp::Error> {

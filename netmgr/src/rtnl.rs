@@ -230,8 +230,17 @@ impl Rtnl {
 
     /// The interface, if there is one. A name finds alternative names as well.
     pub fn link(&mut self, whom: LinkBuilder) -> Result<Option<Link>, Error> {
+        self.link_as(brief(whom))
+    }
+
+    /// The interface with that index, if there is one, with what has come and gone by it.
+    pub fn link_with_traffic(&mut self, index: u32) -> Result<Option<Link>, Error> {
+        self.link_as(LinkUnspec::new_with_index(index))
+    }
+
+    fn link_as(&mut self, whom: LinkBuilder) -> Result<Option<Link>, Error> {
         const TRIED: &str = "look at an interface";
-        let request = netlink::request(RouteNetlinkMessage::GetLink(brief(whom).build()), 0);
+        let request = netlink::request(RouteNetlinkMessage::GetLink(whom.build()), 0);
         let (found, answers) = ask::question(&mut self.socket, TRIED, &[request], keep_link)?;
         match answers.into_iter().next() {
             Some(Err(refusal)) if refusal.errno == libc::ENODEV => Ok(None),
@@ -277,8 +286,16 @@ impl Rtnl {
 
     /// All interfaces.
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
-        let all = RouteNetlinkMessage::GetLink(brief(LinkBuilder::new()).build());
-        self.dump("list the interfaces", all, keep_link)
+        self.links_as(brief(LinkBuilder::new()))
+    }
+
+    /// The same, with what has come and gone by each.
+    pub fn links_with_traffic(&mut self) -> Result<Vec<Link>, Error> {
+        self.links_as(LinkBuilder::new())
+    }
+
+    fn links_as(&mut self, which: LinkBuilder) -> Result<Vec<Link>, Error> {
+        self.dump("list the interfaces", RouteNetlinkMessage::GetLink(which.build()), keep_link)
     }
 
     /// All addresses that the host takes for its own: those of its interfaces, and of each subnet of IPv4 the two that are everybody's.

@@ -3,13 +3,11 @@
 
 mod common;
 
-use std::{collections::BTreeSet, os::fd::OwnedFd};
+use std::collections::BTreeSet;
 
 use common::*;
 use ipc::{Code, Fault};
 use schema::network_capnp::{network, policy, policy_rules, port, port_factory};
-
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
 fn write(rules: policy_rules::Builder<'_>, texts: &[&str]) {
     let mut list = rules.init_allow(texts.len() as u32);
@@ -124,26 +122,6 @@ async fn counted(client: &Client, port: &port::Client) -> (u64, u64) {
     (stats.get_allowed_packets(), stats.get_denied_packets())
 }
 
-/// Has the guest of `vm-web` send a datagram to that port of the address; the kernel has looked at it when this returns.
-fn sends(tap: &OwnedFd, to: [u8; 4], port: u16) {
-    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 42, 0, 9];
-    packet.extend(to);
-    let sum: u32 = packet.chunks_exact(2).map(|two| u32::from(u16::from_be_bytes([two[0], two[1]]))).sum();
-    packet[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
-    packet.extend([[0x10, 0], port.to_be_bytes(), [0, 8], [0, 0]].concat());
-    let frame = [&[0; 12][..], &[2, 0, 0, 0, 0, 0xee], &MAC, &[8, 0], &packet].concat();
-    assert_eq!(rustix::io::write(tap, &frame), Ok(frame.len()));
-}
-
-/// The elements of a set, as nft(8) lists them.
-fn elements(set: &str) -> Vec<serde_json::Value> {
-    let output = std::process::Command::new("nft").args(["-j", "list", "ruleset"]).output().unwrap();
-    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let sets = listed["nftables"].as_array().unwrap().iter().flat_map(|one| [&one["set"], &one["map"]]);
-    let found = sets.into_iter().find(|one| one["table"] == "volt-vmm" && one["name"] == set);
-    found.and_then(|set| set["elem"].as_array().cloned()).unwrap_or_default()
-}
-
 /// The comments of the rules that are in force.
 fn in_force() -> BTreeSet<String> {
     elements("rules").iter().map(|element| text(&element["elem"], "comment")).filter(|text| !text.is_empty()).collect()
@@ -152,8 +130,6 @@ fn in_force() -> BTreeSet<String> {
 fn set_of_texts(texts: &[&str]) -> BTreeSet<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
 }
-
-const FAR: [u8; 4] = [198, 51, 100, 7];
 
 #[test]
 fn policy_holds_from_the_first_frame_on_is_changed_live_counted_and_gone_with_its_port() {

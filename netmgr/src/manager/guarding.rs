@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schema::policy::Rules;
 
-use super::{Account, Manager, NetworkId, PortId, find};
+use super::{Account, Manager, NetworkId, PortId, Stats, find};
 use crate::{
     error::Error,
     link::Link,
     names::Kind,
     network::{Network, Port},
-    nft::{Counts, Sender},
+    nft::{Adopted, Counts, Filter, Sender},
+    rate::Rate,
 };
 
 impl Account {
@@ -37,25 +38,27 @@ impl Manager {
         let names: BTreeSet<&str> = ports().map(|link| link.name.as_str()).collect();
         *strays = ports().map(|link| link.index).collect();
         networks.values().flat_map(|network| network.ports.values()).for_each(|port| _ = strays.remove(&port.index));
-        let subject = match filter.adopt(|interface| names.contains(interface)) {
-            Ok((subject, published)) => {
+        let Adopted { policies, rates } = match filter.adopt(|interface| names.contains(interface)) {
+            Ok((adopted, published)) => {
                 // Each is the one's that has the address. What leads to nobody goes with the first look.
                 networks.values_mut().for_each(|network| network.adopt_published(&published));
                 filter.hold_published(networks.values().flat_map(Network::published));
-                subject
+                adopted
             }
-            Err(Error::NoRight(_)) => BTreeMap::new(),
+            Err(Error::NoRight(_)) => Adopted::default(),
             Err(error) => {
                 confine::say!("netmgr: {}", error.fault("see what guests of an earlier netmgr may send"));
-                BTreeMap::new()
+                Adopted::default()
             }
         };
         for (name, network) in networks {
-            network.policy = subject.get(name).cloned();
+            network.policy = policies.get(name).cloned();
             for (workload, port) in &mut network.ports {
                 // By the name that it has now, or by its own.
                 let link = links.iter().find(|link| link.index == port.index).map_or("", |link| &link.name);
-                match [link, &port.interface].into_iter().find_map(|name| subject.get(name)) {
+                let names = [link, &port.interface];
+                port.rate = names.into_iter().find_map(|name| rates.get(name)).copied().unwrap_or_default();
+                match names.into_iter().find_map(|name| policies.get(name)) {
                     Some(policy) => port.policy = Some(policy.clone()),
                     None if port.policy.is_some() => confine::say!(
                         "netmgr: the policy of {workload} on network {name} is lost, as something else on this host has taken it away: it may send nowhere until it has another one (volt port policy)"
@@ -146,17 +149,58 @@ impl Manager {
         Ok(self.held(id)?.policy.clone())
     }
 
-    /// What a port's policy has done.
-    pub fn counts(&mut self, id: &PortId) -> Result<Counts, Error> {
-        let interface = self.held(id)?.interface.clone();
-        let Some(filter) = &mut self.filter else { return Ok(Counts::default()) };
-        Ok(filter.counts()?.remove(&interface).unwrap_or_default())
+    /// What a port has carried, and what was dropped.
+    pub fn stats(&mut self, id: &PortId) -> Result<Stats, Error> {
+        let port = self.held(id)?;
+        let (interface, index, policed) = (port.interface.clone(), port.index, port.policy.is_some());
+        let counts = self.counts()?.remove(&interface).unwrap_or_default();
+        let link = self.rtnl.link_with_traffic(index)?.unwrap_or_default();
+        Ok(Stats::of(policed, counts, &link))
+    }
+
+    /// What there is counted of ports, by their interfaces.
+    pub(super) fn counts(&mut self) -> Result<BTreeMap<String, Counts>, Error> {
+        match self.filter.as_mut().map_or_else(|| Ok(BTreeMap::new()), Filter::counts) {
+            // Who may not look at rules has put none there.
+            Err(Error::NoRight(_)) => Ok(BTreeMap::new()),
+            counts => counts,
+        }
     }
 
     /// A port that somebody holds.
     fn held(&mut self, id: &PortId) -> Result<&Port, Error> {
         let port = find(&mut self.networks, &id.network)?.ports.get(&id.workload);
         port.filter(|port| port.is(id.serial) && !port.leaves()).ok_or(Error::Revoked("port"))
+    }
+
+    /// Has the port of a workload carry so much, which bounds what its holder can have it carry.
+    pub fn set_rate_of(&mut self, id: &NetworkId, workload: &str, rate: Rate) -> Result<(), Error> {
+        self.policy_of(id, workload)?;
+        self.carry(id, workload, rate)?;
+        if let Some(port) = find(&mut self.networks, id)?.ports.get_mut(workload) {
+            port.rate_bound = rate;
+        }
+        Ok(())
+    }
+
+    /// Has a port carry so much, within what bounds it.
+    pub fn set_rate(&mut self, id: &PortId, rate: Rate) -> Result<(), Error> {
+        let bound = self.held(id)?.rate_bound;
+        self.carry(&id.network, &id.workload, rate.within(bound))
+    }
+
+    /// Has a port that is there carry so much from the next packet on.
+    fn carry(&mut self, id: &NetworkId, workload: &str, rate: Rate) -> Result<(), Error> {
+        let Manager { filter, networks, .. } = self;
+        let network = find(networks, id)?;
+        let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
+        match filter {
+            Some(filter) => filter.add(Sender { rate, ..port.sends(workload, &id.name) })?,
+            None if rate != Rate::default() => return Err(no_filter()),
+            None => {}
+        }
+        port.rate = rate;
+        Ok(())
     }
 
     /// Has a port that is there have that policy from the next packet on.

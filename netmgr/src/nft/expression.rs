@@ -122,6 +122,8 @@ pub enum Test {
 pub enum Verdict {
     /// Counted and dropped.
     Drop,
+    /// Counted, here and for its port, and dropped.
+    Forged,
     /// It is as it should be: what other tables say of it decides.
     Return,
     /// What a chain of ours says, and where that says nothing the next rule.
@@ -161,11 +163,12 @@ const DROP: i32 = 0;
 /// Writes a rule's expressions: NFTA_RULE_EXPRESSIONS.
 pub fn write(list: &mut Attributes, tests: &[Test], verdict: Verdict) {
     tests.iter().for_each(|test| write_test(list, *test));
-    if matches!(verdict, Verdict::Drop) {
+    if matches!(verdict, Verdict::Drop | Verdict::Forged) {
         one(list, "counter", |_| ());
     }
     let (code, chain) = match verdict {
         Verdict::Drop => (DROP, None),
+        Verdict::Forged => (GOTO, Some(Chain::Forged)),
         Verdict::Return => (RETURN, None),
         Verdict::Jump(chain) => (JUMP, Some(chain)),
         Verdict::Goto(chain) => (GOTO, Some(chain)),

@@ -15,6 +15,7 @@ mod expression;
 mod model;
 mod policed;
 mod policies;
+mod rates;
 mod routed;
 mod rules;
 mod table;
@@ -49,6 +50,7 @@ use crate::{
     instance::Instance,
     netlink::{self, Socket},
     published::{HostPort, Published},
+    rate::Rate,
     sources::Sources,
 };
 
@@ -83,6 +85,8 @@ pub struct Sender<'a> {
     pub workload: &'a str,
     /// Where it may send to; `None` for wherever it likes.
     pub policy: Option<&'a Rules>,
+    /// How much.
+    pub rate: Rate,
 }
 
 /// A network, as far as the rules know it.
@@ -102,13 +106,19 @@ pub struct Reach<'a> {
     pub closed: bool,
 }
 
-/// What a port's policy has done, since the port has had one.
+/// What the rules have counted of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// What it has let through.
+    /// What its policy has let through, since it has one.
     pub allowed: Count,
     /// And what not.
     pub denied: Count,
+    /// What was dropped as its guest must not send it.
+    pub forged: Count,
+    /// What was dropped of what its guest has sent beyond its rate, since it has one.
+    pub over_from: Count,
+    /// And of what it was sent.
+    pub over_to: Count,
 }
 
 /// So much of something.
@@ -118,6 +128,15 @@ pub struct Count {
     pub packets: u64,
     /// How many bytes.
     pub bytes: u64,
+}
+
+/// What an earlier netmgr has left, by names of interfaces, or networks.
+#[derive(Debug, Default)]
+pub struct Adopted {
+    /// The policies that they are subject to.
+    pub policies: BTreeMap<String, Rules>,
+    /// How much they carry.
+    pub rates: BTreeMap<String, Rate>,
 }
 
 /// What elements are there for.
@@ -234,9 +253,9 @@ impl Filter {
     }
 
     /// Takes over what an earlier netmgr let those interfaces send that are chosen: they may be ports that nobody can tell as such any more. Gives the
-    /// policies that interfaces, or networks, were subject to, by their names: one of which nothing can be read allows nothing; and the ports of the host that
-    /// it had published.
-    pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<(BTreeMap<String, Rules>, Vec<Published>), Error> {
+    /// policies that interfaces, or networks, were subject to, and rates, by their names: a policy of which nothing can be read allows nothing; and the ports of
+    /// the host that it had published.
+    pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<(Adopted, Vec<Published>), Error> {
         let (_, elements) = self.look()?;
         let published = elements.iter().filter_map(routed::read_published).collect();
         let policies = policies::read(&elements);
@@ -244,13 +263,16 @@ impl Filter {
             self.policies.adopt(*number, network.clone(), rules.clone());
             self.touched.insert(*number);
         }
-        let mut subject = BTreeMap::new();
+        let (mut subject, mut rates) = (BTreeMap::new(), BTreeMap::new());
         for element in elements {
             let Some(interface) = element.port().map(str::to_owned) else { continue };
             if element.set == Set::Policies {
                 let number = element.item.data.as_slice().try_into().ok().map(u32::from_ne_bytes);
                 let policy = number.and_then(|number| policies.get(&number)).map(|(_, rules)| rules.clone());
                 subject.insert(interface.clone(), policy.unwrap_or_default());
+            }
+            if element.set.limits() {
+                rates::read(&element, rates.entry(interface.clone()).or_default());
             }
             if chosen(&interface) {
                 self.elements.entry(Owner::Port(interface)).or_default().insert(element);
@@ -259,7 +281,7 @@ impl Filter {
         for (interface, policy) in subject.iter().filter(|(interface, _)| chosen(interface)) {
             self.policies.put(interface, ("", ""), &Sources::default(), Some(policy), &mut self.touched);
         }
-        Ok((subject, published))
+        Ok((Adopted { policies: subject, rates }, published))
     }
 
     /// Sees to it that the tables are as they should be and hold the elements of these ports and of none that has gone, as `there` tells; of these
@@ -350,26 +372,33 @@ impl Filter {
         self.apply(wanted)
     }
 
-    /// What the policies of ports have done, by their interfaces.
+    /// What there is counted of ports, by their interfaces.
     pub fn counts(&mut self) -> Result<BTreeMap<String, Counts>, Error> {
         let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
-        for set in [Set::Allowed, Set::Denied] {
+        for set in Set::ALL.into_iter().filter(|set| set.counts()) {
             for (item, life) in self.items(set)? {
                 let Some(name) = Element { set, item }.port().map(str::to_owned) else { continue };
                 let of_port = counts.entry(name).or_default();
                 let count = count(&life).map_err(|why| unsent(LOOK, why))?;
-                *(if set == Set::Allowed { &mut of_port.allowed } else { &mut of_port.denied }) = count;
+                let counted = match set {
+                    Set::Allowed => &mut of_port.allowed,
+                    Set::Denied => &mut of_port.denied,
+                    Set::OverFrom => &mut of_port.over_from,
+                    Set::OverTo => &mut of_port.over_to,
+                    _ => &mut of_port.forged,
+                };
+                *counted = count;
             }
         }
         Ok(counts)
     }
 
     fn elements_of(&mut self, port: Sender<'_>) -> BTreeSet<Element> {
-        let Sender { interface, mac, sources, network, workload, policy } = port;
+        let Sender { interface, mac, sources, network, workload, policy, rate } = port;
         let policy = self.policies.put(interface, (network, workload), sources, policy, &mut self.touched);
         let own = rules::elements(interface, mac, sources.iter());
         let policed = policy.map(|policy| policies::of_port(interface, sources, policy));
-        own.into_iter().chain(policed.into_iter().flatten()).collect()
+        own.into_iter().chain(policed.into_iter().flatten()).chain(rates::elements(interface, rate)).collect()
     }
 
     fn elements_of_network(&mut self, network: &str, policy: &Rules) -> BTreeSet<Element> {
@@ -754,7 +783,7 @@ fn lists_of(table: &str, kind: Kind, elements: Vec<(&Element, &Life)>) -> Result
 }
 
 fn write(one: &mut Attributes, kind: Kind, item: &Item, life: &Life) {
-    let Item { key, end, data, noted } = item;
+    let Item { key, end, data, noted, limit } = item;
     // What is deleted is told by its key.
     let (data, noted) = if kind == Kind::NewSetElem { (&data[..], &noted[..]) } else { (&[][..], &[][..]) };
     for (part, bytes) in [(ELEM_KEY, &key[..]), (ELEM_KEY_END, end), (ELEM_DATA, data)] {
@@ -771,13 +800,18 @@ fn write(one: &mut Attributes, kind: Kind, item: &Item, life: &Life) {
             one.bytes(part, bytes);
         }
     }
+    if let Some(limit) = limit.filter(|_| kind == Kind::NewSetElem) {
+        one.nested(ELEM_EXPRESSION, |one| limit.write(one));
+    }
 }
 
 /// The most bytes of an element in a list: its own header, and for each part two, and what fills it up.
 fn length(item: &Item, life: &Life) -> usize {
-    let (Item { key, end, data, noted }, Life { timeout, expiration, expression }) = (item, life);
+    /// A limit's.
+    const LIMIT: usize = 80;
+    let (Item { key, end, data, noted, limit }, Life { timeout, expiration, expression }) = (item, life);
     let parts = [key, end, data, noted, timeout, expiration, expression];
-    4 + parts.iter().map(|part| part.len() + 2 * 4 + 3).sum::<usize>()
+    4 + limit.map_or(0, |_| LIMIT) + parts.iter().map(|part| part.len() + 2 * 4 + 3).sum::<usize>()
 }
 
 /// Of one that neither ages nor has counted anything.

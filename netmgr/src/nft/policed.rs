@@ -175,6 +175,8 @@ pub const ALLOWED_RULES: &[Rule] = &[("counted", &[Unmarked, In(Interface, Set::
 pub const DENIED_RULES: &[Rule] = &[("counted", &[In(Interface, Set::Denied)], Drop), ("not by its policy", &[], Drop)];
 
 pub const TOWARDS_RULES: &[Rule] = &[
+    // What does not come through has begun nothing.
+    ("beyond its rate", &[In(Out, Set::RatesTo)], Goto(Chain::OverTo)),
     (
         "IPv4 to a port with a policy",
         &[In(Out, Set::Policed), Is(ETHER_TYPE, IPV4), Is(Protocol, IPV4), Read(Transport)],

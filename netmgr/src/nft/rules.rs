@@ -25,9 +25,11 @@ use super::{
         self,
         Field::{self, Ether, Fragment, Header, Interface, Network, Protocol, Transport},
         Test::{self, Any, In, Is, IsNot, Masked, NotOfPort, OfPort, Read},
-        Verdict::{self, Drop, Goto, Jump, Return},
+        Verdict::{self, Drop, Forged, Goto, Jump, Return},
     },
-    policed, routed,
+    policed,
+    rates::{self, Limit},
+    routed,
     table::{Chain, Family, Set, Type},
     wire::{
         Attributes, CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, Item, Kind, LIST_ELEM, RULE_CHAIN, Request, SET_NAME, TABLE,
@@ -41,21 +43,23 @@ impl Chain {
         match self {
             // A set, and not a map of verdicts: with each element of such a map, the kernel walks the rules behind each of its elements.
             Chain::Source => &[
+                // First: what is too much costs the host no more than this.
+                ("beyond its rate", &[In(Interface, Set::RatesFrom)], Goto(Chain::OverFrom)),
                 ("what a guest sends", &[In(Interface, Set::Ports)], Jump(Chain::Guest)),
                 ("and where to", &[In(Interface, Set::Ports)], Goto(Chain::Policy)),
             ],
             // Most frames for that group a bridge hands to the host without any other hook, and the host takes IPv4 and UDP out of them.
-            Chain::Host => &[("for the bridge itself", &[In(Interface, Set::Ports), FOR_THE_BRIDGE], Drop)],
+            Chain::Host => &[("for the bridge itself", &[In(Interface, Set::Ports), FOR_THE_BRIDGE], Forged)],
             Chain::Guest => &[
-                ("for the bridge itself", &[FOR_THE_BRIDGE], Drop),
+                ("for the bridge itself", &[FOR_THE_BRIDGE], Forged),
                 ("from its MAC address", &[OfPort(ETHER_SOURCE, Set::Macs)], Goto(Chain::Own)),
-                ("another's MAC address", &[], Drop),
+                ("another's MAC address", &[], Forged),
             ],
             Chain::Own => &[
                 ("ARP", &[Is(ETHER_TYPE, ARP), Is(Protocol, ARP), Read(ARP_TARGET)], Goto(Chain::Arp)),
                 ("IPv4", &[Is(ETHER_TYPE, IPV4), Is(Protocol, IPV4), Read(Transport)], Goto(Chain::Ipv4)),
                 ("IPv6", &[Is(ETHER_TYPE, IPV6), Is(Protocol, IPV6), Read(Transport)], Goto(Chain::Ipv6)),
-                ("nothing of these, as VLAN tags, SNAP, or cut off", &[], Drop),
+                ("nothing of these, as VLAN tags, SNAP, or cut off", &[], Forged),
             ],
             Chain::Arp => ARP_RULES,
             Chain::Ipv4 => IPV4_RULES,
@@ -88,6 +92,9 @@ impl Chain {
             Chain::Towards => policed::TOWARDS_RULES,
             Chain::Towards4 => policed::TOWARDS4_RULES,
             Chain::Towards6 => policed::TOWARDS6_RULES,
+            Chain::OverFrom => rates::OVER_FROM_RULES,
+            Chain::OverTo => rates::OVER_TO_RULES,
+            Chain::Forged => &[("counted", &[In(Interface, Set::Forged)], Drop), ("of no port any more", &[], Drop)],
         }
     }
 }
@@ -109,23 +116,23 @@ const ARP_SENDER: Field = Network(14, 4);
 /// At its end, so that all of it can be read where this can.
 const ARP_TARGET: Field = Network(24, 4);
 const ARP_RULES: &[Rule] = &[
-    ("not of Ethernet", &[IsNot(Network(0, 2), &[0, 1])], Drop),
-    ("not of IPv4", &[IsNot(Network(2, 2), IPV4)], Drop),
-    ("not with a MAC address", &[IsNot(Network(4, 1), &[6])], Drop),
-    ("not with an IPv4 address", &[IsNot(Network(5, 1), &[4])], Drop),
-    ("another's MAC address", &[NotOfPort(Network(8, 6), Set::Macs)], Drop),
-    ("another's address", &[NotOfPort(ARP_SENDER, Set::Ipv4)], Drop),
+    ("not of Ethernet", &[IsNot(Network(0, 2), &[0, 1])], Forged),
+    ("not of IPv4", &[IsNot(Network(2, 2), IPV4)], Forged),
+    ("not with a MAC address", &[IsNot(Network(4, 1), &[6])], Forged),
+    ("not with an IPv4 address", &[IsNot(Network(5, 1), &[4])], Forged),
+    ("another's MAC address", &[NotOfPort(Network(8, 6), Set::Macs)], Forged),
+    ("another's address", &[NotOfPort(ARP_SENDER, Set::Ipv4)], Forged),
     // RFC 5227.
     (
         "whether somebody has its address",
         &[Is(ARP_SENDER, &[0; 4]), Is(ARP_OPERATION, &[0, 1]), OfPort(ARP_TARGET, Set::Ipv4)],
         Return,
     ),
-    ("of no address", &[Is(ARP_SENDER, &[0; 4])], Drop),
+    ("of no address", &[Is(ARP_SENDER, &[0; 4])], Forged),
     ("request", &[Is(ARP_OPERATION, &[0, 1])], Return),
     ("reply", &[Is(ARP_OPERATION, &[0, 2])], Return),
     // RFC 903 and its like.
-    ("reverse ARP", &[], Drop),
+    ("reverse ARP", &[], Forged),
 ];
 
 pub const UDP: &[u8] = &[17];
@@ -143,10 +150,10 @@ const DHCP_REQUEST: Test = Is(Header(8, 3), &[1, 1, 6]);
 const DHCP_MAC: Test = OfPort(Header(36, 6), Set::Macs);
 pub const IPV4_SOURCE: Field = Network(12, 4);
 const IPV4_RULES: &[Rule] = &[
-    ("another's address", &[NotOfPort(IPV4_SOURCE, Set::Ipv4)], Drop),
+    ("another's address", &[NotOfPort(IPV4_SOURCE, Set::Ipv4)], Forged),
     // Before what looks at transport headers: not each kernel knows that a later fragment has none.
     ("later fragment", &[IsNot(IPV4_SOURCE, &[0; 4]), LATER], Return),
-    ("later fragment of no address", &[LATER], Drop),
+    ("later fragment of no address", &[LATER], Forged),
     (
         "DHCP client without an address",
         &[
@@ -160,12 +167,12 @@ const IPV4_RULES: &[Rule] = &[
         ],
         Return,
     ),
-    ("of no address", &[Is(IPV4_SOURCE, &[0; 4])], Drop),
+    ("of no address", &[Is(IPV4_SOURCE, &[0; 4])], Forged),
     // RFC 792 and RFC 1256.
     ("other ICMP", &[Is(Transport, ICMP), IsNot(MESSAGE_TYPE, &[5]), IsNot(MESSAGE_TYPE, &[9])], Return),
-    ("router's, redirect, or cut off", &[Is(Transport, ICMP)], Drop),
+    ("router's, redirect, or cut off", &[Is(Transport, ICMP)], Forged),
     ("groups that somebody is in", &[Is(Transport, IGMP), In(MESSAGE_TYPE, Set::Memberships)], Return),
-    ("router's question for groups, or cut off", &[Is(Transport, IGMP)], Drop),
+    ("router's question for groups, or cut off", &[Is(Transport, IGMP)], Forged),
     ("not UDP", &[IsNot(Transport, UDP)], Return),
     // Most clients look at the port that an offer is for and not at the one that it is from.
     ("no DHCP", &[IsNot(SOURCE_PORT, &[0, 67]), IsNot(TARGET_PORT, &[0, 67]), IsNot(TARGET_PORT, &[0, 68])], Return),
@@ -174,7 +181,7 @@ const IPV4_RULES: &[Rule] = &[
         &[IsNot(SOURCE_PORT, &[0, 67]), Is(TARGET_PORT, &[0, 67]), WHOLE, DHCP_REQUEST, DHCP_MAC],
         Return,
     ),
-    ("DHCP server's, DHCP with another's MAC address, or cut off", &[], Drop),
+    ("DHCP server's, DHCP with another's MAC address, or cut off", &[], Forged),
 ];
 
 pub const ICMPV6: &[u8] = &[58];
@@ -184,16 +191,16 @@ const IPV6_LENGTH: Field = Network(4, 2);
 const IPV6_NEXT: Field = Network(6, 1);
 pub const IPV6_SOURCE: Field = Network(8, 16);
 const IPV6_RULES: &[Rule] = &[
-    ("another's address", &[NotOfPort(IPV6_SOURCE, Set::Ipv6)], Drop),
-    ("nobody can look behind its headers", &[In(Transport, Set::Hidden)], Drop),
-    ("headers in a fragment before the one that matters", &[In(Fragment(0, 1), Set::Hidden)], Drop),
+    ("another's address", &[NotOfPort(IPV6_SOURCE, Set::Ipv6)], Forged),
+    ("nobody can look behind its headers", &[In(Transport, Set::Hidden)], Forged),
+    ("headers in a fragment before the one that matters", &[In(Fragment(0, 1), Set::Hidden)], Forged),
     ("later fragment", &[IsNot(IPV6_SOURCE, &[0; 16]), LATER_OF_IPV6], Return),
-    ("later fragment of no address", &[LATER_OF_IPV6], Drop),
+    ("later fragment of no address", &[LATER_OF_IPV6], Forged),
     ("ICMPv6", &[Is(Transport, ICMPV6)], Goto(Chain::Icmpv6)),
-    ("of no address", &[NO_ADDRESS], Drop),
+    ("of no address", &[NO_ADDRESS], Forged),
     ("not UDP", &[IsNot(Transport, UDP)], Return),
     ("no DHCPv6 server's", &[IsNot(SOURCE_PORT, &[0x02, 0x23]), IsNot(TARGET_PORT, &[0x02, 0x22])], Return),
-    ("DHCPv6 server's, or cut off", &[], Drop),
+    ("DHCPv6 server's, or cut off", &[], Forged),
 ];
 
 const ICMPV6_RULES: &[Rule] = &[
@@ -203,7 +210,7 @@ const ICMPV6_RULES: &[Rule] = &[
         &[Is(MESSAGE_TYPE, &[135]), Is(IPV6_NEXT, ICMPV6)],
         Goto(Chain::Solicitation),
     ),
-    ("of no address", &[NO_ADDRESS], Drop),
+    ("of no address", &[NO_ADDRESS], Forged),
     ("errors and echo", &[In(MESSAGE_TYPE, Set::Messages)], Return),
     (
         "neighbour advertisement, without headers before it",
@@ -215,7 +222,7 @@ const ICMPV6_RULES: &[Rule] = &[
         &[Is(MESSAGE_TYPE, &[133]), Is(IPV6_NEXT, ICMPV6)],
         Goto(Chain::Router),
     ),
-    ("router's, redirect, any other, or cut off", &[], Drop),
+    ("router's, redirect, any other, or cut off", &[], Forged),
 ];
 
 /// Of a neighbour solicitation or advertisement, which is right behind the IPv6 header, as is what follows.
@@ -231,14 +238,14 @@ const SOLICITATION_RULES: &[Rule] = &[
         &[NO_ADDRESS, OfPort(TARGET, Set::Ipv6), Is(IPV6_LENGTH, &[0, 32]), Is(OPTION, &[14, 1])],
         Return,
     ),
-    ("of no address", &[NO_ADDRESS], Drop),
+    ("of no address", &[NO_ADDRESS], Forged),
     ("who has that address", &[Is(IPV6_LENGTH, &[0, 24])], Return),
     (
         "who has that address, from its MAC address",
         &[Is(IPV6_LENGTH, &[0, 32]), Is(OPTION, &[1, 1]), OfPort(OPTION_MAC, Set::Macs)],
         Return,
     ),
-    ("another's MAC address, or other options", &[], Drop),
+    ("another's MAC address, or other options", &[], Forged),
 ];
 const ADVERTISEMENT_RULES: &[Rule] = &[
     ("its address", &[OfPort(TARGET, Set::Ipv6), Is(IPV6_LENGTH, &[0, 24])], Return),
@@ -247,7 +254,7 @@ const ADVERTISEMENT_RULES: &[Rule] = &[
         &[OfPort(TARGET, Set::Ipv6), Is(IPV6_LENGTH, &[0, 32]), Is(OPTION, &[2, 1]), OfPort(OPTION_MAC, Set::Macs)],
         Return,
     ),
-    ("another's address or MAC address, or other options", &[], Drop),
+    ("another's address or MAC address, or other options", &[], Forged),
 ];
 /// The same of a router solicitation.
 const ROUTER_OPTION: Field = Network(48, 2);
@@ -259,7 +266,7 @@ const ROUTER_RULES: &[Rule] = &[
         &[Is(IPV6_LENGTH, &[0, 16]), Is(ROUTER_OPTION, &[1, 1]), OfPort(ROUTER_OPTION_MAC, Set::Macs)],
         Return,
     ),
-    ("another's MAC address, or other options", &[], Drop),
+    ("another's MAC address, or other options", &[], Forged),
 ];
 
 /// The table's name.
@@ -303,7 +310,11 @@ impl Element {
 /// What a port's guest may send from, by the port's interface.
 pub fn elements(interface: &str, mac: Mac, addresses: impl Iterator<Item = IpAddr>) -> Vec<Element> {
     let of_port = |set, bytes: &[u8]| Element::new(set, [&name(interface), bytes].concat());
-    let mut elements = vec![of_port(Set::Ports, &[]), of_port(Set::Macs, &[&mac.bytes()[..], &[0; 2]].concat())];
+    let mut elements = vec![
+        of_port(Set::Ports, &[]),
+        of_port(Set::Macs, &[&mac.bytes()[..], &[0; 2]].concat()),
+        of_port(Set::Forged, &[]),
+    ];
     let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
     for address in addresses {
         match address {
@@ -428,5 +439,9 @@ fn describe(attributes: &mut Attributes, set: Set) {
     if set.counts() {
         // NFTA_SET_EXPR: NFTA_EXPR_NAME, NFTA_EXPR_DATA.
         attributes.nested(17, |one| _ = one.text(1, "counter").nested(2, |_| ()));
+    }
+    if set.limits() {
+        // Without it nft(8) reads no element that has one. Each has its own in the place of this.
+        attributes.nested(17, |one| Limit::of(1).write(one));
     }
 }

@@ -157,6 +157,16 @@ pub enum Set {
     Asked4,
     /// The same of IPv6.
     Asked6,
+    /// Ports with what their guests may send, each with a limit that is met beyond that.
+    RatesFrom,
+    /// And with what they may be sent.
+    RatesTo,
+    /// The same ports, with what was dropped of what their guests have sent beyond that.
+    OverFrom,
+    /// And of what they were sent.
+    OverTo,
+    /// The ports, with what was dropped of theirs as forged.
+    Forged,
     /// The networks' bridges.
     Networks,
     /// Each of them with itself: what goes by way of it and comes by it.
@@ -199,7 +209,7 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 47] = [
+    pub const ALL: [Set; 52] = [
         Set::Ports,
         Set::Macs,
         Set::Ipv4,
@@ -228,6 +238,11 @@ impl Set {
         Set::Ended6,
         Set::Asked4,
         Set::Asked6,
+        Set::RatesFrom,
+        Set::RatesTo,
+        Set::OverFrom,
+        Set::OverTo,
+        Set::Forged,
         Set::Networks,
         Set::Pairs,
         Set::Outward,
@@ -298,6 +313,11 @@ impl Set {
             Set::Ended6 => "ended6",
             Set::Asked4 => "asked4",
             Set::Asked6 => "asked6",
+            Set::RatesFrom => "rates_from",
+            Set::RatesTo => "rates_to",
+            Set::OverFrom => "over_from",
+            Set::OverTo => "over_to",
+            Set::Forged => "forged",
         }
     }
 
@@ -310,6 +330,7 @@ impl Set {
     pub fn key(self) -> &'static [Type] {
         match self {
             Set::Ports | Set::Policed | Set::Policies | Set::Allowed | Set::Denied => &[Type::Interface],
+            Set::RatesFrom | Set::RatesTo | Set::OverFrom | Set::OverTo | Set::Forged => &[Type::Interface],
             Set::Macs | Set::Doors => &[Type::Interface, Type::Mac],
             Set::Ipv4 => &[Type::Interface, Type::Ipv4],
             Set::Ipv6 | Set::Links => &[Type::Interface, Type::Ipv6],
@@ -371,7 +392,12 @@ impl Set {
 
     /// Whether each of its elements counts what it was found for.
     pub fn counts(self) -> bool {
-        matches!(self, Set::Allowed | Set::Denied)
+        matches!(self, Set::Allowed | Set::Denied | Set::OverFrom | Set::OverTo | Set::Forged)
+    }
+
+    /// Whether each of its elements has a limit, below which it is not found.
+    pub fn limits(self) -> bool {
+        matches!(self, Set::RatesFrom | Set::RatesTo)
     }
 
     /// What is in it for ever.
@@ -464,11 +490,20 @@ pub enum Chain {
     Towards4,
     /// IPv6.
     Towards6,
+    /// What a guest sends beyond its rate.
+    OverFrom,
+    /// What it is sent beyond that.
+    OverTo,
+    /// What a guest must not send.
+    Forged,
 }
 
 impl Chain {
     /// All of them, in an order in which each is there before what leads to it.
-    pub const ALL: [Chain; 35] = [
+    pub const ALL: [Chain; 38] = [
+        Chain::Forged,
+        Chain::OverFrom,
+        Chain::OverTo,
         Chain::Allowed,
         Chain::Denied,
         Chain::Asks4,
@@ -544,6 +579,9 @@ impl Chain {
             Chain::Towards => "towards",
             Chain::Towards4 => "towards_ipv4",
             Chain::Towards6 => "towards_ipv6",
+            Chain::OverFrom => "over_rate_from",
+            Chain::OverTo => "over_rate_to",
+            Chain::Forged => "guest_forged",
         }
     }
 

@@ -3,6 +3,7 @@
 mod frames;
 mod kept;
 mod policy;
+mod rates;
 
 use std::{
     fs::File,
@@ -43,7 +44,7 @@ fn sources(list: &[&str]) -> Sources {
 
 /// One of `br0`, without a policy.
 fn sender<'a>(interface: &'a str, mac: Mac, sources: &'a Sources) -> Sender<'a> {
-    Sender { interface, mac, sources, network: "br0", workload: interface, policy: None }
+    Sender { interface, mac, sources, network: "br0", workload: interface, policy: None, rate: Rate::default() }
 }
 
 fn filter() -> Filter {

@@ -20,7 +20,7 @@ use crate::{
     netlink::{Question, messages},
 };
 
-use super::table::Family;
+use super::{rates::Limit, table::Family};
 
 /// NFNL_SUBSYS_NFTABLES, in the upper half of a message's type.
 const SUBSYSTEM: u16 = 10;
@@ -227,7 +227,7 @@ impl Attributes {
         self.bytes.len() + more + HEADER <= LONGEST
     }
 
-    fn finish(self) -> Result<Vec<u8>, Malformed> {
+    pub fn finish(self) -> Result<Vec<u8>, Malformed> {
         if self.too_long { Err(Malformed("request, of which a part is too long to be sent")) } else { Ok(self.bytes) }
     }
 }
@@ -301,6 +301,8 @@ pub struct Item {
     pub data: Vec<u8>,
     /// What whoever put it there has noted with it, as nft(8) has it ([`comment`](super::policies::comment)); else empty.
     pub noted: Vec<u8>,
+    /// Beyond what it is found.
+    pub limit: Option<Limit>,
 }
 
 /// What an element has that is not whoever put it there's: it ages, and counts. As the kernel has it; empty where there is none of it.
@@ -479,6 +481,10 @@ fn item(element: &[u8]) -> Result<(Item, Life), Malformed> {
                 *value = data.value().to_vec();
             }
         }
+    }
+    item.limit = Limit::read(&life.expression);
+    if item.limit.is_some() {
+        life.expression.clear();
     }
     Ok((item, life))
 }

@@ -4,7 +4,7 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     process::Command,
     time::Duration,
 };
@@ -103,6 +103,39 @@ pub async fn close(tap: std::os::fd::OwnedFd, index: u32) {
     drop(tap);
     let there = || interfaces().iter().filter_map(|name| interface(name)).any(|found| found["ifindex"] == index);
     settle("the TAP is gone", || !there()).await;
+}
+
+/// The MAC address of a guest that [`sends`].
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+/// An address beyond the host.
+pub const FAR: [u8; 4] = [198, 51, 100, 7];
+
+/// Has the guest of `vm-web` send a datagram to that port of the address; the kernel has looked at it when this returns.
+pub fn sends(tap: &OwnedFd, to: [u8; 4], port: u16) {
+    sends_with(tap, MAC, to, port, 0);
+}
+
+/// The same from that MAC address, with so many bytes in it.
+pub fn sends_with(tap: &OwnedFd, from: [u8; 6], to: [u8; 4], port: u16, bytes: u16) {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 42, 0, 9];
+    packet[2..4].copy_from_slice(&(28 + bytes).to_be_bytes());
+    packet.extend(to);
+    let sum: u32 = packet.chunks_exact(2).map(|two| u32::from(u16::from_be_bytes([two[0], two[1]]))).sum();
+    packet[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+    packet.extend([[0x10, 0], port.to_be_bytes(), (8 + bytes).to_be_bytes(), [0, 0]].concat());
+    packet.resize(packet.len() + usize::from(bytes), 0);
+    let frame = [&[0; 12][..], &[2, 0, 0, 0, 0, 0xee], &from, &[8, 0], &packet].concat();
+    assert_eq!(rustix::io::write(tap, &frame), Ok(frame.len()));
+}
+
+/// The elements of a set, as nft(8) lists them.
+pub fn elements(set: &str) -> Vec<serde_json::Value> {
+    let output = std::process::Command::new("nft").args(["-j", "list", "ruleset"]).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let sets = listed["nftables"].as_array().unwrap().iter().flat_map(|one| [&one["set"], &one["map"]]);
+    let found = sets.into_iter().find(|one| one["table"] == "volt-vmm" && one["name"] == set);
+    found.and_then(|set| set["elem"].as_array().cloned()).unwrap_or_default()
 }
 
 /// The program under test, in the calling thread's network namespace, and its folder.

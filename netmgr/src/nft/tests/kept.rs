@@ -270,6 +270,7 @@ fn nft_lists_the_rules_of_the_model_and_the_elements_of_its_ports() {
                 assert_eq!(said["comment"], *about);
                 let end = match verdict {
                     Verdict::Drop => json!({"drop": null}),
+                    Verdict::Forged => json!({"goto": {"target": Chain::Forged.name()}}),
                     Verdict::Return => json!({"return": null}),
                     Verdict::Jump(to) => json!({"jump": {"target": to.name()}}),
                     Verdict::Goto(to) => json!({"goto": {"target": to.name()}}),
@@ -488,7 +489,7 @@ fn more_elements_than_an_attribute_holds_are_all_there() {
         let (objects, elements) = filter.look().unwrap();
         let expected: BTreeSet<Element> =
             filter.elements.values().flatten().cloned().chain(rules::constants()).collect();
-        assert_eq!(expected.len(), 4000 * 7 + rules::constants().count());
+        assert_eq!(expected.len(), 4000 * 8 + rules::constants().count());
         assert_eq!(elements.len(), expected.len());
         assert!(elements == expected);
         assert_eq!(filter.known.as_ref().map(|known| &known.objects), Some(&objects));
