@@ -45,6 +45,9 @@ const minRate :UInt64 = 1000;
 const maxRate :UInt64 = 10000000000;
 # Bytes a second of a `Rate`, unless it is 0.
 
+const maxWaitingEvents :UInt32 = 256;
+# Events of a network that are kept for who watches it and has not taken them yet.
+
 struct NetworkConfig {
   name @0 :Text;
   # Of the bridge interface: 1 to 15 bytes of [A-Za-z0-9_.-], not starting with a dot or a dash, and not "all" or "default".
@@ -124,6 +127,33 @@ interface Network {
   setRate @10 (workload :Text, rate :Rate) -> ();
   # Has the port of that workload carry no more than that, from the next packet on; who holds the port can lower it, and nothing else.
   # Errors: notFound (it has no port here), invalidArgument, unavailable (this kernel filters nothing on bridges).
+
+  watch @11 () -> (watcher :PortWatcher);
+  # What becomes of its ports from now on: whoever then asks for `ports` misses none.
+}
+
+interface PortWatcher {
+  # Holding this allows hearing what becomes of the ports of one network.
+
+  next @0 () -> (events :List(PortEvent), missed :Bool);
+  # What has come about since the last answer, in order; waits until there is something. `maxWaitingEvents` are kept: `missed` says that older ones are not
+  # among these, and that `Network.ports` has to say what there is now. Of several calls one after the other is answered. Errors: revoked (the network was
+  # removed).
+}
+
+struct PortEvent {
+  what @0 :PortChange;
+  workload @1 :Text;
+  interfaceName @2 :Text;
+}
+
+enum PortChange {
+  attached @0;
+  # It is there, and on the bridge.
+  gone @1;
+  # It carries nothing any more: it was given back, or lost.
+  changed @2;
+  # It was given another policy or rate, or brought back to what it should be after something else on the host had changed it.
 }
 
 struct Rate {

@@ -13,6 +13,7 @@ mod attribute;
 mod bridge;
 mod config;
 mod error;
+mod events;
 mod forwarding;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

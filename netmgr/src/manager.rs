@@ -34,6 +34,7 @@ use crate::{
     bridge,
     config::{self, Config},
     error::Error,
+    events::{Change, Watching},
     instance::Instance,
     link::Link,
     mark,
@@ -496,6 +497,11 @@ impl Manager {
         Ok(facts.collect())
     }
 
+    /// What becomes of a network's ports from now on.
+    pub fn watch(&mut self, id: &NetworkId) -> Result<Watching, Error> {
+        Ok(find(&mut self.networks, id)?.events.watch())
+    }
+
     /// Makes a tenant.
     pub fn tenant(&mut self, name: &str) -> Result<TenantId, Error> {
         if self.tenants.len() >= MAX_TENANTS {
@@ -653,6 +659,7 @@ impl Manager {
             held: Some(held),
         };
         let facts = PortFacts::of(&port, workload, &network.config);
+        network.events.tell(Change::Attached, workload, &port.interface);
         network.ports.insert(workload.clone(), port);
         let id = PortId { network: id.clone(), workload: workload.clone(), serial };
         Ok(NewPort { id, facts, tap, state: seen })
@@ -749,6 +756,7 @@ impl Manager {
             let mut found = network.ports.extract_if(.., |name, port| *name == id.workload && port.is(id.serial));
             let Some((_, port)) = found.next() else { continue };
             drop(found);
+            network.events.tell(Change::Gone, &id.workload, &port.interface);
             ports.push((network.index, id, port));
         }
         let wanted = ports

@@ -2,7 +2,7 @@
 //! Runs on the rtnl thread.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry as Place},
     mem,
     os::fd::OwnedFd,
     sync::{
@@ -20,6 +20,7 @@ use crate::{
     announce, bridge,
     config::{Config, Kind},
     error::Error,
+    events::{Change, Events},
     forwarding::Entry,
     instance::Instance,
     link::Link,
@@ -213,6 +214,8 @@ pub struct Network {
     pub ports: BTreeMap<String, Port>,
     /// What has been of ports that are not there any more, until it has ended too.
     pub left: Vec<Left>,
+    /// For those who watch these.
+    pub events: Events,
     /// Why it is not as it should be, once that was said.
     trouble: Option<String>,
 }
@@ -220,7 +223,8 @@ pub struct Network {
 impl Network {
     /// One whose bridge has that index, without ports.
     pub fn new(serial: u64, index: u32, config: Config) -> Network {
-        Network { serial, index, config, policy: None, ports: BTreeMap::new(), left: Vec::new(), trouble: None }
+        let (ports, events) = (BTreeMap::new(), Events::default());
+        Network { serial, index, config, policy: None, ports, events, left: Vec::new(), trouble: None }
     }
 
     /// What the rules know of it, whose bridge has that name at present.
@@ -256,7 +260,9 @@ impl Network {
                     tenant: None,
                     slot: None,
                 });
-                self.ports.entry(mark.workload).or_insert_with(|| Port {
+                let Place::Vacant(place) = self.ports.entry(mark.workload) else { continue };
+                self.events.tell(Change::Attached, place.key(), &interface);
+                place.insert(Port {
                     kind,
                     index: link.index,
                     interface,
@@ -353,7 +359,7 @@ impl Network {
 
     /// Brings back the ports that are not as they should be, and forgets those whose interface is gone; whether there was one to mend.
     pub fn mend_ports(&mut self, rtnl: &mut Rtnl, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
-        let Network { index: bridge, config, ports, left, .. } = self;
+        let Network { index: bridge, config, ports, left, events, .. } = self;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let kept = if ports.is_empty() { Vec::new() } else { rtnl.forwarding(*bridge)? };
         let kept: BTreeSet<(u32, [u8; 6])> =
@@ -372,9 +378,14 @@ impl Network {
                     port.lose(workload, &config.name);
                     let (sources, published) = (port.sources.clone(), mem::take(&mut port.published));
                     left.push(Left { sources, published });
+                    events.tell(Change::Gone, workload, &port.interface);
                     return false;
                 }
-                Ok(Some(changed)) => mended |= changed,
+                Ok(Some(true)) => {
+                    mended = true;
+                    events.tell(Change::Changed, workload, &port.interface);
+                }
+                Ok(Some(false)) => {}
                 Err(error) => failed = Some(error),
             }
             true
@@ -399,11 +410,16 @@ impl Network {
     pub fn confirm(&mut self, rtnl: &mut Rtnl, owner: &Instance, workload: &str) -> Result<bool, Error> {
         let Some(port) = self.ports.get(workload) else { return Ok(false) };
         let wanted = port.wanted(workload, &self.config.name, self.index, owner);
-        let there = port::mend(rtnl, &wanted, port.index)?.is_some();
-        if !there {
-            port.lose(workload, &self.config.name);
-            self.left.extend(self.ports.remove(workload).map(Port::left));
+        let found = port::mend(rtnl, &wanted, port.index)?;
+        match found {
+            Some(true) => self.events.tell(Change::Changed, workload, &port.interface),
+            Some(false) => {}
+            None => {
+                port.lose(workload, &self.config.name);
+                self.events.tell(Change::Gone, workload, &port.interface);
+                self.left.extend(self.ports.remove(workload).map(Port::left));
+            }
         }
-        Ok(there)
+        Ok(found.is_some())
     }
 }

@@ -2,6 +2,7 @@
 //! Touches the fd lane. Must never make a system call about the network.
 
 mod published;
+mod watcher;
 
 use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -24,6 +25,7 @@ use service::Owner;
 use sha2::{Digest, Sha256};
 
 use self::published::{publish, unpublish};
+use self::watcher::Watcher;
 use crate::{
     config::{Config, Kind},
     error::Error,
@@ -374,6 +376,17 @@ impl network::Server for Network {
         let (id, workload) = (self.id.clone(), workload.map_err(&failed)?.to_owned());
         let rate = read_rate(params.get_rate()).map_err(&failed)?;
         self.context.manager.ask(move |manager| manager.set_rate_of(&id, &workload, rate)).await.map_err(failed)
+    }
+
+    async fn watch(
+        self: Rc<Self>,
+        _: network::WatchParams,
+        mut results: network::WatchResults,
+    ) -> Result<(), capnp::Error> {
+        let (id, failed) = (self.id.clone(), while_trying(format!("watch network {}", self.id.name)));
+        let watching = self.context.manager.ask(move |manager| manager.watch(&id)).await.map_err(failed)?;
+        results.get().set_watcher(new_client(Watcher::new(&self.id.name, watching)));
+        Ok(())
     }
 
     async fn restore(

@@ -10,7 +10,7 @@ use common::*;
 use ipc::{Code, Connection};
 use schema::{
     host_capnp::{host, tenant},
-    network_capnp::{network, policy, port, port_factory},
+    network_capnp::{network, policy, port, port_factory, port_watcher},
 };
 use testrig::{
     handed::{hand_over, know_only},
@@ -29,7 +29,10 @@ fn what_is_narrow_leads_to_nothing_wider() {
             let port = owner.tap(&factory, "vm-web").await.unwrap();
             let made = owner.connection.call("make a policy", DEADLINE, network.policy_request().send()).await.unwrap();
             let policy = made.get().unwrap().get_policy().unwrap();
+            let watched = owner.connection.call("watch", DEADLINE, network.watch_request().send()).await.unwrap();
+            let watcher = watched.get().unwrap().get_watcher().unwrap();
             let narrow = [
+                (&watcher.client, port_watcher::Client::TYPE_ID),
                 (&policy.client, policy::Client::TYPE_ID),
                 (&port.client, port::Client::TYPE_ID),
                 (&factory.client, port_factory::Client::TYPE_ID),

@@ -1,10 +1,13 @@
-//! What ports carry: how much of it they may, and what is counted of it. Runs the program as root, each test in a network namespace of its own. (What rates do to frames: `src/nft/tests/rates.rs`.)
+//! What ports carry: how much of it they may, what is counted of it, and who is told what becomes of them. Runs the program as root, each test in a network
+//! namespace of its own. (What rates do to frames: `src/nft/tests/rates.rs`.)
 
 mod common;
 
 use common::*;
 use ipc::{Code, Fault};
-use schema::network_capnp::{MAX_RATE, MIN_RATE, network, port, port_factory, rate};
+use schema::network_capnp::{
+    MAX_RATE, MAX_WAITING_EVENTS, MIN_RATE, PortChange, network, port, port_factory, port_watcher, rate,
+};
 
 /// From the guest, and to it.
 type Rate = (u64, u64);
@@ -126,6 +129,72 @@ fn what_a_port_carries_and_what_was_dropped_is_counted_for_its_holder_and_the_ne
             }
             let (forged, over, ..) = stats().await;
             assert_eq!((forged, over.1), ((1, 28), over.0 * 1400));
+        });
+    });
+}
+
+async fn watch(client: &Client, network: &network::Client) -> port_watcher::Client {
+    let answer = client.connection.call("watch", DEADLINE, network.watch_request().send()).await.unwrap();
+    answer.get().unwrap().get_watcher().unwrap()
+}
+
+/// What is told next: what has become of whose port; and whether some is missing.
+async fn next(client: &Client, watcher: &port_watcher::Client) -> Result<(Vec<(PortChange, String)>, bool), Fault> {
+    let answer = client.connection.call("hear", DEADLINE, watcher.next_request().send()).await?;
+    let events = answer.get()?.get_events()?.iter();
+    let events = events.map(|event| (event.get_what().unwrap(), event.get_workload().unwrap().to_string().unwrap()));
+    Ok((events.collect(), answer.get()?.get_missed()))
+}
+
+#[test]
+fn who_watches_a_network_hears_of_each_port_and_nobody_s_slowness_costs_another() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let (client, other) = (netmgr.connect().await, netmgr.connect().await);
+            let network = client.define_default().await;
+            let factory = client.factory(&network, 9).await.unwrap();
+            let (watcher, slow) =
+                (watch(&client, &network).await, watch(&other, &other.network("volt0").await.unwrap()).await);
+            // One that waits hears of what comes, and is in nobody's way.
+            let waits = watcher.next_request().send();
+            let port = web(&client, &factory).await;
+            let answer = client.connection.call("hear", DEADLINE, waits).await.unwrap();
+            let event = answer.get().unwrap().get_events().unwrap().get(0);
+            assert_eq!(event.get_what().unwrap(), PortChange::Attached);
+            assert_eq!(event.get_interface_name().unwrap(), "tap-web");
+            set(&client, &port, (MIN_RATE, 0)).await.unwrap();
+            let web = |what| (vec![(what, "vm-web".to_owned())], false);
+            assert_eq!(next(&client, &watcher).await.unwrap(), web(PortChange::Changed));
+            ip("link set tap-web down");
+            assert_eq!(next(&client, &watcher).await.unwrap(), web(PortChange::Changed));
+            client.release(&port).await.unwrap();
+            assert_eq!(next(&client, &watcher).await.unwrap(), web(PortChange::Gone));
+            let lost = client.tap(&factory, "vm-lost").await.unwrap();
+            ip("link del tap-lost");
+            client.lost(&lost).await.unwrap();
+            let expected = [PortChange::Attached, PortChange::Gone].map(|what| (what, "vm-lost".to_owned()));
+            let mut told = Vec::new();
+            while told.len() < expected.len() {
+                told.extend(next(&client, &watcher).await.unwrap().0);
+            }
+            assert_eq!(told, expected);
+            // A call that was given up has taken nothing away.
+            drop(watcher.next_request().send());
+            let port = self::web(&client, &factory).await;
+            assert_eq!(next(&client, &watcher).await.unwrap(), web(PortChange::Attached));
+            for _ in 0..MAX_WAITING_EVENTS {
+                set(&client, &port, (MIN_RATE, 0)).await.unwrap();
+            }
+            let (told, missed) = next(&other, &slow).await.unwrap();
+            assert_eq!((told.len(), missed), (MAX_WAITING_EVENTS as usize, true));
+            assert!(told.iter().all(|(what, _)| *what == PortChange::Changed));
+            assert_eq!(next(&client, &watcher).await.unwrap().0.len(), MAX_WAITING_EVENTS as usize);
+            // And of the network's end.
+            client.release(&port).await.unwrap();
+            client.remove("volt0").await.unwrap();
+            assert_eq!(next(&client, &watcher).await.unwrap(), web(PortChange::Gone));
+            assert_eq!(code(next(&client, &watcher).await), Some(Code::Revoked));
         });
     });
 }

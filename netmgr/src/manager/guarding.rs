@@ -8,6 +8,7 @@ use schema::policy::Rules;
 use super::{Account, Manager, NetworkId, PortId, Stats, find};
 use crate::{
     error::Error,
+    events::Change,
     link::Link,
     names::Kind,
     network::{Network, Port},
@@ -200,6 +201,7 @@ impl Manager {
             None => {}
         }
         port.rate = rate;
+        network.events.tell(Change::Changed, workload, &port.interface);
         Ok(())
     }
 
@@ -215,6 +217,7 @@ impl Manager {
         }
         let marked = port.policy.is_some() == policy.is_some();
         port.policy = policy;
+        network.events.tell(Change::Changed, workload, &port.interface);
         // A netmgr that does not find the rules again has to know that there were some.
         if !marked {
             network.confirm(rtnl, instance, workload)?;
