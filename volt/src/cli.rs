@@ -206,7 +206,8 @@ pub enum PortCommand {
     Publish(PublishArgs),
     /// Take back that ports of the host lead to a guest. Connections by way of them end.
     Unpublish(PublishArgs),
-    /// List what the ports' policies have allowed and denied, in packets and bytes.
+    /// List what the ports' guests have sent and received, in packets and bytes, and what of it was dropped: by their policies, as
+    /// forged, and beyond their rates.
     Stats,
 }
 

@@ -79,9 +79,26 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
         }),
         Command::Port(PortCommand::Stats) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
             let rows = networks::ports(first(&links)?).await?.into_iter();
-            let rows: Vec<_> =
-                rows.map(|[network, workload, .., a, b, c, d]| [network, workload, a, b, c, d]).collect();
-            print_rows(&["NETWORK", "WORKLOAD", "ALLOWED", "BYTES", "DENIED", "BYTES"], &rows)
+            let rows: Vec<_> = rows
+                .map(|[network, workload, _, _, _, _, a, b, c, d, e, f, g, h]| {
+                    [network, workload, a, b, c, d, e, f, g, h]
+                })
+                .collect();
+            print_rows(
+                &[
+                    "NETWORK",
+                    "WORKLOAD",
+                    "SENT",
+                    "RECEIVED",
+                    "ALLOWED",
+                    "DENIED",
+                    "FORGED",
+                    "RATE",
+                    "OVER SENT",
+                    "OVER RECEIVED",
+                ],
+                &rows,
+            )
         }),
         Command::Port(PortCommand::Policy(args)) => port_policy(&paths, policy, args),
         Command::Port(PortCommand::Publish(args)) => publish(&paths, policy, args),

@@ -10,7 +10,7 @@ use disk::SECTOR;
 use schema::{
     limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
     names,
-    network_capnp::MAX_PUBLISHED,
+    network_capnp::{MAX_PUBLISHED, MAX_RATE, MIN_RATE},
     policy::Rules,
 };
 use serde::Deserialize;
@@ -36,7 +36,7 @@ pub struct VmConfig {
     pub initrd: Option<PathBuf>,
     pub cmdline: String,
     pub disks: Vec<Disk>,
-    pub nets: Vec<String>,
+    pub nets: Vec<Net>,
     /// Ports of the host that lead to the guest by its first card.
     pub publish: Vec<Publish>,
     pub vcpus: u16,
@@ -61,6 +61,20 @@ pub enum KernelRef {
 pub struct Disk {
     pub path: PathBuf,
     pub read_only: bool,
+}
+
+/// One card.
+#[derive(Debug, PartialEq, Eq, Clone)]
+pub struct Net {
+    pub network: String,
+    pub rate: Rate,
+}
+
+/// Bytes a second that a card carries; 0 for as much as there is.
+#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+pub struct Rate {
+    pub from_guest: u64,
+    pub to_guest: u64,
 }
 
 /// The TOML file: the same keys as the flags.
@@ -114,6 +128,14 @@ struct FileNet {
     network: String,
     #[serde(default)]
     publish: Vec<String>,
+    rate: Option<FileRate>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FileRate {
+    from_guest: Option<String>,
+    to_guest: Option<String>,
 }
 
 impl VmConfig {
@@ -149,9 +171,9 @@ impl VmConfig {
         let publish = if args.publish.is_empty() { of_file } else { &args.publish };
         let publish = publish.iter().map(|text| text.parse()).collect::<Result<Vec<Publish>, _>>()?;
         let nets = if args.nets.is_empty() {
-            file_net.into_iter().map(|card| card.network).collect()
+            file_net.into_iter().map(Net::read).collect::<Result<_, _>>()?
         } else {
-            args.nets.clone()
+            args.nets.iter().map(|network| Net { network: network.clone(), rate: Rate::default() }).collect()
         };
         let memory = match args.memory.as_ref().or(file.memory.as_ref()) {
             Some(text) => parse_size(text)?,
@@ -205,8 +227,8 @@ impl VmConfig {
             return Err(ArgumentError::NoCard.into());
         }
         for (n, net) in self.nets.iter().enumerate() {
-            if self.nets.iter().take(n).any(|other| other == net) {
-                return Err(ArgumentError::Twice(net.clone()).into());
+            if self.nets.iter().take(n).any(|other| other.network == net.network) {
+                return Err(ArgumentError::Twice(net.network.clone()).into());
             }
         }
         Ok(())
@@ -224,6 +246,30 @@ impl VmConfig {
         }
         Ok(())
     }
+}
+
+impl Net {
+    fn read(FileNet { network, rate, .. }: FileNet) -> Result<Net, ArgumentError> {
+        let way = |text: Option<&String>| text.map_or(Ok(0), |text| parse_rate(text));
+        let rate = match rate {
+            Some(FileRate { from_guest, to_guest }) => {
+                Rate { from_guest: way(from_guest.as_ref())?, to_guest: way(to_guest.as_ref())? }
+            }
+            None => Rate::default(),
+        };
+        Ok(Net { network, rate })
+    }
+}
+
+/// Parses `100Mbit`, of a second: a whole number and one of the units of links' speeds, which are decimal; gives bytes.
+fn parse_rate(text: &str) -> Result<u64, ArgumentError> {
+    let units = [("kbit", 1000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000_u64)];
+    let bits = units.iter().find_map(|(unit, bits)| {
+        let digits = text.strip_suffix(unit).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
+        digits.parse::<u64>().ok()?.checked_mul(*bits)
+    });
+    let bytes = bits.map(|bits| bits / 8).filter(|bytes| (MIN_RATE..=MAX_RATE).contains(bytes));
+    bytes.ok_or_else(|| ArgumentError::Rate(text.to_owned()))
 }
 
 /// The rules of a policy, as `flag` gives them.
@@ -496,6 +542,30 @@ mod tests {
         });
         assert!(matches!(error, Error::VmFileMalformed { .. }));
         assert!(error.fault().why.contains("memroy"), "{error:?}");
+    }
+
+    #[test]
+    fn rate_of_a_card_is_in_units_of_links_within_its_limits_and_a_wrong_one_is_named() {
+        let with = |rate: &str| {
+            let text = format!("name='web'\nkernel='./k'\n[[net]]\nnetwork='volt0'\nrate={{{rate}}}");
+            let merged = VmConfig::merged(&RunArgs::default(), parse_file(&text).unwrap(), Path::new("/nowhere"));
+            merged.map(|config| config.nets[0].rate)
+        };
+        for (text, from_guest, to_guest) in [
+            ("", 0, 0),
+            ("from-guest='8kbit'", MIN_RATE, 0),
+            ("to-guest='80Gbit', from-guest='100Mbit'", 12_500_000, MAX_RATE),
+        ] {
+            assert_eq!(with(text).unwrap(), Rate { from_guest, to_guest }, "{text}");
+        }
+        for wrong in ["7kbit", "81Gbit", "10M", "-1Mbit", "Mbit", "1.5Gbit", "99999999999999999999kbit", ""] {
+            for way in ["from-guest", "to-guest"] {
+                let error = with(&format!("{way}={wrong:?}")).unwrap_err().fault().to_string();
+                assert!(error.contains(&format!("{wrong:?}")) && error.contains("100Mbit"), "{error}");
+            }
+        }
+        let unknown = "name='web'\nkernel='./k'\n[[net]]\nnetwork='volt0'\nrate={up='1Mbit'}";
+        assert!(parse_file(unknown).unwrap_err().to_string().contains("from-guest"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use schema::{
     limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
     names,
-    network_capnp::MAX_PUBLISHED,
+    network_capnp::{MAX_PUBLISHED, MAX_RATE, MIN_RATE},
 };
 
 use crate::{
@@ -43,13 +43,15 @@ pub fn vm_files(data: &[u8]) {
     assert!((1..=MAX_VCPUS).contains(&vcpus));
     assert!((MIN_MEMORY..=MAX_MEMORY).contains(&memory) && memory.is_multiple_of(1 << 20));
     assert!(disks.len() <= MAX_DEVICES && nets.len() <= MAX_DEVICES);
-    assert_eq!(nets.iter().collect::<BTreeSet<_>>().len(), nets.len());
     assert!(publish.is_empty() || !nets.is_empty());
     assert!(publish.iter().map(Publish::count).sum::<usize>() <= MAX_PUBLISHED as usize);
     for (n, one) in publish.iter().enumerate() {
         assert_eq!(one.to_string().parse().as_ref(), Ok(one));
         assert!(!publish.iter().take(n).any(|other| other.overlaps(one)));
     }
+    assert_eq!(nets.iter().map(|net| &net.network).collect::<BTreeSet<_>>().len(), nets.len());
+    let rates = nets.iter().flat_map(|net| [net.rate.from_guest, net.rate.to_guest]);
+    assert!(rates.filter(|rate| *rate != 0).all(|rate| (MIN_RATE..=MAX_RATE).contains(&rate)));
     assert!(cmdline.len() + IP_WORDS * nets.len() <= MAX_CMDLINE && cmdline::is_closed(&cmdline));
 }
 

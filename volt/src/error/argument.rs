@@ -57,6 +57,9 @@ pub enum ArgumentError {
     /// Ports that would lead to no card.
     #[error("a VM without a card has no ports that could be published")]
     NoCard,
+    /// Text that is no rate of a card.
+    #[error("{0:?} is not a rate between 8kbit and 80Gbit")]
+    Rate(String),
     /// One card on a network.
     #[error("{0} is given twice")]
     Twice(String),
@@ -77,6 +80,7 @@ impl ArgumentError {
             | ArgumentError::TooManyPublished { .. }
             | ArgumentError::NotTheFirst(_)
             | ArgumentError::NoCard => "--publish",
+            ArgumentError::Rate(_) => "[[net]]",
             ArgumentError::Twice(_) => "--net",
         }
     }
@@ -105,6 +109,7 @@ impl ArgumentError {
             ArgumentError::TooManyPublished { .. } => "Give fewer".into(),
             ArgumentError::NotTheFirst(_) => "Publish on the first card, or put this one first".into(),
             ArgumentError::NoCard => "Give it one: --net volt0".into(),
+            ArgumentError::Rate(_) => "Write a whole number and a unit: 500kbit, 100Mbit, 10Gbit".into(),
             ArgumentError::Twice(_) => "A VM has one card on a network".into(),
         }
     }

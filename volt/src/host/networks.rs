@@ -309,9 +309,10 @@ pub async fn there(netmgr: &Connection, name: &str, tried: &str) -> Result<netwo
     network(netmgr, name, tried).await?.ok_or_else(|| Error::NoNetwork(name.to_owned()))
 }
 
-/// All ports of all networks of this host: network, workload, interface, MAC address, addresses, ports of the host that lead there; and packets and bytes that their policies have
-/// allowed, and denied, where they have one.
-pub async fn ports(netmgr: &Connection) -> Result<Vec<[String; 10]>, Error> {
+/// All ports of all networks of this host: network, workload, interface, MAC address, addresses, ports of the host that lead there; and packets and bytes that they
+/// have sent, and received; that their policies have allowed, and denied, where they have one; what was forged; their rates; and what was beyond these, sent and
+/// received.
+pub async fn ports(netmgr: &Connection) -> Result<Vec<[String; 14]>, Error> {
     const TRIED: &str = "list the ports";
     let answer =
         netmgr.ask(TRIED, CALL_DEADLINE, || netmgr.bootstrap::<host::Client>().networks_request().send()).await?;
@@ -332,8 +333,8 @@ async fn ports_of(
     name: &str,
     network: &network::Client,
     tried: &str,
-) -> Result<Vec<[String; 10]>, Error> {
-    let mut rows: Vec<[String; 10]> = Vec::new();
+) -> Result<Vec<[String; 14]>, Error> {
+    let mut rows: Vec<[String; 14]> = Vec::new();
     loop {
         let after = rows.last().map_or("", |[_, workload, ..]| workload).to_owned();
         let page = || {
@@ -355,24 +356,36 @@ async fn ports_of(
     }
 }
 
-fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 10], Error> {
+fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 14], Error> {
     let mac = port.get_mac()?.try_into().ok().and_then(Mac::new).map_or_else(|| "-".into(), |mac| mac.to_string());
     let addresses = port.get_addresses()?.iter().map(|address| text(address?)).collect::<Result<Vec<_>, _>>()?;
     let addresses = if addresses.is_empty() { "-".to_owned() } else { addresses.join(", ") };
     let published = published::read(port.get_published()?)?.iter().map(Publish::to_string).collect::<Vec<_>>();
     let published = if published.is_empty() { "-".to_owned() } else { published.join(", ") };
-    let counts = if port.has_stats() {
-        let stats = port.get_stats()?;
-        let allowed = [stats.get_allowed_packets(), stats.get_allowed_bytes()];
-        let denied = [stats.get_denied_packets(), stats.get_denied_bytes()];
-        [allowed, denied].concat().iter().map(u64::to_string).collect()
-    } else {
-        vec!["-".to_owned(); 4]
-    };
-    let mut counts = counts.into_iter();
-    let mut count = || counts.next().unwrap_or_default();
+    let (stats, rate) = (port.get_stats()?, port.get_rate()?);
+    let count = |packets: u64, bytes: u64| format!("{packets}/{bytes}");
+    let policed = |packets, bytes| if stats.get_policed() { count(packets, bytes) } else { "-".into() };
+    let rate = [rate.get_from_guest(), rate.get_to_guest()].map(|rate| match rate {
+        0 => "-".to_owned(),
+        rate => format!("{}kbit", rate * 8 / 1000),
+    });
     let (workload, interface) = (text(port.get_workload()?)?, text(port.get_interface_name()?)?);
-    Ok([network.to_owned(), workload, interface, mac, addresses, published, count(), count(), count(), count()])
+    Ok([
+        network.to_owned(),
+        workload,
+        interface,
+        mac,
+        addresses,
+        published,
+        count(stats.get_from_packets(), stats.get_from_bytes()),
+        count(stats.get_to_packets(), stats.get_to_bytes()),
+        policed(stats.get_allowed_packets(), stats.get_allowed_bytes()),
+        policed(stats.get_denied_packets(), stats.get_denied_bytes()),
+        count(stats.get_forged_packets(), stats.get_forged_bytes()),
+        rate.join("/"),
+        count(stats.get_over_from_packets(), stats.get_over_from_bytes()),
+        count(stats.get_over_to_packets(), stats.get_over_to_bytes()),
+    ])
 }
 
 /// Names of all networks with their subnets and how many addresses are free.

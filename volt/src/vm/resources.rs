@@ -17,6 +17,7 @@ use schema::{
 };
 
 use crate::{
+    config::{Net, Rate},
     error::Error,
     host::{
         absence::Borrowed,
@@ -122,17 +123,17 @@ pub async fn kernel(link: Connection, source: KernelSource) -> Result<OwnedFd, E
     Ok(link.claim(answer.get()?.get_image()?.get_bytes()?).await?)
 }
 
-/// Attaches one card for each of `networks`. What was taken when one fails is in `cards`, to be released.
+/// Attaches the cards `nets`. What was taken when one fails is in `cards`, to be released.
 /// What its guest sends, and to whom, is as `policy` says, or else as its network.
 pub async fn cards(
     links: &Network,
     workload: &str,
-    networks: &[String],
+    nets: &[Net],
     policy: Option<&Rules>,
     cards: &mut Vec<Card>,
 ) -> Result<(), Error> {
     let (netmgr, ipamd) = links;
-    for name in networks {
+    for Net { network: name, rate } in nets {
         let pool = networks::pool(ipamd, name).await?;
         // The pool's configuration is the network's: whatever has become of its bridge, it is as that says before a card is put on it.
         let bridge = async {
@@ -152,7 +153,9 @@ pub async fn cards(
             let address = card.address.insert(address);
             let (port, (tap, mac, mtu, ipv6)) = attached?;
             address.ipv6 = ipv6;
-            card.port = Some(port);
+            let port = card.port.insert(port);
+            // Before anything comes by it.
+            carry(netmgr, port, name, workload, *rate).await?;
             Ok::<_, Error>(CardPart { tap, life, mac, mtu })
         };
         let (part, refused) = part.await.map_or_else(|error| (None, Some(error)), |part| (Some(part), None));
@@ -169,6 +172,28 @@ pub async fn publish((netmgr, _): &Network, vm: &str, held: Vec<Vec<Held>>, card
     let tried = format!("publish ports for {vm} on {}", card.network);
     Guest::Port(port).publish(netmgr, &tried, &held).await?;
     card.published = held;
+    Ok(())
+}
+
+/// Has a port carry no more than that.
+async fn carry(
+    netmgr: &Connection,
+    port: &port::Client,
+    network: &str,
+    workload: &str,
+    rate: Rate,
+) -> Result<(), Error> {
+    if rate == Rate::default() {
+        return Ok(());
+    }
+    let set = || {
+        let mut request = port.set_rate_request();
+        let mut to = request.get().init_rate();
+        to.set_from_guest(rate.from_guest);
+        to.set_to_guest(rate.to_guest);
+        request.send()
+    };
+    netmgr.ask(&format!("set the rate of {workload} on {network}"), CALL_DEADLINE, set).await?;
     Ok(())
 }
 

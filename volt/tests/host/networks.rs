@@ -429,6 +429,48 @@ fn network_is_shown_and_exported_as_what_defines_it_again() {
 }
 
 #[test]
+fn policy_and_rate_in_a_vm_s_file_are_its_card_s_and_a_policy_is_changed_while_it_runs() {
+    let Some(host) = Host::new() else { return };
+    let file = host.file(
+        "web.toml",
+        b"[[net]]\nnetwork = 'volt0'\nrate = { from-guest = '10Mbit' }\n[policy]\nallow = ['any tcp 443', 'host udp 53']\n",
+    );
+    let vm = Running::start(host.plain("web", &host.kernel("spin", &[&print("up"), SPIN])).args(["--config", &file]));
+    vm.says("up");
+    let policy = |arguments: &[&str]| {
+        host.run(&mut host.volt(&[&["port", "policy", "volt0", "vm-web"], arguments].concat())).ok().out
+    };
+    assert_eq!(policy(&[]), "any tcp 443\nhost udp 53\n");
+    policy(&["--allow", "vm-db tcp 5432"]);
+    assert_eq!(policy(&[]), "vm-db tcp 5432\n");
+    let stats = || host.run(&mut host.volt(&["port", "stats"])).ok().out;
+    let head: Vec<String> = stats().lines().next().unwrap().split("  ").map(|word| word.trim().to_owned()).collect();
+    let head: Vec<&str> = head.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
+    let columns = [
+        "NETWORK",
+        "WORKLOAD",
+        "SENT",
+        "RECEIVED",
+        "ALLOWED",
+        "DENIED",
+        "FORGED",
+        "RATE",
+        "OVER SENT",
+        "OVER RECEIVED",
+    ];
+    assert_eq!(head, columns);
+    let row = |stats: &str| {
+        let row: Vec<String> = stats.lines().nth(1).unwrap().split_whitespace().map(str::to_owned).collect();
+        (row[4].clone(), row[5].clone(), row[7].clone())
+    };
+    assert_eq!(row(&stats()), ("0/0".into(), "0/0".into(), "10000kbit/-".into()));
+    policy(&["--remove"]);
+    assert_eq!(row(&stats()), ("-".into(), "-".into(), "10000kbit/-".into()));
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+}
+
+#[test]
 fn ports_of_all_networks_are_listed_with_what_their_guests_may_send_from() {
     let Some(host) = Host::new() else { return };
     let list = || host.run(&mut host.volt(&["port", "list"])).ok().out;
