@@ -108,6 +108,9 @@ struct PoolInfo {
   # As `NetworkConfig` has them.
   policy @12 :Net.PolicyRules;
   # As `NetworkConfig` has it; null where the configuration says nothing of it.
+  vlan @13 :UInt16;
+  parent @14 :Text;
+  # As `NetworkConfig` has them.
 }
 
 interface Allocator {

@@ -22,7 +22,7 @@ interface Host {
   # are kept as they are defined: what something else on the host changes is changed back.
   # Errors: invalidArgument, conflict (a foreign interface, or another installation of Volt, has that name; or an address or route of another
   # interface holds one of its subnets; or a port there has an address outside of them), alreadyExists (a gateway is an address of a port there),
-  # exhausted (256 networks), unavailable (IPv6, which this host cannot switch on).
+  # exhausted (256 networks), unavailable (IPv6, which this host cannot switch on; VLANs, which its kernel lacks; there is no such `parent`).
 
   network @1 (network :Text) -> (network :Net.Network);
   # Errors: notFound.

@@ -17,6 +17,10 @@ const minMtu :UInt32 = 1280;
 const maxMtu :UInt32 = 65521;
 # Bytes: the least that IPv6 runs on, and the most that a TAP takes.
 
+const minVlan :UInt16 = 1;
+const maxVlan :UInt16 = 4094;
+# Numbers of VLANs (IEEE 802.1Q).
+
 const maxIpv4Addresses :UInt8 = 16;
 const maxIpv6Addresses :UInt8 = 16;
 # Addresses of one port.
@@ -68,6 +72,11 @@ struct NetworkConfig {
   policy @7 :PolicyRules;
   # What a port has that is made without a policy of its own. Ports that are there keep what they have. Null for none: its guest sends to wherever it
   # likes, but for the metadata of clouds (169.254.169.254, fd00:ec2::254).
+  vlan @8 :UInt16;
+  # The VLAN that it is of `parent`, `minVlan` to `maxVlan`; 0 for none. Of a `bridged` network without `nat`. Guests' frames have no tag: it is put on where they
+  # leave. What comes from there may be from whomever, but not as a guest or as the bridge.
+  parent @9 :Text;
+  # The host's interface that carries that VLAN, such as "eth0"; empty for none. `mtu` is at most that interface's, which is otherwise left as it is.
 }
 
 enum NetworkKind {

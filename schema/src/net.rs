@@ -7,7 +7,9 @@ use std::{
     str::FromStr,
 };
 
-use crate::network_capnp::{IPV6_PREFIX_LENGTH, MAX_MTU, MAX_PREFIX_LENGTH, MIN_MTU, MIN_PREFIX_LENGTH};
+use crate::network_capnp::{
+    IPV6_PREFIX_LENGTH, MAX_MTU, MAX_PREFIX_LENGTH, MAX_VLAN, MIN_MTU, MIN_PREFIX_LENGTH, MIN_VLAN,
+};
 
 /// The name of the network that exists without anybody having defined it.
 pub const DEFAULT_NETWORK: &str = "volt0";
@@ -112,6 +114,16 @@ pub fn is_mtu(bytes: u32) -> bool {
 /// What [`is_mtu`] asks for, in words.
 pub fn mtu_rule() -> String {
     format!("it must be {MIN_MTU} to {MAX_MTU} bytes, which is what IPv6 needs and what a TAP takes")
+}
+
+/// Whether a VLAN can have that number (IEEE 802.1Q, table 9-2: 0 is none, and 4095 is reserved).
+pub fn is_vlan(number: u16) -> bool {
+    (MIN_VLAN..=MAX_VLAN).contains(&number)
+}
+
+/// What [`is_vlan`] asks for, in words.
+pub fn vlan_rule() -> String {
+    format!("it must be {MIN_VLAN} to {MAX_VLAN}")
 }
 
 /// Whether hosts have addresses such as this: not of this host, loopback, multicast or reserved (RFC 6890). Behind a prefix that
