@@ -3,7 +3,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use schema::{
-    net::{ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, mtu_rule, prefix_rule},
+    names::{NETWORK_RULE, is_network},
+    net::{ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, is_vlan, mtu_rule, prefix_rule, vlan_rule},
     network_capnp::IPV6_PREFIX_LENGTH,
 };
 
@@ -25,6 +26,17 @@ pub struct Config {
     pub mtu: u32,
     /// What its guests reach.
     pub kind: Kind,
+    /// The VLAN that it is, if it is one.
+    pub uplink: Option<Uplink>,
+}
+
+/// A VLAN of an interface of the host's (IEEE 802.1Q).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// That interface.
+    pub parent: String,
+    /// The VLAN's number.
+    pub vlan: u16,
 }
 
 /// What the guests of a network reach beside one another.
@@ -64,7 +76,7 @@ impl Config {
         if mtu != 0 && !is_mtu(mtu) {
             return Err(Error::argument("MTU", &mtu.to_string(), &format!("{}; or 0 for the default", mtu_rule())));
         }
-        Ok(Config { name: name.to_owned(), address, ipv6: None, mtu, kind: Kind::Bridged })
+        Ok(Config { name: name.to_owned(), address, ipv6: None, mtu, kind: Kind::Bridged, uplink: None })
     }
 
     /// It with what a caller sent of IPv6: an address, or the word for the one that follows from that installation and the network's name.
@@ -88,6 +100,35 @@ impl Config {
             return Err(Error::argument("gateway", "", "a network whose guests reach the outside has one; give it"));
         }
         Ok(Config { kind, ..self })
+    }
+
+    /// The same, as that VLAN of an interface; neither is none.
+    pub fn on(self, parent: &str, vlan: u16) -> Result<Config, Error> {
+        let refuse = |what, value: &str, why: &str| Err(Error::argument(what, value, why));
+        match (parent, vlan) {
+            ("", 0) => return Ok(self),
+            ("", _) => {
+                return refuse("VLAN", &vlan.to_string(), "it is given without the interface that it is on, a parent");
+            }
+            (_, 0) => {
+                return refuse(
+                    "parent",
+                    parent,
+                    "it is given without a VLAN, and the interface itself is put on no bridge",
+                );
+            }
+            _ if !is_network(parent) => return refuse("parent", parent, NETWORK_RULE),
+            _ if !is_vlan(vlan) => return refuse("VLAN", &vlan.to_string(), &vlan_rule()),
+            _ if self.kind != Kind::Bridged => {
+                return refuse(
+                    "VLAN",
+                    &vlan.to_string(),
+                    "its guests reach the outside by way of that; define it as bridged, without NAT",
+                );
+            }
+            _ => {}
+        }
+        Ok(Config { uplink: Some(Uplink { parent: parent.to_owned(), vlan }), ..self })
     }
 }
 
@@ -226,6 +267,30 @@ mod tests {
             ("", 24),
         ] {
             assert!(Config::new("n", gateway, prefix, 0).is_err(), "{gateway}/{prefix}");
+        }
+    }
+
+    #[test]
+    fn vlan_is_one_of_an_interface_and_of_a_bridged_network() {
+        let of = |parent: &str, vlan| Config::new("n", "10.42.0.1", 24, 0).unwrap().on(parent, vlan);
+        assert_eq!(of("", 0).unwrap().uplink, None);
+        for vlan in [1, 4094] {
+            assert_eq!(of("eth0", vlan).unwrap().uplink, Some(Uplink { parent: "eth0".into(), vlan }));
+        }
+        for (parent, vlan, why) in [
+            ("eth0", 0, "without a VLAN"),
+            ("", 7, "without the interface"),
+            ("eth0", 4095, "1 to 4094"),
+            ("eth0", u16::MAX, "1 to 4094"),
+            ("eth 0", 7, "1 to 15 bytes"),
+            ("0123456789abcdef", 7, "1 to 15 bytes"),
+        ] {
+            let error = of(parent, vlan).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        for kind in [Kind::Nat, Kind::HostOnly] {
+            let config = Config::new("n", "10.42.0.1", 24, 0).unwrap().of_kind(kind).unwrap();
+            assert!(config.on("eth0", 7).unwrap_err().to_string().contains("without NAT"));
         }
     }
 }

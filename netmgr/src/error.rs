@@ -103,6 +103,15 @@ pub enum Error {
     /// It does not.
     #[error("{host} is not published for {workload}")]
     NotPublished { workload: String, host: String },
+    /// No 8021q.
+    #[error("the kernel has no VLANs (IEEE 802.1Q)")]
+    NoVlans(#[source] io::Error),
+    /// What a network is to be a VLAN of is not there.
+    #[error("there is no interface {parent}, whose VLAN {vlan} network {network} is to be")]
+    NoParent { parent: String, vlan: u16, network: String },
+    /// One interface for each VLAN of a parent.
+    #[error("VLAN {vlan} of {parent} is taken: {interface} is that")]
+    VlanTaken { vlan: u16, parent: String, interface: String },
     /// EPERM.
     #[error("the kernel does not let netmgr {0}")]
     NoRight(String),
@@ -173,6 +182,7 @@ impl Error {
             Error::ForeignInterface { .. }
             | Error::OthersBridge { .. }
             | Error::SubnetHeld { .. }
+            | Error::VlanTaken { .. }
             | Error::PortOutside { .. } => Code::Conflict,
             Error::PortExists { .. }
             | Error::PortInUse { .. }
@@ -186,6 +196,8 @@ impl Error {
             Error::NoTun(_)
             | Error::NoFilter(_)
             | Error::NoIpv6 { .. }
+            | Error::NoVlans(_)
+            | Error::NoParent { .. }
             | Error::NoRoutes
             | Error::NoForwarding { .. }
             | Error::Deadline { .. }
@@ -238,6 +250,13 @@ impl Error {
             Error::NoFilter(_) => {
                 "Load the module (modprobe nf_tables), or boot a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE"
                     .into()
+            }
+            Error::NoVlans(_) => {
+                "Load the module (modprobe 8021q), or boot a kernel with CONFIG_VLAN_8021Q; or define the network without one".into()
+            }
+            Error::NoParent { .. } => "Name one that is there (ip link), or make or connect it first".into(),
+            Error::VlanTaken { interface, .. } => {
+                format!("Choose another VLAN, or take that away first (ip link delete {interface})")
             }
             Error::NoRoutes => "Load the modules (modprobe -a nft_ct nft_nat nft_masq nft_fib_inet nft_connlimit nft_limit), and start netmgr again; or define the network as bridged, without NAT".into(),
             Error::NoForwarding { folder, .. } => format!("Let netmgr write to {folder}, and start it again"),

@@ -1,4 +1,4 @@
-//! `netmgr`: makes bridges, TAPs, veths and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
+//! `netmgr`: makes bridges, TAPs, veths, VLANs and ports, and hands them out as capabilities (schema/host.capnp, schema/network.capnp).
 //! May touch rtnetlink, also by sockets that it is handed, nf_tables' netlink, /dev/net/tun and five settings under /proc/sys/net, with
 //! `CAP_NET_ADMIN` alone. Must never see guest memory, a frame that somebody has sent, or any other file, nor enter another namespace.
 //!
@@ -39,6 +39,7 @@ mod rtnl;
 mod sandbox;
 mod sources;
 mod tap;
+mod uplink;
 mod veth;
 
 use std::{os::fd::RawFd, path::Path};

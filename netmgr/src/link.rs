@@ -1,7 +1,7 @@
 //! An interface, as the kernel describes it, and whether it is one of netmgr's. Pure; touches nothing.
 
 use rtnetlink::{
-    packet_core::{Parseable, parse_mac, parse_u8, parse_u16},
+    packet_core::{Parseable, parse_mac, parse_u8, parse_u16, parse_u16_be},
     packet_route::link::{InfoKind, LinkFlags, LinkHeader},
 };
 
@@ -20,6 +20,10 @@ const IFLA_BR_FORWARD_DELAY: u16 = 1;
 pub(crate) const IFLA_BR_STP_STATE: u16 = 5;
 pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_VLAN_PROTOCOL: u16 = 5;
+/// ETH_P_8021Q.
+const OF_802_1Q: u16 = 0x8100;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_STATE: u16 = 1;
@@ -58,6 +62,10 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Index of the bridge that it is a port of; 0 for none.
     pub master: u32,
+    /// Index of the interface that it is one of, or the other end of; 0 for none.
+    pub lower: u32,
+    /// Which VLAN of 802.1Q it is of that one; 0 for none.
+    pub vlan: u16,
     /// Whether it is a bridge that runs the spanning tree protocol.
     pub stp: bool,
     /// Whether it is a bridge that keeps VLANs apart.
@@ -105,6 +113,7 @@ impl Link {
                 // Not all kinds of interfaces have six bytes of it.
                 libc::IFLA_ADDRESS => link.mac = parse_mac(value).ok().and_then(Mac::new),
                 libc::IFLA_MASTER => link.master = number(value, "index of a bridge")?,
+                libc::IFLA_LINK => link.lower = number(value, "index of an interface")?,
                 libc::IFLA_GROUP => link.group = number(value, "group of interfaces")?,
                 libc::IFLA_CARRIER => link.no_carrier = !switch(value, "carrier")?,
                 libc::IFLA_LINKINFO => link.read_info(value)?,
@@ -136,6 +145,20 @@ impl Link {
                             _ => {}
                         }
                     }
+                }
+                libc::IFLA_INFO_DATA if self.kind == Some(InfoKind::Vlan) => {
+                    let (mut number, mut protocol) = (0, OF_802_1Q);
+                    for one in attributes(one.value()) {
+                        let one = one?;
+                        match one.kind() {
+                            IFLA_VLAN_ID => number = parse_u16(one.value()).map_err(|_| Malformed("VLAN"))?,
+                            IFLA_VLAN_PROTOCOL => {
+                                protocol = parse_u16_be(one.value()).map_err(|_| Malformed("VLAN"))?;
+                            }
+                            _ => {}
+                        }
+                    }
+                    self.vlan = if protocol == OF_802_1Q { number } else { 0 };
                 }
                 IFLA_INFO_SLAVE_KIND => is_port = text(one.value()) == "bridge",
                 IFLA_INFO_SLAVE_DATA if is_port => {
@@ -226,10 +249,11 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use rtnetlink::{
-        LinkBridge, LinkMessageBuilder, LinkUnspec,
+        LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVlan,
         packet_core::Emitable,
         packet_route::link::{
-            BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoPortData, InfoPortKind, LinkMessage,
+            BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoPortData, InfoPortKind, InfoVlan,
+            LinkMessage, VlanProtocol,
         },
     };
 
@@ -327,6 +351,8 @@ mod tests {
             mtu: 1400,
             mac: Some(Mac::new([2, 0, 0, 0, 0, 1]).unwrap()),
             master: 9,
+            lower: 0,
+            vlan: 0,
             stp: false,
             vlans: false,
             delay: 0,
@@ -347,6 +373,17 @@ mod tests {
         assert_eq!(Link::read(&bridge(BridgeStpState::KernelStp, false)).unwrap(), on);
         let on = Link { vlans: true, ..expected };
         assert_eq!(Link::read(&bridge(BridgeStpState::Disabled, true)).unwrap(), on);
+    }
+
+    #[test]
+    fn vlan_of_an_interface_is_told_from_one_of_another_protocol() {
+        let vlan = |protocol| {
+            let builder = LinkMessageBuilder::<LinkVlan>::new("v7").index(7).link(3);
+            body(&builder.append_info_data(InfoVlan::Id(4094)).append_info_data(InfoVlan::Protocol(protocol)).build())
+        };
+        let link = Link::read(&vlan(VlanProtocol::Ieee8021Q)).unwrap();
+        assert_eq!((link.kind, link.lower, link.vlan), (Some(InfoKind::Vlan), 3, 4094));
+        assert_eq!(Link::read(&vlan(VlanProtocol::Ieee8021Ad)).unwrap().vlan, 0);
     }
 
     #[test]

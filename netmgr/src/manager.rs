@@ -47,6 +47,7 @@ use crate::{
     rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
+    uplink,
     veth::{self, Inside},
 };
 
@@ -269,6 +270,13 @@ impl Manager {
             let owner = &manager.instance;
             manager.rtnl.delete(link.index, |link| veth::is_half_made(link, owner))?;
         }
+        for link in &snapshot.links {
+            let Manager { rtnl, instance, networks, .. } = &mut manager;
+            let left_over = |link: &Link| uplink::is_left_over(link, instance, |name| networks.contains_key(name));
+            if left_over(link) {
+                rtnl.delete(link.index, left_over)?;
+            }
+        }
         manager.keep_guarding(&snapshot.links);
         manager.mend_with(&snapshot);
         while manager.take_away() {}
@@ -305,6 +313,12 @@ impl Manager {
         }
         if let Some(filter) = filter.as_mut().filter(|_| !networks.is_empty())
             && !(filter.is_known() && (!changes.rules || filter.is_untouched()))
+        {
+            return Ok(false);
+        }
+        // What is no bridge and no port may be an uplink, or what one is on.
+        if networks.values().any(|network| network.config.uplink.is_some())
+            && changes.links.iter().any(|index| !networks.values().any(|network| network.has(*index)))
         {
             return Ok(false);
         }
@@ -388,10 +402,14 @@ impl Manager {
         if let Some(network) = networks.get_mut(&config.name)
             && (config.mtu == 0 || config.mtu == network.config.mtu)
             && (config.address, config.ipv6) == (network.config.address, network.config.ipv6)
-            && config.kind == network.config.kind
+            && (config.kind, &config.uplink) == (network.config.kind, &network.config.uplink)
         {
             lead_outward(rtnl, filter.as_ref(), &config)?;
             network.settle(rtnl, instance)?;
+            if config.uplink.is_some() {
+                let links = rtnl.links()?;
+                network.mend_uplink(rtnl, instance, &links)?;
+            }
             return Ok(NetworkId { name: config.name, serial: network.serial });
         }
         let known = networks.get(&config.name);
@@ -411,15 +429,29 @@ impl Manager {
         if known.is_none() && networks.len() >= MAX_NETWORKS {
             return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
         }
+        let bound = uplink::bound(rtnl, bridge::Wanted { config: &config, owner: instance })?;
         if config.mtu == 0 {
+            let default = bound.map_or(config::DEFAULT_MTU, |bound| bound.min(config::DEFAULT_MTU));
             config.mtu = match known {
                 Some(network) => network.config.mtu,
-                None => bridge::mtu(rtnl, &config.name, instance)?.unwrap_or(config::DEFAULT_MTU),
+                None => bridge::mtu(rtnl, &config.name, instance)?.unwrap_or(default),
             };
+        }
+        if bound.is_some_and(|bound| config.mtu > bound) {
+            return Err(uplink::too_large(config.uplink.as_ref(), config.mtu));
         }
         lead_outward(rtnl, filter.as_ref(), &config)?;
         let wanted = bridge::Wanted { config: &config, owner: instance };
-        let index = bridge::define(rtnl, wanted, known.map(|network| network.index))?;
+        let known = known.map(|network| network.index);
+        uplink::prepare(rtnl, wanted, known)?;
+        let index = match bridge::define(rtnl, wanted, known) {
+            // The error that is reported is the first one. What this leaves, the next netmgr takes away.
+            Err(error) if known.is_none() => {
+                let _ = uplink::remove(rtnl, wanted, 0);
+                return Err(error);
+            }
+            defined => defined?,
+        };
         let links = rtnl.links()?;
         let name = config.name.clone();
         let network = networks.entry(name.clone()).or_insert_with(|| Network::new(serial, index, config.clone()));
@@ -431,7 +463,9 @@ impl Manager {
         let id = NetworkId { name, serial: network.serial };
         self.guard(&links)?;
         let Manager { rtnl, instance, networks, .. } = self;
-        find(networks, &id)?.mend_ports(rtnl, instance, &links)?;
+        let network = find(networks, &id)?;
+        network.mend_ports(rtnl, instance, &links)?;
+        network.mend_uplink(rtnl, instance, &links)?;
         Ok(id)
     }
 
@@ -459,12 +493,15 @@ impl Manager {
         // What cannot be mended is counted below.
         let _ = network.mend_ports(rtnl, instance, &links);
         // Also what netmgr did not put there.
-        let on_bridge = links.iter().filter(|link| link.master == network.index).count();
+        let wanted = bridge::Wanted { config: &network.config, owner: instance };
+        let is_uplink = |link: &Link| uplink::may_be(link, wanted, network.index);
+        let on_bridge = links.iter().filter(|link| link.master == network.index && !is_uplink(link)).count();
         let ports = on_bridge.max(network.ports.len());
         if ports > 0 {
             return Err(Error::PortsAttached { name: id.name, ports });
         }
-        bridge::remove(rtnl, bridge::Wanted { config: &network.config, owner: instance }, network.index)?;
+        uplink::remove(rtnl, wanted, network.index)?;
+        bridge::remove(rtnl, wanted, network.index)?;
         networks.remove(name);
         if networks.is_empty() {
             self.clear();

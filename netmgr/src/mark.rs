@@ -4,13 +4,14 @@
 use schema::net::Mac;
 
 use crate::{
-    config::{Config, Kind},
+    config::{Config, Kind, Uplink},
     instance::Instance,
     names,
     sources::Sources,
 };
 
 const BRIDGE: &str = "volt-vmm network";
+const UPLINK: &str = "volt-vmm uplink";
 const PORT: &str = "volt-vmm port";
 /// That of one whose guest may not send to wherever it likes: as long, as a mark has no room for more.
 const POLICED: &str = "volt-vmm gate";
@@ -33,7 +34,7 @@ pub struct BridgeMark {
 
 /// Makes a bridge's mark.
 pub fn bridge(config: &Config, owner: &Instance) -> String {
-    let Config { name, address, ipv6, mtu, kind } = config;
+    let Config { name, address, ipv6, mtu, kind, uplink } = config;
     let address = address.map_or_else(|| NONE.into(), |address| address.to_string());
     // Nothing for none, as an earlier release has it.
     let ipv6 = ipv6.map_or_else(String::new, |ipv6| format!(" {ipv6}"));
@@ -42,7 +43,8 @@ pub fn bridge(config: &Config, owner: &Instance) -> String {
         Kind::Nat => " nat",
         Kind::HostOnly => " host-only",
     };
-    format!("{BRIDGE} {name} {address} {mtu} {owner}{ipv6}{kind}")
+    let uplink = uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| format!(" {parent}/{vlan}"));
+    format!("{BRIDGE} {name} {address} {mtu} {owner}{ipv6}{kind}{uplink}")
 }
 
 /// Reads a bridge's mark; `None` for an alias that is no such.
@@ -57,17 +59,32 @@ pub fn read_bridge(alias: &str) -> Option<BridgeMark> {
         [ipv6, more @ ..] if ipv6.contains(':') => (*ipv6, more),
         more => ("", more),
     };
-    let kind = match more {
-        [] => Kind::Bridged,
-        ["nat"] => Kind::Nat,
-        ["host-only"] => Kind::HostOnly,
+    let (kind, more) = match more {
+        ["nat", more @ ..] => (Kind::Nat, more),
+        ["host-only", more @ ..] => (Kind::HostOnly, more),
+        more => (Kind::Bridged, more),
+    };
+    let (parent, vlan) = match more {
+        [] => ("", 0),
+        [uplink] => uplink.split_once('/').and_then(|(parent, vlan)| Some((parent, vlan.parse().ok()?)))?,
         _ => return None,
     };
     let owner = instance(owner)?;
     let (gateway, prefix) = if *address == NONE { ("", "0") } else { address.split_once('/')? };
     let config = Config::new(name, gateway, prefix.parse().ok()?, mtu.parse().ok()?);
-    let config = config.and_then(|config| config.with_ipv6(ipv6, &owner)?.of_kind(kind)).ok()?;
+    let config = config.and_then(|config| config.with_ipv6(ipv6, &owner)?.of_kind(kind)?.on(parent, vlan)).ok()?;
     (config.mtu != 0).then_some(BridgeMark { config: Some(config), owner })
+}
+
+/// Makes the mark of a network's uplink.
+pub fn uplink(network: &str, owner: &Instance) -> String {
+    format!("{UPLINK} {network} {owner}")
+}
+
+/// Reads it: the network, and whose it is; `None` for an alias that is no such.
+pub fn read_uplink(alias: &str) -> Option<(&str, Instance)> {
+    let (network, owner) = alias.strip_prefix(UPLINK)?.strip_prefix(' ')?.split_once(' ')?;
+    Some((network, instance(owner)?))
 }
 
 /// The mark of a port's interface.
@@ -164,6 +181,11 @@ mod tests {
                 Config::new("volt0", "10.42.0.1", 24, 1500).unwrap().of_kind(Kind::Nat).unwrap(),
                 Config::new("exactly15bytes_", "100.100.100.100", 24, 65_521).unwrap().of_kind(Kind::HostOnly).unwrap(),
                 Config::new("exactly15bytes_", "", 0, 65_521).unwrap(),
+                Config::new("volt0", "10.42.0.1", 24, 1500).unwrap().on("eth0", 7).unwrap(),
+                Config::new("exactly15bytes_", "100.100.100.100", 24, 65_521)
+                    .and_then(|config| config.with_ipv6("fd11:2222:3333:4444:5555:6666:7777:8888/64", &owner))
+                    .and_then(|config| config.on("also_15_bytes.1", 4094))
+                    .unwrap(),
                 Config::new("exactly15bytes_", "100.100.100.100", 24, 65_521)
                     .and_then(|config| config.with_ipv6("fd11:2222:3333:4444:5555:6666:7777:8888/64", &owner))
                     .and_then(|config| config.of_kind(Kind::HostOnly))
@@ -190,6 +212,12 @@ mod tests {
             "volt-vmm network volt0 10.42.0.1/24 1500 a fd00::1/64 b",
             "volt-vmm network volt0 - 1500 a nat",
             "volt-vmm network volt0 10.42.0.1/24 1500 a nat nat",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a eth0",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a eth0/0",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a eth0/4095",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a nat eth0/7",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a eth0/7 nat",
+            "volt-vmm uplink volt0 a",
             "volt-vmm network volt0 10.42.0.1 1500 a",
             "volt-vmm network volt0 10.42.0.1/33 1500 a",
             "volt-vmm network volt0 10.42.0.1/24 0 a",
@@ -256,6 +284,16 @@ mod tests {
             "uplink",
         ] {
             assert_eq!(read_port(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn uplink_mark_reads_back_and_nothing_else_does() {
+        for owner in [Instance::default(), "a".parse().unwrap()] {
+            assert_eq!(read_uplink(&uplink("volt0", &owner)), Some(("volt0", owner)));
+        }
+        for foreign in ["", "uplink", "volt-vmm uplink", "volt-vmm uplink volt0", "volt-vmm uplink volt0 A"] {
+            assert_eq!(read_uplink(foreign), None, "{foreign:?}");
         }
     }
 

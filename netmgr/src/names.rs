@@ -106,6 +106,12 @@ pub fn within(workload: &str) -> String {
     format!("veth-{}-c", id(Kind::Veth, workload))
 }
 
+/// What the interface is called by which a network leads to a VLAN: `up-<network>`, shortened as a TAP's where that does not fit.
+pub fn uplink(network: &str) -> String {
+    let name = format!("{UPLINK}{network}");
+    if name.len() <= names::INTERFACE_MAX { name } else { cut(UPLINK, network, &["uplink", network]) }
+}
+
 /// What a port's interface is called when nobody has renamed it: as it is, if that is one of its workload's two names, else the one that its
 /// alternative names speak for.
 pub fn of_port(kind: Kind, network: &str, workload: &str, name: &str, alternatives: &[String]) -> String {
@@ -125,17 +131,28 @@ pub fn workloads(kind: Kind, network: &str, name: &str) -> impl Iterator<Item = 
     found.filter(|workload| names::is_workload(workload))
 }
 
+const UPLINK: &str = "up-";
+
 /// Of a TAP three bytes of the id and 35 bits of a hash in base 32, of a veth 40 bits of that: 15 bytes.
 fn shortened(kind: Kind, id: &str, hashed: &[&str]) -> String {
-    const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let (before, behind, _) = around(kind);
-    let (some, digits) = match kind {
-        Kind::Tap => (format!("{}-", id.get(..3).unwrap_or(id)), 7),
-        Kind::Veth => (String::new(), 8),
-    };
+    match kind {
+        Kind::Tap => cut(before, id, hashed),
+        Kind::Veth => [before, &hash(8, hashed), behind].concat(),
+    }
+}
+
+fn cut(before: &str, id: &str, hashed: &[&str]) -> String {
+    let (start, digits) = (id.get(..3).unwrap_or(id), names::INTERFACE_MAX.saturating_sub(before.len() + 4).min(7));
+    format!("{before}{start}-{}", hash(digits, hashed))
+}
+
+/// So many digits of a hash in base 32.
+fn hash(digits: usize, hashed: &[&str]) -> String {
+    const DIGITS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let digest = digest(hashed);
     let hash = digest.iter().take(digits).filter_map(|byte| DIGITS.get(usize::from(byte & 31)));
-    [before, &some, &hash.map(|digit| char::from(*digit)).collect::<String>(), behind].concat()
+    hash.map(|digit| char::from(*digit)).collect()
 }
 
 /// A hash of names, each apart from the next.
@@ -249,6 +266,13 @@ mod tests {
         assert_eq!(short.len(), 10_000);
         assert!(short.iter().all(|name| name.len() == names::INTERFACE_MAX && check_network(name).is_ok()));
         assert_eq!(long(7).full.as_deref(), Some("veth-012345678901234567890123456789-7-h"));
+    }
+
+    #[test]
+    fn uplink_is_named_for_its_network_and_shortened_where_that_does_not_fit() {
+        assert_eq!([uplink("lan0"), uplink("twelve-bytes")], ["up-lan0", "up-twelve-bytes"]);
+        let [one, other] = ["thirteenbytes", "thirteenbytez"].map(uplink);
+        assert!(one.starts_with("up-thi-") && one.len() <= names::INTERFACE_MAX && one != other, "{one}");
     }
 
     #[test]

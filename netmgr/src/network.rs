@@ -32,6 +32,7 @@ use crate::{
     rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
+    uplink,
 };
 
 /// A tenant.
@@ -229,12 +230,13 @@ impl Network {
 
     /// What the rules know of it, whose bridge has that name at present.
     pub fn reach<'a>(&'a self, bridge: Option<&'a str>) -> Reach<'a> {
-        let Config { name, address, ipv6, kind, .. } = &self.config;
+        let Config { name, address, ipv6, kind, uplink, .. } = &self.config;
         Reach {
             network: name,
             interfaces: [Some(name), bridge.filter(|bridge| bridge != name)],
             ipv4: address.map(|address| (address.ip, address.prefix)),
             ipv6: ipv6.map(|address| (address.ip, address.prefix)),
+            uplink: uplink.is_some(),
             outward: kind.leads_outward(),
             closed: *kind == Kind::HostOnly,
         }
@@ -323,6 +325,11 @@ impl Network {
         Ok(())
     }
 
+    /// Whether the interface with that index is its bridge or a port of it.
+    pub fn has(&self, index: u32) -> bool {
+        self.index == index || self.ports.values().any(|port| port.index == index)
+    }
+
     /// Whether the bridge is as it is defined, in what was seen of it.
     pub fn is_whole(&self, rtnl: &Rtnl, snapshot: &Snapshot, owner: &Instance) -> bool {
         let wanted = bridge::Wanted { config: &self.config, owner };
@@ -341,6 +348,8 @@ impl Network {
         let brought = if whole { Ok(()) } else { self.define_again(rtnl, owner) };
         let outcome =
             brought.and_then(|()| self.mend_ports(rtnl, owner, &snapshot.links)).map(|mended| mended || !whole);
+        // Last: what it is on may be gone for good.
+        let outcome = outcome.and_then(|mended| Ok(self.mend_uplink(rtnl, owner, &snapshot.links)? || mended));
         let (mended, trouble) = match outcome {
             Ok(mended) => (mended, None),
             Err(error) => (false, Some(error.fault(&format!("mend network {}", self.config.name)).to_string())),
@@ -355,6 +364,16 @@ impl Network {
         }
         self.trouble = trouble;
         !mended && self.trouble.is_none()
+    }
+
+    /// Brings its uplink back to what it should be; whether it was not so.
+    pub fn mend_uplink(&mut self, rtnl: &mut Rtnl, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
+        let wanted = bridge::Wanted { config: &self.config, owner };
+        let whole = uplink::is(rtnl, wanted, self.index, links);
+        if !whole {
+            uplink::bring(rtnl, wanted, self.index)?;
+        }
+        Ok(!whole)
     }
 
     /// Brings back the ports that are not as they should be, and forgets those whose interface is gone; whether there was one to mend.

@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 use self::published::{publish, unpublish};
 use self::watcher::Watcher;
 use crate::{
-    config::{Config, Kind},
+    config::{Config, Kind, Uplink},
     error::Error,
     manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Stats, Veth, Whose},
     names,
@@ -156,8 +156,9 @@ impl host::Server for Host {
         let (name, gateway) = (name.map_err(&failed)?, gateway.map_err(&failed)?);
         let ipv6 = text("IPv6 address", config.get_ipv6()).map_err(&failed)?.to_owned();
         let kind = kind_of(config).map_err(&failed)?;
+        let (parent, vlan) = (text("parent", config.get_parent()).map_err(&failed)?, config.get_vlan());
         let config = Config::new(name, gateway, config.get_prefix_length(), config.get_mtu());
-        let config = config.and_then(|config| config.of_kind(kind)).map_err(&failed)?;
+        let config = config.and_then(|config| config.of_kind(kind)?.on(parent, vlan)).map_err(&failed)?;
         let given = params.get()?.get_config()?;
         let policy = if given.has_policy() { Some(rules(given.get_policy()?).map_err(&failed)?) } else { None };
         let id = self.0.manager.ask(move |manager| manager.define(config, &ipv6, policy)).await.map_err(failed)?;
@@ -488,6 +489,10 @@ fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
     }
     if let Some(address) = config.ipv6 {
         to.set_ipv6(address.to_string());
+    }
+    if let Some(Uplink { parent, vlan }) = &config.uplink {
+        to.set_parent(parent);
+        to.set_vlan(*vlan);
     }
 }
 

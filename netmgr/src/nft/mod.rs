@@ -13,6 +13,7 @@
 mod expression;
 #[cfg(test)]
 mod model;
+mod outside;
 mod policed;
 mod policies;
 mod rates;
@@ -100,6 +101,8 @@ pub struct Reach<'a> {
     pub ipv4: Option<(Ipv4Addr, u8)>,
     /// The same of IPv6.
     pub ipv6: Option<(Ipv6Addr, u8)>,
+    /// Whether it has an uplink.
+    pub uplink: bool,
     /// Whether its guests reach the outside.
     pub outward: bool,
     /// Whether they reach no service of the host's.
@@ -154,6 +157,8 @@ enum Owner {
     Host,
     /// All ports that are published.
     Published,
+    /// A workload of a network that has an uplink: who comes by that is not taken for it.
+    Inside(String, String),
 }
 
 /// Elements, by what they are there for.
@@ -187,6 +192,8 @@ pub struct Filter {
     /// Those that are in the tables, if these are known, and else those that are to be.
     elements: Elements,
     policies: Policies,
+    /// The networks that have an uplink.
+    uplinks: BTreeSet<String>,
     /// The policies whose elements may be others now.
     touched: BTreeSet<u32>,
     known: Option<Known>,
@@ -210,6 +217,7 @@ impl Filter {
             families,
             elements: Elements::new(),
             policies: Policies::default(),
+            uplinks: BTreeSet::new(),
             touched: BTreeSet::new(),
             known: None,
             uncounted: BTreeSet::new(),
@@ -296,10 +304,13 @@ impl Filter {
         there: impl Fn(&str) -> bool,
     ) -> Result<bool, Error> {
         let mut wanted = Elements::from([(Owner::Host, policies::own(own))]);
+        let networks: Vec<Reach<'_>> = networks.collect();
+        self.uplinks = networks.iter().filter(|one| one.uplink).map(|one| one.network.to_owned()).collect();
         for port in ports {
-            wanted.insert(Owner::Port(port.interface.to_owned()), self.elements_of(port));
+            wanted.extend(self.elements_of(port));
         }
-        wanted.extend(networks.map(|network| (Owner::Network(network.network.to_owned()), network.elements())));
+        let reach = networks.iter().map(|network| (Owner::Network(network.network.to_owned()), network.elements()));
+        wanted.extend(reach);
         for (network, policy) in defaults {
             wanted.insert(Owner::Default(network.to_owned()), self.elements_of_network(network, policy));
         }
@@ -310,7 +321,7 @@ impl Filter {
         let known = self.elements.keys().chain(wanted.keys());
         let gone = known.filter(|owner| match owner {
             Owner::Port(interface) => !wanted.contains_key(owner) && !there(interface),
-            Owner::Network(_) | Owner::Default(_) => !wanted.contains_key(owner),
+            Owner::Network(_) | Owner::Default(_) | Owner::Inside(..) => !wanted.contains_key(owner),
             Owner::Policy(_) | Owner::Host | Owner::Published => false,
         });
         let gone: BTreeSet<Owner> = gone.cloned().collect();
@@ -332,7 +343,7 @@ impl Filter {
     pub fn add(&mut self, port: Sender<'_>) -> Result<(), Error> {
         self.has_room(port.network, port.policy)?;
         let elements = self.elements_of(port);
-        self.apply(Elements::from([(Owner::Port(port.interface.to_owned()), elements)]))
+        self.apply(elements)
     }
 
     /// Has a network's ports that are to come be subject to a policy, or to none.
@@ -393,12 +404,19 @@ impl Filter {
         Ok(counts)
     }
 
-    fn elements_of(&mut self, port: Sender<'_>) -> BTreeSet<Element> {
+    fn elements_of(&mut self, port: Sender<'_>) -> Elements {
         let Sender { interface, mac, sources, network, workload, policy, rate } = port;
         let policy = self.policies.put(interface, (network, workload), sources, policy, &mut self.touched);
         let own = rules::elements(interface, mac, sources.iter());
         let policed = policy.map(|policy| policies::of_port(interface, sources, policy));
-        own.into_iter().chain(policed.into_iter().flatten()).chain(rates::elements(interface, rate)).collect()
+        let own =
+            own.into_iter().chain(policed.into_iter().flatten()).chain(rates::elements(interface, rate)).collect();
+        let mut elements = Elements::from([(Owner::Port(interface.to_owned()), own)]);
+        if self.uplinks.contains(network) {
+            let inside = outside::of_guest(network, mac, sources.iter()).into_iter().collect();
+            elements.insert(Owner::Inside(network.to_owned(), workload.to_owned()), inside);
+        }
+        elements
     }
 
     fn elements_of_network(&mut self, network: &str, policy: &Rules) -> BTreeSet<Element> {
@@ -494,7 +512,7 @@ impl Filter {
     pub fn clear(&mut self) -> Result<(), Error> {
         let requests = self.all(|family| rules::clear(&self.table, family)).map_err(|why| unsent(CLEAR, why))?;
         (self.elements, self.known) = (Elements::new(), None);
-        (self.policies, self.touched) = (Policies::default(), BTreeSet::new());
+        (self.policies, self.touched, self.uplinks) = (Policies::default(), BTreeSet::new(), BTreeSet::new());
         self.send(CLEAR, None, requests).map(drop)
     }
 
@@ -753,7 +771,8 @@ impl Filter {
 impl Reach<'_> {
     fn elements(&self) -> BTreeSet<Element> {
         let bridges = self.interfaces.into_iter().flatten();
-        bridges.flat_map(|bridge| routed::elements(*self, bridge)).collect()
+        let outside = if self.uplink { outside::of_network(*self) } else { Vec::new() };
+        bridges.flat_map(|bridge| routed::elements(*self, bridge)).chain(outside).collect()
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
         Test::{self, Any, In, Is, IsNot, Masked, NotOfPort, OfPort, Read},
         Verdict::{self, Drop, Forged, Goto, Jump, Return},
     },
-    policed,
+    outside, policed,
     rates::{self, Limit},
     routed,
     table::{Chain, Family, Set, Type},
@@ -47,9 +47,13 @@ impl Chain {
                 ("beyond its rate", &[In(Interface, Set::RatesFrom)], Goto(Chain::OverFrom)),
                 ("what a guest sends", &[In(Interface, Set::Ports)], Jump(Chain::Guest)),
                 ("and where to", &[In(Interface, Set::Ports)], Goto(Chain::Policy)),
+                ("what comes from a VLAN", &[In(Interface, Set::Outside)], Goto(Chain::Outside)),
             ],
             // Most frames for that group a bridge hands to the host without any other hook, and the host takes IPv4 and UDP out of them.
-            Chain::Host => &[("for the bridge itself", &[In(Interface, Set::Ports), FOR_THE_BRIDGE], Forged)],
+            Chain::Host => &[
+                ("for the bridge itself", &[In(Interface, Set::Ports), FOR_THE_BRIDGE], Forged),
+                ("for the bridge itself, from a VLAN", &[In(Interface, Set::Outside), FOR_THE_BRIDGE], Drop),
+            ],
             Chain::Guest => &[
                 ("for the bridge itself", &[FOR_THE_BRIDGE], Forged),
                 ("from its MAC address", &[OfPort(ETHER_SOURCE, Set::Macs)], Goto(Chain::Own)),
@@ -78,6 +82,10 @@ impl Chain {
             Chain::OwnRedirect => routed::OWN,
             Chain::Published => routed::PUBLISHED,
             Chain::Leave => routed::LEAVE,
+            Chain::Outside => outside::OUTSIDE,
+            Chain::OutsideArp => outside::ARP_RULES,
+            Chain::Outside4 => outside::IPV4_RULES,
+            Chain::Outside6 => outside::IPV6_RULES,
             Chain::Policy => policed::POLICY_RULES,
             Chain::Policy4 => policed::POLICY4_RULES,
             Chain::Policy6 => policed::POLICY6_RULES,
@@ -103,18 +111,18 @@ impl Chain {
 pub type Rule = (&'static str, &'static [Test], Verdict);
 
 const ETHER_TO: Field = Ether(0, 6);
-const ETHER_SOURCE: Field = Ether(6, 6);
+pub const ETHER_SOURCE: Field = Ether(6, 6);
 pub const ETHER_TYPE: Field = Ether(12, 2);
-const ARP: &[u8] = &[0x08, 0x06];
+pub const ARP: &[u8] = &[0x08, 0x06];
 pub const IPV4: &[u8] = &[0x08, 0x00];
 pub const IPV6: &[u8] = &[0x86, 0xdd];
 /// 01:80:c2:00:00:00 to :0f.
-const FOR_THE_BRIDGE: Test = Masked(ETHER_TO, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0], &[1, 0x80, 0xc2, 0, 0, 0]);
+pub const FOR_THE_BRIDGE: Test = Masked(ETHER_TO, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0], &[1, 0x80, 0xc2, 0, 0, 0]);
 
 const ARP_OPERATION: Field = Network(6, 2);
-const ARP_SENDER: Field = Network(14, 4);
+pub const ARP_SENDER: Field = Network(14, 4);
 /// At its end, so that all of it can be read where this can.
-const ARP_TARGET: Field = Network(24, 4);
+pub const ARP_TARGET: Field = Network(24, 4);
 const ARP_RULES: &[Rule] = &[
     ("not of Ethernet", &[IsNot(Network(0, 2), &[0, 1])], Forged),
     ("not of IPv4", &[IsNot(Network(2, 2), IPV4)], Forged),
@@ -341,7 +349,7 @@ pub fn name(interface: &str) -> [u8; libc::IFNAMSIZ] {
 }
 
 /// Where each has an address that follows from its MAC address (RFC 4291, section 2.5.6).
-const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 
 /// What is always in a table.
 pub fn constants() -> impl Iterator<Item = Element> {

@@ -167,6 +167,14 @@ pub enum Set {
     OverTo,
     /// The ports, with what was dropped of theirs as forged.
     Forged,
+    /// The networks' uplinks, by which frames come from the outside.
+    Outside,
+    /// Which MAC addresses are on each one's network: its guests', and the bridge's.
+    InsideMacs,
+    /// Which IPv4 addresses.
+    Inside4,
+    /// Which IPv6 addresses.
+    Inside6,
     /// The networks' bridges.
     Networks,
     /// Each of them with itself: what goes by way of it and comes by it.
@@ -209,7 +217,7 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 52] = [
+    pub const ALL: [Set; 56] = [
         Set::Ports,
         Set::Macs,
         Set::Ipv4,
@@ -243,6 +251,10 @@ impl Set {
         Set::OverFrom,
         Set::OverTo,
         Set::Forged,
+        Set::Outside,
+        Set::InsideMacs,
+        Set::Inside4,
+        Set::Inside6,
         Set::Networks,
         Set::Pairs,
         Set::Outward,
@@ -318,6 +330,10 @@ impl Set {
             Set::OverFrom => "over_from",
             Set::OverTo => "over_to",
             Set::Forged => "forged",
+            Set::Outside => "outside",
+            Set::InsideMacs => "inside_macs",
+            Set::Inside4 => "inside4",
+            Set::Inside6 => "inside6",
         }
     }
 
@@ -329,11 +345,11 @@ impl Set {
     /// What its keys are made of.
     pub fn key(self) -> &'static [Type] {
         match self {
-            Set::Ports | Set::Policed | Set::Policies | Set::Allowed | Set::Denied => &[Type::Interface],
+            Set::Ports | Set::Policed | Set::Policies | Set::Allowed | Set::Denied | Set::Outside => &[Type::Interface],
             Set::RatesFrom | Set::RatesTo | Set::OverFrom | Set::OverTo | Set::Forged => &[Type::Interface],
-            Set::Macs | Set::Doors => &[Type::Interface, Type::Mac],
-            Set::Ipv4 => &[Type::Interface, Type::Ipv4],
-            Set::Ipv6 | Set::Links => &[Type::Interface, Type::Ipv6],
+            Set::Macs | Set::Doors | Set::InsideMacs => &[Type::Interface, Type::Mac],
+            Set::Ipv4 | Set::Inside4 => &[Type::Interface, Type::Ipv4],
+            Set::Ipv6 | Set::Links | Set::Inside6 => &[Type::Interface, Type::Ipv6],
             Set::Hidden => &[Type::Protocol],
             Set::Messages | Set::Reports | Set::Discovery => &[Type::Icmpv6],
             Set::Memberships => &[Type::Igmp],
@@ -496,14 +512,26 @@ pub enum Chain {
     OverTo,
     /// What a guest must not send.
     Forged,
+    /// What comes by an uplink.
+    Outside,
+    /// ARP of it.
+    OutsideArp,
+    /// IPv4.
+    Outside4,
+    /// IPv6.
+    Outside6,
 }
 
 impl Chain {
     /// All of them, in an order in which each is there before what leads to it.
-    pub const ALL: [Chain; 38] = [
+    pub const ALL: [Chain; 42] = [
         Chain::Forged,
         Chain::OverFrom,
         Chain::OverTo,
+        Chain::OutsideArp,
+        Chain::Outside4,
+        Chain::Outside6,
+        Chain::Outside,
         Chain::Allowed,
         Chain::Denied,
         Chain::Asks4,
@@ -582,6 +610,10 @@ impl Chain {
             Chain::OverFrom => "over_rate_from",
             Chain::OverTo => "over_rate_to",
             Chain::Forged => "guest_forged",
+            Chain::Outside => "outside",
+            Chain::OutsideArp => "outside_arp",
+            Chain::Outside4 => "outside_ipv4",
+            Chain::Outside6 => "outside_ipv6",
         }
     }
 

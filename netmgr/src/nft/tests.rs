@@ -2,6 +2,7 @@
 
 mod frames;
 mod kept;
+mod outside;
 mod policy;
 mod rates;
 

@@ -73,6 +73,11 @@ impl Place {
         place
     }
 
+    /// Has one of its interfaces be another's.
+    pub fn hands(&self, interface: &str, to: &Place) {
+        self.ip(&format!("link set {interface} netns {}", to.thread));
+    }
+
     /// Serves TCP on that port, of all addresses, and says to each who it is taken for.
     pub fn serves(&self, port: u16) {
         self.run(move || serve(port));

@@ -48,9 +48,17 @@ const TEXTS: [&str; 10] = [
 const NUMBERS: [u64; 10] = [0, 1, 2, 8, 16, 24, 32, 255, 65_537, u64::MAX];
 
 /// What makes sense in a field of that name. Where there is nothing, anything might.
-const SENSIBLE: [(&str, &str); 5] =
-    [("name", TEXTS[1]), ("network", TEXTS[1]), ("workload", TEXTS[2]), ("gateway", TEXTS[4]), ("config", TEXTS[7])];
-const SENSIBLE_NUMBERS: [(&str, u64); 4] = [("prefixLength", 24), ("mtu", 0), ("maxPorts", 16), ("maxLeases", 16)];
+const SENSIBLE: [(&str, &str); 7] = [
+    ("name", TEXTS[1]),
+    ("network", TEXTS[1]),
+    ("workload", TEXTS[2]),
+    ("gateway", TEXTS[4]),
+    ("config", TEXTS[7]),
+    ("parent", ""),
+    ("ipv6", ""),
+];
+const SENSIBLE_NUMBERS: [(&str, u64); 5] =
+    [("prefixLength", 24), ("mtu", 0), ("maxPorts", 16), ("maxLeases", 16), ("vlan", 0)];
 
 /// What was asked for, and might be called: the question, the pointer in its answer, and the interface.
 type Object = (u32, Option<u16>, u64);

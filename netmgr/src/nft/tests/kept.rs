@@ -148,6 +148,7 @@ fn is_number(said: &Value, bytes: &[u8]) -> bool {
         ("echo-reply", &[129]),
         ("redirect", &[5]),
         ("router-advertisement", &[9]),
+        ("nd-neighbor-advert", &[136]),
         ("ipv6-icmp", &[58]),
         ("01:80:c2:00:00:00", &[1, 0x80, 0xc2, 0, 0, 0]),
         ("ff:ff:ff:ff:ff:f0", &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]),
