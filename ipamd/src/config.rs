@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use schema::names;
 use schema::net::{
-    Subnet, ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, mtu_rule, prefix_rule, subnet_of_ipv6,
+    Subnet, ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, is_vlan, mtu_rule, prefix_rule,
+    subnet_of_ipv6, vlan_rule,
 };
 use schema::network_capnp::IPV6_PREFIX_LENGTH;
 use schema::policy::{Rule, Rules};
@@ -16,7 +17,7 @@ use crate::json::Json;
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 14] = [
     "network",
     "type",
     "subnet",
@@ -29,6 +30,8 @@ const KEYS: [&str; 12] = [
     "reservations",
     "nat",
     "policy",
+    "parent",
+    "vlan",
 ];
 const POOL_KEYS: [&str; 2] = ["start", "end"];
 const POLICY_KEYS: [&str; 2] = ["default", "allow"];
@@ -62,6 +65,17 @@ pub struct PoolConfig {
     pub policy: Option<Rules>,
     /// What its guests reach beside one another.
     pub reach: Reach,
+    /// The VLAN that it is of an interface, if it is one.
+    pub uplink: Option<Uplink>,
+}
+
+/// A VLAN of an interface of the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// That interface's name.
+    pub parent: String,
+    /// The VLAN's number.
+    pub vlan: u16,
 }
 
 /// What the guests of a network reach beside one another.
@@ -146,7 +160,7 @@ impl PoolConfig {
     /// Parses and checks a configuration text.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, in the order type, subnet, gateway, IPv6, MTU, range, reservations, name.
+    /// The first thing that is wrong with it, in the order type, VLAN, subnet, gateway, IPv6, MTU, range, reservations, name.
     pub fn parse(text: &str) -> Result<PoolConfig, ConfigError> {
         let config = PoolConfig::read(text)?;
         if names::is_network(&config.network) {
@@ -177,11 +191,26 @@ impl PoolConfig {
                 "Mend it at that line and column",
             )
         })?;
-        let [network, kind, subnet, gateway, ipv6, subnet6, gateway6, mtu, pool, reservations, nat, policy] =
-            fields("", &tree, KEYS)?;
+        let [
+            network,
+            kind,
+            subnet,
+            gateway,
+            ipv6,
+            subnet6,
+            gateway6,
+            mtu,
+            pool,
+            reservations,
+            nat,
+            policy,
+            parent,
+            vlan,
+        ] = fields("", &tree, KEYS)?;
 
         let name = required("network", network)?;
         let reach = parse_reach(kind, nat)?;
+        let uplink = parse_uplink(parent, vlan, reach)?;
         let subnet = parse_subnet(required("subnet", subnet)?)?;
         let gateway = match gateway {
             Some(value) => host("gateway", value, &subnet)?,
@@ -218,7 +247,19 @@ impl PoolConfig {
             None => BTreeMap::new(),
         };
         let policy = policy.map(parse_policy).transpose()?;
-        Ok(PoolConfig { network: name.to_owned(), subnet, gateway, ipv6, mtu, start, end, reservations, reach, policy })
+        Ok(PoolConfig {
+            network: name.to_owned(),
+            subnet,
+            gateway,
+            ipv6,
+            mtu,
+            start,
+            end,
+            reservations,
+            reach,
+            policy,
+            uplink,
+        })
     }
 
     /// The text that makes this pool again: every key present but those whose absence says the same, reservations by workload.
@@ -228,13 +269,16 @@ impl PoolConfig {
         // All but the name, which may be of a time with a wider rule, was checked to need no escape.
         let network = serde_json::Value::from(self.network.as_str());
         format!(
-            "{{\"network\":{},{}\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
+            "{{\"network\":{},{}{}\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
             network,
             match self.reach {
                 Reach::Host => "",
                 Reach::All => "\"nat\":true,",
                 Reach::Outside => "\"type\":\"host-only\",",
             },
+            self.uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| {
+                format!("\"parent\":\"{parent}\",\"vlan\":{vlan},")
+            }),
             self.subnet,
             self.gateway,
             self.ipv6.keys(),
@@ -333,6 +377,33 @@ fn parse_reach(kind: Option<&Json>, nat: Option<&Json>) -> Result<Reach, ConfigE
         (_, Some(true)) => Ok(Reach::All),
         _ => Ok(Reach::Host),
     }
+}
+
+fn parse_uplink(parent: Option<&Json>, vlan: Option<&Json>, reach: Reach) -> Result<Option<Uplink>, ConfigError> {
+    const REMEDY: &str = "Write \"parent\":\"eth0\",\"vlan\":100, or leave both out";
+    let (parent, vlan) = match (parent, vlan) {
+        (None, None) => return Ok(None),
+        (None, Some(_)) => {
+            return Err(error("parent", "absent", "a VLAN is one of an interface of the host's", REMEDY));
+        }
+        (Some(_), None) => {
+            return Err(error("vlan", "absent", "the parent itself is put on no bridge: it carries a VLAN", REMEDY));
+        }
+        (Some(parent), Some(vlan)) => (text("parent", parent)?, vlan),
+    };
+    if !names::is_network(parent) {
+        return Err(error("parent", format_args!("{parent:?}"), names::NETWORK_RULE, REMEDY));
+    }
+    let (found, number) = match vlan {
+        Json::Number(number) => (number.to_string(), u16::try_from(*number).ok()),
+        other => (other.kind().to_owned(), None),
+    };
+    let vlan = number.filter(|vlan| is_vlan(*vlan)).ok_or_else(|| error("vlan", found, vlan_rule(), REMEDY))?;
+    if reach != Reach::Host {
+        let why = "guests of a VLAN reach the outside by way of that";
+        return Err(error("vlan", vlan, why, "Leave it out, or define the network as bridged, without NAT"));
+    }
+    Ok(Some(Uplink { parent: parent.to_owned(), vlan }))
 }
 
 fn parse_mtu(value: &Json) -> Result<u32, ConfigError> {

@@ -48,6 +48,17 @@ fn kind_and_mtu_are_taken_and_said_again_where_their_absence_says_something_else
 }
 
 #[test]
+fn vlan_is_taken_with_its_parent_and_said_again() {
+    let with = |keys: &str| PoolConfig::parse(&format!(r#"{{{keys}"network":"n","subnet":"10.0.0.0/24"}}"#)).unwrap();
+    for vlan in [1, 4094] {
+        let config = with(&format!(r#""parent":"eth0","vlan":{vlan},"#));
+        assert_eq!(config.uplink, Some(Uplink { parent: "eth0".into(), vlan }));
+        assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
+    }
+    assert!(!with("").to_json().contains("vlan"), "as an earlier release wrote it");
+}
+
+#[test]
 fn ipv6_is_off_follows_from_the_network_or_is_what_its_keys_say() {
     let with = |keys: &str| PoolConfig::parse(&format!(r#"{{{keys}"network":"n","subnet":"10.0.0.0/24"}}"#)).unwrap();
     let gateway = |text: &str| Ipv6::Gateway(text.parse().unwrap());
@@ -171,6 +182,11 @@ fn published_schema_allows_nothing_that_the_parser_refuses_for_its_keys_kinds_an
     for (from, to) in [
         ("\"network\":", "\"netwrk\":"),
         ("\"network\":", "\"vlan\":7,\"network\":"),
+        ("\"network\":", "\"parent\":\"eth0\",\"network\":"),
+        ("\"network\":", "\"parent\":\"eth0\",\"vlan\":0,\"network\":"),
+        ("\"network\":", "\"parent\":\"eth0\",\"vlan\":4095,\"network\":"),
+        ("\"network\":", "\"parent\":\"eth0\",\"vlan\":\"7\",\"network\":"),
+        ("\"network\":", "\"parent\":0,\"vlan\":7,\"network\":"),
         ("\"network\":", "\"type\":\"isolated\",\"network\":"),
         ("\"network\":", "\"mtu\":1279,\"network\":"),
         ("\"network\":", "\"mtu\":65522,\"network\":"),
@@ -212,7 +228,7 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
     };
     for (from, to, key, why) in [
         ("\"network\":", "\"netwrk\":", "netwrk", "no such key"),
-        ("\"network\":", "\"vlan\":7,\"network\":", "vlan", "no such key"),
+        ("\"network\":", "\"vlans\":7,\"network\":", "vlans", "no such key"),
         ("\"end\":", "\"mtu\":1500,\"end\":", "pool.mtu", "no such key"),
         ("\"network\":", "\"nat\":1,\"network\":", "nat", "true or false"),
         ("\"network\":", "\"type\":\"host-only\",\"nat\":false,\"network\":", "nat", "beyond the host"),
@@ -254,6 +270,20 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
             "\"subnet6\":\"fd00::/64\",\"gateway6\":\"10.0.0.1\",\"network\":",
             "gateway6",
             "not an IPv6 address",
+        ),
+        ("\"network\":", "\"vlan\":7,\"network\":", "parent", "an interface of the host's"),
+        ("\"network\":", "\"parent\":\"eth0\",\"network\":", "vlan", "put on no bridge"),
+        ("\"network\":", "\"parent\":\"a b\",\"vlan\":7,\"network\":", "parent", "1 to 15 bytes"),
+        ("\"network\":", "\"parent\":7,\"vlan\":7,\"network\":", "parent", "a string is needed"),
+        ("\"network\":", "\"parent\":\"eth0\",\"vlan\":0,\"network\":", "vlan", "1 to 4094"),
+        ("\"network\":", "\"parent\":\"eth0\",\"vlan\":4095,\"network\":", "vlan", "1 to 4094"),
+        ("\"network\":", "\"parent\":\"eth0\",\"vlan\":65536,\"network\":", "vlan", "1 to 4094"),
+        ("\"network\":", "\"nat\":true,\"parent\":\"eth0\",\"vlan\":7,\"network\":", "vlan", "by way of that"),
+        (
+            "\"network\":",
+            "\"type\":\"host-only\",\"parent\":\"eth0\",\"vlan\":7,\"network\":",
+            "vlan",
+            "by way of that",
         ),
         ("\"network\":", "\"policy\":[],\"network\":", "policy", "an object is needed"),
         ("\"network\":", "\"policy\":{\"deny\":[]},\"network\":", "policy.deny", "no such key"),

@@ -11,7 +11,7 @@ use schema::network_capnp::NetworkKind;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
-use crate::config::{PoolConfig, Reach};
+use crate::config::{PoolConfig, Reach, Uplink};
 use crate::database::Database;
 use crate::fault::fault;
 use crate::ledger::{Hold, Info, Ledger, Quota};
@@ -309,6 +309,10 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
     to.set_ipv6(config.ipv6.text());
     to.set_kind(if config.reach == Reach::Outside { NetworkKind::HostOnly } else { NetworkKind::Bridged });
     to.set_nat(config.reach != Reach::Host);
+    if let Some(Uplink { parent, vlan }) = &config.uplink {
+        to.set_parent(parent);
+        to.set_vlan(*vlan);
+    }
     if let Some(policy) = &config.policy {
         let mut list = to.init_policy().init_allow(u32::try_from(policy.iter().count()).unwrap_or(0));
         for (at, rule) in (0..list.len()).zip(policy.iter()) {

@@ -25,6 +25,7 @@ fn built_in() -> PoolConfig {
         reservations: BTreeMap::new(),
         reach: Reach::Host,
         policy: None,
+        uplink: None,
     }
 }
 
