@@ -128,6 +128,9 @@ fn report_agrees_with_what_the_kernel_and_other_tools_say() {
         assert_eq!(row("namespaces").state == "ok", works("unshare", &["-mpniuCf", "true"]), "{:?}", row("namespaces"));
         let bridge = works("unshare", &["-n", "ip", "link", "add", "b0", "type", "bridge"]);
         assert_eq!(row("bridge").state == "ok", bridge || !works("ip", &["-V"]), "{:?}", row("bridge"));
+        let vlan = "ip link add b0 type bridge && ip link add link b0 name b0.7 type vlan id 7";
+        let vlan = works("unshare", &["-n", "sh", "-c", vlan]);
+        assert_eq!(row("vlans").state == "ok", vlan || !works("ip", &["-V"]), "{:?}", row("vlans"));
     }
     let walls = ["landlock", "seccomp", "user-namespaces", "namespaces", "cgroups", "rights"];
     is("confinement", if walls.iter().all(|name| row(name).state == "ok") { "ok" } else { "limited" });

@@ -65,6 +65,30 @@ pub fn bridge(owned: bool) -> Check {
     }
 }
 
+/// VLANs of interfaces, by making one of a bridge's.
+pub fn vlans(owned: bool) -> Check {
+    let tried = in_network(owned, || {
+        // As above; IFLA_LINKINFO that holds IFLA_INFO_KIND "vlan" and IFLA_INFO_DATA with IFLA_VLAN_ID 7; and IFLA_LINK, the interface with index 2, which
+        // the first one is told to have.
+        const PARENT: &[u8] =
+            b"\0\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\x0a\0\x03\0probe\0\0\0\x10\0\x12\0\x0a\0\x01\0bridge\0\0";
+        const VLAN: &[u8] = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x08\0\x05\0\x02\0\0\0\
+            \x1c\0\x12\0\x09\0\x01\0vlan\0\0\0\0\x0c\0\x02\0\x06\0\x01\0\x07\0\0\0";
+        let new = |body| message(libc::RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_EXCL, body);
+        ask(ROUTE, &new(PARENT))?;
+        ask(ROUTE, &new(VLAN))
+    });
+    match tried {
+        Ok(()) => Check::ok("vlans", "made one in a network namespace"),
+        Err(errno @ (Errno::PERM | Errno::ACCESS)) => refused("vlans", errno, ""),
+        Err(errno) => Check::limited(
+            "vlans",
+            format!("the kernel has none (802.1Q): {errno}"),
+            "modprobe 8021q, for a network that is a VLAN; others do not need it",
+        ),
+    }
+}
+
 /// TAPs, by what `/dev/net/tun` says it can.
 pub fn tun() -> Check {
     let device = match open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {

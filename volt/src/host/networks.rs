@@ -32,6 +32,9 @@ pub struct Definition {
     ipv6: String,
     kind: NetworkKind,
     nat: bool,
+    /// None without an interface, and of that none without a number.
+    parent: String,
+    vlan: u16,
     /// What ports have that are made without one of their own.
     policy: Option<Vec<String>>,
 }
@@ -67,6 +70,8 @@ impl Definition {
             ipv6: text(info.get_ipv6()?)?,
             kind: info.get_kind().map_err(capnp::Error::from)?,
             nat: info.get_nat(),
+            parent: text(info.get_parent()?)?,
+            vlan: info.get_vlan(),
             policy: info.has_policy().then(|| read_rules(info.get_policy()?)).transpose()?,
         })
     }
@@ -153,7 +158,7 @@ pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Defin
 
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
 pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Error> {
-    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, policy } = definition;
+    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, policy } = definition;
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
         let mut config = request.get().init_config();
@@ -164,6 +169,8 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
         config.set_ipv6(ipv6);
         config.set_kind(*kind);
         config.set_nat(*nat);
+        config.set_parent(parent);
+        config.set_vlan(*vlan);
         if let Some(policy) = policy {
             write_texts(config.init_policy(), policy);
         }
@@ -205,6 +212,8 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
         ipv6: text(config.get_ipv6()?)?,
         kind: config.get_kind().map_err(capnp::Error::from)?,
         nat: config.get_nat(),
+        parent: text(config.get_parent()?)?,
+        vlan: config.get_vlan(),
         policy: config.has_policy().then(|| read_rules(config.get_policy()?)).transpose()?,
     }))
 }
@@ -230,10 +239,11 @@ pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result
     let (of_pool, kind, ipv6, mtu) = of_list(ipamd, name, |pool| {
         let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
         let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
-        let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat()) {
-            (NetworkKind::HostOnly, _) => "host-only",
-            (NetworkKind::Bridged, true) => "bridged,nat",
-            (NetworkKind::Bridged, false) => "bridged",
+        let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat(), pool.get_vlan()) {
+            (NetworkKind::HostOnly, ..) => "host-only".to_owned(),
+            (NetworkKind::Bridged, true, _) => "bridged,nat".to_owned(),
+            (NetworkKind::Bridged, false, 0) => "bridged".to_owned(),
+            (NetworkKind::Bridged, false, vlan) => format!("bridged,vlan={}/{vlan}", text(pool.get_parent()?)?),
         };
         Ok((of_pool, kind, text(pool.get_ipv6()?)?, pool.get_mtu()))
     })
@@ -248,7 +258,7 @@ pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result
     let mtu = if mtu == 0 { "-".to_owned() } else { mtu.to_string() };
     let ipv6 = if ipv6.is_empty() { "-".to_owned() } else { ipv6 };
     let [subnet, gateway, range, free] = of_pool;
-    Ok([name.to_owned(), kind.to_owned(), subnet, gateway, ipv6, range, free, mtu, ports.to_string()])
+    Ok([name.to_owned(), kind, subnet, gateway, ipv6, range, free, mtu, ports.to_string()])
 }
 
 /// What `read` takes of a network's pool, without defining that.
