@@ -3,7 +3,7 @@
 use std::{
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use capnp::capability::Client;
@@ -12,7 +12,7 @@ use futures::future::select_all;
 use ipc::{Clients, Endpoint, Fault, Lane, Limits, Peer, Runtime};
 use rustix::fs::Mode;
 use schema::programs::Process;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::LocalSet, time::timeout};
 
 use crate::{Error, Lost, Options, Owner, State, owner};
 
@@ -102,10 +102,8 @@ pub struct Starting<E> {
 /// A thread that owns a state, as seen from the main one.
 struct Thread {
     name: &'static str,
-    /// Why it ended; wakes the main thread.
+    /// Why it ended, when its work and its state have; wakes the main thread.
     why: oneshot::Receiver<Result<(), Lost>>,
-    /// Its other end is dropped when the thread's work and state have ended.
-    done: ipc::Receiver<()>,
     farewell: Option<Duration>,
 }
 
@@ -123,19 +121,15 @@ impl<E: From<Error> + Send + 'static> Starting<E> {
         let (owner, inbox) = owner();
         let (ready, begun) = ipc::queue();
         let (ended, why) = oneshot::channel();
-        let (last, done) = ipc::queue();
-        self.confined.spawn(name, filter, move || {
-            let _last: ipc::Sender<()> = last;
-            match begin() {
-                Ok(state) => {
-                    let _ = ready.send(Ok(()));
-                    let _ = ended.send(inbox.run(state));
-                }
-                Err(error) => _ = ready.send(Err(error)),
+        self.confined.spawn(name, filter, move || match begin() {
+            Ok(state) => {
+                let _ = ready.send(Ok(()));
+                let _ = ended.send(inbox.run(state));
             }
+            Err(error) => _ = ready.send(Err(error)),
         })?;
         self.begun.push(begun);
-        self.threads.push(Thread { name, why, done, farewell: S::FAREWELL });
+        self.threads.push(Thread { name, why, farewell: S::FAREWELL });
         Ok(owner)
     }
 
@@ -176,20 +170,26 @@ impl Serving {
         runtime.run(async {
             let names: Vec<_> = threads.iter().map(|thread| thread.name).collect();
             let ends = select_all(threads.iter_mut().map(|thread| &mut thread.why));
-            tokio::select! {
-                served = serve => served.map_err(|error| E::from(Error::Serve(error))),
-                why = own => Err(why),
-                (why, at, _) = ends => Err(ended(why, names.get(at)).into()),
+            let connections = LocalSet::new();
+            let served = connections.run_until(async {
+                tokio::select! {
+                    served = serve => served.map_err(|error| E::from(Error::Serve(error))),
+                    why = own => Err(why),
+                    (why, at, _) = ends => Err(ended(why, names.get(at)).into()),
+                }
+            });
+            served.await?;
+            // With the connections the last handles go, and with these the threads end. A wait on the runtime takes no system call that serving
+            // does not: one of the standard library's, with a limit, takes `restart_syscall` of who is stopped and continued meanwhile.
+            drop(connections);
+            for Thread { why, farewell, .. } in threads {
+                match farewell {
+                    Some(limit) => drop(timeout(limit, why).await),
+                    None => drop(why.await),
+                }
             }
-        })?;
-        // All connections have gone, and with their last handles the threads end.
-        for Thread { done, farewell, .. } in threads {
-            match farewell {
-                Some(limit) => drop(done.receive_until(Instant::now() + limit)),
-                None => drop(done.receive()),
-            }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Runs something else in its place: for tests of what happens on threads that are narrow.
