@@ -218,8 +218,13 @@ pub struct PublishArgs {
     pub network: String,
     /// The port's workload, such as vm-web.
     pub workload: String,
-    /// Ports of the host, and of the guest's: 8080:80, 127.0.0.1:5353:53/udp, [::]:7000-7010:7000-7010. What is taken back need not name the guest's.
-    #[arg(required = true, value_name = "[ADDRESS:]PORT[:PORT][/udp]")]
+    /// Ports of the host, and of the guest's.
+    #[arg(
+        required = true,
+        value_name = "[ADDRESS:]PORT[:PORT][/udp]",
+        help = "Ports of the host, and of the guest's: 8080:80, 127.0.0.1:5353:53/udp, [::]:7000-7010:7000-7010. What is taken back need \
+                not name the guest's"
+    )]
     pub publish: Vec<String>,
 }
 
