@@ -304,7 +304,15 @@ fn port_is_published_still_when_netmgr_was_killed() {
             assert_eq!(lan.seen_as_soon("192.0.2.1:8080"), "192.0.2.2");
             unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap();
             assert!(lan.reaches("192.0.2.1:8080").is_none());
+            // What nobody has told netmgr of yet is in nobody's way.
+            let _db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
             drop(web);
+            testkit::wait::until("the guest is gone", || {
+                let there = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+                if there.contains("tap-web") { Err(there) } else { Ok(()) }
+            });
+            publish(&client, &network, "vm-db", vec![tcp("192.0.2.1:8082")], 80).await.unwrap();
+            assert_eq!(listed(&client, &network).await, ["vm-db tcp 192.0.2.1 8082 80"]);
         });
     });
 }

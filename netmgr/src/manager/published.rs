@@ -69,10 +69,7 @@ impl Manager {
             new.push(Published { host, guest: (to, guest).into(), _held: Some(Arc::new(socket)) });
         }
         let before = port.published.len();
-        let overlaps = |other: &Published| new.iter().any(|one| one.host.overlaps(&other.host));
-        if let Some((workload, other)) = self.all_published().find(|(_, other)| overlaps(other)) {
-            return Err(Error::Published { host: other.host.to_string(), workload: workload.to_owned() });
-        }
+        self.make_way(&new)?;
         for (there, limit) in [(before, MAX_PUBLISHED), (self.all_published().count(), MAX_PUBLISHED_BY_HOST)] {
             let limit = limit as usize;
             if there + new.len() > limit {
@@ -89,6 +86,34 @@ impl Manager {
         self.end_connections(&new);
         self.port(whose)?.published.extend(new.iter().cloned());
         Ok(new)
+    }
+
+    /// Refuses what somebody's port has already. Who has gone, and it is only not known yet or was put off, is in nobody's way.
+    fn make_way(&mut self, new: &[Published]) -> Result<(), Error> {
+        let has = |port: &Port| {
+            let other = port.published.iter().find(|other| new.iter().any(|one| one.host.overlaps(&other.host)));
+            other.map(|other| other.host.to_string())
+        };
+        loop {
+            let Manager { rtnl, instance, networks, .. } = self;
+            let in_the_way = networks.values_mut().find_map(|network| {
+                let (workload, host, leaves) = network
+                    .ports
+                    .iter()
+                    .find_map(|(workload, port)| Some((workload.clone(), has(port)?, port.leaves())))?;
+                Some((network, workload, host, leaves))
+            });
+            let Some((network, workload, host, leaves)) = in_the_way else { return Ok(()) };
+            let has_gone = if leaves {
+                self.cut_off_chosen(|_, port| has(port).is_some())
+            } else {
+                !network.confirm(rtnl, instance, &workload)?
+            };
+            if !has_gone {
+                return Err(Error::Published { host, workload });
+            }
+            self.clear_after();
+        }
     }
 
     /// Ends that these are published for the guest of a port.
