@@ -222,7 +222,7 @@ fn containers_of_containerd_share_a_network_and_leave_nothing() {
     };
     run("-d", "a /bin/sleep 600");
     let listed = host.run(&mut host.volt(&["port", "list"])).ok().out;
-    let a = listed.split_whitespace().last().unwrap().to_owned();
+    let [.., a, _published] = listed.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{listed}") };
     run("--rm", &format!("b /bin/ping -c 1 -w 5 {a}"));
     beside_a_guest(&host, |guest| {
         guest.inside.pings(parsed(&a));

@@ -325,7 +325,8 @@ fn mtu_of_a_network_is_its_bridge_s_and_its_cards_and_bad_keys_change_nothing() 
         (r#""type":"routed""#, ["type", "no such kind"]),
         (r#""nat":"yes""#, ["nat = a string", "true or false"]),
         (r#""type":"host-only","nat":false"#, ["nat = false", "beyond the host"]),
-        (r#""vlan":7"#, ["vlan", "no such key"]),
+        (r#""vlan":7"#, ["parent = absent", "a VLAN is one of an interface"]),
+        (r#""vlans":7"#, ["vlans", "no such key"]),
     ] {
         define(&host, &with(keys)).refused(&["network.json", words[0], words[1]]);
         assert!(mtu("lab0") && mtu("tap-web"));
