@@ -225,7 +225,7 @@ fn containers_of_containerd_share_a_network_and_leave_nothing() {
     let [.., a, _published] = listed.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{listed}") };
     run("--rm", &format!("b /bin/ping -c 1 -w 5 {a}"));
     beside_a_guest(&host, |guest| {
-        guest.inside.pings(parsed(&a));
+        guest.inside.pings(parsed(a));
         run("--rm", "c /bin/ping -c 1 -w 5 10.42.0.200");
     });
     assert_eq!(ports(&host).len(), 1, "those that ended have left nothing");
