@@ -68,7 +68,8 @@ impl Watching {
                 Err(RecvError::Closed) => return None,
             }
         }
-        loop {
+        // No more than wait at one time, however fast more come.
+        while events.len() < MAX_WAITING_EVENTS as usize {
             match self.0.try_recv() {
                 Ok(event) => events.push(event),
                 // Those before are older than what is missing.
@@ -77,9 +78,10 @@ impl Watching {
                     missed = true;
                 }
                 // An end is told by the next.
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return Some((events, missed)),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
         }
+        Some((events, missed))
     }
 }
 
