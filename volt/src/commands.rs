@@ -35,6 +35,9 @@ use crate::{
     output::{print, print_rows, printable, say},
 };
 
+const STATS: [&str; 10] =
+    ["NETWORK", "WORKLOAD", "SENT", "RECEIVED", "ALLOWED", "DENIED", "FORGED", "RATE", "OVER SENT", "OVER RECEIVED"];
+
 /// How long the end of a VM may take beyond the guest's grace: stopped and frozen processes have their time, and services.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -73,32 +76,16 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
             })
         }
         Command::Port(PortCommand::List) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
-            let rows = networks::ports(first(&links)?).await?.into_iter();
-            let rows: Vec<_> = rows.map(|[a, b, c, d, e, f, ..]| [a, b, c, d, e, f]).collect();
+            let rows = networks::ports(first(&links)?).await?;
+            let rows: Vec<_> = rows.into_iter().map(|row| row.who).collect();
             print_rows(&["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES", "PUBLISHED"], &rows)
         }),
         Command::Port(PortCommand::Stats) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
-            let rows = networks::ports(first(&links)?).await?.into_iter();
-            let rows: Vec<_> = rows
-                .map(|[network, workload, _, _, _, _, a, b, c, d, e, f, g, h]| {
-                    [network, workload, a, b, c, d, e, f, g, h]
-                })
-                .collect();
-            print_rows(
-                &[
-                    "NETWORK",
-                    "WORKLOAD",
-                    "SENT",
-                    "RECEIVED",
-                    "ALLOWED",
-                    "DENIED",
-                    "FORGED",
-                    "RATE",
-                    "OVER SENT",
-                    "OVER RECEIVED",
-                ],
-                &rows,
-            )
+            let rows = networks::ports(first(&links)?).await?;
+            let counted = |networks::PortRow { who: [network, workload, ..], counts: [a, b, c, d, e, f, g, h] }| {
+                [network, workload, a, b, c, d, e, f, g, h]
+            };
+            print_rows(&STATS, &rows.into_iter().map(counted).collect::<Vec<_>>())
         }),
         Command::Port(PortCommand::Policy(args)) => port_policy(&paths, policy, args),
         Command::Port(PortCommand::Publish(args)) => publish(&paths, policy, args),

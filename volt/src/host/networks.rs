@@ -319,10 +319,18 @@ pub async fn there(netmgr: &Connection, name: &str, tried: &str) -> Result<netwo
     network(netmgr, name, tried).await?.ok_or_else(|| Error::NoNetwork(name.to_owned()))
 }
 
-/// All ports of all networks of this host: network, workload, interface, MAC address, addresses, ports of the host that lead there; and packets and bytes that they
-/// have sent, and received; that their policies have allowed, and denied, where they have one; what was forged; their rates; and what was beyond these, sent and
-/// received.
-pub async fn ports(netmgr: &Connection) -> Result<Vec<[String; 14]>, Error> {
+/// What is told of a port.
+#[derive(Clone)]
+pub struct PortRow {
+    /// Network, workload, interface, MAC address, addresses, ports of the host that lead there.
+    pub who: [String; 6],
+    /// Packets and bytes that it has sent, and received; that its policy has allowed, and denied, where it has one; what was forged; its rates; and what
+    /// was beyond these, sent and received.
+    pub counts: [String; 8],
+}
+
+/// All ports of all networks of this host.
+pub async fn ports(netmgr: &Connection) -> Result<Vec<PortRow>, Error> {
     const TRIED: &str = "list the ports";
     let answer =
         netmgr.ask(TRIED, CALL_DEADLINE, || netmgr.bootstrap::<host::Client>().networks_request().send()).await?;
@@ -343,10 +351,10 @@ async fn ports_of(
     name: &str,
     network: &network::Client,
     tried: &str,
-) -> Result<Vec<[String; 14]>, Error> {
-    let mut rows: Vec<[String; 14]> = Vec::new();
+) -> Result<Vec<PortRow>, Error> {
+    let mut rows: Vec<PortRow> = Vec::new();
     loop {
-        let after = rows.last().map_or("", |[_, workload, ..]| workload).to_owned();
+        let after = rows.last().map_or("", |PortRow { who: [_, workload, ..], .. }| workload).to_owned();
         let page = || {
             let mut request = network.ports_request();
             request.get().set_after(&after);
@@ -366,7 +374,7 @@ async fn ports_of(
     }
 }
 
-fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 14], Error> {
+fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<PortRow, Error> {
     let mac = port.get_mac()?.try_into().ok().and_then(Mac::new).map_or_else(|| "-".into(), |mac| mac.to_string());
     let addresses = port.get_addresses()?.iter().map(|address| text(address?)).collect::<Result<Vec<_>, _>>()?;
     let addresses = if addresses.is_empty() { "-".to_owned() } else { addresses.join(", ") };
@@ -380,13 +388,7 @@ fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 14], 
         rate => format!("{}kbit", rate * 8 / 1000),
     });
     let (workload, interface) = (text(port.get_workload()?)?, text(port.get_interface_name()?)?);
-    Ok([
-        network.to_owned(),
-        workload,
-        interface,
-        mac,
-        addresses,
-        published,
+    let counts = [
         count(stats.get_from_packets(), stats.get_from_bytes()),
         count(stats.get_to_packets(), stats.get_to_bytes()),
         policed(stats.get_allowed_packets(), stats.get_allowed_bytes()),
@@ -395,7 +397,8 @@ fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<[String; 14], 
         rate.join("/"),
         count(stats.get_over_from_packets(), stats.get_over_from_bytes()),
         count(stats.get_over_to_packets(), stats.get_over_to_bytes()),
-    ])
+    ];
+    Ok(PortRow { who: [network.to_owned(), workload, interface, mac, addresses, published], counts })
 }
 
 /// Names of all networks with their subnets and how many addresses are free.
