@@ -1,39 +1,37 @@
 //! The capabilities of schema/host.capnp and schema/network.capnp: what a call says is checked here, what it wants is done by the rtnl thread.
 //! Touches the fd lane. Must never make a system call about the network.
 
+mod answers;
+mod policies;
 mod published;
 mod watcher;
 
-use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc};
 
-use capnp::{
-    capability::{Rc, get_resolved_cap},
-    text_list,
-};
+use capnp::{capability::Rc, text_list};
 use capnp_rpc::{CapabilityServerSet, new_client};
 use ipc::{Lane, Peer};
 use schema::{
     fd_lane_capnp::fd_token,
     host_capnp::{host, tenant},
-    network_capnp::{
-        MAX_PORTS, MAX_RULES, NetworkKind, network, network_config, network_info, policy, policy_rules, port,
-        port_factory, port_info, port_stats, rate,
-    },
-    policy::{Rule, Rules},
+    network_capnp::{MAX_PORTS, NetworkKind, network, network_config, network_info, policy, port, port_factory},
+    policy::Rules,
 };
 use service::Owner;
 use sha2::{Digest, Sha256};
 
-use self::published::{publish, unpublish};
-use self::watcher::Watcher;
+use self::{
+    answers::{read_rate, write_addresses, write_config, write_port, write_rate, write_stats},
+    policies::{Policy, rules, write_rules},
+    published::{publish, unpublish},
+    watcher::Watcher,
+};
 use crate::{
-    config::{Config, Kind, Uplink},
+    config::{Config, Kind},
     error::Error,
-    manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Stats, Veth, Whose},
+    manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Veth, Whose},
     names,
     network::{PortState, Quota, TenantId},
-    nft::Counts,
-    rate::Rate,
     sources::Sources,
     veth,
 };
@@ -49,77 +47,6 @@ pub struct Context {
     peer: Peer,
     /// Those of this connection: what is none of them is somebody's own invention.
     policies: Rc<RefCell<CapabilityServerSet<Policy, policy::Client>>>,
-}
-
-/// How long a policy may take to be one: it may be the answer to a call before.
-const PROMISE: Duration = Duration::from_secs(10);
-
-impl Context {
-    /// A capability on a policy.
-    fn policy(&self, rules: Rules) -> policy::Client {
-        let mut policies = self.policies.borrow_mut();
-        policies.gc();
-        policies.new_client(Policy { context: self.clone(), rules })
-    }
-
-    /// What a policy says that a caller sent, if it sent one.
-    async fn given(&self, given: bool, policy: Result<policy::Client, capnp::Error>) -> Result<Option<Rules>, Error> {
-        if !given {
-            return Ok(None);
-        }
-        let resolved = match policy {
-            Ok(policy) => tokio::time::timeout(PROMISE, get_resolved_cap(policy)).await.ok(),
-            Err(_) => None,
-        };
-        let found = resolved.and_then(|policy| self.policies.borrow().get_local_server_of_resolved(&policy));
-        let why = "it is no policy that this connection has been given";
-        found.map(|policy| Some(policy.rules.clone())).ok_or_else(|| Error::argument("policy", "", why))
-    }
-}
-
-/// The rules that a caller sent.
-fn rules(given: policy_rules::Reader<'_>) -> Result<Rules, Error> {
-    let given = given.get_allow().map_err(|_| Error::argument("policy", "", "it is no list of rules"))?;
-    // One more is refused as such.
-    let texts = given.iter().take(usize::from(MAX_RULES) + 1).map(|rule| text("rule", rule));
-    let texts = texts.collect::<Result<Vec<_>, _>>()?;
-    Rules::new(texts).map_err(|(rule, why)| Error::argument("rule", &rule, &why))
-}
-
-fn write_rules(to: policy_rules::Builder<'_>, rules: &Rules) {
-    let mut list = to.init_allow(u32::try_from(rules.iter().count()).unwrap_or(0));
-    for (at, rule) in (0..list.len()).zip(rules.iter().map(Rule::to_string)) {
-        list.set(at, rule);
-    }
-}
-
-/// `Policy`.
-struct Policy {
-    context: Context,
-    rules: Rules,
-}
-
-impl policy::Server for Policy {
-    async fn rules(
-        self: Rc<Self>,
-        _: policy::RulesParams,
-        mut results: policy::RulesResults,
-    ) -> Result<(), capnp::Error> {
-        write_rules(results.get().init_rules(), &self.rules);
-        Ok(())
-    }
-
-    async fn narrow(
-        self: Rc<Self>,
-        params: policy::NarrowParams,
-        mut results: policy::NarrowResults,
-    ) -> Result<(), capnp::Error> {
-        let failed = while_trying("narrow a policy".into());
-        let other = rules(params.get()?.get_rules()?).map_err(&failed)?;
-        let both = self.rules.narrowed(&other).map_err(|why| failed(Error::argument("policy", "", &why)))?;
-        results.get().set_policy(self.context.policy(both));
-        Ok(())
-    }
 }
 
 /// `Host`: the bootstrap capability, for the host's owner.
@@ -476,75 +403,6 @@ impl Network {
             .ask(move |manager| manager.durable(&id, which).map(|port| HeldPort { port, manager: owner, stays: true }));
         Ok(new_client(Port { context: self.context.clone(), held: held.await.map_err(failed)? }))
     }
-}
-
-fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
-    to.set_name(&config.name);
-    to.set_mtu(config.mtu);
-    to.set_kind(if config.kind == Kind::HostOnly { NetworkKind::HostOnly } else { NetworkKind::Bridged });
-    to.set_nat(config.kind.leads_outward());
-    if let Some(address) = config.address {
-        to.set_gateway(address.ip.to_string());
-        to.set_prefix_length(address.prefix);
-    }
-    if let Some(address) = config.ipv6 {
-        to.set_ipv6(address.to_string());
-    }
-    if let Some(Uplink { parent, vlan }) = &config.uplink {
-        to.set_parent(parent);
-        to.set_vlan(*vlan);
-    }
-}
-
-fn write_port(mut to: port_info::Builder<'_>, facts: &PortFacts) {
-    to.set_workload(&facts.workload);
-    to.set_interface_name(&facts.interface);
-    to.set_index(facts.index);
-    to.set_mac(&facts.mac.bytes());
-    to.set_network(&facts.network);
-    to.set_mtu(facts.mtu);
-}
-
-fn write_addresses(mut to: port_info::Builder<'_>, facts: &PortFacts) {
-    let count = u32::try_from(facts.sources.iter().count()).unwrap_or(0);
-    let mut addresses = to.reborrow().init_addresses(count);
-    for (at, address) in (0..count).zip(facts.sources.iter()) {
-        addresses.set(at, address.to_string());
-    }
-    let count = u32::try_from(facts.gateways.len()).unwrap_or(0);
-    let mut gateways = to.init_gateways(count);
-    for (at, gateway) in (0..count).zip(&facts.gateways) {
-        gateways.set(at, gateway.to_string());
-    }
-}
-
-fn write_rate(mut to: rate::Builder<'_>, rate: Rate) {
-    to.set_from_guest(rate.from_guest);
-    to.set_to_guest(rate.to_guest);
-}
-
-fn read_rate(rate: Result<rate::Reader<'_>, capnp::Error>) -> Result<Rate, Error> {
-    let rate = rate.map_err(|_| Error::argument("rate", "", "it is no rate"))?;
-    Rate::new(rate.get_from_guest(), rate.get_to_guest())
-}
-
-fn write_stats(mut to: port_stats::Builder<'_>, Stats { policed, counts, from, to: went }: &Stats) {
-    let Counts { allowed, denied, forged, over_from, over_to } = counts;
-    to.set_policed(*policed);
-    to.set_allowed_packets(allowed.packets);
-    to.set_allowed_bytes(allowed.bytes);
-    to.set_denied_packets(denied.packets);
-    to.set_denied_bytes(denied.bytes);
-    to.set_forged_packets(forged.packets);
-    to.set_forged_bytes(forged.bytes);
-    to.set_over_from_packets(over_from.packets);
-    to.set_over_from_bytes(over_from.bytes);
-    to.set_over_to_packets(over_to.packets);
-    to.set_over_to_bytes(over_to.bytes);
-    to.set_from_packets(from.packets);
-    to.set_from_bytes(from.bytes);
-    to.set_to_packets(went.packets);
-    to.set_to_bytes(went.bytes);
 }
 
 struct Factory {
