@@ -12,11 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use ipc::Connection;
 use rustix::{
     process::{Signal, kill_process},
-    thread::UnshareFlags,
     time::{ClockId, clock_gettime},
 };
 use schema::{
@@ -25,7 +24,7 @@ use schema::{
 };
 
 use crate::{
-    bench::{Row, row},
+    bench::{Row, apart, row},
     debian,
 };
 
@@ -62,30 +61,14 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
     sorted.get(sorted.len().saturating_sub(1) * percent / 100).copied().unwrap_or(f64::NAN)
 }
 
-/// Takes the figures, in namespaces of this thread's own.
+/// Takes the figures.
 pub fn measure(netmgr: &Path) -> Result<Vec<Row>> {
     debian::install(&["containernetworking-plugins", "netavark", "iproute2", "iptables"])?;
-    let dir = std::env::temp_dir().join(format!("volt-bench-attach-{}", std::process::id()));
-    fs::create_dir_all(&dir)?;
-    let rows = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: it takes network and mounts from this thread alone, whose descriptors stay as they are.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }
-                .context("Cannot make namespaces; run as root")?;
-            all(netmgr, &dir)
-        });
-        thread.join().unwrap_or_else(|_| bail!("The measuring thread panicked"))
-    });
-    let _ = fs::remove_dir_all(&dir);
-    rows
+    apart("attach", |dir| all(netmgr, dir))
 }
 
 fn all(netmgr: &Path, dir: &Path) -> Result<Vec<Row>> {
-    for line in ["mount --make-rprivate /", "mount -t tmpfs bench /run", "ip link set lo up", "ip netns add volt-bench"]
-    {
-        let mut words = line.split(' ');
-        debian::run(Command::new(words.next().unwrap_or_default()).args(words))?;
-    }
+    debian::run(Command::new("ip").args(["netns", "add", "volt-bench"]))?;
     let mut rows = Vec::new();
     for count in COUNTS {
         // What they know of addresses is of containers that are there no more.

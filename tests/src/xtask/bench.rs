@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duratio
 use ::schema::programs::{NETMGR, programs};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
+use rustix::thread::UnshareFlags;
 use serde::Serialize;
 
 use crate::{
@@ -29,6 +30,27 @@ pub struct Row {
     /// Ours divided by the peer's.
     ratio: Option<f64>,
     better: &'static str,
+}
+
+/// Takes figures on this machine, on a thread with a network, mounts and `/run` of its own, and a folder that is gone afterwards.
+pub fn apart(name: &str, take: impl FnOnce(&Path) -> Result<Vec<Row>> + Send) -> Result<Vec<Row>> {
+    let dir = std::env::temp_dir().join(format!("volt-bench-{name}-{}", std::process::id()));
+    fs::create_dir_all(&dir)?;
+    let apart = || {
+        // SAFETY: it takes network and mounts from this thread alone, whose descriptors stay as they are.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }
+            .context("Cannot make namespaces; run as root")?;
+        for line in ["mount --make-rprivate /", "mount -t tmpfs bench /run", "ip link set lo up"] {
+            let mut words = line.split(' ');
+            debian::run(Command::new(words.next().unwrap_or_default()).args(words))?;
+        }
+        take(&dir)
+    };
+    let rows = std::thread::scope(|scope| {
+        scope.spawn(apart).join().unwrap_or_else(|_| bail!("The measuring thread panicked"))
+    });
+    let _ = fs::remove_dir_all(&dir);
+    rows
 }
 
 /// What a scenario measured, by the driver's names.

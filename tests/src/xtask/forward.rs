@@ -6,7 +6,7 @@
 //! the kernels make them; packets are UDP's, of 64 bytes, as many as arrive.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
@@ -20,12 +20,12 @@ use ipc::Connection;
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
     process::{Signal, kill_process},
-    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 use schema::{host_capnp::host, network_capnp::port};
 
 use crate::{
-    bench::{Row, higher, row},
+    bench::{Row, apart, higher, row},
     debian,
 };
 
@@ -42,22 +42,10 @@ const BARE: &str = "a bare bridge";
 /// Two guests on one bridge: their namespaces, and the addresses that they have there.
 struct Pair([File; 2], [Ipv4Addr; 2]);
 
-/// Takes the figures, in namespaces of this thread's own.
+/// Takes the figures.
 pub fn measure(netmgr: &Path) -> Result<Vec<Row>> {
     debian::install(&["iproute2"])?;
-    let dir = std::env::temp_dir().join(format!("volt-bench-forward-{}", std::process::id()));
-    fs::create_dir_all(&dir)?;
-    let rows = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: it takes network and mounts from this thread alone, whose descriptors stay as they are.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }
-                .context("Cannot make namespaces; run as root")?;
-            all(netmgr, &dir)
-        });
-        thread.join().unwrap_or_else(|_| bail!("The measuring thread panicked"))
-    });
-    let _ = fs::remove_dir_all(&dir);
-    rows
+    apart("forward", |dir| all(netmgr, dir))
 }
 
 fn ip(arguments: &str) -> Result<()> {
@@ -65,10 +53,6 @@ fn ip(arguments: &str) -> Result<()> {
 }
 
 fn all(netmgr: &Path, dir: &Path) -> Result<Vec<Row>> {
-    for line in ["--make-rprivate /", "-t tmpfs bench /run"] {
-        debian::run(Command::new("mount").args(line.split(' ')))?;
-    }
-    ip("link set lo up")?;
     let bare = bare()?;
     let socket = dir.join("netmgr");
     let mut process = Command::new(netmgr).arg("--socket").arg(&socket).stdin(Stdio::null()).spawn()?;
