@@ -91,6 +91,13 @@ fn rate_is_within_its_limits_and_what_the_network_says_and_is_known_whatever_hap
     });
 }
 
+/// How many frames have come from the guest of a TAP.
+fn came_from(tap: &str) -> u64 {
+    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let row = table.lines().find_map(|line| line.trim().strip_prefix(tap)?.strip_prefix(':')).unwrap();
+    row.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[test]
 fn what_a_port_carries_and_what_was_dropped_is_counted_for_its_holder_and_the_network_s() {
     with_nft(|| {
@@ -102,6 +109,8 @@ fn what_a_port_carries_and_what_was_dropped_is_counted_for_its_holder_and_the_ne
             let port = web(&client, &factory).await;
             let tap = client.fd(&port).await.unwrap();
             forwards("tap-web").await;
+            // netmgr says whose its address is, as soon as it hears of that: a frame of the guest's as any.
+            settle("it is announced", || came_from("tap-web") == 1).await;
             let stats = async || {
                 let answer = client.connection.call("look", DEADLINE, port.stats_request().send()).await.unwrap();
                 let own = answer.get().unwrap().get_stats().unwrap();
