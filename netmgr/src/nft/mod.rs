@@ -10,6 +10,8 @@
 //! there, or it is a netmgr's first look, all of them is put there anew, in one batch: at each moment the old ones are in force or the new
 //! ones. What an earlier netmgr has left is not compared: it goes, with whatever anybody has made of it. Other tables are never touched.
 
+mod connections;
+mod elements;
 mod expression;
 #[cfg(test)]
 mod model;
@@ -36,21 +38,19 @@ use schema::{net::Mac, network_capnp::MAX_RANGES, policy::Rules};
 
 pub use self::wire::{Said, concerns};
 use self::{
+    elements::{NO_LIFE, count, lists_of},
     policies::Policies,
     rules::Element,
     table::{Family, Set},
-    wire::{
-        Attributes, DATA_VALUE, ELEM_DATA, ELEM_EXPIRATION, ELEM_EXPRESSION, ELEM_KEY, ELEM_KEY_END, ELEM_TIMEOUT,
-        ELEM_USERDATA, ELEMENTS, ELEMENTS_SET, Item, Kind, LIST_ELEM, Life, Object, Request, TABLE,
-    },
+    wire::{Attributes, ELEMENTS_SET, Item, Kind, Life, Object, Request, TABLE},
 };
 use crate::{
     ask::{self, failed, incomplete, refused, retried_if_passing},
-    attribute::{Malformed, attributes},
+    attribute::Malformed,
     error::Error,
     instance::Instance,
     netlink::{self, Socket},
-    published::{HostPort, Published},
+    published::Published,
     rate::Rate,
     sources::Sources,
 };
@@ -68,7 +68,6 @@ const MOST_NOTED: usize = 1 << 15;
 const MAKE: &str = "set the rules of what guests may send";
 const CHANGE: &str = "change what guests may send";
 const CLEAR: &str = "take the rules of what guests may send away";
-const END: &str = "end connections";
 const LOOK: &str = "look at the rules of what guests may send";
 
 /// Whose frames are looked at, and what they may be from.
@@ -455,59 +454,6 @@ impl Filter {
         self.change(Elements::from([(Owner::Published, published.map(routed::published).collect())]))
     }
 
-    /// Ends the connections that began as ones to such a port of an address that is the host's own, wherever they lead: who goes on begins another one.
-    pub fn end_connections(&mut self, port: &HostPort, own: impl Fn(IpAddr) -> bool) -> Result<(), Error> {
-        let family = if port.at.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
-        let ours = |to: IpAddr| if port.at.ip().is_unspecified() { own(to) } else { to == port.at.ip() };
-        self.end(Request::connections_to(family, port.protocol.number(), port.at.port()), family, ours)
-    }
-
-    /// Ends the connections that these have begun, each from that network. The kernel looks through all there are, so it is asked for those only of whom
-    /// it has counted some; or whom it may have forgotten, with the tables that were there before.
-    pub fn end_connections_of(&mut self, addresses: &[(String, IpAddr)]) -> Result<(), Error> {
-        if addresses.is_empty() || !self.routes() {
-            return Ok(());
-        }
-        let counted = addresses.iter().map(|(network, address)| {
-            let element = routed::counted(network, *address);
-            let one = lists_of(&self.table, Kind::GetSetElem, vec![(&element, &Life::default())])?.pop();
-            Ok(netlink::request(one.ok_or(Malformed("list of elements"))?, 0))
-        });
-        let counted = counted.collect::<Result<Vec<_>, Malformed>>().map_err(|why| unsent(END, why))?;
-        let answers = self.socket.exchange(counted, |_| ()).map_err(|failure| failed(failure, END))?;
-        for ((_, address), answer) in addresses.iter().zip(answers) {
-            let forgotten = self.uncounted.remove(address);
-            if forgotten || !answer.is_err_and(|refusal| refusal.errno == libc::ENOENT) {
-                let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
-                self.end(Request::connections_of(*address), family, |_| true)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends those of some connections that are for whom is chosen.
-    fn end(&mut self, which: Request, family: u8, chosen: impl Fn(IpAddr) -> bool) -> Result<(), Error> {
-        /// As many as the socket holds the answers to.
-        const AT_ONCE: usize = 64;
-        let all = [netlink::request(which, NLM_F_DUMP)];
-        let (found, answers) = ask::question(&mut self.socket, END, &all, |found: &mut Vec<Vec<u8>>, said| {
-            if let Said::Connection { to, began } = said
-                && chosen(to)
-            {
-                found.push(began);
-            }
-        })?;
-        if let Some(Err(refusal)) = answers.into_iter().next() {
-            return Err(refused(refusal, END));
-        }
-        for some in found.chunks(AT_ONCE) {
-            let ends = some.iter().map(|began| netlink::request(Request::end_connection(family, began), 0)).collect();
-            // One that has ended meanwhile is refused.
-            self.socket.exchange(ends, |_| ()).map_err(|failure| failed(failure, END))?;
-        }
-        Ok(())
-    }
-
     /// Takes the tables away, where there is no port any more.
     pub fn clear(&mut self) -> Result<(), Error> {
         let requests = self.all(|family| rules::clear(&self.table, family)).map_err(|why| unsent(CLEAR, why))?;
@@ -779,80 +725,6 @@ impl Reach<'_> {
 /// The generation that follows: the kernel leaves 0 out.
 fn after(generation: u32) -> u32 {
     generation.checked_add(1).unwrap_or(1)
-}
-
-/// Lists of elements, of as many requests as it takes: an attribute's length has 16 bits.
-fn lists_of(table: &str, kind: Kind, elements: Vec<(&Element, &Life)>) -> Result<Vec<Request>, Malformed> {
-    let mut requests = Vec::new();
-    for set in Set::ALL {
-        let mut rest = elements.iter().filter(|(element, _)| element.set == set).peekable();
-        while rest.peek().is_some() {
-            let mut list = Attributes::default();
-            let fits =
-                |(element, life): &&(&Element, &Life), list: &Attributes| list.has_room(length(&element.item, life));
-            while let Some((Element { item, .. }, life)) = rest.next_if(|one| fits(one, &list)) {
-                list.nested(LIST_ELEM, |one| write(one, kind, item, life));
-            }
-            let mut attributes = Attributes::default();
-            attributes.text(TABLE, table).text(ELEMENTS_SET, set.name()).list(ELEMENTS, list);
-            requests.push(Request::new(kind, set.family(), attributes)?);
-        }
-    }
-    Ok(requests)
-}
-
-fn write(one: &mut Attributes, kind: Kind, item: &Item, life: &Life) {
-    let Item { key, end, data, noted, limit } = item;
-    // What is deleted is told by its key.
-    let (data, noted) = if kind == Kind::NewSetElem { (&data[..], &noted[..]) } else { (&[][..], &[][..]) };
-    for (part, bytes) in [(ELEM_KEY, &key[..]), (ELEM_KEY_END, end), (ELEM_DATA, data)] {
-        if !bytes.is_empty() {
-            one.nested(part, |value| _ = value.bytes(DATA_VALUE, bytes));
-        }
-    }
-    let Life { timeout, expiration, expression } = life;
-    let expression = (ELEM_EXPRESSION | libc::NLA_F_NESTED as u16, expression.as_slice());
-    for (part, bytes) in
-        [(ELEM_TIMEOUT, &timeout[..]), (ELEM_EXPIRATION, expiration), (ELEM_USERDATA, noted), expression]
-    {
-        if !bytes.is_empty() {
-            one.bytes(part, bytes);
-        }
-    }
-    if let Some(limit) = limit.filter(|_| kind == Kind::NewSetElem) {
-        one.nested(ELEM_EXPRESSION, |one| limit.write(one));
-    }
-}
-
-/// The most bytes of an element in a list: its own header, and for each part two, and what fills it up.
-fn length(item: &Item, life: &Life) -> usize {
-    /// A limit's.
-    const LIMIT: usize = 80;
-    let (Item { key, end, data, noted, limit }, Life { timeout, expiration, expression }) = (item, life);
-    let parts = [key, end, data, noted, timeout, expiration, expression];
-    4 + limit.map_or(0, |_| LIMIT) + parts.iter().map(|part| part.len() + 2 * 4 + 3).sum::<usize>()
-}
-
-/// Of one that neither ages nor has counted anything.
-static NO_LIFE: Life = Life { timeout: Vec::new(), expiration: Vec::new(), expression: Vec::new() };
-
-/// What an element's counter says: NFTA_EXPR_DATA, and in it NFTA_COUNTER_BYTES and NFTA_COUNTER_PACKETS.
-fn count(life: &Life) -> Result<Count, Malformed> {
-    let mut count = Count::default();
-    for part in attributes(&life.expression) {
-        let part = part?;
-        let (2, value) = (part.kind(), part.value()) else { continue };
-        for one in attributes(value) {
-            let one = one?;
-            let number = || one.value().try_into().map(u64::from_be_bytes).map_err(|_| Malformed("count"));
-            match one.kind() {
-                1 => count.bytes = number()?,
-                2 => count.packets = number()?,
-                _ => {}
-            }
-        }
-    }
-    Ok(count)
 }
 
 /// Whether that refusal means that this kernel has no nf_tables, none of these families, or not all that the rules take.
