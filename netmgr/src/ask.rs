@@ -58,11 +58,21 @@ pub fn question<Q: Question + Clone, T: Default>(
 
 /// Changes something, and tries again where the kernel was short of memory. What is tried leaves nothing behind where it fails, or nothing
 /// that is in its own way.
-pub fn retried_if_passing<T>(mut change: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+pub fn retried_if_passing<T>(change: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    retried(Error::passes, change)
+}
+
+/// The same of a change that begins with a look: tried again also where an interface has gone between the two, which the next look then tells. A
+/// container's may at any moment, with its namespace.
+pub fn retried_from_look<T>(change: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    retried(|error| error.passes() || error.is_gone(), change)
+}
+
+fn retried<T>(again: impl Fn(&Error) -> bool, mut change: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
     let mut tries = 1;
     loop {
         match change() {
-            Err(error) if error.passes() && tries < CHANGES => {
+            Err(error) if again(&error) && tries < CHANGES => {
                 thread::park_timeout(MOMENT);
                 tries += 1;
             }
@@ -116,6 +126,14 @@ mod tests {
         {
             let mut tries = 0;
             let refused = retried_if_passing(|| {
+                tries += 1;
+                Err::<(), _>(error(errno))
+            });
+            assert_eq!((refused.is_err(), tries), (true, expected), "{errno}");
+        }
+        for (errno, expected) in [(libc::ENODEV, CHANGES), (libc::ENOMEM, CHANGES), (libc::EINVAL, 1)] {
+            let mut tries = 0;
+            let refused = retried_from_look(|| {
                 tries += 1;
                 Err::<(), _>(error(errno))
             });

@@ -21,7 +21,7 @@ use rtnetlink::{
 
 use crate::{
     address::{Address, InterfaceAddress},
-    ask::{MOMENT, incomplete, retried_if_passing},
+    ask::{MOMENT, incomplete, retried_from_look},
     config::{Config, Kind},
     error::Error,
     instance::Instance,
@@ -112,7 +112,7 @@ fn missing(index: u32, address: Address, routes: &[Route]) -> Vec<Route> {
 /// Makes the bridge of a network, or brings the one that is there (under another name, if it is the one with index `known`) to what is
 /// wanted; gives its interface index. A bridge that is made here and cannot be brought to that is taken away again.
 pub fn define(rtnl: &mut Rtnl, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {
-    retried_if_passing(|| try_define(rtnl, wanted, known))
+    retried_from_look(|| try_define(rtnl, wanted, known))
 }
 
 fn try_define(rtnl: &mut Rtnl, wanted: Wanted<'_>, known: Option<u32>) -> Result<u32, Error> {

@@ -162,6 +162,16 @@ impl Error {
         matches!(self, Error::Kernel { source, .. } if source.raw_os_error().is_some_and(|no| PASSING.contains(&no)))
     }
 
+    /// Whether the interface that something was asked of is not there any more.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Error::Kernel { source, .. } => source.raw_os_error() == Some(libc::ENODEV),
+            // Its folder goes with it.
+            Error::NoIpv6 { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// The name of this failure for programs.
     pub fn code(&self) -> Code {
         match self {

@@ -17,7 +17,7 @@ use rtnetlink::{
 use schema::{net::Mac, policy::Rules};
 
 use crate::{
-    ask::{incomplete, retried_if_passing},
+    ask::{incomplete, retried_from_look, retried_if_passing},
     error::Error,
     forwarding::{self, Entry},
     instance::Instance,
@@ -296,7 +296,7 @@ fn call(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, .. }: &Wanted
 
 /// Brings a port that was made back to what it should be; `None` if it is there no more, else whether it was not as it should be.
 pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
-    retried_if_passing(|| try_mend(rtnl, wanted, index))
+    retried_from_look(|| try_mend(rtnl, wanted, index))
 }
 
 fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
@@ -393,5 +393,61 @@ fn refine(rtnl: &mut Rtnl, error: Error, wanted: &Wanted<'_>, alternatives: &[St
             }
             _ => error,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{bridge, config::Config};
+
+    /// As a container's does at any moment, with its namespace.
+    #[test]
+    fn port_that_goes_while_it_is_mended_is_gone_and_no_error() {
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
+        }
+        let test = || {
+            testkit::namespace::network().unwrap();
+            let mut rtnl = Rtnl::open().unwrap();
+            let config = Config::new("volt0", "10.42.0.1", 24, 1500).unwrap();
+            let (owner, sources) = (Instance::default(), Sources::default());
+            let bridge = bridge::define(&mut rtnl, bridge::Wanted { config: &config, owner: &owner }, None).unwrap();
+            let (mac, name) = (names::mac_of_guest("volt0", "one"), names::first(Kind::Tap, "one").name);
+            let wanted = Wanted {
+                kind: Kind::Tap,
+                name: &name,
+                network: "volt0",
+                bridge,
+                mtu: 1500,
+                workload: "one",
+                mac,
+                sources: &sources,
+                reference: None,
+                policy: None,
+                owner: &owner,
+            };
+            let mut gone = 0;
+            for _ in 0..50 {
+                let made = attach(&mut rtnl, &mut None, &wanted, None).unwrap();
+                let Made::Port(Some(tap), index) = made else { panic!("no TAP") };
+                let down = || LinkUnspec::new_with_index(index).down();
+                thread::scope(|scope| {
+                    scope.spawn(|| drop(tap));
+                    // Each time there is something to mend, until it is gone.
+                    loop {
+                        _ = rtnl.run(Batch::default().set("take it down", down()).optional());
+                        match mend(&mut rtnl, &wanted, index).unwrap() {
+                            Some(_) => {}
+                            None => break gone += 1,
+                        }
+                    }
+                });
+            }
+            assert_eq!(gone, 50);
+        };
+        thread::spawn(test).join().unwrap();
     }
 }

@@ -420,7 +420,7 @@ impl Rtnl {
         }
         let delete = || RouteNetlinkMessage::DelLink(LinkUnspec::new_with_index(index).build());
         match retried_if_passing(|| self.run(Batch::default().add("delete an interface", 0, delete()))) {
-            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {}
+            Err(error) if error.is_gone() => {}
             other => _ = other?,
         }
         if self.link(LinkUnspec::new_with_index(index))?.as_ref().is_some_and(ours) {

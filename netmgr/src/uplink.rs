@@ -18,7 +18,7 @@ use rtnetlink::{
 };
 
 use crate::{
-    ask::{incomplete, retried_if_passing},
+    ask::{incomplete, retried_from_look, retried_if_passing},
     bridge::Wanted,
     config::Uplink,
     error::Error,
@@ -60,8 +60,10 @@ pub fn bring(rtnl: &mut Rtnl, wanted: Wanted<'_>, bridge: u32) -> Result<(), Err
     if wanted.config.uplink.is_none() {
         return remove(rtnl, wanted, bridge);
     }
-    let link = find(rtnl, wanted, bridge)?;
-    retried_if_passing(|| configure(rtnl, &link, wanted, bridge))
+    retried_from_look(|| {
+        let link = find(rtnl, wanted, bridge)?;
+        configure(rtnl, &link, wanted, bridge)
+    })
 }
 
 /// Takes a network's uplink off the host.
