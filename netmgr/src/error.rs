@@ -86,7 +86,7 @@ pub enum Error {
     NoRoutes,
     /// The host forwards nothing, and that cannot be changed.
     #[error(
-        "a network whose guests reach the outside needs the host to forward {family}, which netmgr cannot switch on"
+        "guests that reach the outside, or are reached from there, need the host to forward {family}, which netmgr cannot switch on"
     )]
     NoForwarding {
         family: &'static str,

@@ -151,6 +151,42 @@ fn published_port_is_reached_by_whoever_reaches_the_host_and_until_it_is_taken_b
     });
 }
 
+/// Of a host that forwards nothing as yet.
+#[test]
+fn port_that_leads_to_a_network_without_a_way_out_is_reached_by_whoever_reaches_the_host() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
+        lan.serves(83);
+        for family in ["ip", "ip6"] {
+            let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), "0");
+        }
+        let forwarding = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
+        forwarding.iter().for_each(|setting| std::fs::write(setting, "0").unwrap());
+        let forwards = || forwarding.map(|setting| std::fs::read_to_string(setting).unwrap().trim() == "1");
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = define_both(&client, "volt0", "10.50.0.1", "fd50::1/64", Kind::Bridged).await.unwrap();
+            let (both, gateways) = (["10.50.0.2/24", "fd50::2/64"], ["10.50.0.1", "fd50::1"]);
+            let web = Guest::new(&client, "volt0", "vm-web", &both, &gateways).await;
+            let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+            web.serves(82);
+            assert_eq!(forwards(), [false; 2]);
+            publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8080")], 82).await.unwrap();
+            assert_eq!(forwards(), [true, false]);
+            publish(&client, &network, "vm-web", vec![tcp6(8080)], 82).await.unwrap();
+            assert_eq!(forwards(), [true; 2]);
+            assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
+            assert_eq!(lan.seen_as("[fd99::1]:8080"), "fd99::2");
+            assert_eq!(db.seen_as("10.50.0.1:8080"), "10.50.0.1");
+            // Nothing else is forwarded.
+            lan.ip("route add 10.50.0.0/24 via 192.0.2.1");
+            assert!(lan.reaches("10.50.0.2:82").is_none());
+            assert!(web.reaches("192.0.2.2:83").is_none());
+        });
+    });
+}
+
 /// Waits until that port may be had.
 fn eventually_free(at: &str) {
     eventually(at, || TcpListener::bind(at).is_ok());

@@ -76,6 +76,8 @@ impl Manager {
                 return Err(Error::Full { what: "published ports", limit });
             }
         }
+        // A network that leads nowhere is forwarded to all the same: who comes by the host's port is answered.
+        self.rtnl.forward(new.iter().any(|one| one.guest.is_ipv6()))?;
         let (Whose::Of(network, _) | Whose::Held(PortId { network, .. })) = whose;
         self.rtnl.answer_loopback(&network.name);
         let Manager { filter, networks, .. } = self;
