@@ -110,6 +110,7 @@ struct PoolInfo {
   # As `NetworkConfig` has it; null where the configuration says nothing of it.
   vlan @13 :UInt16;
   parent @14 :Text;
+  isolate @15 :Bool;
   # As `NetworkConfig` has them.
 }
 

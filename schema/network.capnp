@@ -77,6 +77,9 @@ struct NetworkConfig {
   # leave. What comes from there may be from whomever, but not as a guest or as the bridge.
   parent @9 :Text;
   # The host's interface that carries that VLAN, such as "eth0"; empty for none. `mtu` is at most that interface's, which is otherwise left as it is.
+  isolate @10 :Bool;
+  # Whether its guests are kept from one another: no frame goes from one port to another one, whatever it is, also not what all are sent. They reach the
+  # bridge, and what is behind it or behind `parent`; one another only by what the host publishes. Of ports that are there too, at once.
 }
 
 enum NetworkKind {
@@ -271,10 +274,10 @@ interface Port {
   # to the guest the service keeps the socket, so that nobody else has it; nothing is ever read from it. What comes is from
   # other hosts, from the host itself and from guests of all networks; nothing that is not for an address of the host's own is led anywhere. From other hosts
   # and from the host, the guest sees who sends; from guests, and from the host's loopback network, its gateway. Of IPv6 nothing comes over ::1.
-  # Connections by way of one of these ports that are there already end. It ends with `unpublish`, or with the port, and lasts over the end of
+  # The host forwards for that. Connections by way of one of these ports that are there already end. It ends with `unpublish`, or with the port, and lasts over the end of
   # the service; but what an earlier service has published, nobody holds a socket of but those who have kept a descriptor of it.
   # Errors: badToken, invalidArgument (says what a socket lacks), notFound (the guest has no address of that family), alreadyExists (it leads somewhere
-  # already), exhausted (`maxPublished`, `maxPublishedByHost`), unavailable (the kernel lacks what it takes), revoked.
+  # already), exhausted (`maxPublished`, `maxPublishedByHost`), unavailable (the kernel lacks what it takes, or the host cannot be had forward), revoked.
 
   unpublish @8 (published :List(Published)) -> ();
   # Takes back that these are published for the guest, by their protocols, addresses and ports; all of them, or none. Connections by way of them end.

@@ -17,7 +17,7 @@ use crate::json::Json;
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "network",
     "type",
     "subnet",
@@ -32,6 +32,7 @@ const KEYS: [&str; 14] = [
     "policy",
     "parent",
     "vlan",
+    "isolate",
 ];
 const POOL_KEYS: [&str; 2] = ["start", "end"];
 const POLICY_KEYS: [&str; 2] = ["default", "allow"];
@@ -67,6 +68,8 @@ pub struct PoolConfig {
     pub reach: Reach,
     /// The VLAN that it is of an interface, if it is one.
     pub uplink: Option<Uplink>,
+    /// Whether its guests are kept from one another.
+    pub isolate: bool,
 }
 
 /// A VLAN of an interface of the host's.
@@ -206,11 +209,13 @@ impl PoolConfig {
             policy,
             parent,
             vlan,
+            isolate,
         ] = fields("", &tree, KEYS)?;
 
         let name = required("network", network)?;
         let reach = parse_reach(kind, nat)?;
         let uplink = parse_uplink(parent, vlan, reach)?;
+        let isolate = isolate.map_or(Ok(false), |isolate| boolean("isolate", isolate))?;
         let subnet = parse_subnet(required("subnet", subnet)?)?;
         let gateway = match gateway {
             Some(value) => host("gateway", value, &subnet)?,
@@ -259,6 +264,7 @@ impl PoolConfig {
             reach,
             policy,
             uplink,
+            isolate,
         })
     }
 
@@ -269,7 +275,7 @@ impl PoolConfig {
         // All but the name, which may be of a time with a wider rule, was checked to need no escape.
         let network = serde_json::Value::from(self.network.as_str());
         format!(
-            "{{\"network\":{},{}{}\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
+            "{{\"network\":{},{}{}{}\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
             network,
             match self.reach {
                 Reach::Host => "",
@@ -279,6 +285,7 @@ impl PoolConfig {
             self.uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| {
                 format!("\"parent\":\"{parent}\",\"vlan\":{vlan},")
             }),
+            if self.isolate { "\"isolate\":true," } else { "" },
             self.subnet,
             self.gateway,
             self.ipv6.keys(),
@@ -350,6 +357,13 @@ fn text<'a>(key: &str, value: &'a Json) -> Result<&'a str, ConfigError> {
     }
 }
 
+fn boolean(key: &str, value: &Json) -> Result<bool, ConfigError> {
+    match value {
+        Json::Boolean(value) => Ok(*value),
+        other => Err(error(key, other.kind(), "true or false is needed here", "Write it, or leave it out")),
+    }
+}
+
 fn parse_reach(kind: Option<&Json>, nat: Option<&Json>) -> Result<Reach, ConfigError> {
     let kind = kind.map_or(Ok(BRIDGED), |kind| text("type", kind))?;
     if !KINDS.contains(&kind) {
@@ -361,13 +375,7 @@ fn parse_reach(kind: Option<&Json>, nat: Option<&Json>) -> Result<Reach, ConfigE
         let remedy = format!("Write \"{}\", or leave it out, which is \"{BRIDGED}\"", KINDS.join("\" or \""));
         return Err(error("type", format_args!("{kind:?}"), why, remedy));
     }
-    let nat = match nat {
-        None => None,
-        Some(Json::Boolean(nat)) => Some(*nat),
-        Some(other) => {
-            return Err(error("nat", other.kind(), "true or false is needed here", "Write it, or leave it out"));
-        }
-    };
+    let nat = nat.map(|nat| boolean("nat", nat)).transpose()?;
     match (kind, nat) {
         (HOST_ONLY, Some(false)) => {
             let why = "the guests of a host-only network have nothing but what is beyond the host";

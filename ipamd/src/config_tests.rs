@@ -48,6 +48,18 @@ fn kind_and_mtu_are_taken_and_said_again_where_their_absence_says_something_else
 }
 
 #[test]
+fn guests_are_kept_from_one_another_where_it_is_said_whatever_the_kind() {
+    let with = |keys: &str| PoolConfig::parse(&format!(r#"{{{keys}"network":"n","subnet":"10.0.0.0/24"}}"#)).unwrap();
+    for kind in ["", r#""type":"host-only","#, r#""parent":"eth0","vlan":7,"#] {
+        let config = with(&format!(r#"{kind}"isolate":true,"#));
+        assert_eq!(config, PoolConfig { isolate: true, ..with(kind) });
+        assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
+        assert_eq!(with(&format!(r#"{kind}"isolate":false,"#)), with(kind));
+    }
+    assert!(!with("").to_json().contains("isolate"), "as an earlier release wrote it");
+}
+
+#[test]
 fn vlan_is_taken_with_its_parent_and_said_again() {
     let with = |keys: &str| PoolConfig::parse(&format!(r#"{{{keys}"network":"n","subnet":"10.0.0.0/24"}}"#)).unwrap();
     for vlan in [1, 4094] {
@@ -231,6 +243,7 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
         ("\"network\":", "\"vlans\":7,\"network\":", "vlans", "no such key"),
         ("\"end\":", "\"mtu\":1500,\"end\":", "pool.mtu", "no such key"),
         ("\"network\":", "\"nat\":1,\"network\":", "nat", "true or false"),
+        ("\"network\":", "\"isolate\":\"yes\",\"network\":", "isolate", "true or false"),
         ("\"network\":", "\"type\":\"host-only\",\"nat\":false,\"network\":", "nat", "beyond the host"),
         ("\"network\":", "\"type\":\"isolated\",\"network\":", "type", "not available in this version"),
         ("\"network\":", "\"type\":\"macvtap\",\"network\":", "type", "not available in this version"),

@@ -309,6 +309,7 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
     to.set_ipv6(config.ipv6.text());
     to.set_kind(if config.reach == Reach::Outside { NetworkKind::HostOnly } else { NetworkKind::Bridged });
     to.set_nat(config.reach != Reach::Host);
+    to.set_isolate(config.isolate);
     if let Some(Uplink { parent, vlan }) = &config.uplink {
         to.set_parent(parent);
         to.set_vlan(*vlan);

@@ -171,7 +171,8 @@ pub fn existing(snapshot: &Snapshot, owner: &Instance) -> Vec<(u32, Config)> {
         };
         let address = || snapshot.on(link.index).find_map(of_ipv4);
         let (name, mtu) = (link.name.clone(), link.mtu);
-        let now = || Config { name, address: address(), ipv6: None, mtu, kind: Kind::Bridged, uplink: None };
+        let now =
+            || Config { name, address: address(), ipv6: None, mtu, kind: Kind::Bridged, uplink: None, isolate: false };
         Some((link.index, mark.config.unwrap_or_else(now)))
     });
     found.collect()

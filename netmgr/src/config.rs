@@ -28,6 +28,8 @@ pub struct Config {
     pub kind: Kind,
     /// The VLAN that it is, if it is one.
     pub uplink: Option<Uplink>,
+    /// Whether its guests are kept from one another.
+    pub isolate: bool,
 }
 
 /// A VLAN of an interface of the host's (IEEE 802.1Q).
@@ -76,7 +78,15 @@ impl Config {
         if mtu != 0 && !is_mtu(mtu) {
             return Err(Error::argument("MTU", &mtu.to_string(), &format!("{}; or 0 for the default", mtu_rule())));
         }
-        Ok(Config { name: name.to_owned(), address, ipv6: None, mtu, kind: Kind::Bridged, uplink: None })
+        Ok(Config {
+            name: name.to_owned(),
+            address,
+            ipv6: None,
+            mtu,
+            kind: Kind::Bridged,
+            uplink: None,
+            isolate: false,
+        })
     }
 
     /// It with what a caller sent of IPv6: an address, or the word for the one that follows from that installation and the network's name.
@@ -100,6 +110,12 @@ impl Config {
             return Err(Error::argument("gateway", "", "a network whose guests reach the outside has one; give it"));
         }
         Ok(Config { kind, ..self })
+    }
+
+    /// The same, whose guests are kept from one another or not.
+    #[must_use]
+    pub fn isolated(self, isolate: bool) -> Config {
+        Config { isolate, ..self }
     }
 
     /// The same, as that VLAN of an interface; neither is none.

@@ -30,6 +30,7 @@ const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_GROUP_FWD_MASK: u16 = 31;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 pub(crate) const IFLA_INET6_CONF: u16 = 2;
 /// What the libc crate lacks of linux/if_bridge.h.
 const BR_STATE_FORWARDING: u8 = 3;
@@ -80,6 +81,8 @@ pub struct Link {
     pub learning: bool,
     /// Whether it is a port of a bridge that is sent frames to addresses of which that does not know where they are.
     pub flood: bool,
+    /// Whether it is a port of a bridge that sends nothing to others like it, and is sent nothing by them.
+    pub isolated: bool,
     /// Which of the frames for a bridge itself are forwarded that come by this port of one, a bit each.
     pub forwarded: u16,
     /// Whether the host's IPv6 is on on it.
@@ -171,6 +174,7 @@ impl Link {
                             }
                             IFLA_BRPORT_LEARNING => self.learning = switch(one.value(), "state of a port")?,
                             IFLA_BRPORT_UNICAST_FLOOD => self.flood = switch(one.value(), "state of a port")?,
+                            IFLA_BRPORT_ISOLATED => self.isolated = switch(one.value(), "state of a port")?,
                             IFLA_BRPORT_GROUP_FWD_MASK => {
                                 self.forwarded = parse_u16(one.value()).map_err(|_| Malformed("state of a port"))?;
                             }
@@ -329,6 +333,7 @@ mod tests {
                     InfoBridgePort::Learning(false),
                     InfoBridgePort::UnicastFlood(true),
                     InfoBridgePort::GroupFwdMask(0xfffd),
+                    InfoBridgePort::Isolated(true),
                 ]));
             let mut bytes = body(&builder.arp(false).carrier(false).build());
             let other_name = attribute(libc::IFLA_ALT_IFNAME, b"other\0");
@@ -360,6 +365,7 @@ mod tests {
             open: true,
             learning: false,
             flood: true,
+            isolated: true,
             forwarded: 0xfffd,
             ipv6: true,
             accept_ra: false,

@@ -367,6 +367,7 @@ impl Manager {
             && (config.mtu == 0 || config.mtu == network.config.mtu)
             && (config.address, config.ipv6) == (network.config.address, network.config.ipv6)
             && (config.kind, &config.uplink) == (network.config.kind, &network.config.uplink)
+            && config.isolate == network.config.isolate
         {
             lead_outward(rtnl, filter.as_ref(), &config)?;
             network.settle(rtnl, instance)?;
@@ -406,6 +407,10 @@ impl Manager {
         }
         lead_outward(rtnl, filter.as_ref(), &config)?;
         let wanted = bridge::Wanted { config: &config, owner: instance };
+        // Before the definition says so: whoever finds it half done has them kept from one another again.
+        if let Some(network) = known.filter(|network| network.config.isolate && !config.isolate) {
+            port::join(rtnl, network.ports.values().map(|port| port.index))?;
+        }
         let known = known.map(|network| network.index);
         uplink::prepare(rtnl, wanted, known)?;
         let index = match bridge::define(rtnl, wanted, known) {
@@ -420,6 +425,7 @@ impl Manager {
         let name = config.name.clone();
         let network = networks.entry(name.clone()).or_insert_with(|| Network::new(serial, index, config.clone()));
         (network.index, network.config) = (index, config);
+        network.ports.values_mut().for_each(|port| port.isolate = network.config.isolate);
         network.adopt(&links, instance, || {
             self.serial += 1;
             self.serial
@@ -621,7 +627,7 @@ impl Manager {
         if has.is_some() && filter.is_none() {
             return Err(no_filter());
         }
-        let mtu = network.config.mtu;
+        let Config { mtu, isolate, .. } = network.config;
         let (name, bridge, network_name) = ("", network.index, &id.name);
         let kind = if inside.is_some() { Kind::Veth } else { Kind::Tap };
         let (of_wanted, owner) = (reference.as_deref(), &*instance);
@@ -632,6 +638,7 @@ impl Manager {
             network: network_name,
             bridge,
             mtu,
+            isolate,
             workload,
             mac,
             sources,
@@ -650,6 +657,7 @@ impl Manager {
             interface,
             mac,
             mtu,
+            isolate,
             sources,
             reference,
             policy: has,

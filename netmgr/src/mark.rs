@@ -34,7 +34,7 @@ pub struct BridgeMark {
 
 /// Makes a bridge's mark.
 pub fn bridge(config: &Config, owner: &Instance) -> String {
-    let Config { name, address, ipv6, mtu, kind, uplink } = config;
+    let Config { name, address, ipv6, mtu, kind, uplink, isolate } = config;
     let address = address.map_or_else(|| NONE.into(), |address| address.to_string());
     // Nothing for none, as an earlier release has it.
     let ipv6 = ipv6.map_or_else(String::new, |ipv6| format!(" {ipv6}"));
@@ -44,7 +44,8 @@ pub fn bridge(config: &Config, owner: &Instance) -> String {
         Kind::HostOnly => " host-only",
     };
     let uplink = uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| format!(" {parent}/{vlan}"));
-    format!("{BRIDGE} {name} {address} {mtu} {owner}{ipv6}{kind}{uplink}")
+    let isolate = if *isolate { " isolate" } else { "" };
+    format!("{BRIDGE} {name} {address} {mtu} {owner}{ipv6}{kind}{isolate}{uplink}")
 }
 
 /// Reads a bridge's mark; `None` for an alias that is no such.
@@ -64,6 +65,10 @@ pub fn read_bridge(alias: &str) -> Option<BridgeMark> {
         ["host-only", more @ ..] => (Kind::HostOnly, more),
         more => (Kind::Bridged, more),
     };
+    let (isolate, more) = match more {
+        ["isolate", more @ ..] => (true, more),
+        more => (false, more),
+    };
     let (parent, vlan) = match more {
         [] => ("", 0),
         [uplink] => uplink.split_once('/').and_then(|(parent, vlan)| Some((parent, vlan.parse().ok()?)))?,
@@ -73,6 +78,7 @@ pub fn read_bridge(alias: &str) -> Option<BridgeMark> {
     let (gateway, prefix) = if *address == NONE { ("", "0") } else { address.split_once('/')? };
     let config = Config::new(name, gateway, prefix.parse().ok()?, mtu.parse().ok()?);
     let config = config.and_then(|config| config.with_ipv6(ipv6, &owner)?.of_kind(kind)?.on(parent, vlan)).ok()?;
+    let config = config.isolated(isolate);
     (config.mtu != 0).then_some(BridgeMark { config: Some(config), owner })
 }
 

@@ -100,6 +100,8 @@ pub struct Port {
     pub mac: Mac,
     /// Bytes.
     pub mtu: u32,
+    /// Whether it is kept from others that are: as its network is defined.
+    pub isolate: bool,
     /// What the guest may send from.
     pub sources: Sources,
     /// Where the guest may send to; `None` for wherever it likes.
@@ -169,9 +171,10 @@ impl Port {
 
     /// As it should be.
     pub fn wanted<'a>(&'a self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
-        let Port { kind, interface: name, mac, mtu, sources, .. } = self;
+        let Port { kind, interface: name, mac, mtu, isolate, sources, .. } = self;
+        let (kind, mac, mtu, isolate) = (*kind, *mac, *mtu, *isolate);
         let (reference, policy) = (self.reference.as_deref(), self.policy.as_ref());
-        Wanted { kind: *kind, name, network, bridge, mtu: *mtu, workload, mac: *mac, sources, reference, policy, owner }
+        Wanted { kind, name, network, bridge, mtu, isolate, workload, mac, sources, reference, policy, owner }
     }
 
     /// What may come from it.
@@ -270,6 +273,7 @@ impl Network {
                     interface,
                     mac: mark.mac,
                     mtu: mark.on.map_or(link.mtu, |(_, mtu)| mtu),
+                    isolate: self.config.isolate,
                     sources: mark.sources,
                     // Unless the rules have more of it: that it sends nowhere is what is safe.
                     policy: mark.policed.then(Rules::default),

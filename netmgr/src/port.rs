@@ -60,6 +60,8 @@ pub struct Wanted<'a> {
     pub bridge: u32,
     /// Bytes; the bridge's.
     pub mtu: u32,
+    /// Whether it is kept from the bridge's other ports that are.
+    pub isolate: bool,
     /// The workload's name.
     pub workload: &'a str,
     /// The guest's address.
@@ -110,6 +112,7 @@ impl Wanted<'_> {
             && link.mac == Some(self.mac.host_side())
             && !(link.learning || link.flood)
             && link.forwarded == FORWARDED
+            && (link.isolated || !self.isolate)
             && self.alternatives().iter().all(|name| link.alternatives.contains(name))
     }
 
@@ -260,16 +263,31 @@ fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
 
 /// Has the bridge learn nothing from what comes from a port, hand none of it to the host past the filter ([`FORWARDED`]), and not send it what might
 /// be anybody's; and, if need be, forget what it has learnt.
-fn learn_nothing(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, .. }: &Wanted<'_>, forget: bool) {
+fn learn_nothing(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, isolate, .. }: &Wanted<'_>, forget: bool) {
     let mut settings = vec![
         InfoBridgePort::Learning(false),
         InfoBridgePort::UnicastFlood(false),
         InfoBridgePort::GroupFwdMask(FORWARDED),
     ];
+    // One that is not may be whoever's who runs the host ([`Wanted::is`]).
+    settings.extend(isolate.then_some(InfoBridgePort::Isolated(true)));
     settings.extend(forget.then_some(InfoBridgePort::Flush));
     let port = whom.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(settings));
     let tried = format!("set what the bridge learns from {kind} {name}, and forwards to and from it");
     batch.add(tried, 0, RouteNetlinkMessage::NewLink(port.build()));
+}
+
+/// Has ports not be kept from one another any more, on a bridge that did.
+pub fn join(rtnl: &mut Rtnl, ports: impl Iterator<Item = u32>) -> Result<(), Error> {
+    let mut batch = Batch::default();
+    for index in ports {
+        let setting = vec![InfoBridgePort::Isolated(false)];
+        let whom = LinkUnspec::new_with_index(index).set_port_kind(InfoPortKind::Bridge);
+        let message = whom.set_port_data(InfoPortData::BridgePort(setting)).build();
+        // One that is not on a bridge, or not there, is mended, or forgotten.
+        batch.add("let a port send to others", 0, RouteNetlinkMessage::NewLink(message)).optional();
+    }
+    if batch.is_empty() { Ok(()) } else { rtnl.run(&mut batch).map(drop) }
 }
 
 /// Keeps the guest's address on its port, and then, as the last of all, brings that up: on the bridge, or not at all.
@@ -422,6 +440,7 @@ mod tests {
                 network: "volt0",
                 bridge,
                 mtu: 1500,
+                isolate: false,
                 workload: "one",
                 mac,
                 sources: &sources,

@@ -87,6 +87,7 @@ impl host::Server for Host {
         let config = Config::new(name, gateway, config.get_prefix_length(), config.get_mtu());
         let config = config.and_then(|config| config.of_kind(kind)?.on(parent, vlan)).map_err(&failed)?;
         let given = params.get()?.get_config()?;
+        let config = config.isolated(given.get_isolate());
         let policy = if given.has_policy() { Some(rules(given.get_policy()?).map_err(&failed)?) } else { None };
         let id = self.0.manager.ask(move |manager| manager.define(config, &ipv6, policy)).await.map_err(failed)?;
         results.get().set_network(new_client(Network { context: self.0.clone(), id }));

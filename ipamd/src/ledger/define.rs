@@ -26,6 +26,7 @@ fn built_in() -> PoolConfig {
         reach: Reach::Host,
         policy: None,
         uplink: None,
+        isolate: false,
     }
 }
 

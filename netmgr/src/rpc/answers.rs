@@ -16,6 +16,7 @@ pub fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
     to.set_mtu(config.mtu);
     to.set_kind(if config.kind == Kind::HostOnly { NetworkKind::HostOnly } else { NetworkKind::Bridged });
     to.set_nat(config.kind.leads_outward());
+    to.set_isolate(config.isolate);
     if let Some(address) = config.address {
         to.set_gateway(address.ip.to_string());
         to.set_prefix_length(address.prefix);

@@ -35,6 +35,7 @@ pub struct Definition {
     /// None without an interface, and of that none without a number.
     parent: String,
     vlan: u16,
+    isolate: bool,
     /// What ports have that are made without one of their own.
     policy: Option<Vec<String>>,
 }
@@ -72,6 +73,7 @@ impl Definition {
             nat: info.get_nat(),
             parent: text(info.get_parent()?)?,
             vlan: info.get_vlan(),
+            isolate: info.get_isolate(),
             policy: info.has_policy().then(|| read_rules(info.get_policy()?)).transpose()?,
         })
     }
@@ -158,7 +160,7 @@ pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Defin
 
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
 pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Error> {
-    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, policy } = definition;
+    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, isolate, policy } = definition;
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
         let mut config = request.get().init_config();
@@ -171,6 +173,7 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
         config.set_nat(*nat);
         config.set_parent(parent);
         config.set_vlan(*vlan);
+        config.set_isolate(*isolate);
         if let Some(policy) = policy {
             write_texts(config.init_policy(), policy);
         }
@@ -214,6 +217,7 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
         nat: config.get_nat(),
         parent: text(config.get_parent()?)?,
         vlan: config.get_vlan(),
+        isolate: config.get_isolate(),
         policy: config.has_policy().then(|| read_rules(config.get_policy()?)).transpose()?,
     }))
 }
@@ -239,13 +243,14 @@ pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result
     let (of_pool, kind, ipv6, mtu) = of_list(ipamd, name, |pool| {
         let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
         let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
+        let isolate = if pool.get_isolate() { ",isolate" } else { "" };
         let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat(), pool.get_vlan()) {
             (NetworkKind::HostOnly, ..) => "host-only".to_owned(),
             (NetworkKind::Bridged, true, _) => "bridged,nat".to_owned(),
             (NetworkKind::Bridged, false, 0) => "bridged".to_owned(),
             (NetworkKind::Bridged, false, vlan) => format!("bridged,vlan={}/{vlan}", text(pool.get_parent()?)?),
         };
-        Ok((of_pool, kind, text(pool.get_ipv6()?)?, pool.get_mtu()))
+        Ok((of_pool, kind + isolate, text(pool.get_ipv6()?)?, pool.get_mtu()))
     })
     .await?;
     let (ipv6, mtu, ports) = match info(netmgr, name).await? {

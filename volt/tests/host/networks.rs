@@ -407,13 +407,18 @@ fn network_is_shown_and_exported_as_what_defines_it_again() {
         rows(&shown)[1],
         ["lab0", "bridged", "10.9.0.0/24", "10.9.0.254", "-", "10.9.0.7-10.9.0.9", "2", "1400", "0"]
     );
-    for (keys, kind) in [(r#""nat":true"#, "bridged,nat"), (r#""type":"host-only""#, "host-only")] {
+    for (keys, kind, word) in [
+        (r#""nat":true"#, "bridged,nat", " nat"),
+        (r#""type":"host-only""#, "host-only", " host-only"),
+        (r#""isolate":true"#, "bridged,isolate", " isolate"),
+        (r#""type":"host-only","isolate":true"#, "host-only,isolate", " host-only isolate"),
+    ] {
         let text = exported.replacen('{', &format!("{{{keys},"), 1);
         define(&host, &text).ok();
         assert_eq!(rows(&volt(&["network", "show", "lab0"]).ok().out)[1][1], kind);
         assert_eq!(json(&volt(&["network", "export", "lab0"]).ok().out), json(&text));
         let alias = ip("-d link show dev lab0");
-        assert!(alias.contains(if kind == "host-only" { " host-only" } else { " nat" }), "{alias}");
+        assert!(alias.contains(word), "{alias}");
     }
     define(&host, &exported).ok();
     remove(&host, "lab0").ok();
