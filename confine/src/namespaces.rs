@@ -21,8 +21,8 @@ use crate::error::{Error, step};
 
 /// Where the new root is put together. It hides what was there, which by then nobody needs any more.
 const WORKSHOP: &str = "/proc";
-/// The most that a root which is read-only soon may hold: folders and a device node.
-const ROOT_SIZE: &std::ffi::CStr = c"size=64k,nr_inodes=32,mode=0755";
+/// The most that a root which is read-only soon may hold: folders and device nodes.
+const ROOT_SIZE: &std::ffi::CStr = c"size=64k,nr_inodes=288,mode=0755";
 
 /// How every new root is mounted.
 const GUARDED: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);

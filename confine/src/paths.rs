@@ -23,6 +23,7 @@ pub(crate) enum Access {
     DirRo,
     DirExec,
     FileRw,
+    Devices,
 }
 
 impl Access {
@@ -35,6 +36,7 @@ impl Access {
             Access::DirRo => make_bitflags!(AccessFs::{ReadFile | ReadDir}),
             Access::DirExec => make_bitflags!(AccessFs::{ReadFile | Execute}),
             Access::FileRw => make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | IoctlDev}),
+            Access::Devices => make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev}),
         }
     }
 }

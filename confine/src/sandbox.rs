@@ -79,6 +79,12 @@ impl Sandbox {
         self
     }
 
+    /// Keeps the devices beneath `dir` reachable, to read and write, with their ioctls, for whoever they are handed on to as well.
+    pub fn allow_devices(mut self, dir: &Path) -> Sandbox {
+        self.paths.push((dir.to_owned(), Access::Devices));
+        self
+    }
+
     /// Keeps files beneath `dir` readable.
     pub fn allow_dir_ro(mut self, dir: &Path) -> Sandbox {
         self.paths.push((dir.to_path_buf(), Access::DirRo));

@@ -20,6 +20,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// What a missing layer of confinement means.
+    pub fn policy(&self) -> Policy {
+        self.confinement
+    }
+
     /// The user to become.
     pub fn user(&self) -> Option<User> {
         self.user
