@@ -111,6 +111,7 @@ struct PoolInfo {
   vlan @13 :UInt16;
   parent @14 :Text;
   isolate @15 :Bool;
+  mode @16 :Net.MacvtapMode;
   # As `NetworkConfig` has them.
 }
 

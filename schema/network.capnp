@@ -76,10 +76,14 @@ struct NetworkConfig {
   # The VLAN that it is of `parent`, `minVlan` to `maxVlan`; 0 for none. Of a `bridged` network without `nat`. Guests' frames have no tag: it is put on where they
   # leave. What comes from there may be from whomever, but not as a guest or as the bridge.
   parent @9 :Text;
-  # The host's interface that carries that VLAN, such as "eth0"; empty for none. `mtu` is at most that interface's, which is otherwise left as it is.
+  # The host's interface that carries that VLAN, or that the guests of a `macvtap` network are on beside the host, such as "eth0"; not one of Volt's; empty
+  # for none. `mtu` is at most that interface's, which is otherwise left as it is.
   isolate @10 :Bool;
   # Whether its guests are kept from one another: no frame goes from one port to another one, whatever it is, also not what all are sent. They reach the
-  # bridge, and what is behind it or behind `parent`; one another only by what the host publishes. Of ports that are there too, at once.
+  # bridge, and what is behind it or behind `parent`; one another only by what the host publishes. Of ports that are there too, at once. Not of `macvtap`,
+  # which has a `mode` for that.
+  mode @11 :MacvtapMode;
+  # Of `macvtap`: whom its guests reach.
 }
 
 enum NetworkKind {
@@ -87,6 +91,22 @@ enum NetworkKind {
   # Its guests reach one another and the host.
   hostOnly @1;
   # Its guests reach one another, and what is beyond the host. Of the host they reach its echo under the gateway's address, and no service under any.
+  macvtap @2;
+  # Its guests are on the network of the `parent`, each with a MAC address of its own there, and do not reach the host by it. There is no bridge:
+  # `gateway` is that network's own router, and nobody here has its address. The service knows of such a network as long as it has a port or the
+  # service runs: defining it is what makes it again. No veths, no IPv6 of its own, no NAT, and no policy.
+}
+
+enum MacvtapMode {
+  # Whom a guest reaches: what is beyond the parent, in each mode, and of the other guests on that parent
+  bridge @0;
+  # all, without leaving the host;
+  private @1;
+  # none, even if what is beyond the parent sends it back;
+  vepa @2;
+  # those to whom what is beyond the parent sends it back (a switch with "hairpin");
+  passthru @3;
+  # there is no other: the parent is the guest's alone, and has its MAC address meanwhile.
 }
 
 struct PolicyRules {
@@ -170,7 +190,8 @@ enum PortChange {
 
 struct Rate {
   # Bytes a second that a port carries each way, from the IP header on, of whatever its guest sends or is sent; `minRate` to `maxRate`, or 0 for as much
-  # as there is. Beyond what it carries in a second, 128 KiB go at once. What is more is dropped, and counted.
+  # as there is. Beyond what it carries in a second, 128 KiB go at once. What is more is dropped, and counted. (What a guest sends by a macvtap counts with
+  # its Ethernet headers.)
 
   fromGuest @0 :UInt64;
   toGuest @1 :UInt64;
@@ -189,7 +210,7 @@ interface Policy {
 struct NetworkInfo {
   config @0 :NetworkConfig;
   index @1 :UInt32;
-  # Interface index of the bridge.
+  # Interface index of the bridge; of a `macvtap` network, of its parent.
   ports @2 :List(PortInfo);
   # At most `maxPorts` of this file, and without their addresses, which `Network.ports` says.
 }
@@ -211,6 +232,8 @@ interface PortFactory {
   # with an IPv6 address may send from too. They stay as they are as long as the port is there.
   # Errors: invalidArgument, alreadyExists (the workload has a port on this network, or the MAC address or one of `addresses` is another port's), exhausted
   # (quota, or `maxPorts` on the bridge), unavailable (no /dev/net/tun).
+  # On a network of macvtaps it is a macvtap, mvt-<id>, on the network's parent: whoever has this call has no other one to know, and what `Port.tap` gives
+  # is used as a TAP. Such a port has no `policy`. Errors, beside: unavailable (no driver, no parent), conflict (the parent is a bridge's, or another's alone).
   # `policy` is in force before the port is up; null for what the factory's ports have (`policy` below), of which it is narrowed to what both allow.
 
   createVeth @1 (workload :Text, mac :Data, addresses :List(Text), netns :FdLane.FdToken, netlink :FdLane.FdToken, insideName :Text = "eth0",
@@ -327,8 +350,8 @@ struct PortStats {
   fromBytes @12 :UInt64;
   toPackets @13 :UInt64;
   toBytes @14 :UInt64;
-  # What its interface has taken from its guest, dropped or not, and handed to it: frames, with their Ethernet headers. What guest and host exchange unsplit
-  # counts as one.
+  # What its interface has taken from its guest, dropped or not (of a macvtap: less what was dropped), and handed to it: frames, with their Ethernet
+  # headers. What guest and host exchange unsplit counts as one.
 }
 
 struct PortInfo {

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use schema::{
     names::{NETWORK_RULE, is_network},
     net::{ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, is_vlan, mtu_rule, prefix_rule, vlan_rule},
-    network_capnp::IPV6_PREFIX_LENGTH,
+    network_capnp::{IPV6_PREFIX_LENGTH, MacvtapMode},
 };
 
 use crate::{address::Address, error::Error, instance::Instance, names};
@@ -26,18 +26,18 @@ pub struct Config {
     pub mtu: u32,
     /// What its guests reach.
     pub kind: Kind,
-    /// The VLAN that it is, if it is one.
+    /// What it is on of the host's interfaces, if it is on one: as a VLAN of it, or, where its ports are macvtaps, beside the host.
     pub uplink: Option<Uplink>,
     /// Whether its guests are kept from one another.
     pub isolate: bool,
 }
 
-/// A VLAN of an interface of the host's (IEEE 802.1Q).
+/// An interface of the host's, or a VLAN of it (IEEE 802.1Q).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
     /// That interface.
     pub parent: String,
-    /// The VLAN's number.
+    /// The VLAN's number; 0 where ports are macvtaps, which are on the interface itself.
     pub vlan: u16,
 }
 
@@ -51,12 +51,14 @@ pub enum Kind {
     Nat,
     /// What is beyond the host, and no service of its own.
     HostOnly,
+    /// The network of an interface of the host's, past the host.
+    Macvtap(MacvtapMode),
 }
 
 impl Kind {
     /// Whether they reach what is beyond the host.
     pub fn leads_outward(self) -> bool {
-        self != Kind::Bridged
+        matches!(self, Kind::Nat | Kind::HostOnly)
     }
 }
 
@@ -118,33 +120,49 @@ impl Config {
         Config { isolate, ..self }
     }
 
-    /// The same, as that VLAN of an interface; neither is none.
+    /// The same, on that interface of the host's: as that VLAN of it, or, where its ports are macvtaps, on itself. Neither is none.
     pub fn on(self, parent: &str, vlan: u16) -> Result<Config, Error> {
         let refuse = |what, value: &str, why: &str| Err(Error::argument(what, value, why));
-        match (parent, vlan) {
-            ("", 0) => return Ok(self),
-            ("", _) => {
+        match (self.kind, parent, vlan) {
+            (Kind::Macvtap(_), "", _) => {
+                let why = "a network of macvtaps is on an interface of the host's; give its name, such as eth0";
+                return refuse("parent", parent, why);
+            }
+            (Kind::Macvtap(_), _, 1..) => {
+                let why = "a network of macvtaps is on its parent itself; leave it out, or name an interface of the host's that is that VLAN";
+                return refuse("VLAN", &vlan.to_string(), why);
+            }
+            (_, "", 0) => return Ok(self),
+            (_, "", _) => {
                 return refuse("VLAN", &vlan.to_string(), "it is given without the interface that it is on, a parent");
             }
-            (_, 0) => {
-                return refuse(
-                    "parent",
-                    parent,
-                    "it is given without a VLAN, and the interface itself is put on no bridge",
-                );
+            (Kind::Bridged | Kind::Nat | Kind::HostOnly, _, 0) => {
+                let why = "it is given without a VLAN, and the interface itself is put on no bridge; give one, or define the network as macvtap";
+                return refuse("parent", parent, why);
             }
             _ if !is_network(parent) => return refuse("parent", parent, NETWORK_RULE),
+            (Kind::Macvtap(_), ..) => {}
             _ if !is_vlan(vlan) => return refuse("VLAN", &vlan.to_string(), &vlan_rule()),
-            _ if self.kind != Kind::Bridged => {
+            (Kind::Nat | Kind::HostOnly, ..) => {
                 return refuse(
                     "VLAN",
                     &vlan.to_string(),
                     "its guests reach the outside by way of that; define it as bridged, without NAT",
                 );
             }
-            _ => {}
+            (Kind::Bridged, ..) => {}
         }
         Ok(Config { uplink: Some(Uplink { parent: parent.to_owned(), vlan }), ..self })
+    }
+
+    /// Whether it has no bridge, and its ports are macvtaps.
+    pub fn is_macvtap(&self) -> bool {
+        matches!(self.kind, Kind::Macvtap(_))
+    }
+
+    /// The VLAN that it is, if it is one.
+    pub fn vlan(&self) -> Option<&Uplink> {
+        self.uplink.as_ref().filter(|_| !self.is_macvtap())
     }
 }
 
@@ -307,6 +325,22 @@ mod tests {
         for kind in [Kind::Nat, Kind::HostOnly] {
             let config = Config::new("n", "10.42.0.1", 24, 0).unwrap().of_kind(kind).unwrap();
             assert!(config.on("eth0", 7).unwrap_err().to_string().contains("without NAT"));
+        }
+    }
+
+    #[test]
+    fn network_of_macvtaps_is_on_an_interface_and_no_vlan_of_it() {
+        let of = |parent: &str, vlan| {
+            let config = Config::new("n", "10.42.0.1", 24, 0).unwrap().of_kind(Kind::Macvtap(MacvtapMode::Bridge));
+            config.unwrap().on(parent, vlan)
+        };
+        let config = of("eth0", 0).unwrap();
+        assert_eq!((&config.uplink, config.vlan()), (&Some(Uplink { parent: "eth0".into(), vlan: 0 }), None));
+        for (parent, vlan, why) in
+            [("", 0, "such as eth0"), ("eth0", 7, "parent itself"), ("eth 0", 0, "1 to 15 bytes")]
+        {
+            let error = of(parent, vlan).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
     }
 }

@@ -76,6 +76,23 @@ pub enum Error {
     /// No tun driver.
     #[error("/dev/net/tun cannot be opened")]
     NoTun(#[source] io::Error),
+    /// No macvtap driver, or no way to what it makes.
+    #[error("the device of a macvtap cannot be opened")]
+    NoMacvtap(#[source] io::Error),
+    /// No nf_tables, or none at the way out of an interface.
+    #[error(
+        "the kernel cannot look at what a guest on a macvtap sends: it lacks nf_tables, or its hook on the way out of an interface"
+    )]
+    NoEgress(#[source] io::Error),
+    /// A bridge or a bond has it, or another macvtap has it alone, or it is no Ethernet.
+    #[error("the kernel refused to {tried}: nothing more can be on its parent")]
+    ParentBusy { tried: String, source: io::Error },
+    /// A network is one thing or the other.
+    #[error("network {0} is there, and of another kind")]
+    OtherKind(String),
+    /// Nobody can tell whether it is used.
+    #[error("macvtap {interface} is there, made for {workload} by an earlier netmgr, and may be used by a VM")]
+    MacvtapLeft { interface: String, workload: String },
     /// No nf_tables, or none for bridges.
     #[error("the kernel cannot look at what guests send: it lacks nf_tables, or its family bridge")]
     NoFilter(#[source] io::Error),
@@ -106,9 +123,9 @@ pub enum Error {
     /// No 8021q.
     #[error("the kernel has no VLANs (IEEE 802.1Q)")]
     NoVlans(#[source] io::Error),
-    /// What a network is to be a VLAN of is not there.
-    #[error("there is no interface {parent}, whose VLAN {vlan} network {network} is to be")]
-    NoParent { parent: String, vlan: u16, network: String },
+    /// What a network is to be on, or a VLAN of, is not there.
+    #[error("there is no interface {parent}, which network {network} is to be on")]
+    NoParent { parent: String, network: String },
     /// One interface for each VLAN of a parent.
     #[error("VLAN {vlan} of {parent} is taken: {interface} is that")]
     VlanTaken { vlan: u16, parent: String, interface: String },
@@ -200,10 +217,13 @@ impl Error {
             | Error::AddressTaken { .. }
             | Error::Published { .. }
             | Error::TenantExists(_) => Code::AlreadyExists,
-            Error::PortsAttached { .. } => Code::WrongState,
+            Error::PortsAttached { .. } | Error::OtherKind(_) | Error::MacvtapLeft { .. } => Code::WrongState,
+            Error::ParentBusy { .. } => Code::Conflict,
             Error::Quota(_) | Error::Full { .. } | Error::BridgeFull(_) => Code::Exhausted,
             Error::Busy(_) => Code::Overloaded,
             Error::NoTun(_)
+            | Error::NoMacvtap(_)
+            | Error::NoEgress(_)
             | Error::NoFilter(_)
             | Error::NoIpv6 { .. }
             | Error::NoVlans(_)
@@ -257,6 +277,11 @@ impl Error {
                 "Let the user that netmgr runs as read and write it (it is root's by default)".into()
             }
             Error::NoTun(_) => "Load the driver (modprobe tun), and see that /dev/net/tun exists".into(),
+            Error::NoMacvtap(_) => "Load the driver (modprobe macvtap), and start netmgr again, as root; it needs /sys, which is of its network namespace, and opens the first 256 macvtaps of a host".into(),
+            Error::NoEgress(_) => "Load the module (modprobe nf_tables), or boot a kernel (Linux 5.16 or later) with CONFIG_NF_TABLES_NETDEV and CONFIG_NETFILTER_EGRESS".into(),
+            Error::ParentBusy { .. } => "Take the parent off its bridge or bond, and what is on it in mode passthru away, or choose another parent or mode".into(),
+            Error::OtherKind(name) => format!("Remove it first (volt network remove {name}), or choose another name"),
+            Error::MacvtapLeft { interface, .. } => format!("End that VM, and then take it away (ip link delete {interface}); starting the workload again does as much"),
             Error::NoFilter(_) => {
                 "Load the module (modprobe nf_tables), or boot a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_BRIDGE"
                     .into()

@@ -22,6 +22,7 @@ mod instance;
 mod ipv4;
 mod ipv6;
 mod link;
+mod macvtap;
 mod manager;
 mod mark;
 mod message;
@@ -30,6 +31,7 @@ mod names;
 mod netlink;
 mod network;
 mod nft;
+mod opener;
 mod port;
 mod published;
 mod rate;
@@ -50,7 +52,10 @@ use ipc::Lane;
 use schema::programs::NETMGR;
 use service::{Options, Owner, Serving};
 
-use crate::{instance::Instance, manager::Manager, monitor::Monitor, nft::Filter, rpc::Host, rtnl::Rtnl};
+use crate::{
+    instance::Instance, macvtap::Devices, manager::Manager, monitor::Monitor, nft::Filter, opener::Opener, rpc::Host,
+    rtnl::Rtnl,
+};
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.
 #[derive(Parser)]
@@ -71,6 +76,8 @@ enum Failure {
     NoRight,
     #[error("Cannot take stock of the network. {}", .0.remedy())]
     Rtnl(#[source] error::Error),
+    #[error("Cannot start the process that opens the devices of macvtaps")]
+    Opener(#[source] std::io::Error),
     #[error("Cannot hear of changes to interfaces")]
     Monitor(#[source] std::io::Error),
     #[error(transparent)]
@@ -98,6 +105,8 @@ fn start(arguments: &Arguments) -> Result<(Serving, Owner<Manager>, Monitor), Fa
     if !caps::has_cap(None, caps::CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(false) {
         return Err(Failure::NoRight);
     }
+    // Before there is anything else to inherit.
+    let opener = Opener::start(arguments.options.policy(), arguments.options.user()).map_err(Failure::Opener)?;
     let wide = arguments.options.begin(&NETMGR)?;
     let instance = arguments.instance.clone().unwrap_or_default();
     let filter = match Filter::open(&instance) {
@@ -106,7 +115,9 @@ fn start(arguments: &Arguments) -> Result<(Serving, Owner<Manager>, Monitor), Fa
     };
     // Before stock is taken, so that no change comes between.
     let monitor = Monitor::open(filter.as_ref()).map_err(Failure::Rtnl)?;
-    let manager = Rtnl::open().and_then(|rtnl| Manager::recover(rtnl, filter, instance)).map_err(Failure::Rtnl)?;
+    let mut rtnl = Rtnl::open().map_err(Failure::Rtnl)?;
+    rtnl.macvtaps = opener.map(Devices::new).transpose().map_err(Failure::Opener)?.flatten();
+    let manager = Manager::recover(rtnl, filter, instance).map_err(Failure::Rtnl)?;
     warn_of_bridge_filter();
     let fds: Vec<RawFd> = manager.fds().chain(monitor.fds()).collect();
 

@@ -24,6 +24,7 @@ const IFLA_VLAN_ID: u16 = 1;
 const IFLA_VLAN_PROTOCOL: u16 = 5;
 /// ETH_P_8021Q.
 const OF_802_1Q: u16 = 0x8100;
+const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_STATE: u16 = 1;
@@ -63,10 +64,14 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Index of the bridge that it is a port of; 0 for none.
     pub master: u32,
-    /// Index of the interface that it is one of, or the other end of; 0 for none.
+    /// Index of the interface that it is on, is one of, or the other end of; 0 for none.
     pub lower: u32,
     /// Which VLAN of 802.1Q it is of that one; 0 for none.
     pub vlan: u16,
+    /// In which mode it is a macvtap: MACVLAN_MODE_*; 0 for what is none.
+    pub mode: u32,
+    /// `IFF_ALLMULTI`.
+    pub all_multicast: bool,
     /// Whether it is a bridge that runs the spanning tree protocol.
     pub stp: bool,
     /// Whether it is a bridge that keeps VLANs apart.
@@ -105,7 +110,8 @@ impl Link {
         let header = LinkHeader::parse(body).ok().filter(|header| header.index != 0);
         let header = header.ok_or(Malformed("message about an interface"))?;
         let (up, no_arp) = (header.flags.contains(LinkFlags::Up), header.flags.contains(LinkFlags::Noarp));
-        let mut link = Link { index: header.index, up, no_arp, ..Link::default() };
+        let all_multicast = header.flags.contains(LinkFlags::Allmulti);
+        let mut link = Link { index: header.index, up, no_arp, all_multicast, ..Link::default() };
         for one in behind(body, &header) {
             let one = one?;
             let value = one.value();
@@ -162,6 +168,14 @@ impl Link {
                         }
                     }
                     self.vlan = if protocol == OF_802_1Q { number } else { 0 };
+                }
+                libc::IFLA_INFO_DATA if self.kind == Some(InfoKind::MacVtap) => {
+                    for one in attributes(one.value()) {
+                        let one = one?;
+                        if one.kind() == IFLA_MACVLAN_MODE {
+                            self.mode = number(one.value(), "mode of a macvtap")?;
+                        }
+                    }
                 }
                 IFLA_INFO_SLAVE_KIND => is_port = text(one.value()) == "bridge",
                 IFLA_INFO_SLAVE_DATA if is_port => {
@@ -358,6 +372,8 @@ mod tests {
             master: 9,
             lower: 0,
             vlan: 0,
+            mode: 0,
+            all_multicast: false,
             stp: false,
             vlans: false,
             delay: 0,

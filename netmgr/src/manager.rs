@@ -8,6 +8,7 @@
 
 mod gone;
 mod guarding;
+mod macvtap;
 mod published;
 
 use std::{
@@ -107,8 +108,13 @@ pub struct Stats {
 }
 
 impl Stats {
-    fn of(policed: bool, counts: Counts, link: &Link) -> Stats {
-        Stats { policed, counts, from: link.came, to: link.went }
+    fn of(kind: Kind, policed: bool, counts: Counts, link: &Link) -> Stats {
+        let (from, to) = match kind {
+            Kind::Tap | Kind::Veth => (link.came, link.went),
+            // What the guest sends leaves by it.
+            Kind::Macvtap(_) => (link.went, link.came),
+        };
+        Stats { policed, counts, from, to }
     }
 }
 
@@ -236,7 +242,8 @@ impl Manager {
             strays: BTreeSet::new(),
             doubt: false,
         };
-        for (index, config) in bridge::existing(&snapshot, &manager.instance) {
+        let macvtaps = crate::macvtap::existing(&snapshot, &manager.instance);
+        for (index, config) in bridge::existing(&snapshot, &manager.instance).into_iter().chain(macvtaps) {
             let serial = manager.next();
             let network = manager.networks.entry(config.name.clone());
             let network = network.or_insert(Network::new(serial, index, config));
@@ -257,6 +264,7 @@ impl Manager {
             }
         }
         manager.keep_guarding(&snapshot.links);
+        manager.sweep_guards();
         manager.mend_with(&snapshot);
         while manager.take_away() {}
         if manager.networks.is_empty() {
@@ -296,7 +304,7 @@ impl Manager {
             return Ok(false);
         }
         // What is no bridge and no port may be an uplink, or what one is on.
-        if networks.values().any(|network| network.config.uplink.is_some())
+        if networks.values().any(|network| network.config.vlan().is_some())
             && changes.links.iter().any(|index| !networks.values().any(|network| network.has(*index)))
         {
             return Ok(false);
@@ -347,6 +355,7 @@ impl Manager {
         if policy.is_some() && self.filter.is_none() {
             return Err(no_filter());
         }
+        macvtap::check_policy(&config, policy.as_ref())?;
         let id = self.define_bridge(config, ipv6)?;
         let Manager { filter, networks, .. } = self;
         let network = find(networks, &id)?;
@@ -362,6 +371,12 @@ impl Manager {
     fn define_bridge(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
         let serial = self.next();
         let Manager { rtnl, filter, instance, networks, .. } = self;
+        if networks.get(&config.name).is_some_and(|known| known.config.is_macvtap() != config.is_macvtap()) {
+            return Err(Error::OtherKind(config.name));
+        }
+        if config.is_macvtap() {
+            return self.define_macvtap(config, ipv6);
+        }
         let mut config = config.with_ipv6(ipv6, instance)?;
         if let Some(network) = networks.get_mut(&config.name)
             && (config.mtu == 0 || config.mtu == network.config.mtu)
@@ -371,26 +386,14 @@ impl Manager {
         {
             lead_outward(rtnl, filter.as_ref(), &config)?;
             network.settle(rtnl, instance)?;
-            if config.uplink.is_some() {
+            if config.vlan().is_some() {
                 let links = rtnl.links()?;
                 network.mend_uplink(rtnl, instance, &links)?;
             }
             return Ok(NetworkId { name: config.name, serial: network.serial });
         }
         let known = networks.get(&config.name);
-        for (workload, port) in known.into_iter().flat_map(|known| &known.ports) {
-            let workload = || workload.clone();
-            if let Some(gateway) = config.addresses().find(|gateway| port.sources.has(gateway.ip)) {
-                return Err(Error::AddressTaken {
-                    address: gateway.ip,
-                    workload: workload(),
-                    network: config.name.clone(),
-                });
-            }
-            if let Some((address, why)) = port.sources.outside(&config) {
-                return Err(Error::PortOutside { address, why, workload: workload(), network: config.name.clone() });
-            }
-        }
+        fits(known, &config)?;
         if known.is_none() && networks.len() >= MAX_NETWORKS {
             return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
         }
@@ -462,6 +465,9 @@ impl Manager {
         let links = rtnl.links()?;
         // What cannot be mended is counted below.
         let _ = network.mend_ports(rtnl, instance, &links);
+        if network.config.is_macvtap() {
+            return self.remove_macvtap(&id);
+        }
         // Also what netmgr did not put there.
         let wanted = bridge::Wanted { config: &network.config, owner: instance };
         let is_uplink = |link: &Link| uplink::may_be(link, wanted, network.index);
@@ -489,16 +495,22 @@ impl Manager {
 
     /// The ports of a network behind that workload's, with what each has carried.
     pub fn ports(&mut self, id: &NetworkId, after: &str) -> Result<Vec<PortFacts>, Error> {
-        let counts = self.counts()?;
+        let mut counts = self.counts()?;
         let links = self.rtnl.links_with_traffic()?;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let network = find(&mut self.networks, id)?;
+        if let (true, Some(filter)) = (network.config.is_macvtap(), &mut self.filter) {
+            for port in network.ports.values() {
+                counts.insert(port.interface.clone(), filter.counts_at(&port.interface)?);
+            }
+        }
         let behind = network.ports.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
         let ports = behind.filter(|(_, port)| !port.leaves()).take(MAX_LISTED_PORTS as usize);
         let facts = ports.map(|(workload, port)| {
             let counts = counts.get(&port.interface).copied().unwrap_or_default();
             let gone = Link::default();
-            let stats = Stats::of(port.policy.is_some(), counts, links.get(&port.index).copied().unwrap_or(&gone));
+            let link = links.get(&port.index).copied().unwrap_or(&gone);
+            let stats = Stats::of(port.kind, port.policy.is_some(), counts, link);
             PortFacts { stats: Some(stats), ..PortFacts::of(port, workload, &network.config) }
         });
         Ok(facts.collect())
@@ -566,7 +578,7 @@ impl Manager {
                 made => return made,
             };
             // It may be in the way of this one that it has not gone yet.
-            let full = matches!(error, Error::BridgeFull(_));
+            let full = matches!(error, Error::BridgeFull(_) | Error::ParentBusy { .. });
             // So may the other end of one, within its namespace.
             let within = matches!(error, Error::Within { .. });
             let in_the_way = |leaving: &PortId, port: &Port| {
@@ -601,7 +613,9 @@ impl Manager {
             Some((asked.conflict(known, port, &id.name)?, is_sure, known.clone()))
         };
         while let Some((refusal, is_sure, known)) = network.ports.iter().find_map(in_the_way) {
-            if is_sure || network.confirm(rtnl, instance, &known)? {
+            if network.ports.get(&known).is_some_and(Port::is_left) {
+                network.take_left(rtnl, instance, &known)?;
+            } else if is_sure || network.confirm(rtnl, instance, &known)? {
                 return Err(refusal);
             }
         }
@@ -611,6 +625,7 @@ impl Manager {
         let Manager { rtnl, filter, instance, networks, .. } = self;
         let network = find(networks, id)?;
         let Asked { workload, mac, sources, policy, .. } = asked;
+        let kind = macvtap::kind(&network.config, inside.is_some())?;
         if let Some(inside) = &mut inside {
             inside.check(&network.config, sources)?;
         }
@@ -627,9 +642,9 @@ impl Manager {
         if has.is_some() && filter.is_none() {
             return Err(no_filter());
         }
+        macvtap::check_policy(&network.config, has.as_ref())?;
         let Config { mtu, isolate, .. } = network.config;
         let (name, bridge, network_name) = ("", network.index, &id.name);
-        let kind = if inside.is_some() { Kind::Veth } else { Kind::Tap };
         let (of_wanted, owner) = (reference.as_deref(), &*instance);
         let policy = has.as_ref();
         let wanted = Wanted {
@@ -771,6 +786,20 @@ fn make(
         Made::NameTaken if mark(rtnl, &second)?.is_some() => Err(Error::PortInUse { interface: second }),
         Made::NameTaken => Err(foreign(second)),
     }
+}
+
+/// Whether a network's ports are such that it can be defined so.
+fn fits(known: Option<&Network>, config: &Config) -> Result<(), Error> {
+    for (workload, port) in known.into_iter().flat_map(|known| &known.ports) {
+        let (workload, network) = (workload.clone(), config.name.clone());
+        if let Some(gateway) = config.addresses().find(|gateway| port.sources.has(gateway.ip)) {
+            return Err(Error::AddressTaken { address: gateway.ip, workload, network });
+        }
+        if let Some((address, why)) = port.sources.outside(config) {
+            return Err(Error::PortOutside { address, why, workload, network });
+        }
+    }
+    Ok(())
 }
 
 /// Sees to it that the host forwards for a network that leads to the outside, and that there are rules of what then goes where.

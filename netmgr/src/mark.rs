@@ -39,7 +39,8 @@ pub fn bridge(config: &Config, owner: &Instance) -> String {
     // Nothing for none, as an earlier release has it.
     let ipv6 = ipv6.map_or_else(String::new, |ipv6| format!(" {ipv6}"));
     let kind = match kind {
-        Kind::Bridged => "",
+        // A macvtap's network has no bridge.
+        Kind::Bridged | Kind::Macvtap(_) => "",
         Kind::Nat => " nat",
         Kind::HostOnly => " host-only",
     };

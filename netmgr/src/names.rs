@@ -6,6 +6,7 @@ use std::fmt;
 use schema::{
     names,
     net::{MAC_RULE, Mac},
+    network_capnp::MacvtapMode,
 };
 use sha2::{Digest, Sha256};
 
@@ -18,6 +19,8 @@ pub enum Kind {
     Tap,
     /// The host's end of two, which is there as long as the other end's network namespace.
     Veth,
+    /// One on an interface of the host's, in that mode. It is there until somebody takes it away.
+    Macvtap(MacvtapMode),
 }
 
 impl Kind {
@@ -25,7 +28,7 @@ impl Kind {
     pub fn gone(self, interface: &str) -> Error {
         let interface = interface.to_owned();
         match self {
-            Kind::Tap => Error::PortLost { interface },
+            Kind::Tap | Kind::Macvtap(_) => Error::PortLost { interface },
             Kind::Veth => Error::VethGone { interface },
         }
     }
@@ -36,6 +39,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Tap => "TAP",
             Kind::Veth => "veth",
+            Kind::Macvtap(_) => "macvtap",
         })
     }
 }
@@ -73,6 +77,7 @@ fn around(kind: Kind) -> (&'static str, &'static str, &'static str) {
     match kind {
         Kind::Tap => ("tap-", "", "vm-"),
         Kind::Veth => ("veth-", "-h", "container-"),
+        Kind::Macvtap(_) => ("mvt-", "", "vm-"),
     }
 }
 
@@ -81,7 +86,7 @@ fn id(kind: Kind, workload: &str) -> &str {
     workload.strip_prefix(around(kind).2).filter(|id| !id.is_empty()).unwrap_or(workload)
 }
 
-/// `tap-<id>`, where `<id>` is the workload without `vm-`, or `veth-<id>-h`, where it is that without `container-`; shortened with a hash of `<id>`
+/// `tap-<id>`, or `mvt-<id>`, where `<id>` is the workload without `vm-`, or `veth-<id>-h`, where it is that without `container-`; shortened with a hash of `<id>`
 /// where that does not fit.
 pub fn first(kind: Kind, workload: &str) -> PortName {
     let ((before, behind, _), id) = (around(kind), id(kind, workload));
@@ -133,11 +138,11 @@ pub fn workloads(kind: Kind, network: &str, name: &str) -> impl Iterator<Item = 
 
 const UPLINK: &str = "up-";
 
-/// Of a TAP three bytes of the id and 35 bits of a hash in base 32, of a veth 40 bits of that: 15 bytes.
+/// Of a TAP or a macvtap three bytes of the id and 35 bits of a hash in base 32, of a veth 40 bits of that: 15 bytes.
 fn shortened(kind: Kind, id: &str, hashed: &[&str]) -> String {
     let (before, behind, _) = around(kind);
     match kind {
-        Kind::Tap => cut(before, id, hashed),
+        Kind::Tap | Kind::Macvtap(_) => cut(before, id, hashed),
         Kind::Veth => [before, &hash(8, hashed), behind].concat(),
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     forwarding::Entry,
     instance::Instance,
     link::Link,
+    macvtap,
     mark::{self, PortMark},
     names,
     nft::{Reach, Sender},
@@ -143,6 +144,11 @@ impl Port {
         self.held.as_ref().is_some_and(|held| *held.state.borrow() == PortState::Released)
     }
 
+    /// Whether it is a macvtap of an earlier netmgr, of which nobody knows whether it is used.
+    pub fn is_left(&self) -> bool {
+        self.held.is_none() && matches!(self.kind, names::Kind::Macvtap(_))
+    }
+
     /// Whether it is the one of that number.
     pub fn is(&self, serial: u64) -> bool {
         self.held.as_ref().is_some_and(|held| held.serial == serial)
@@ -162,7 +168,7 @@ impl Port {
     fn announce(&mut self, link: &Link) {
         if let Some(held) = &mut self.held
             && let Some(tap) = &held.tap
-            && link.open
+            && (link.open || matches!(self.kind, names::Kind::Macvtap(_)) && link.up)
             && !mem::replace(&mut held.announced, true)
         {
             announce::announce(&**tap, self.mac, &self.sources);
@@ -188,7 +194,7 @@ impl Port {
     fn lose(&self, workload: &str, network: &str) {
         if let Some(held) = &self.held {
             held.state.send_replace(PortState::Lost);
-            if self.kind == names::Kind::Tap {
+            if self.kind != names::Kind::Veth {
                 let lost = self.kind.gone(&self.interface);
                 confine::say!("netmgr: the port of {workload} on network {network} is lost: {lost}");
             }
@@ -208,7 +214,7 @@ pub struct Left {
 pub struct Network {
     /// Which network of that name it is.
     pub serial: u64,
-    /// Of its bridge.
+    /// Of its bridge, or, where its ports are macvtaps, of the interface that these are on.
     pub index: u32,
     /// Its definition.
     pub config: Config,
@@ -233,13 +239,13 @@ impl Network {
 
     /// What the rules know of it, whose bridge has that name at present.
     pub fn reach<'a>(&'a self, bridge: Option<&'a str>) -> Reach<'a> {
-        let Config { name, address, ipv6, kind, uplink, .. } = &self.config;
+        let Config { name, address, ipv6, kind, .. } = &self.config;
         Reach {
             network: name,
             interfaces: [Some(name), bridge.filter(|bridge| bridge != name)],
             ipv4: address.map(|address| (address.ip, address.prefix)),
             ipv6: ipv6.map(|address| (address.ip, address.prefix)),
-            uplink: uplink.is_some(),
+            uplink: self.config.vlan().is_some(),
             outward: kind.leads_outward(),
             closed: *kind == Kind::HostOnly,
         }
@@ -320,6 +326,10 @@ impl Network {
 
     /// Brings the bridge to its definition, and with it the ports, if it was not: one look, where it was.
     pub fn settle(&mut self, rtnl: &mut Rtnl, owner: &Instance) -> Result<(), Error> {
+        if self.config.is_macvtap() {
+            self.index = macvtap::parent(rtnl, &self.config)?.index;
+            return Ok(());
+        }
         let snapshot = rtnl.look(self.index, self.config.ipv6.is_some())?;
         if !self.is_whole(rtnl, &snapshot, owner) {
             self.define_again(rtnl, owner)?;
@@ -336,6 +346,10 @@ impl Network {
 
     /// Whether the bridge is as it is defined, in what was seen of it.
     pub fn is_whole(&self, rtnl: &Rtnl, snapshot: &Snapshot, owner: &Instance) -> bool {
+        if self.config.is_macvtap() {
+            // The interface is the host's, and whoever needs it looks for it.
+            return true;
+        }
         let wanted = bridge::Wanted { config: &self.config, owner };
         snapshot.link(self.index).is_some_and(|link| wanted.is(link, snapshot) && rtnl.ipv6_is(link, wanted.has_ipv6()))
     }
@@ -372,6 +386,9 @@ impl Network {
 
     /// Brings its uplink back to what it should be; whether it was not so.
     pub fn mend_uplink(&mut self, rtnl: &mut Rtnl, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
+        if self.config.is_macvtap() {
+            return Ok(false);
+        }
         let wanted = bridge::Wanted { config: &self.config, owner };
         let whole = uplink::is(rtnl, wanted, self.index, links);
         if !whole {
@@ -384,14 +401,18 @@ impl Network {
     pub fn mend_ports(&mut self, rtnl: &mut Rtnl, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
         let Network { index: bridge, config, ports, left, events, .. } = self;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
-        let kept = if ports.is_empty() { Vec::new() } else { rtnl.forwarding(*bridge)? };
+        let forwards = !config.is_macvtap();
+        let kept = if ports.is_empty() || !forwards { Vec::new() } else { rtnl.forwarding(*bridge)? };
         let kept: BTreeSet<(u32, [u8; 6])> =
             kept.into_iter().map(|Entry { index, mac }| (index, mac.bytes())).collect();
         let (mut mended, mut failed) = (false, None);
         ports.retain(|workload, port| {
             let wanted = port.wanted(workload, &config.name, *bridge, owner);
-            let is = |link: &&Link| wanted.is(link) && !rtnl.port_has_ipv6(link);
-            let is_kept = kept.contains(&(port.index, port.mac.bytes()));
+            let is = |link: &&Link| match wanted.kind {
+                names::Kind::Macvtap(_) => macvtap::is(rtnl, &wanted, link),
+                _ => wanted.is(link) && !rtnl.port_has_ipv6(link),
+            };
+            let is_kept = !forwards || kept.contains(&(port.index, port.mac.bytes()));
             if port.leaves() || is_kept && links.get(&port.index).is_some_and(is) {
                 links.get(&port.index).into_iter().for_each(|link| port.announce(link));
                 return true;
@@ -416,13 +437,29 @@ impl Network {
         failed.map_or(Ok(mended), Err)
     }
 
+    /// Takes a macvtap of an earlier netmgr off the host, which nobody may use any more, as another port has what it has.
+    pub fn take_left(&mut self, rtnl: &mut Rtnl, owner: &Instance, workload: &str) -> Result<(), Error> {
+        if let Some(port) = self.ports.get(workload) {
+            let wanted = port.wanted(workload, &self.config.name, self.index, owner);
+            rtnl.delete(port.index, |link| wanted.may_be(link))?;
+            self.events.tell(Change::Gone, workload, &port.interface);
+            self.ports.remove(workload);
+        }
+        Ok(())
+    }
+
     /// Whether that port is as it should be, and the bridge's table has it; one that is says whose its addresses are.
     pub fn is_port_right(&mut self, rtnl: &mut Rtnl, owner: &Instance, workload: &str) -> Result<bool, Error> {
         let Some(port) = self.ports.get_mut(workload).filter(|port| !port.leaves()) else { return Ok(true) };
         let wanted = port.wanted(workload, &self.config.name, self.index, owner);
         let Some(link) = rtnl.link(LinkUnspec::new_with_index(port.index))? else { return Ok(false) };
-        let is = wanted.is(&link) && !rtnl.port_has_ipv6(&link);
-        let right = is && rtnl.forwards(port.index, port.mac)? == Some(wanted.entry(port.index));
+        let right = match wanted.kind {
+            names::Kind::Macvtap(_) => macvtap::is(rtnl, &wanted, &link),
+            _ => {
+                let is = wanted.is(&link) && !rtnl.port_has_ipv6(&link);
+                is && rtnl.forwards(port.index, port.mac)? == Some(wanted.entry(port.index))
+            }
+        };
         if right {
             port.announce(&link);
         }

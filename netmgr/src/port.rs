@@ -22,7 +22,7 @@ use crate::{
     forwarding::{self, Entry},
     instance::Instance,
     link::Link,
-    mark,
+    macvtap, mark,
     names::{self, Kind},
     nft::{Filter, Sender},
     rate::Rate,
@@ -38,6 +38,7 @@ impl Kind {
         match link.kind {
             Some(InfoKind::Tun) => Some(Kind::Tap),
             Some(InfoKind::Veth) => Some(Kind::Veth),
+            Some(InfoKind::MacVtap) => macvtap::mode_of(link).map(Kind::Macvtap),
             _ => None,
         }
     }
@@ -56,7 +57,7 @@ pub struct Wanted<'a> {
     pub name: &'a str,
     /// Network, which is the bridge's name.
     pub network: &'a str,
-    /// The bridge's index.
+    /// The bridge's index; of a macvtap, its parent's.
     pub bridge: u32,
     /// Bytes; the bridge's.
     pub mtu: u32,
@@ -84,13 +85,14 @@ impl Wanted<'_> {
         Sender { interface, mac, sources, network, workload, policy, rate: Rate::default() }
     }
 
-    fn mark(&self) -> String {
+    /// Its mark.
+    pub fn mark(&self) -> String {
         let policed = self.policy.is_some();
         mark::port(self.workload, self.mac, self.network, self.mtu, self.owner, self.sources, policed)
     }
 
     /// The names to look for beside the interface's own: that which this does not hold, and a durable one's.
-    fn alternatives(&self) -> Vec<String> {
+    pub fn alternatives(&self) -> Vec<String> {
         let Wanted { kind, network, workload, .. } = *self;
         let names = [names::first(kind, workload), names::second(kind, network, workload)];
         let full = names.into_iter().find(|port| port.name == self.name).and_then(|port| port.full);
@@ -122,10 +124,15 @@ impl Wanted<'_> {
     }
 
     /// Whether the interface that had this port's index when it was made is the port still: one of its kind with its mark, an earlier release's, or none.
-    fn may_be(&self, link: &Link) -> bool {
+    pub fn may_be(&self, link: &Link) -> bool {
+        let (kind, mac) = match (self.kind, Kind::of(link)) {
+            // In whichever mode it is now.
+            (Kind::Macvtap(_), Some(kind @ Kind::Macvtap(_))) => (kind, self.mac),
+            (kind, _) => (kind, self.mac.host_side()),
+        };
         let marked = mark::read_port(&link.alias)
             .is_some_and(|mark| mark.workload == self.workload && self.owner.may_have(&mark.owner));
-        Kind::of(link) == Some(self.kind) && (marked || link.alias.is_empty() && link.mac == Some(self.mac.host_side()))
+        Kind::of(link) == Some(kind) && (marked || link.alias.is_empty() && link.mac == Some(mac))
     }
 }
 
@@ -149,9 +156,10 @@ pub fn attach(
     wanted: &Wanted<'_>,
     inside: Option<&mut Inside>,
 ) -> Result<Made, Error> {
-    match inside {
-        None => retried_if_passing(|| attach_tap(rtnl, filter, wanted)),
-        Some(inside) => attach_veth(rtnl, filter, wanted, inside),
+    match (inside, wanted.kind) {
+        (_, Kind::Macvtap(mode)) => macvtap::attach(rtnl, filter, wanted, mode),
+        (None, _) => retried_if_passing(|| attach_tap(rtnl, filter, wanted)),
+        (Some(inside), _) => attach_veth(rtnl, filter, wanted, inside),
     }
 }
 
@@ -303,7 +311,7 @@ fn bring_up(batch: &mut Batch, wanted: &Wanted<'_>, index: u32) {
 }
 
 /// Gives a port an alternative name.
-fn call(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, .. }: &Wanted<'_>, full: &str) {
+pub fn call(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, .. }: &Wanted<'_>, full: &str) {
     let names = LinkAttribute::PropList(vec![Prop::AltIfName(full.to_owned())]);
     batch.add(
         format!("give {kind} {name} the alternative name {full}"),
@@ -314,7 +322,10 @@ fn call(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, .. }: &Wanted
 
 /// Brings a port that was made back to what it should be; `None` if it is there no more, else whether it was not as it should be.
 pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
-    retried_from_look(|| try_mend(rtnl, wanted, index))
+    retried_from_look(|| match wanted.kind {
+        Kind::Macvtap(_) => macvtap::mend(rtnl, wanted, index),
+        _ => try_mend(rtnl, wanted, index),
+    })
 }
 
 fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
@@ -351,7 +362,7 @@ fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
 /// under the filter's eyes, until they are taken off the host, by whichever netmgr. One that cannot be cut off is taken away at once; the outcome for
 /// each.
 pub fn cut_off(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)]) -> Vec<Result<(), Error>> {
-    // Where that fails, they go one by one.
+    // Where that fails, they go one by one; and a macvtap always, as it may have its parent for itself.
     let now = try_cut_off(rtnl, ports).unwrap_or_default();
     let each = ports.iter().map(|(index, wanted)| {
         let is_cut = |link: &Link| link.index == *index && !link.up && mark::is_gone(&link.alias, wanted.owner);
@@ -362,7 +373,7 @@ pub fn cut_off(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)]) -> Vec<Result<(), E
 
 fn try_cut_off(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)]) -> Result<Vec<Link>, Error> {
     let mut batch = Batch::default();
-    for (index, wanted) in ports {
+    for (index, wanted) in ports.iter().filter(|(_, wanted)| !matches!(wanted.kind, Kind::Macvtap(_))) {
         let whom = || LinkUnspec::new_with_index(*index);
         if rtnl.link(whom())?.is_some_and(|link| wanted.may_be(&link)) {
             let given_up = whom().alias(mark::gone(wanted.owner)).down();

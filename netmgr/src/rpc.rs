@@ -157,6 +157,13 @@ fn kind_of(config: network_config::Reader<'_>) -> Result<Kind, Error> {
     match (config.get_kind(), config.get_nat()) {
         (Ok(NetworkKind::Bridged), nat) => Ok(if nat { Kind::Nat } else { Kind::Bridged }),
         (Ok(NetworkKind::HostOnly), _) => Ok(Kind::HostOnly),
+        (Ok(NetworkKind::Macvtap), false) => match config.get_mode() {
+            Ok(mode) => Ok(Kind::Macvtap(mode)),
+            Err(unknown) => Err(Error::argument("mode", &unknown.to_string(), "there is none of that number")),
+        },
+        (Ok(NetworkKind::Macvtap), true) => {
+            Err(Error::argument("nat", "true", "guests of macvtaps do not go by way of the host; leave it out"))
+        }
         (Err(unknown), _) => Err(Error::argument("kind", &unknown.to_string(), "there is none of that number")),
     }
 }

@@ -30,6 +30,7 @@ use crate::{
     ipv4::{self, Forwarding},
     ipv6::{self, Sysctl},
     link::Link,
+    macvtap::Devices,
     message::Message,
     netlink::{self, Request, Socket},
     route::{Nexthop, Route},
@@ -68,6 +69,8 @@ pub struct Rtnl {
     ipv6: Sysctl,
     /// Whether that setting cannot be made here.
     ipv6_stays: bool,
+    /// The way to macvtaps' devices, where there is one.
+    pub macvtaps: Option<Devices>,
     /// The network namespace that all of this is in; nothing where the kernel does not tell.
     namespace: Option<Identity>,
 }
@@ -124,12 +127,13 @@ impl Rtnl {
             |source| Error::Kernel { tried: "open an rtnetlink socket".into(), source, detail: String::new() };
         let (socket, ipv4, ipv6) = (Socket::open().map_err(refused)?, Forwarding::open(), Sysctl::open());
         let namespace = Identity::of_socket(&socket).ok();
-        Ok(Rtnl { socket, ipv4, ipv6_stays: ipv6.fd().is_none(), ipv6, namespace })
+        Ok(Rtnl { socket, ipv4, ipv6_stays: ipv6.fd().is_none(), ipv6, macvtaps: None, namespace })
     }
 
     /// The descriptors that the sandbox has to keep.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
-        std::iter::once(self.socket.fd()).chain(self.ipv4.fd()).chain(self.ipv6.fd())
+        let devices = self.macvtaps.iter().flat_map(Devices::fds);
+        std::iter::once(self.socket.fd()).chain(self.ipv4.fd()).chain(self.ipv6.fd()).chain(devices)
     }
 
     /// Lets guests on a bridge answer what the host sends from its loopback network. Where that fails, published ports are reached under the host's other

@@ -4,7 +4,7 @@ use std::{os::fd::RawFd, path::Path};
 
 use confine::{Capability, Error, Filter, Limit, Root, Rule, Sandbox, User, base};
 
-use crate::{announce, handed, ipv4, ipv6, published, tap};
+use crate::{announce, handed, ipv4, ipv6, macvtap, opener, published, tap};
 
 /// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv4 and IPv6
 /// settings if they are there; as `user`, and with no other file in sight, if there is one to become.
@@ -24,6 +24,11 @@ pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandb
             tap::DEVICE
         );
     }
+    let devices = Path::new(macvtap::FOLDER);
+    if devices.exists() {
+        sandbox = sandbox.allow_dir_ro(devices);
+        root = root.folder(devices, macvtap::FOLDER);
+    }
     for folder in [ipv4::FOLDER, ipv6::FOLDER] {
         let settings = Path::new(folder);
         if settings.exists() {
@@ -40,7 +45,8 @@ pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandb
 /// The thread that talks to the kernel: its netlink sockets and those that it is handed, /dev/net/tun with two requests to it, and settings of
 /// interfaces (by Landlock, no other file opens).
 pub fn rtnl() -> Filter {
-    let requests = tap::REQUESTS.map(|request| request as u32).into_iter().chain([handed::SIOCGSKNS]);
+    let requests = tap::REQUESTS.into_iter().chain(macvtap::REQUESTS).map(|request| request as u32);
+    let requests = requests.chain([handed::SIOCGSKNS]);
     let requests = requests.map(|request| Rule::eq(1, request));
     let what_it_is = [(libc::SOL_SOCKET, libc::SO_DOMAIN), (libc::SOL_SOCKET, libc::SO_PROTOCOL)];
     let options = what_it_is.into_iter().chain(published::OPTIONS);
@@ -61,7 +67,13 @@ pub fn rtnl() -> Filter {
             libc::SYS_write,
             [ipv6::LENGTH].into_iter().chain(announce::LENGTHS).map(|length| Rule::eq64(2, length as u64)).collect(),
         )
-        .allow_if(libc::SYS_openat, vec![Rule::eq(2, tap::OPEN.bits()), Rule::eq(2, ipv6::OPEN.bits())])
+        .allow_if(
+            libc::SYS_openat,
+            [tap::OPEN, ipv6::OPEN, macvtap::OPEN].map(|flags| Rule::eq(2, flags.bits())).to_vec(),
+        )
+        // Which device is a macvtap's, and then that, from who opens it.
+        .allow_if(libc::SYS_read, vec![Rule::eq64(2, macvtap::LENGTH as u64)])
+        .allow_if(libc::SYS_recvmsg, vec![Rule::eq(2, opener::RECEIVE.bits())])
         .allow_if(libc::SYS_ioctl, requests.collect())
         // What is handed over, as far as it is looked at before it is used.
         .allow_if(libc::SYS_getsockopt, options.collect())

@@ -47,11 +47,15 @@ pub fn make(name: &str) -> Result<OwnedFd, Failure> {
     checked(made).map_err(|error| {
         if error.raw_os_error() == Some(libc::EBUSY) { Failure::NameTaken } else { Failure::Make(error) }
     })?;
+    size_header(&tap).map_err(Failure::Make)?;
+    Ok(tap)
+}
+
+/// Has the header before each frame be of the size that those who use it know, also of a macvtap's device.
+pub fn size_header(tap: &OwnedFd) -> io::Result<()> {
     let header = VNET_HEADER;
     // SAFETY: TUNSETVNETHDRSZ reads one int, which lives through the call.
-    let sized = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) };
-    checked(sized).map_err(Failure::Make)?;
-    Ok(tap)
+    checked(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) })
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {

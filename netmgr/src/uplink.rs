@@ -105,13 +105,18 @@ fn is_called(link: &Link, name: &str) -> bool {
 }
 
 fn parent<'a>(links: &'a [Link], uplink: &Uplink, network: &str) -> Result<&'a Link, Error> {
-    let Uplink { parent, vlan } = uplink;
-    let missing = || Error::NoParent { parent: parent.clone(), vlan: *vlan, network: network.to_owned() };
+    let parent = &uplink.parent;
+    let missing = || Error::NoParent { parent: parent.clone(), network: network.to_owned() };
     let link = links.iter().find(|link| is_called(link, parent)).ok_or_else(missing)?;
+    is_foreign(link, parent).map(|()| link)
+}
+
+/// Whether a network may be on an interface, which was given as `parent`: one that is not of Volt's own.
+pub fn is_foreign(link: &Link, parent: &str) -> Result<(), Error> {
     let ours = link.bridge_mark().is_some()
         || mark::read_port(&link.alias).is_some()
         || mark::read_uplink(&link.alias).is_some();
-    if ours { Err(Error::argument("parent", parent, "it is an interface of Volt's own")) } else { Ok(link) }
+    if ours { Err(Error::argument("parent", parent, "it is an interface of Volt's own")) } else { Ok(()) }
 }
 
 /// The one that is there, or a new one in its place: on that parent, of that VLAN.

@@ -148,9 +148,11 @@ pub fn half_made(owner: &Instance) -> u32 {
     names::group(owner, 0)
 }
 
-/// Whether it is such a host end.
+/// Whether it is such a host end, or a macvtap, which gets its mark as late.
 pub fn is_half_made(link: &Link, owner: &Instance) -> bool {
-    Kind::of(link) == Some(Kind::Veth) && link.alias.is_empty() && link.group == half_made(owner)
+    matches!(Kind::of(link), Some(Kind::Veth | Kind::Macvtap(_)))
+        && link.alias.is_empty()
+        && link.group == half_made(owner)
 }
 
 /// Makes a pair, down; `None` if the host has an interface of that name, else the index of the host's end.

@@ -58,7 +58,7 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
         netmgr.is_confined(2, 1 << 12);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(status.contains("CapBnd:\t0000000000001000"), "{status}");
-        // Nothing is open but sockets, the runtime's own descriptors, two folders as places only, and the three standard ones.
+        // Nothing is open but sockets, the runtime's own descriptors, three folders as places only, and the three standard ones.
         for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
             let fd = fd.unwrap();
             // The connection that the question came over is just being closed.
@@ -70,10 +70,42 @@ fn process_keeps_net_admin_alone_and_each_thread_has_its_filter() {
                     || to.starts_with("socket:")
                     || to.starts_with("anon_inode:")
                     || to == "/proc/sys/net/ipv4/conf"
-                    || to == "/proc/sys/net/ipv6/conf",
+                    || to == "/proc/sys/net/ipv6/conf"
+                    || to == "/sys/devices/virtual/net",
                 "{number}: {to}"
             );
         }
+    });
+}
+
+#[test]
+fn opener_of_macvtaps_has_its_socket_and_no_right_and_ends_with_netmgr() {
+    in_own_network(|| {
+        let mut netmgr = Netmgr::start_with(|command| _ = command.args(["--confinement", "strict", "--user", "64999"]));
+        run(async { netmgr.connect().await.define_default().await });
+        let pid = netmgr.process.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        let opener: u32 = children.trim().parse().unwrap();
+        let at = |what: &str| format!("/proc/{opener}/{what}");
+        eventually("it is narrow", || fs::read_to_string(at("status")).unwrap().contains("Seccomp:\t2"));
+        let status = fs::read_to_string(at("status")).unwrap();
+        for line in ["Name:\tmacvtap-opener", "Uid:\t64999\t64999\t64999\t64999", "Threads:\t1", "NoNewPrivs:\t1"] {
+            assert!(status.contains(line), "{line}: {status}");
+        }
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert!(status.contains(&format!("{set}:\t0000000000000000")), "{set}: {status}");
+        }
+        for namespace in ["net", "mnt", "ipc", "uts", "pid"] {
+            let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
+            assert_ne!(of(opener), of(std::process::id()), "{namespace}");
+        }
+        let open = fs::read_dir(at("fd")).unwrap().map(|fd| fs::read_link(fd.unwrap().path()).unwrap());
+        let beyond: Vec<_> = open.filter(|to| to.to_str().unwrap().starts_with("socket:")).collect();
+        assert_eq!(beyond.len(), 1, "{beyond:?}");
+        let ended = || fs::read_link(at("exe")).is_err();
+        assert!(!ended());
+        netmgr.kill();
+        eventually("it ends", ended);
     });
 }
 

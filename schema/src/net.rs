@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::network_capnp::{
-    IPV6_PREFIX_LENGTH, MAX_MTU, MAX_PREFIX_LENGTH, MAX_VLAN, MIN_MTU, MIN_PREFIX_LENGTH, MIN_VLAN,
+    IPV6_PREFIX_LENGTH, MAX_MTU, MAX_PREFIX_LENGTH, MAX_VLAN, MIN_MTU, MIN_PREFIX_LENGTH, MIN_VLAN, MacvtapMode,
 };
 
 /// The name of the network that exists without anybody having defined it.
@@ -192,6 +192,14 @@ impl fmt::Display for Mac {
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
+
+/// What the modes of macvtap are called in a network's JSON, and by the kernel.
+pub const MACVTAP_MODES: [(&str, MacvtapMode); 4] = [
+    ("bridge", MacvtapMode::Bridge),
+    ("private", MacvtapMode::Private),
+    ("vepa", MacvtapMode::Vepa),
+    ("passthru", MacvtapMode::Passthru),
+];
 
 #[cfg(test)]
 mod tests {

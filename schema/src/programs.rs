@@ -53,6 +53,8 @@ pub enum Starter {
     Launcher,
     /// The keeper, or a service manager.
     Keeper,
+    /// netmgr, before it is confined.
+    Netmgr,
     /// `volt doctor`.
     Doctor,
 }
@@ -66,6 +68,7 @@ impl Starter {
             Starter::Command => "supervisor, client",
             Starter::Launcher => "launcher",
             Starter::Keeper => "keeper",
+            Starter::Netmgr => "`netmgr`",
             Starter::Doctor => "`volt doctor`",
         }
     }
@@ -237,6 +240,22 @@ pub const NETMGR: Process = Process {
     threads: &["main", "rtnl"],
 };
 
+/// What opens the devices of macvtaps.
+pub const OPENER: Process = Process {
+    name: "macvtap-opener",
+    program: "netmgr",
+    title: "macvtap-opener",
+    commands: &[],
+    started_by: Starter::Netmgr,
+    user: User::Service(1),
+    work: "opens macvtaps' devices, by their numbers",
+    holds: "its socket to `netmgr`, device nodes of macvtaps",
+    never: "any Linux capability, any network, any other file",
+    loss: "the host's macvtaps, and the frames on them",
+    capabilities: &[],
+    threads: &["main"],
+};
+
 /// The service of addresses.
 pub const IPAMD: Process = Process {
     name: "ipamd",
@@ -286,7 +305,7 @@ pub const KVM_PROBE: Process = Process {
 };
 
 /// All of them, in the order of the documents.
-pub const ALL: [&Process; 12] = [
+pub const ALL: [&Process; 13] = [
     &SUPERVISOR,
     &LAUNCHER,
     &JANITOR,
@@ -294,6 +313,7 @@ pub const ALL: [&Process; 12] = [
     &NET_BACKEND,
     &BLK_BACKEND,
     &NETMGR,
+    &OPENER,
     &IPAMD,
     &KERNEL_STORE,
     &KEEPER,

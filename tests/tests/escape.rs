@@ -43,6 +43,11 @@ const GRANTS: &[Grant] = &[
         "it asks of which namespace a socket is that it is handed, and enters none",
     ),
     (
+        "macvtap-opener/main",
+        &["open the first of the host's macvtaps as the opener does"],
+        "it opens the devices of macvtaps, and finds no others",
+    ),
+    (
         "ipamd/database",
         &["make a file in a folder of its own"],
         "SQLite makes files beside its database; no other folder is in sight",

@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use schema::programs::{
-    ALL, BLK_BACKEND, CLIENT, IPAMD, JANITOR, KEEPER, KERNEL_STORE, KVM_PROBE, LAUNCHER, NET_BACKEND, NETMGR, Process,
-    SUPERVISOR, Starter, VMM_CORE,
+    ALL, BLK_BACKEND, CLIENT, IPAMD, JANITOR, KEEPER, KERNEL_STORE, KVM_PROBE, LAUNCHER, NET_BACKEND, NETMGR, OPENER,
+    Process, SUPERVISOR, Starter, VMM_CORE,
 };
 use volt_tests::{
     docs,
@@ -24,7 +24,7 @@ use volt_tests::{
 
 /// What runs: test programs by package and name, and which tests of them, or what is left out as it takes long and shows
 /// nothing more.
-const RUNS: [(&str, &[&str]); 20] = [
+const RUNS: [(&str, &[&str]); 21] = [
     ("volt host", &VOLT),
     ("vmm-core micro_guest", &["--skip=mute_backend", "--skip=every_size"]),
     ("vmm-core about_kvm", &[]),
@@ -38,6 +38,7 @@ const RUNS: [(&str, &[&str]); 20] = [
     ("netmgr ports", &[]),
     ("netmgr networks", &[]),
     ("netmgr process", &[]),
+    ("netmgr macvtaps", &["guest_is_a_neighbour_s_neighbour"]),
     ("netmgr veths", &["--skip=killed_at_any_moment"]),
     ("netmgr published", &["--skip=steady_client"]),
     ("ipamd service", &["--skip=thirty_seconds"]),
@@ -66,7 +67,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const TRIES: usize = 3;
 
 /// How many system calls a thread may have at most, or all threads of a process together.
-const GOALS: [(&Process, Option<&str>, usize); 12] = [
+const GOALS: [(&Process, Option<&str>, usize); 13] = [
     (&VMM_CORE, Some("vcpu"), 8),
     (&VMM_CORE, Some("main"), 25),
     (&NET_BACKEND, Some("worker"), 12),
@@ -74,6 +75,7 @@ const GOALS: [(&Process, Option<&str>, usize); 12] = [
     (&IPAMD, None, 40),
     (&KERNEL_STORE, None, 35),
     (&NETMGR, None, 45),
+    (&OPENER, None, 6),
     (&SUPERVISOR, Some("main"), 25),
     (&CLIENT, None, 15),
     (&JANITOR, None, 10),

@@ -129,6 +129,9 @@ impl Manager {
         if let Some(filter) = filter {
             // What this leaves there, the next look takes away.
             *doubt |= filter.cut_off(wanted.iter().map(|(_, wanted)| wanted.name)).is_err();
+            for (_, gone) in wanted.iter().filter(|(_, wanted)| matches!(wanted.kind, Kind::Macvtap(_))) {
+                *doubt |= filter.unguard(gone.name).is_err();
+            }
         }
         let since = Instant::now();
         for (_, id, Port { kind, index, interface, held, sources, published, .. }) in ports {

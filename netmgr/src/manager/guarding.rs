@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schema::policy::Rules;
 
-use super::{Account, Manager, NetworkId, PortId, Stats, find};
+use super::{Account, Manager, NetworkId, PortId, Stats, find, macvtap};
 use crate::{
     error::Error,
     events::Change,
@@ -54,6 +54,12 @@ impl Manager {
         };
         for (name, network) in networks {
             network.policy = policies.get(name).cloned();
+            if network.config.is_macvtap() {
+                // What cannot be read now is put there anew by the next look, without.
+                let ports = network.ports.values_mut();
+                ports.for_each(|port| port.rate = filter.rate_at(&port.interface).unwrap_or_default());
+                continue;
+            }
             for (workload, port) in &mut network.ports {
                 // By the name that it has now, or by its own.
                 let link = links.iter().find(|link| link.index == port.index).map_or("", |link| &link.name);
@@ -79,7 +85,8 @@ impl Manager {
         let interfaces = || links.iter().filter(|link| Kind::of(link).is_some());
         let there: BTreeSet<&str> = interfaces().map(|link| link.name.as_str()).collect();
         let names: BTreeMap<u32, &str> = interfaces().map(|link| (link.index, link.name.as_str())).collect();
-        let ports = networks.iter().flat_map(|(name, network)| network.ports.iter().map(move |port| (name, port)));
+        let bridged = || networks.iter().filter(|(_, network)| !network.config.is_macvtap());
+        let ports = bridged().flat_map(|(name, network)| network.ports.iter().map(move |port| (name, port)));
         let ports = ports.flat_map(|(network, (workload, port))| {
             let sends = port.sends(workload, network);
             // And by the name that somebody has given it, until it has its own again.
@@ -87,12 +94,13 @@ impl Manager {
             [Some(sends), renamed.map(|interface| Sender { interface, ..sends })].into_iter().flatten()
         });
         let bridges: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
-        let reach = networks.values().map(|network| network.reach(bridges.get(&network.index).copied()));
+        let reach = bridged().map(|(_, network)| network.reach(bridges.get(&network.index).copied()));
         let defaults = networks.iter().filter_map(|(name, network)| Some((name.as_str(), network.policy.as_ref()?)));
         let own = rtnl.own()?;
         let mended = filter.mend(ports, reach, defaults, own.into_iter(), |interface| there.contains(interface));
         let outcome =
             mended.and_then(|changed| filter.publish(networks.values().flat_map(Network::published)).map(|()| changed));
+        let outcome = outcome.and_then(|changed| Ok(filter.mend_guards(macvtap::senders(networks))? || changed));
         let trouble =
             outcome.as_ref().err().map(|error| error.fault("mend the rules of what guests may send").to_string());
         match &trouble {
@@ -153,10 +161,13 @@ impl Manager {
     /// What a port has carried, and what was dropped.
     pub fn stats(&mut self, id: &PortId) -> Result<Stats, Error> {
         let port = self.held(id)?;
-        let (interface, index, policed) = (port.interface.clone(), port.index, port.policy.is_some());
-        let counts = self.counts()?.remove(&interface).unwrap_or_default();
+        let (kind, interface, index, policed) = (port.kind, port.interface.clone(), port.index, port.policy.is_some());
+        let counts = match (kind, &mut self.filter) {
+            (Kind::Macvtap(_), Some(filter)) => filter.counts_at(&interface)?,
+            _ => self.counts()?.remove(&interface).unwrap_or_default(),
+        };
         let link = self.rtnl.link_with_traffic(index)?.unwrap_or_default();
-        Ok(Stats::of(policed, counts, &link))
+        Ok(Stats::of(kind, policed, counts, &link))
     }
 
     /// What there is counted of ports, by their interfaces.
@@ -195,8 +206,10 @@ impl Manager {
         let Manager { filter, networks, .. } = self;
         let network = find(networks, id)?;
         let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
+        let sends = Sender { rate, ..port.sends(workload, &id.name) };
         match filter {
-            Some(filter) => filter.add(Sender { rate, ..port.sends(workload, &id.name) })?,
+            Some(filter) if network.config.is_macvtap() => filter.guard(sends)?,
+            Some(filter) => filter.add(sends)?,
             None if rate != Rate::default() => return Err(no_filter()),
             None => {}
         }
@@ -209,6 +222,10 @@ impl Manager {
     fn subject(&mut self, id: &NetworkId, workload: &str, policy: Option<Rules>) -> Result<(), Error> {
         let Manager { rtnl, filter, instance, networks, .. } = self;
         let network = find(networks, id)?;
+        macvtap::check_policy(&network.config, policy.as_ref())?;
+        if network.config.is_macvtap() {
+            return Ok(());
+        }
         let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
         match filter {
             Some(filter) => filter.add(Sender { policy: policy.as_ref(), ..port.sends(workload, &id.name) })?,

@@ -7,7 +7,9 @@ use rtnetlink::packet_core::NLM_F_DUMP;
 use super::{
     Filter,
     elements::lists_of,
-    routed, unsent,
+    routed,
+    table::Set,
+    unsent,
     wire::{Kind, Life, Request, Said},
 };
 use crate::{
@@ -36,7 +38,7 @@ impl Filter {
         }
         let counted = addresses.iter().map(|(network, address)| {
             let element = routed::counted(network, *address);
-            let one = lists_of(&self.table, Kind::GetSetElem, vec![(&element, &Life::default())])?.pop();
+            let one = lists_of(&self.table, Kind::GetSetElem, Set::family, vec![(&element, &Life::default())])?.pop();
             Ok(netlink::request(one.ok_or(Malformed("list of elements"))?, 0))
         });
         let counted = counted.collect::<Result<Vec<_>, Malformed>>().map_err(|why| unsent(END, why))?;

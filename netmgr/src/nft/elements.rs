@@ -3,7 +3,7 @@
 use super::{
     Count,
     rules::Element,
-    table::Set,
+    table::{Family, Set},
     wire::{
         Attributes, DATA_VALUE, ELEM_DATA, ELEM_EXPIRATION, ELEM_EXPRESSION, ELEM_KEY, ELEM_KEY_END, ELEM_TIMEOUT,
         ELEM_USERDATA, ELEMENTS, ELEMENTS_SET, Item, Kind, LIST_ELEM, Life, Request, TABLE,
@@ -11,8 +11,13 @@ use super::{
 };
 use crate::attribute::{Malformed, attributes};
 
-/// Lists of elements, of as many requests as it takes: an attribute's length has 16 bits.
-pub fn lists_of(table: &str, kind: Kind, elements: Vec<(&Element, &Life)>) -> Result<Vec<Request>, Malformed> {
+/// Lists of elements of a table's sets, each in its family, of as many requests as it takes: an attribute's length has 16 bits.
+pub fn lists_of(
+    table: &str,
+    kind: Kind,
+    family: impl Fn(Set) -> Family,
+    elements: Vec<(&Element, &Life)>,
+) -> Result<Vec<Request>, Malformed> {
     let mut requests = Vec::new();
     for set in Set::ALL {
         let mut rest = elements.iter().filter(|(element, _)| element.set == set).peekable();
@@ -25,7 +30,7 @@ pub fn lists_of(table: &str, kind: Kind, elements: Vec<(&Element, &Life)>) -> Re
             }
             let mut attributes = Attributes::default();
             attributes.text(TABLE, table).text(ELEMENTS_SET, set.name()).list(ELEMENTS, list);
-            requests.push(Request::new(kind, set.family(), attributes)?);
+            requests.push(Request::new(kind, family(set), attributes)?);
         }
     }
     Ok(requests)

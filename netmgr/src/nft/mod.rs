@@ -11,6 +11,7 @@
 //! ones. What an earlier netmgr has left is not compared: it goes, with whatever anybody has made of it. Other tables are never touched.
 
 mod connections;
+mod device;
 mod elements;
 mod expression;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use schema::{net::Mac, network_capnp::MAX_RANGES, policy::Rules};
 
 pub use self::wire::{Said, concerns};
 use self::{
+    device::Guard,
     elements::{NO_LIFE, count, lists_of},
     policies::Policies,
     rules::Element,
@@ -123,6 +125,21 @@ pub struct Counts {
     pub over_to: Count,
 }
 
+impl Counts {
+    /// Notes what an element of a set that counts has counted.
+    fn read(&mut self, set: Set, life: &Life) -> Result<(), Malformed> {
+        let counted = match set {
+            Set::Allowed => &mut self.allowed,
+            Set::Denied => &mut self.denied,
+            Set::OverFrom => &mut self.over_from,
+            Set::OverTo => &mut self.over_to,
+            _ => &mut self.forged,
+        };
+        *counted = count(life)?;
+        Ok(())
+    }
+}
+
 /// So much of something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
@@ -198,6 +215,8 @@ pub struct Filter {
     known: Option<Known>,
     /// Who may have begun what was counted in tables that these have come in the place of.
     uncounted: BTreeSet<IpAddr>,
+    /// What is known of the tables beside it, by the interfaces that they are for.
+    guards: BTreeMap<String, Guard>,
 }
 
 impl Filter {
@@ -220,6 +239,7 @@ impl Filter {
             touched: BTreeSet::new(),
             known: None,
             uncounted: BTreeSet::new(),
+            guards: BTreeMap::new(),
         };
         let mut outcome = filter.probe();
         if let Err(Error::NoFilter(_)) = outcome {
@@ -388,16 +408,7 @@ impl Filter {
         for set in Set::ALL.into_iter().filter(|set| set.counts()) {
             for (item, life) in self.items(set)? {
                 let Some(name) = Element { set, item }.port().map(str::to_owned) else { continue };
-                let of_port = counts.entry(name).or_default();
-                let count = count(&life).map_err(|why| unsent(LOOK, why))?;
-                let counted = match set {
-                    Set::Allowed => &mut of_port.allowed,
-                    Set::Denied => &mut of_port.denied,
-                    Set::OverFrom => &mut of_port.over_from,
-                    Set::OverTo => &mut of_port.over_to,
-                    _ => &mut of_port.forged,
-                };
-                *counted = count;
+                counts.entry(name).or_default().read(set, &life).map_err(|why| unsent(LOOK, why))?;
             }
         }
         Ok(counts)
@@ -486,7 +497,8 @@ impl Filter {
             }
             let lists = [(Kind::DelSetElem, gone), (Kind::NewSetElem, new)];
             let lists = lists.into_iter().map(|(kind, elements)| {
-                lists_of(&self.table, kind, elements.into_iter().map(|element| (element, &NO_LIFE)).collect())
+                let elements = elements.into_iter().map(|element| (element, &NO_LIFE)).collect();
+                lists_of(&self.table, kind, Set::family, elements)
             });
             let requests = lists.collect::<Result<Vec<_>, _>>().map_err(|why| unsent(CHANGE, why))?.concat();
             // What has become of it is not known until it is.
@@ -604,7 +616,7 @@ impl Filter {
         let elements = elements.map(|element| (element, counted.get(element).copied().unwrap_or(&NO_LIFE)));
         let flows = noted.iter().filter(|(element, _)| !element.set.counts()).map(|(element, life)| (element, life));
         let mut requests = self.all(|family| rules::make(&self.table, family))?;
-        requests.extend(lists_of(&self.table, Kind::NewSetElem, elements.chain(flows).collect())?);
+        requests.extend(lists_of(&self.table, Kind::NewSetElem, Set::family, elements.chain(flows).collect())?);
         Ok(requests)
     }
 
@@ -685,12 +697,18 @@ impl Filter {
 
     /// What is in a set.
     fn items(&mut self, set: Set) -> Result<Vec<(Item, Life)>, Error> {
+        let table = self.table.clone();
+        self.items_of(&table, set.family(), set)
+    }
+
+    /// What is in a set of that table.
+    fn items_of(&mut self, name: &str, of_family: Family, set: Set) -> Result<Vec<(Item, Life)>, Error> {
         let mut attributes = Attributes::default();
-        attributes.text(TABLE, &self.table).text(ELEMENTS_SET, set.name());
-        let said = self.list(Kind::GetSetElem, set.family(), attributes)?;
+        attributes.text(TABLE, name).text(ELEMENTS_SET, set.name());
+        let said = self.list(Kind::GetSetElem, of_family, attributes)?;
         let items = said.into_iter().filter_map(|said| match said {
             Said::Elements { table: (family, table), set: of, items }
-                if (family, table.as_str(), of.as_str()) == (set.family(), self.table.as_str(), set.name()) =>
+                if (family, table.as_str(), of.as_str()) == (of_family, name, set.name()) =>
             {
                 Some(items)
             }

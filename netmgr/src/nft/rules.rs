@@ -21,6 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use schema::net::Mac;
 
 use super::{
+    device,
     expression::{
         self,
         Field::{self, Ether, Fragment, Header, Interface, Network, Protocol, Transport},
@@ -103,6 +104,8 @@ impl Chain {
             Chain::OverFrom => rates::OVER_FROM_RULES,
             Chain::OverTo => rates::OVER_TO_RULES,
             Chain::Forged => &[("counted", &[In(Interface, Set::Forged)], Drop), ("of no port any more", &[], Drop)],
+            Chain::Egress => device::EGRESS,
+            Chain::Ingress => device::INGRESS,
         }
     }
 }
@@ -370,10 +373,19 @@ pub fn clear(table: &str, family: Family) -> Result<Vec<Request>, Malformed> {
 
 /// The requests that make the table of a family, without elements, in place of any of its name.
 pub fn make(table: &str, family: Family) -> Result<Vec<Request>, Malformed> {
+    make_all(table, family, None)
+}
+
+/// The same of the table for what leaves by an interface and comes by it.
+pub fn make_at(table: &str, interface: &str) -> Result<Vec<Request>, Malformed> {
+    make_all(table, Family::Netdev, Some(interface))
+}
+
+fn make_all(table: &str, family: Family, interface: Option<&str>) -> Result<Vec<Request>, Malformed> {
     let named = || named(table);
     let mut requests = clear(table, family)?;
     requests.push(Request::new(Kind::NewTable, family, named())?);
-    for (id, set) in (1..).zip(Set::ALL).filter(|(_, set)| set.family() == family) {
+    for (id, set) in (1..).zip(family.sets()) {
         let mut attributes = named();
         describe(&mut attributes, set);
         // NFTA_SET_ID.
@@ -386,18 +398,21 @@ pub fn make(table: &str, family: Family) -> Result<Vec<Request>, Malformed> {
         attributes.bytes(13, &[order(0, of_key), of_data].concat());
         requests.push(Request::new(Kind::NewSet, family, attributes)?);
     }
-    let chains = || Chain::ALL.into_iter().filter(|chain| chain.family() == family);
-    for chain in chains() {
+    for chain in family.chains() {
         let mut attributes = named();
         attributes.text(CHAIN_NAME, chain.name());
         if let Some(hook) = chain.hook() {
             // NFTA_HOOK_HOOKNUM and _PRIORITY; NF_ACCEPT; NFTA_CHAIN_TYPE.
-            attributes.nested(CHAIN_HOOK, |data| _ = data.number(1, hook.number).number(2, hook.priority as u32));
+            attributes.nested(CHAIN_HOOK, |data| {
+                data.number(1, hook.number).number(2, hook.priority as u32);
+                // NFTA_HOOK_DEV.
+                interface.into_iter().for_each(|interface| _ = data.text(3, interface));
+            });
             attributes.number(CHAIN_POLICY, 1).text(7, hook.kind);
         }
         requests.push(Request::new(Kind::NewChain, family, attributes)?);
     }
-    for chain in chains() {
+    for chain in family.chains() {
         for (about, tests, verdict) in chain.rules() {
             let mut attributes = named();
             attributes.text(RULE_CHAIN, chain.name());

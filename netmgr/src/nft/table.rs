@@ -7,10 +7,12 @@ pub enum Family {
     Bridge,
     /// IPv4 and IPv6 that come to the host, leave it, or are forwarded by it.
     Inet,
+    /// What leaves by one interface, and comes by it: a table for each ([`device`](super::device)).
+    Netdev,
 }
 
 impl Family {
-    /// All of them.
+    /// Those in which there is one table.
     pub const ALL: [Family; 2] = [Family::Bridge, Family::Inet];
 
     /// NFPROTO_*.
@@ -18,12 +20,58 @@ impl Family {
         match self {
             Family::Bridge => libc::NFPROTO_BRIDGE as u8,
             Family::Inet => libc::NFPROTO_INET as u8,
+            Family::Netdev => libc::NFPROTO_NETDEV as u8,
         }
     }
 
     /// The one with that number.
     pub fn numbered(number: u8) -> Option<Family> {
-        Family::ALL.into_iter().find(|family| family.number() == number)
+        Family::ALL.into_iter().chain([Family::Netdev]).find(|family| family.number() == number)
+    }
+
+    /// The sets of a table of it.
+    pub fn sets(self) -> impl Iterator<Item = Set> {
+        const OF_DEVICE: [Set; 12] = [
+            Set::Macs,
+            Set::Ipv4,
+            Set::Ipv6,
+            Set::Hidden,
+            Set::Messages,
+            Set::Reports,
+            Set::Memberships,
+            Set::RatesFrom,
+            Set::RatesTo,
+            Set::OverFrom,
+            Set::OverTo,
+            Set::Forged,
+        ];
+        Set::ALL.into_iter().filter(move |set| match self {
+            Family::Netdev => OF_DEVICE.contains(set),
+            _ => set.family() == self,
+        })
+    }
+
+    /// Its chains, in an order in which each is there before what leads to it.
+    pub fn chains(self) -> impl Iterator<Item = Chain> {
+        const OF_DEVICE: [Chain; 12] = [
+            Chain::Forged,
+            Chain::OverFrom,
+            Chain::OverTo,
+            Chain::Solicitation,
+            Chain::Advertisement,
+            Chain::Router,
+            Chain::Icmpv6,
+            Chain::Arp,
+            Chain::Ipv4,
+            Chain::Ipv6,
+            Chain::Own,
+            Chain::Guest,
+        ];
+        let all = Chain::ALL.into_iter().filter(move |chain| match self {
+            Family::Netdev => OF_DEVICE.contains(chain),
+            _ => chain.family() == self,
+        });
+        all.chain([Chain::Egress, Chain::Ingress].into_iter().filter(move |_| self == Family::Netdev))
     }
 }
 
@@ -520,10 +568,14 @@ pub enum Chain {
     Outside4,
     /// IPv6.
     Outside6,
+    /// What leaves by an interface that is on no bridge.
+    Egress,
+    /// And what comes by it.
+    Ingress,
 }
 
 impl Chain {
-    /// All of them, in an order in which each is there before what leads to it.
+    /// All of them but [`Chain::Egress`] and [`Chain::Ingress`], in an order in which each is there before what leads to it.
     pub const ALL: [Chain; 42] = [
         Chain::Forged,
         Chain::OverFrom,
@@ -614,6 +666,8 @@ impl Chain {
             Chain::OutsideArp => "outside_arp",
             Chain::Outside4 => "outside_ipv4",
             Chain::Outside6 => "outside_ipv6",
+            Chain::Egress => "egress",
+            Chain::Ingress => "ingress",
         }
     }
 
@@ -630,6 +684,7 @@ impl Chain {
             | Chain::OwnRedirect
             | Chain::Published
             | Chain::Leave => Family::Inet,
+            Chain::Egress | Chain::Ingress => Family::Netdev,
             _ => Family::Bridge,
         }
     }
@@ -643,6 +698,9 @@ impl Chain {
             Chain::Source => hook(0, FIRST, "filter"),
             Chain::Host => hook(1, FIRST, "filter"),
             Chain::Towards => hook(4, FIRST, "filter"),
+            // NF_NETDEV_EGRESS and _INGRESS.
+            Chain::Egress => hook(1, FIRST, "filter"),
+            Chain::Ingress => hook(0, FIRST, "filter"),
             Chain::Early => hook(0, -300, "filter"),
             Chain::Input => hook(1, 0, "filter"),
             Chain::Forward => hook(2, 0, "filter"),
@@ -657,7 +715,7 @@ impl Chain {
 /// Where the kernel comes to a chain by itself. What that chain says nothing of goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// NF_BR_* or NF_INET_*: in both, 0 is before routing, 1 what is for the host, and 4 behind routing.
+    /// NF_NETDEV_*, NF_BR_* or NF_INET_*: in the latter two, 0 is before routing, 1 what is for the host, and 4 behind routing.
     pub number: u32,
     /// The lower, the sooner.
     pub priority: i32,

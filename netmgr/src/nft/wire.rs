@@ -20,7 +20,7 @@ use crate::{
     netlink::{Question, messages},
 };
 
-use super::{rates::Limit, table::Family};
+use super::{device, rates::Limit, table::Family};
 
 /// NFNL_SUBSYS_NFTABLES, in the upper half of a message's type.
 const SUBSYSTEM: u16 = 10;
@@ -354,7 +354,9 @@ impl NetlinkDeserializable for Said {
 /// Whether what is told of changes to rules may be about a table of that name in a family of ours.
 pub fn concerns(told: &[u8], table: &str) -> bool {
     messages::<Changed>(told).any(|message| match message.map(|message| message.payload) {
-        Ok(NetlinkPayload::InnerMessage(Changed(changed))) => changed.is_some_and(|changed| changed == table),
+        Ok(NetlinkPayload::InnerMessage(Changed(changed))) => {
+            changed.is_some_and(|changed| changed == table || device::is_beside(&changed, table))
+        }
         Ok(NetlinkPayload::Noop | NetlinkPayload::Done(_)) => false,
         // What is cut off may be anything.
         _ => true,

@@ -14,7 +14,14 @@ use crate::{
 pub fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
     to.set_name(&config.name);
     to.set_mtu(config.mtu);
-    to.set_kind(if config.kind == Kind::HostOnly { NetworkKind::HostOnly } else { NetworkKind::Bridged });
+    to.set_kind(match config.kind {
+        Kind::Bridged | Kind::Nat => NetworkKind::Bridged,
+        Kind::HostOnly => NetworkKind::HostOnly,
+        Kind::Macvtap(_) => NetworkKind::Macvtap,
+    });
+    if let Kind::Macvtap(mode) = config.kind {
+        to.set_mode(mode);
+    }
     to.set_nat(config.kind.leads_outward());
     to.set_isolate(config.isolate);
     if let Some(address) = config.address {

@@ -57,8 +57,8 @@ const SENSIBLE: [(&str, &str); 7] = [
     ("parent", ""),
     ("ipv6", ""),
 ];
-const SENSIBLE_NUMBERS: [(&str, u64); 5] =
-    [("prefixLength", 24), ("mtu", 0), ("maxPorts", 16), ("maxLeases", 16), ("vlan", 0)];
+const SENSIBLE_NUMBERS: [(&str, u64); 6] =
+    [("prefixLength", 24), ("mtu", 0), ("maxPorts", 16), ("maxLeases", 16), ("vlan", 0), ("kind", 0)];
 
 /// What was asked for, and might be called: the question, the pointer in its answer, and the interface.
 type Object = (u32, Option<u16>, u64);

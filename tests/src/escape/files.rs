@@ -118,6 +118,13 @@ pub(super) const ALL: &[Attempt] = &[
     file("open /dev/net/tun as the driver's user does", |h, _| {
         open(h, "/dev/net/tun", O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK)
     }),
+    file("open the first of the host's macvtaps as the opener does", |h, _| {
+        const LARGE: i32 = 0o100_000;
+        let flags = O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOFOLLOW | LARGE;
+        let path = h.text("/macvtap/1")?;
+        // The node leads to the driver, which has no such device.
+        call!(h, SYS_openat, AT_FDCWD, path, flags, 0; or [libc::ENODEV, libc::ENXIO])
+    }),
     file("open /dev/mem", |h, _| open(h, "/dev/mem", O_RDWR)),
     file("open /dev/null", |h, _| open(h, "/dev/null", O_RDWR)),
     file("open the terminal", |h, _| open(h, "/dev/tty", O_RDWR)),

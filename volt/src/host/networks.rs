@@ -9,7 +9,7 @@ use schema::{
     addresses_capnp::{ipam, pool, pool_info},
     host_capnp::host,
     net::Mac,
-    network_capnp::{NetworkKind, network, policy, policy_rules, port_info},
+    network_capnp::{MacvtapMode, NetworkKind, network, policy, policy_rules, port_info},
     policy::{Rule, Rules},
 };
 
@@ -36,6 +36,7 @@ pub struct Definition {
     parent: String,
     vlan: u16,
     isolate: bool,
+    mode: MacvtapMode,
     /// What ports have that are made without one of their own.
     policy: Option<Vec<String>>,
 }
@@ -74,6 +75,7 @@ impl Definition {
             parent: text(info.get_parent()?)?,
             vlan: info.get_vlan(),
             isolate: info.get_isolate(),
+            mode: info.get_mode().map_err(capnp::Error::from)?,
             policy: info.has_policy().then(|| read_rules(info.get_policy()?)).transpose()?,
         })
     }
@@ -160,7 +162,7 @@ pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Defin
 
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
 pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Error> {
-    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, isolate, policy } = definition;
+    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, isolate, mode, policy } = definition;
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
         let mut config = request.get().init_config();
@@ -174,6 +176,7 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
         config.set_parent(parent);
         config.set_vlan(*vlan);
         config.set_isolate(*isolate);
+        config.set_mode(*mode);
         if let Some(policy) = policy {
             write_texts(config.init_policy(), policy);
         }
@@ -218,6 +221,7 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
         parent: text(config.get_parent()?)?,
         vlan: config.get_vlan(),
         isolate: config.get_isolate(),
+        mode: config.get_mode().map_err(capnp::Error::from)?,
         policy: config.has_policy().then(|| read_rules(config.get_policy()?)).transpose()?,
     }))
 }
@@ -246,6 +250,7 @@ pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result
         let isolate = if pool.get_isolate() { ",isolate" } else { "" };
         let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat(), pool.get_vlan()) {
             (NetworkKind::HostOnly, ..) => "host-only".to_owned(),
+            (NetworkKind::Macvtap, ..) => "macvtap".to_owned(),
             (NetworkKind::Bridged, true, _) => "bridged,nat".to_owned(),
             (NetworkKind::Bridged, false, 0) => "bridged".to_owned(),
             (NetworkKind::Bridged, false, vlan) => format!("bridged,vlan={}/{vlan}", text(pool.get_parent()?)?),

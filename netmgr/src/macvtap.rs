@@ -1,0 +1,329 @@
+//! Macvtaps: interfaces of guests' own on an interface of the host's, each with a MAC address there (linux/if_link.h; drivers/net/macvtap.c). Touches
+//! the host's interfaces by [`Rtnl`], and their devices, which another process opens ([`Opener`]), by a few requests.
+//!
+//! A macvtap stays when the last descriptor of its device is closed, and nobody can ask the kernel whether one is open: so it is here that it ends.
+//! What the interface gets while nobody has it open comes to the host, which therefore has no IPv6 there and answers no ARP.
+
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+};
+
+use rtnetlink::{
+    LinkUnspec,
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, LinkAttribute, MacVtapMode,
+        },
+    },
+};
+use rustix::{
+    fs::{self, CWD, Mode, OFlags},
+    io::retry_on_intr,
+};
+use schema::{net::Mac, network_capnp::MacvtapMode};
+
+use crate::{
+    ask::{incomplete, retried_if_passing},
+    config::{Config, Kind as NetworkKind, Uplink},
+    error::Error,
+    instance::Instance,
+    link::Link,
+    mark,
+    names::{self, Kind},
+    nft::Filter,
+    opener::Opener,
+    port::{Made, Wanted, call},
+    rtnl::{Batch, LinkBuilder, Rtnl, Snapshot},
+    tap, uplink, veth,
+};
+
+/// Where the kernel says of each interface's device which one it is.
+pub const FOLDER: &str = "/sys/devices/virtual/net";
+/// How such a file is opened; the filter knows no other way. (Rustix adds O_LARGEFILE.)
+pub const OPEN: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::LARGEFILE);
+/// Bytes that are read of it; the filter knows how many. A major and a minor number fit.
+pub const LENGTH: usize = 24;
+/// What the libc crate lacks for some of its targets: the MAC address of an interface, by its device.
+const SIOCGIFHWADDR: libc::Ioctl = 0x8927;
+/// The requests that the filter lets through.
+pub const REQUESTS: [libc::Ioctl; 2] = [libc::TUNGETIFF, SIOCGIFHWADDR];
+
+/// The way to the devices of macvtaps.
+pub struct Devices {
+    folder: OwnedFd,
+    opener: Opener,
+    /// From which follow MAC addresses that no interface has.
+    seed: String,
+    count: u64,
+}
+
+impl Devices {
+    /// Has what it takes to open one; `None` where the host has no sysfs.
+    ///
+    /// # Errors
+    /// Where there are no random bytes to be had.
+    pub fn new(opener: Opener) -> io::Result<Option<Devices>> {
+        let folder = fs::openat(CWD, FOLDER, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let Ok(folder) = folder else { return Ok(None) };
+        let seed: [u8; 16] = ipc::random()?;
+        Ok(Some(Devices { folder, opener, seed: u128::from_ne_bytes(seed).to_string(), count: 0 }))
+    }
+
+    /// The descriptors that the sandbox has to keep.
+    pub fn fds(&self) -> [RawFd; 2] {
+        [self.folder.as_raw_fd(), self.opener.fd()]
+    }
+
+    /// A MAC address by which an interface is known as the one that was just made, whatever others are called.
+    fn nonce(&mut self) -> Mac {
+        self.count += 1;
+        let [a, b, c, d, e, ..] = names::digest(&["macvtap", &self.seed, &self.count.to_string()]);
+        Mac::local([a, b, c, d, e])
+    }
+
+    /// Opens the device of an interface.
+    fn open(&self, name: &str, index: u32) -> io::Result<OwnedFd> {
+        let path = format!("{name}/macvtap/tap{index}/dev");
+        let file = retry_on_intr(|| fs::openat(&self.folder, &path, OPEN, Mode::empty()))?;
+        let mut said = [0; LENGTH];
+        let length = retry_on_intr(|| rustix::io::read(&file, &mut said[..]))?;
+        let said = std::str::from_utf8(said.get(..length).unwrap_or_default()).unwrap_or_default();
+        let minor = said.trim().split_once(':').and_then(|(_, minor)| minor.parse().ok());
+        self.opener.open(minor.ok_or(io::ErrorKind::InvalidData)?)
+    }
+}
+
+/// In which mode an interface is a macvtap.
+pub fn mode_of(link: &Link) -> Option<MacvtapMode> {
+    // MACVLAN_MODE_*.
+    match link.mode {
+        1 => Some(MacvtapMode::Private),
+        2 => Some(MacvtapMode::Vepa),
+        4 => Some(MacvtapMode::Bridge),
+        8 => Some(MacvtapMode::Passthru),
+        _ => None,
+    }
+}
+
+fn with(mode: MacvtapMode) -> LinkBuilder {
+    let mode = match mode {
+        MacvtapMode::Bridge => MacVtapMode::Bridge,
+        MacvtapMode::Private => MacVtapMode::Private,
+        MacvtapMode::Vepa => MacVtapMode::Vepa,
+        MacvtapMode::Passthru => MacVtapMode::Passthrough,
+    };
+    LinkBuilder::new_with_info_kind(InfoKind::MacVtap).set_info_data(InfoData::MacVtap(vec![InfoMacVtap::Mode(mode)]))
+}
+
+/// The networks whose ports an earlier netmgr of `owner` has left, with their parents' indices: what is known of them is what a port's mark says, and the
+/// kernel of its interface.
+pub fn existing(snapshot: &Snapshot, owner: &Instance) -> Vec<(u32, Config)> {
+    let found = snapshot.links.iter().filter_map(|link| {
+        let Some(Kind::Macvtap(mode)) = Kind::of(link) else { return None };
+        let mark = mark::read_port(&link.alias).filter(|mark| mark.owner == *owner)?;
+        let (name, mtu) = mark.on?;
+        let parent = snapshot.link(link.lower)?.name.clone();
+        let (kind, uplink) = (NetworkKind::Macvtap(mode), Some(Uplink { parent, vlan: 0 }));
+        Some((link.lower, Config { name, address: None, ipv6: None, mtu, kind, uplink, isolate: false }))
+    });
+    found.collect()
+}
+
+/// The interface that a network is on: one of the host's.
+pub fn parent(rtnl: &mut Rtnl, config: &Config) -> Result<Link, Error> {
+    let parent = config.uplink.as_ref().map_or("", |uplink| &uplink.parent);
+    let missing = || Error::NoParent { parent: parent.to_owned(), network: config.name.clone() };
+    let found = rtnl.link(LinkUnspec::new_with_name(parent))?.ok_or_else(missing)?;
+    uplink::is_foreign(&found, parent)?;
+    Ok(found)
+}
+
+/// Makes a macvtap, opens its device, and brings it up. On an error it is deleted.
+pub fn attach(
+    rtnl: &mut Rtnl,
+    filter: &mut Option<Filter>,
+    wanted: &Wanted<'_>,
+    mode: MacvtapMode,
+) -> Result<Made, Error> {
+    let filter = filter.as_mut().ok_or_else(no_filter)?;
+    let nonce = rtnl.macvtaps.as_mut().ok_or_else(no_devices)?.nonce();
+    let Some(index) = retried_if_passing(|| make(rtnl, wanted, mode, nonce))? else { return Ok(Made::NameTaken) };
+    let made = open(rtnl, wanted, index, nonce).and_then(|device| {
+        filter.guard(wanted.sends())?;
+        bring_up(rtnl, wanted, index)?;
+        Ok(device)
+    });
+    if made.is_err() {
+        // The error that is reported is the first one. What this leaves, the next netmgr takes away.
+        let _ = rtnl.delete(index, |link| veth::is_half_made(link, wanted.owner) || wanted.may_be(link));
+        let _ = filter.unguard(wanted.name);
+    }
+    made.map(|device| Made::Port(Some(device), index))
+}
+
+/// No filter of what guests send: then there is no macvtap either, whose guest would be anybody on a network that is not Volt's.
+pub fn no_filter() -> Error {
+    Error::NoEgress(io::ErrorKind::Unsupported.into())
+}
+
+fn no_devices() -> Error {
+    Error::NoMacvtap(io::ErrorKind::NotFound.into())
+}
+
+/// Makes one, down; `None` if the host has an interface of that name, else its index.
+fn make(rtnl: &mut Rtnl, wanted: &Wanted<'_>, mode: MacvtapMode, nonce: Mac) -> Result<Option<u32>, Error> {
+    let Wanted { name, bridge: parent, mtu, owner, .. } = *wanted;
+    let tried = format!("make macvtap {name}");
+    let address = nonce.bytes().to_vec();
+    let link = with(mode).name(name).link(parent).address(address.clone()).mtu(mtu);
+    let link = RouteNetlinkMessage::NewLink(link.link_group(veth::half_made(owner)).build());
+    let mut cleared = false;
+    loop {
+        let mut batch = Batch::default();
+        batch.add(tried.clone(), NLM_F_CREATE | NLM_F_EXCL, link.clone());
+        if mode == MacvtapMode::Passthru {
+            // One that is alone there has its parent's at first, whatever is asked for.
+            batch
+                .set("set a macvtap's MAC address", LinkUnspec::new_with_name(name).address(address.clone()))
+                .optional();
+        }
+        let source = match rtnl.run(batch.get(LinkUnspec::new_with_name(name))) {
+            Err(Error::Kernel { source, tried, detail }) => match source.raw_os_error() {
+                Some(libc::EEXIST) => source,
+                Some(libc::ENODEV) => {
+                    let (network, parent) = (wanted.network.to_owned(), format!("with index {parent}"));
+                    return Err(Error::NoParent { network, parent });
+                }
+                Some(libc::EBUSY | libc::EINVAL) => return Err(Error::ParentBusy { tried, source }),
+                Some(libc::EOPNOTSUPP) => return Err(Error::NoMacvtap(source)),
+                _ => return Err(Error::Kernel { source, tried, detail }),
+            },
+            links => {
+                let made = links?.into_iter().find(|link| veth::is_half_made(link, owner));
+                return made.map(|link| Some(link.index)).ok_or_else(|| incomplete(&tried));
+            }
+        };
+        match rtnl.link(LinkUnspec::new_with_name(name))? {
+            // What an attempt before has left that could not be undone.
+            Some(link) if veth::is_half_made(&link, owner) && !cleared => {
+                rtnl.delete(link.index, |link| veth::is_half_made(link, owner))?;
+                cleared = true;
+            }
+            Some(_) => return Ok(None),
+            None => return Err(Error::Kernel { tried, source, detail: String::new() }),
+        }
+    }
+}
+
+/// Opens a macvtap's device, and sees to it that it is that one's and no other's, and as a TAP's is.
+fn open(rtnl: &Rtnl, wanted: &Wanted<'_>, index: u32, nonce: Mac) -> Result<OwnedFd, Error> {
+    let devices = rtnl.macvtaps.as_ref().ok_or_else(no_devices)?;
+    let device = devices.open(wanted.name, index).map_err(Error::NoMacvtap)?;
+    let another = || Error::Answer {
+        tried: format!("open the device of macvtap {}", wanted.name),
+        why: "it is another interface's: /sys is of another network namespace".into(),
+    };
+    // SAFETY: all-zero bytes are a valid ifreq: integers and unions of them.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    let mut ask = |what| {
+        // SAFETY: both requests fill in the ifreq they are given, which lives through the call.
+        let answer = unsafe { libc::ioctl(device.as_raw_fd(), what, &raw mut request) };
+        // SAFETY: what the kernel has filled in of the union, or left as zeros: bytes, in either case.
+        let address = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+        (answer == 0).then_some((request.ifr_name, address)).ok_or_else(another)
+    };
+    let (name, _) = ask(libc::TUNGETIFF)?;
+    let (_, address) = ask(SIOCGIFHWADDR)?;
+    let is_name = name.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8).eq(wanted.name.bytes());
+    if !is_name || !address.iter().take(6).map(|byte| *byte as u8).eq(nonce.bytes()) {
+        return Err(another());
+    }
+    tap::size_header(&device).map_err(|source| Error::Kernel {
+        tried: format!("set the header of macvtap {}", wanted.name),
+        source,
+        detail: String::new(),
+    })?;
+    Ok(device)
+}
+
+/// Makes it what it should be, and brings it up as the last of all.
+fn bring_up(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<(), Error> {
+    let whom = || LinkUnspec::new_with_index(index);
+    let mut batch = Batch::default();
+    settle(&mut batch, wanted, index);
+    wanted.alternatives().iter().for_each(|full| call(&mut batch, whom(), wanted, full));
+    let taken = |error| match error {
+        // Of another macvtap, or of the parent itself.
+        Error::Kernel { source, .. } if matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EADDRINUSE)) => {
+            Error::MacTaken { mac: wanted.mac.to_string(), network: wanted.network.to_owned() }
+        }
+        error => error,
+    };
+    rtnl.run(&mut batch).map_err(taken)?;
+    rtnl.set_ipv6(wanted.name, false)?;
+    batch.set(format!("bring macvtap {} up", wanted.name), whom().up());
+    let links = rtnl.run(batch.get(whom())).map_err(taken)?;
+    let link = links.into_iter().next().ok_or_else(|| incomplete("make a macvtap"))?;
+    if !is(rtnl, wanted, &link) {
+        let why = "it has not become what it should be".into();
+        return Err(Error::Answer { tried: format!("bring macvtap {} up", wanted.name), why });
+    }
+    Ok(())
+}
+
+/// What is set of it in each case.
+fn settle(batch: &mut Batch, wanted: &Wanted<'_>, index: u32) {
+    let (name, whom) = (wanted.name, || LinkUnspec::new_with_index(index));
+    let no_ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    let no_ipv6 = whom().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]));
+    // A kernel without IPv6 refuses, and that is as good.
+    batch.set("keep IPv6 off a macvtap", no_ipv6).optional();
+    let marked = whom().alias(wanted.mark()).address(wanted.mac.bytes().to_vec()).mtu(wanted.mtu).link_group(0);
+    // What the guest hears of is the guest's to say, and not the host's.
+    let marked = marked.arp(false).allmulticast(true);
+    batch.set(format!("mark macvtap {name}, and set its MAC address and its MTU of {}", wanted.mtu), marked);
+}
+
+/// Whether the interface is just so.
+pub fn is(rtnl: &Rtnl, wanted: &Wanted<'_>, link: &Link) -> bool {
+    link.name == wanted.name
+        && link.alias == wanted.mark()
+        && (link.lower, link.up, link.mtu) == (wanted.bridge, true, wanted.mtu)
+        && Kind::of(link) == Some(wanted.kind)
+        && (link.no_arp, link.all_multicast) == (true, true)
+        && link.mac == Some(wanted.mac)
+        && rtnl.ipv6_is(link, false)
+        && wanted.alternatives().iter().all(|name| link.alternatives.contains(name))
+}
+
+/// Brings one that was made back to what it should be; `None` if it is there no more, else whether it was not as it should be.
+pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
+    let whom = || LinkUnspec::new_with_index(index);
+    let Some(link) = rtnl.link(whom())?.filter(|link| wanted.may_be(link)) else { return Ok(None) };
+    let changed = !is(rtnl, wanted, &link);
+    if changed {
+        let mut batch = Batch::default();
+        if link.name != wanted.name {
+            // Kernels before 6.2 rename no interface that is up.
+            batch.set(format!("take {} down", link.name), whom().down());
+            batch.set(format!("give {} its name {} again", link.name, wanted.name), whom().name(wanted.name));
+        }
+        if let Kind::Macvtap(mode) = wanted.kind
+            && mode_of(&link) != Some(mode)
+        {
+            let again = RouteNetlinkMessage::NewLink(with(mode).index(index).build());
+            batch.add(format!("set the mode of macvtap {} again", wanted.name), 0, again);
+        }
+        settle(&mut batch, wanted, index);
+        for full in wanted.alternatives().iter().filter(|full| !link.alternatives.contains(full)) {
+            call(&mut batch, whom(), wanted, full);
+        }
+        rtnl.run(&mut batch)?;
+        rtnl.set_ipv6(wanted.name, false)?;
+        rtnl.run(batch.set(format!("bring macvtap {} up", wanted.name), whom().up()))?;
+    }
+    Ok(Some(changed))
+}

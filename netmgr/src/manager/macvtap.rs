@@ -1,0 +1,123 @@
+//! Networks without a bridge, whose ports are macvtaps on an interface of the host's. That interface is never changed, nor does it say anywhere that such a
+//! network is: a later netmgr knows of one that has ports, and of another once it is defined again.
+
+use std::collections::BTreeMap;
+
+use schema::policy::Rules;
+
+use crate::{
+    config::{Config, Kind as NetworkKind},
+    error::Error,
+    macvtap,
+    manager::{MAX_NETWORKS, Manager, NetworkId, find, fits},
+    names::Kind,
+    network::{Network, Port},
+    nft::Sender,
+    uplink,
+};
+
+/// What a port of a network is made of: a veth's, if it is to have an end in a namespace.
+pub fn kind(network: &Config, within: bool) -> Result<Kind, Error> {
+    match (network.kind, within) {
+        (NetworkKind::Macvtap(_), true) => {
+            let why = "its ports are macvtaps, which have no end in another network namespace";
+            Err(Error::argument("network", &network.name, why))
+        }
+        (NetworkKind::Macvtap(mode), false) => Ok(Kind::Macvtap(mode)),
+        (_, true) => Ok(Kind::Veth),
+        (_, false) => Ok(Kind::Tap),
+    }
+}
+
+/// Whether ports of a network can have a policy.
+pub fn check_policy(network: &Config, policy: Option<&Rules>) -> Result<(), Error> {
+    match policy {
+        Some(_) if network.is_macvtap() => {
+            let why = "a network of macvtaps has none: what comes to its guests goes past the host, so that nobody could tell answers from the rest";
+            Err(Error::argument("policy", "", why))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What may come from all of the macvtaps of networks.
+pub fn senders(networks: &BTreeMap<String, Network>) -> impl Iterator<Item = Sender<'_>> {
+    let macvtaps = networks.iter().filter(|(_, network)| network.config.is_macvtap());
+    macvtaps.flat_map(|(name, network)| network.ports.iter().map(|(workload, port)| port.sends(workload, name)))
+}
+
+impl Manager {
+    /// Defines such a network, or changes one, with `ipv6` of `NetworkConfig`.
+    pub fn define_macvtap(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
+        if !ipv6.is_empty() {
+            let why = "guests of macvtaps have what the routers of that network give them; leave it out";
+            return Err(Error::argument("IPv6 address", ipv6, why));
+        }
+        if config.isolate {
+            let why = "guests of macvtaps are kept from one another by the mode private; leave it out";
+            return Err(Error::argument("isolate", "true", why));
+        }
+        if self.filter.is_none() {
+            return Err(macvtap::no_filter());
+        }
+        let serial = self.next();
+        let Manager { rtnl, instance, networks, .. } = self;
+        let known = networks.get(&config.name);
+        fits(known, &config)?;
+        let has_others = |known: &Network| {
+            (&known.config.uplink, known.config.kind) != (&config.uplink, config.kind) && !known.ports.is_empty()
+        };
+        if let Some(known) = known.filter(|known| has_others(known)) {
+            return Err(Error::PortsAttached { name: config.name, ports: known.ports.len() });
+        }
+        if known.is_none() && networks.len() >= MAX_NETWORKS {
+            return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
+        }
+        let parent = macvtap::parent(rtnl, &config)?;
+        let mtu = if config.mtu == 0 { parent.mtu } else { config.mtu };
+        if mtu > parent.mtu {
+            return Err(uplink::too_large(config.uplink.as_ref(), mtu));
+        }
+        let (name, config) = (config.name.clone(), Config { mtu, ..config });
+        let network =
+            networks.entry(name.clone()).or_insert_with(|| Network::new(serial, parent.index, config.clone()));
+        (network.index, network.config) = (parent.index, config);
+        let id = NetworkId { name, serial: network.serial };
+        let links = rtnl.links()?;
+        network.adopt(&links, instance, || 0);
+        self.guard(&links)?;
+        let Manager { rtnl, instance, networks, .. } = self;
+        find(networks, &id)?.mend_ports(rtnl, instance, &links)?;
+        Ok(id)
+    }
+
+    /// Forgets such a network, which has no port.
+    pub fn remove_macvtap(&mut self, id: &NetworkId) -> Result<(), Error> {
+        let network = find(&mut self.networks, id)?;
+        let left = |(workload, port): (&String, &Port)| {
+            port.is_left().then(|| Error::MacvtapLeft { interface: port.interface.clone(), workload: workload.clone() })
+        };
+        if let Some(left) = network.ports.iter().find_map(left) {
+            return Err(left);
+        }
+        if !network.ports.is_empty() {
+            return Err(Error::PortsAttached { name: id.name.clone(), ports: network.ports.len() });
+        }
+        self.networks.remove(&id.name);
+        if self.networks.is_empty() {
+            self.clear();
+        }
+        Ok(())
+    }
+
+    /// Takes away the rules of macvtaps that have gone while there was no netmgr. Those of the others are put there anew when they are looked at.
+    pub fn sweep_guards(&mut self) {
+        let Manager { filter: Some(filter), networks, .. } = self else { return };
+        let kept = |interface: &str| senders(networks).any(|port| port.interface == interface);
+        if let Err(error) = filter.sweep_guards(kept)
+            && !matches!(error, Error::NoRight(_))
+        {
+            confine::say!("netmgr: {}", error.fault("take away what an earlier netmgr has left"));
+        }
+    }
+}
