@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use schema::names;
 use schema::net::{
-    Subnet, ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, is_vlan, mtu_rule, prefix_rule,
+    MACVTAP_MODES, Subnet, ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, is_vlan, mtu_rule, prefix_rule,
     subnet_of_ipv6, vlan_rule,
 };
-use schema::network_capnp::IPV6_PREFIX_LENGTH;
+use schema::network_capnp::{IPV6_PREFIX_LENGTH, MacvtapMode};
 use schema::policy::{Rule, Rules};
 
 use crate::json::Json;
@@ -17,7 +17,7 @@ use crate::json::Json;
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "network",
     "type",
     "subnet",
@@ -33,15 +33,17 @@ const KEYS: [&str; 15] = [
     "parent",
     "vlan",
     "isolate",
+    "mode",
 ];
 const POOL_KEYS: [&str; 2] = ["start", "end"];
 const POLICY_KEYS: [&str; 2] = ["default", "allow"];
 
 /// The kinds of networks that there are, the first one where none is said, and those that are to come.
-const KINDS: [&str; 2] = [BRIDGED, HOST_ONLY];
+const KINDS: [&str; 3] = [BRIDGED, HOST_ONLY, MACVTAP];
 const BRIDGED: &str = "bridged";
 const HOST_ONLY: &str = "host-only";
-const LATER_KINDS: [&str; 3] = ["isolated", "macvtap", "sriov"];
+const MACVTAP: &str = "macvtap";
+const LATER_KINDS: [&str; 2] = ["isolated", "sriov"];
 
 /// A checked configuration: the gateway and the range are host addresses of the subnet, so are the reservations, and those are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,18 +68,18 @@ pub struct PoolConfig {
     pub policy: Option<Rules>,
     /// What its guests reach beside one another.
     pub reach: Reach,
-    /// The VLAN that it is of an interface, if it is one.
+    /// What it is on of the host's interfaces, if it is on one.
     pub uplink: Option<Uplink>,
     /// Whether its guests are kept from one another.
     pub isolate: bool,
 }
 
-/// A VLAN of an interface of the host's.
+/// An interface of the host's, or a VLAN of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uplink {
     /// That interface's name.
     pub parent: String,
-    /// The VLAN's number.
+    /// The VLAN's number; 0 where it is the interface itself, as of a network of macvtaps.
     pub vlan: u16,
 }
 
@@ -91,6 +93,8 @@ pub enum Reach {
     All,
     /// What is beyond the host: `"type":"host-only"`.
     Outside,
+    /// What an interface of the host's is on, in that mode: `"type":"macvtap"`.
+    Macvtap(MacvtapMode),
 }
 
 /// What a network has of IPv6. Nothing of it is handed out here.
@@ -163,7 +167,7 @@ impl PoolConfig {
     /// Parses and checks a configuration text.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, in the order type, VLAN, subnet, gateway, IPv6, MTU, range, reservations, name.
+    /// The first thing that is wrong with it, in the order type, mode, parent, VLAN, subnet, gateway, IPv6, MTU, range, reservations, name.
     pub fn parse(text: &str) -> Result<PoolConfig, ConfigError> {
         let config = PoolConfig::read(text)?;
         if names::is_network(&config.network) {
@@ -210,17 +214,35 @@ impl PoolConfig {
             parent,
             vlan,
             isolate,
+            mode,
         ] = fields("", &tree, KEYS)?;
 
         let name = required("network", network)?;
         let reach = parse_reach(kind, nat)?;
+        let reach = parse_mode(reach, mode)?;
         let uplink = parse_uplink(parent, vlan, reach)?;
         let isolate = isolate.map_or(Ok(false), |isolate| boolean("isolate", isolate))?;
+        if isolate && matches!(reach, Reach::Macvtap(_)) {
+            let why = "guests of macvtaps are kept from one another by their mode";
+            return Err(error("isolate", "true", why, "Leave it out, and write \"mode\":\"private\""));
+        }
         let subnet = parse_subnet(required("subnet", subnet)?)?;
         let gateway = match gateway {
             Some(value) => host("gateway", value, &subnet)?,
             None => Ipv4Addr::from(subnet.network().to_bits().saturating_add(1)),
         };
+        let is_macvtap = matches!(reach, Reach::Macvtap(_));
+        let unfit = |key: &'static str, value: &Json| {
+            let why =
+                "a network of macvtaps has none of its own: its guests have what the network has that they are on";
+            error(key, value.kind(), why, "Leave it out")
+        };
+        let ours = [("ipv6", ipv6), ("subnet6", subnet6), ("gateway6", gateway6), ("policy", policy)];
+        if let Some(refused) =
+            ours.iter().find_map(|(key, value)| value.filter(|_| is_macvtap).map(|value| unfit(key, value)))
+        {
+            return Err(refused);
+        }
         let ipv6 = parse_ipv6(ipv6, subnet6, gateway6)?;
         let mtu = mtu.map(parse_mtu).transpose()?;
         let [start, end] = match pool {
@@ -281,9 +303,15 @@ impl PoolConfig {
                 Reach::Host => "",
                 Reach::All => "\"nat\":true,",
                 Reach::Outside => "\"type\":\"host-only\",",
+                Reach::Macvtap(_) => "\"type\":\"macvtap\",",
             },
-            self.uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| {
-                format!("\"parent\":\"{parent}\",\"vlan\":{vlan},")
+            self.uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| match self.reach {
+                Reach::Macvtap(mode) => {
+                    let modes = MACVTAP_MODES.into_iter();
+                    let mode = modes.filter(|(_, known)| *known == mode).map(|(name, _)| name).collect::<String>();
+                    format!("\"parent\":\"{parent}\",\"mode\":\"{mode}\",")
+                }
+                _ => format!("\"parent\":\"{parent}\",\"vlan\":{vlan},"),
             }),
             if self.isolate { "\"isolate\":true," } else { "" },
             self.subnet,
@@ -382,14 +410,38 @@ fn parse_reach(kind: Option<&Json>, nat: Option<&Json>) -> Result<Reach, ConfigE
             Err(error("nat", "false", why, "Leave it out"))
         }
         (HOST_ONLY, _) => Ok(Reach::Outside),
+        (MACVTAP, Some(true)) => {
+            let why = "the guests of a network of macvtaps do not go by way of the host";
+            Err(error("nat", "true", why, "Leave it out"))
+        }
+        // The one where none is said, which is read next.
+        (MACVTAP, _) => Ok(Reach::Macvtap(MacvtapMode::Bridge)),
         (_, Some(true)) => Ok(Reach::All),
         _ => Ok(Reach::Host),
     }
 }
 
+/// In which mode a network of macvtaps is.
+fn parse_mode(reach: Reach, mode: Option<&Json>) -> Result<Reach, ConfigError> {
+    let Some(mode) = mode else { return Ok(reach) };
+    if !matches!(reach, Reach::Macvtap(_)) {
+        let why = "only a network of type \"macvtap\" has it";
+        return Err(error("mode", mode.kind(), why, "Leave it out, or write \"type\":\"macvtap\""));
+    }
+    let name = text("mode", mode)?;
+    let (_, mode) = MACVTAP_MODES.into_iter().find(|(known, _)| *known == name).ok_or_else(|| {
+        let known = MACVTAP_MODES.map(|(known, _)| known).join("\", \"");
+        let remedy = format!("Write one of \"{known}\", or leave it out, which is \"bridge\"");
+        error("mode", format_args!("{name:?}"), "there is no such mode", remedy)
+    })?;
+    Ok(Reach::Macvtap(mode))
+}
+
 fn parse_uplink(parent: Option<&Json>, vlan: Option<&Json>, reach: Reach) -> Result<Option<Uplink>, ConfigError> {
     const REMEDY: &str = "Write \"parent\":\"eth0\",\"vlan\":100, or leave both out";
+    let is_macvtap = matches!(reach, Reach::Macvtap(_));
     let (parent, vlan) = match (parent, vlan) {
+        (parent, None) if is_macvtap => (required("parent", parent)?, None),
         (None, None) => return Ok(None),
         (None, Some(_)) => {
             return Err(error("parent", "absent", "a VLAN is one of an interface of the host's", REMEDY));
@@ -397,16 +449,22 @@ fn parse_uplink(parent: Option<&Json>, vlan: Option<&Json>, reach: Reach) -> Res
         (Some(_), None) => {
             return Err(error("vlan", "absent", "the parent itself is put on no bridge: it carries a VLAN", REMEDY));
         }
-        (Some(parent), Some(vlan)) => (text("parent", parent)?, vlan),
+        (Some(parent), vlan) => (text("parent", parent)?, vlan),
     };
     if !names::is_network(parent) {
-        return Err(error("parent", format_args!("{parent:?}"), names::NETWORK_RULE, REMEDY));
+        let remedy = if is_macvtap { "Name an interface of the host's, such as \"eth0\"" } else { REMEDY };
+        return Err(error("parent", format_args!("{parent:?}"), names::NETWORK_RULE, remedy));
     }
+    let Some(vlan) = vlan else { return Ok(Some(Uplink { parent: parent.to_owned(), vlan: 0 })) };
     let (found, number) = match vlan {
         Json::Number(number) => (number.to_string(), u16::try_from(*number).ok()),
         other => (other.kind().to_owned(), None),
     };
     let vlan = number.filter(|vlan| is_vlan(*vlan)).ok_or_else(|| error("vlan", found, vlan_rule(), REMEDY))?;
+    if is_macvtap {
+        let why = "a network of macvtaps is on its parent itself";
+        return Err(error("vlan", vlan, why, "Leave it out, or name as its parent an interface that is that VLAN"));
+    }
     if reach != Reach::Host {
         let why = "guests of a VLAN reach the outside by way of that";
         return Err(error("vlan", vlan, why, "Leave it out, or define the network as bridged, without NAT"));

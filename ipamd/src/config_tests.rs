@@ -60,6 +60,21 @@ fn guests_are_kept_from_one_another_where_it_is_said_whatever_the_kind() {
 }
 
 #[test]
+fn macvtap_is_taken_with_its_parent_in_each_mode_and_said_again() {
+    let with = |keys: &str| {
+        let text = format!(r#"{{{keys}"type":"macvtap","parent":"eth0","network":"n","subnet":"10.0.0.0/24"}}"#);
+        PoolConfig::parse(&text).unwrap()
+    };
+    assert_eq!(with(""), with(r#""mode":"bridge","nat":false,"#));
+    for (name, mode) in MACVTAP_MODES {
+        let config = with(&format!(r#""mode":"{name}","#));
+        assert_eq!((config.reach, &config.uplink), (Reach::Macvtap(mode), &with("").uplink));
+        assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
+    }
+    assert_eq!(with("").uplink, Some(Uplink { parent: "eth0".into(), vlan: 0 }));
+}
+
+#[test]
 fn vlan_is_taken_with_its_parent_and_said_again() {
     let with = |keys: &str| PoolConfig::parse(&format!(r#"{{{keys}"network":"n","subnet":"10.0.0.0/24"}}"#)).unwrap();
     for vlan in [1, 4094] {
@@ -122,7 +137,14 @@ fn allows(schema: &Value, value: &Value) -> bool {
         "dependentRequired",
         "items",
         "maxItems",
+        "const",
+        "if",
+        "then",
+        "else",
     ];
+    if let Some(anything) = schema.as_bool() {
+        return anything;
+    }
     let keys = schema.as_object().unwrap().keys();
     keys.for_each(|key| {
         assert!(known.contains(&key.as_str()) || more.contains(&key.as_str()), "{key} is not looked at")
@@ -153,11 +175,17 @@ fn allows(schema: &Value, value: &Value) -> bool {
     });
     let mut entries = value.as_object().into_iter().flatten();
     let members = entries.all(|(key, value)| match (&schema["properties"][key], &schema["additionalProperties"]) {
+        (Value::Null, Value::Null) => true,
         (Value::Null, Value::Bool(others)) => *others,
         (Value::Null, others) => allows(others, value),
         (own, _) => allows(own, value),
     });
+    let meets = |part: &str| schema.get(part).is_none_or(|part| allows(part, value));
+    let is_that = schema.get("const").is_none_or(|that| that == value);
+    let then = schema.get("if").is_none() || meets(if meets("if") { "then" } else { "else" });
     is && listed
+        && is_that
+        && then
         && within("minimum", |value, least| value < least)
         && within("maximum", |value, most| value > most)
         && has_all
@@ -200,6 +228,11 @@ fn published_schema_allows_nothing_that_the_parser_refuses_for_its_keys_kinds_an
         ("\"network\":", "\"parent\":\"eth0\",\"vlan\":\"7\",\"network\":"),
         ("\"network\":", "\"parent\":0,\"vlan\":7,\"network\":"),
         ("\"network\":", "\"type\":\"isolated\",\"network\":"),
+        ("\"network\":", "\"type\":\"macvtap\",\"network\":"),
+        ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"eth0\",\"vlan\":7,\"network\":"),
+        ("\"network\":", "\"mode\":\"bridge\",\"network\":"),
+        ("\"network\":", "\"parent\":\"eth0\",\"vlan\":7,\"mode\":\"bridge\",\"network\":"),
+        ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"eth0\",\"mode\":\"source\",\"network\":"),
         ("\"network\":", "\"mtu\":1279,\"network\":"),
         ("\"network\":", "\"mtu\":65522,\"network\":"),
         ("\"network\":", "\"mtu\":\"1500\",\"network\":"),
@@ -246,7 +279,36 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
         ("\"network\":", "\"isolate\":\"yes\",\"network\":", "isolate", "true or false"),
         ("\"network\":", "\"type\":\"host-only\",\"nat\":false,\"network\":", "nat", "beyond the host"),
         ("\"network\":", "\"type\":\"isolated\",\"network\":", "type", "not available in this version"),
-        ("\"network\":", "\"type\":\"macvtap\",\"network\":", "type", "not available in this version"),
+        ("\"network\":", "\"type\":\"macvtap\",\"network\":", "parent", "required"),
+        ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"a b\",\"network\":", "parent", "1 to 15 bytes"),
+        ("\"network\":", "\"type\":\"macvtap\",\"parent\":7,\"network\":", "parent", "a string is needed"),
+        ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"eth0\",\"vlan\":7,\"network\":", "vlan", "parent itself"),
+        ("\"network\":", "\"mode\":\"bridge\",\"network\":", "mode", "macvtap"),
+        (
+            "\"network\":",
+            "\"type\":\"macvtap\",\"parent\":\"eth0\",\"mode\":\"source\",\"network\":",
+            "mode",
+            "no such mode",
+        ),
+        (
+            "\"network\":",
+            "\"type\":\"macvtap\",\"parent\":\"eth0\",\"nat\":true,\"network\":",
+            "nat",
+            "not go by way of the host",
+        ),
+        ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"eth0\",\"ipv6\":true,\"network\":", "ipv6", "of macvtaps"),
+        (
+            "\"network\":",
+            "\"type\":\"macvtap\",\"parent\":\"eth0\",\"isolate\":true,\"network\":",
+            "isolate",
+            "by their mode",
+        ),
+        (
+            "\"network\":",
+            "\"type\":\"macvtap\",\"parent\":\"eth0\",\"policy\":{},\"network\":",
+            "policy",
+            "of macvtaps",
+        ),
         ("\"network\":", "\"type\":\"sriov\",\"network\":", "type", "not available in this version"),
         ("\"network\":", "\"type\":\"Bridged\",\"network\":", "type", "no such kind"),
         ("\"network\":", "\"type\":[],\"network\":", "type", "a string is needed"),

@@ -307,9 +307,16 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
     to.set_config(text);
     to.set_mtu(config.mtu.unwrap_or(0));
     to.set_ipv6(config.ipv6.text());
-    to.set_kind(if config.reach == Reach::Outside { NetworkKind::HostOnly } else { NetworkKind::Bridged });
-    to.set_nat(config.reach != Reach::Host);
+    to.set_kind(match config.reach {
+        Reach::Host | Reach::All => NetworkKind::Bridged,
+        Reach::Outside => NetworkKind::HostOnly,
+        Reach::Macvtap(_) => NetworkKind::Macvtap,
+    });
+    to.set_nat(matches!(config.reach, Reach::All | Reach::Outside));
     to.set_isolate(config.isolate);
+    if let Reach::Macvtap(mode) = config.reach {
+        to.set_mode(mode);
+    }
     if let Some(Uplink { parent, vlan }) = &config.uplink {
         to.set_parent(parent);
         to.set_vlan(*vlan);

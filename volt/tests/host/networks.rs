@@ -100,6 +100,44 @@ fn network_that_a_vm_uses_keeps_its_definition_and_is_removed_after_it() {
     host.clean();
 }
 
+/// Its backend, which has no rights, takes a macvtap's device as it takes a TAP, and its descriptors, sandbox and filter let it.
+#[test]
+fn vm_on_a_macvtap_has_its_card_past_the_host_and_leaves_nothing() {
+    if !fs::read_to_string("/proc/devices").is_ok_and(|devices| devices.contains(" macvtap\n")) {
+        return testkit::skip!("the kernel has no macvtap (modprobe macvtap)");
+    }
+    let Some(host) = Host::new() else { return };
+    testkit::namespace::mounts().unwrap();
+    // That of this network namespace.
+    assert!(Command::new("mount").args(["-t", "sysfs", "sysfs", "/sys"]).status().unwrap().success());
+    ip("link add up0 type veth peer up1");
+    ip("link set up0 up");
+    ip("link set up1 up");
+    let office = r#"{"network":"office0","type":"macvtap","parent":"up0","mode":"private","subnet":"10.9.0.0/24",
+        "gateway":"10.9.0.1","pool":{"start":"10.9.0.200","end":"10.9.0.219"}}"#;
+    define(&host, &office.replace("up0", "up7")).refused(&["network.json", "up7", "ip link"]);
+    assert!(!is_listed(&host, "office0"));
+    define(&host, office).ok();
+    let spin = host.kernel("spin", &[&print("up"), SPIN]);
+    let vm = Running::start(host.plain("web", &spin).args(["--net", "office0"]));
+    vm.says("up");
+    let link = ip("-d link show dev mvt-web");
+    assert!(link.contains("macvtap mode private") && link.contains("@up0"), "{link}");
+    let ports = host.run(&mut host.volt(&["port", "list"])).ok().out;
+    assert!(ports.lines().any(|row| row.contains("office0") && row.contains("10.9.0.200")), "{ports}");
+    let shown = host.run(&mut host.volt(&["network", "show", "office0"])).ok().out;
+    assert!(shown.contains("macvtap"), "{shown}");
+    remove(&host, "office0").refused(&["office0 has 1 port."]);
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    assert!(!exists("mvt-web"));
+    let exported = host.run(&mut host.volt(&["network", "export", "office0"])).ok().out;
+    remove(&host, "office0").ok();
+    define(&host, &exported).ok();
+    remove(&host, "office0").ok();
+    host.clean();
+}
+
 /// Neither was asked whether the other can: a disk is full, and an address is kept for a while, whatever a definition says.
 #[test]
 fn what_the_second_service_cannot_do_is_undone_in_the_first() {
