@@ -122,13 +122,14 @@ fn service_unit(installation: &Installation<'_>, service: Service, user: Option<
         command += &format!(" --instance {instance}");
     }
     let (capabilities, own) = match service {
-        // The settings of its interfaces are below /proc/sys, and its device in /dev.
+        // The settings of its interfaces are below /proc/sys, and its device in /dev. What opens macvtaps has namespaces and nodes of its own.
         Service::Netmgr => (
             " CAP_NET_ADMIN",
             "RestrictAddressFamilies=AF_UNIX AF_NETLINK
-RestrictNamespaces=mnt ipc uts cgroup
+RestrictNamespaces=mnt ipc uts cgroup net pid
 DevicePolicy=closed
 DeviceAllow=/dev/net/tun rwm
+DeviceAllow=char-macvtap rwm
 "
             .to_owned(),
         ),
