@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     process::Command,
     time::{Duration, Instant},
 };
@@ -500,6 +500,17 @@ fn what_a_network_of_macvtaps_cannot_be_is_refused_by_name() {
             request.get().set_policy(policy.send().pipeline.get_policy());
             let policed = client.connection.call("set a policy", DEADLINE, request.send()).await.err().unwrap();
             assert!(policed.to_string().contains("macvtap"), "{policed}");
+            let listens = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let token = client.connection.deposit(listens.as_fd()).await.unwrap();
+            let mut request = lan.publish_request();
+            request.get().set_workload("vm-m");
+            request.get().set_guest_port(80);
+            request.get().init_sockets(1).get(0).set_bytes(token.as_bytes());
+            let published = client.connection.call("publish", DEADLINE, request.send()).await.err().unwrap();
+            assert!(
+                published.code == Code::InvalidArgument && published.to_string().contains("macvtap"),
+                "{published}"
+            );
             let moved = define(&client, "lan", MacvtapMode::Vepa, |_| ()).await.err().unwrap();
             assert_eq!(moved.code, Code::WrongState, "{moved}");
             client.release(&port).await.unwrap();

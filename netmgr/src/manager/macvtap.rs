@@ -40,6 +40,17 @@ pub fn check_policy(network: &Config, policy: Option<&Rules>) -> Result<(), Erro
     }
 }
 
+/// Whether ports of the host can lead to a guest by such a port.
+pub fn check_published(kind: Kind) -> Result<(), Error> {
+    match kind {
+        Kind::Macvtap(_) => {
+            let why = "a guest on a macvtap is past the host, which has no way to it; reach it under its own address";
+            Err(Error::argument("port", "", why))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What may come from all of the macvtaps of networks.
 pub fn senders(networks: &BTreeMap<String, Network>) -> impl Iterator<Item = Sender<'_>> {
     let macvtaps = networks.iter().filter(|(_, network)| network.config.is_macvtap());

@@ -4,7 +4,7 @@ use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc};
 
 use schema::network_capnp::{MAX_PUBLISHED, MAX_PUBLISHED_BY_HOST};
 
-use super::{Manager, NetworkId, PortId, find};
+use super::{Manager, NetworkId, PortId, find, macvtap};
 use crate::{
     error::Error,
     network::{Network, Port},
@@ -55,6 +55,7 @@ impl Manager {
         }
         let (own, workload) = (self.rtnl.socket(), whose.workload());
         let port = self.port(whose)?;
+        macvtap::check_published(port.kind)?;
         let mut new: Vec<Published> = Vec::new();
         for (socket, guest) in sockets.into_iter().zip(u32::from(first)..) {
             let host = held(&socket, own)?;
