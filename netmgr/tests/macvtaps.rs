@@ -339,7 +339,8 @@ fn macvtap_carries_no_more_than_its_rate_each_way_and_the_next_netmgr_knows_that
             assert_eq!(carried(&client, &lan).await.3.0, before.3.0 + 1);
             let mut request = port.set_rate_request();
             let mut rate = request.get().init_rate();
-            (rate.set_from_guest(MIN_RATE), rate.set_to_guest(MIN_RATE + 1));
+            rate.set_from_guest(MIN_RATE);
+            rate.set_to_guest(MIN_RATE + 1);
             client.connection.call("set a rate", DEADLINE, request.send()).await.unwrap();
             // 128 KiB and what goes in a second; then some of it is too much.
             let long = |from| [&self::request(from, 9)[..], &[0; 1400]].concat();

@@ -65,14 +65,14 @@ fn processes(volt: &Volt, allowed: Allowed) -> Vec<String> {
     entries.flatten().filter_map(|entry| process(&entry.path())).collect()
 }
 
-/// TAP interfaces of VMs.
+/// TAPs and macvtaps of VMs.
 fn interfaces() -> Vec<String> {
     let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
     table
         .lines()
         .filter_map(|line| line.split_once(':'))
         .map(|(name, _)| name.trim())
-        .filter(|name| name.starts_with("tap-"))
+        .filter(|name| ["tap-", "mvt-"].iter().any(|port| name.starts_with(port)))
         .map(|name| format!("interface {name}"))
         .collect()
 }

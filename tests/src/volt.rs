@@ -49,7 +49,7 @@ impl Volt {
     pub fn boot(&self, vm: &Vm<'_>) -> Command {
         let mut command = self.command(&["run"]);
         command.arg("--kernel").arg(vm.kernel).arg("--initrd").arg(vm.initrd).arg("--disk").arg(vm.disk);
-        command.args(["--net", DEFAULT_NETWORK, "--cpus", &vm.cpus.to_string(), "--memory", "256M", "--name", vm.name]);
+        command.args(["--net", vm.network, "--cpus", &vm.cpus.to_string(), "--memory", "256M", "--name", vm.name]);
         if let Some(cmdline) = vm.cmdline {
             command.args(["--cmdline", cmdline]);
         }
@@ -59,11 +59,11 @@ impl Volt {
     /// The same VM, from a TOML file in `dir`.
     pub fn boot_from_file(&self, vm: &Vm<'_>, dir: &Path) -> Result<Command> {
         let file = dir.join(format!("{}.toml", vm.name));
-        let Vm { name, kernel, initrd, disk, cpus, cmdline } = vm;
+        let Vm { name, kernel, initrd, disk, cpus, network, cmdline } = vm;
         let cmdline = cmdline.map(|text| format!("cmdline = {text:?}\n")).unwrap_or_default();
         let text = format!(
             "name = {name:?}\nkernel = {kernel:?}\ninitrd = {initrd:?}\ncpus = {cpus}\nmemory = \"256M\"\n{cmdline}\
-             [[disk]]\npath = {disk:?}\n[[net]]\nnetwork = {DEFAULT_NETWORK:?}\n"
+             [[disk]]\npath = {disk:?}\n[[net]]\nnetwork = {network:?}\n"
         );
         fs::write(&file, text)?;
         let mut command = self.command(&["run", "--config"]);
@@ -96,6 +96,8 @@ pub struct Vm<'a> {
     pub disk: &'a Path,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// Whose network card it has.
+    pub network: &'a str,
     /// Kernel command line, if not Volt's default.
     pub cmdline: Option<&'a str>,
 }

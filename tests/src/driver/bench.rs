@@ -5,7 +5,10 @@
 use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use schema::programs::{self, Starter};
+use schema::{
+    net::DEFAULT_NETWORK,
+    programs::{self, Starter},
+};
 use volt_tests::{
     console::Console,
     leftovers::{self, Allowed},
@@ -117,7 +120,7 @@ fn import(volt: &Volt) -> Result<()> {
 
 fn ours<'a>(kernel: &'a str, cmdline: &'a str) -> Vm<'a> {
     let [kernel, initrd, disk] = [kernel, INITRD, DISK].map(Path::new);
-    Vm { name: "web", kernel, initrd, disk, cpus: 1, cmdline: Some(cmdline) }
+    Vm { name: "web", kernel, initrd, disk, cpus: 1, network: DEFAULT_NETWORK, cmdline: Some(cmdline) }
 }
 
 fn peer(cmdline: &str) -> Guest<'_> {

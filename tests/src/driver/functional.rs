@@ -4,15 +4,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use schema::net::DEFAULT_NETWORK;
 use volt_tests::{
     console::Console,
     leftovers::{self, Allowed},
-    volt::{POOL_SIZE, Vm, Volt},
+    volt::{POOL_SIZE, Vm, Volt, finish},
 };
 
 use crate::{
@@ -25,6 +27,8 @@ use crate::{
 pub const BOOT: Duration = Duration::from_secs(180);
 pub const ANSWER: Duration = Duration::from_secs(90);
 pub const END: Duration = Duration::from_secs(30);
+/// A network of macvtaps.
+const LAN: &str = "lan0";
 /// MiB of a disk in memory.
 const LARGE: u32 = 300;
 
@@ -64,7 +68,7 @@ impl Files {
     /// The VM that uses them.
     pub fn vm<'a>(&'a self, name: &'a str, cpus: u32) -> Vm<'a> {
         let Files { kernel, initrd, disk } = self;
-        Vm { name, kernel, initrd, disk, cpus, cmdline: Some("console=ttyS0 quiet") }
+        Vm { name, kernel, initrd, disk, cpus, network: DEFAULT_NETWORK, cmdline: Some("console=ttyS0 quiet") }
     }
 }
 
@@ -112,7 +116,7 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
         db.command("cpus:1", ANSWER)
     })?;
     steps.step("a second VM of the same name is refused and the first one lives on", || {
-        let out = volt_tests::volt::finish(volt.boot(&db_files.vm("web", 1)), END)?;
+        let out = finish(volt.boot(&db_files.vm("web", 1)), END)?;
         let text = String::from_utf8_lossy(&out.stderr);
         ensure!(!out.status.success(), "It ended with {}", out.status);
         ensure!(text.contains("web") && text.contains("volt stop"), "It says {text:?}");
@@ -153,10 +157,14 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
 
 fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
     let files = (Files::new("one", "6.1")?, Files::new("two", "6.12")?);
-    let mut interrupted = Console::start("one", volt.boot(&files.0.vm("one", 1)))?;
+    beside_the_host(volt)?;
+    let mut interrupted = Console::start("one", volt.boot(&Vm { network: LAN, ..files.0.vm("one", 1) }))?;
     let mut killed = Console::start("two", volt.boot(&files.1.vm("two", 2)))?;
-    steps.step("Ctrl-C lets the guest power off and gives everything back", || {
+    steps.step("a guest on a macvtap pings a neighbour beyond the parent", || {
         ready(&mut interrupted)?;
+        interrupted.command("ping:10.7.0.2", ANSWER)
+    })?;
+    steps.step("Ctrl-C lets the guest power off and gives everything back", || {
         interrupted.signal(Signal::INT)?;
         let status = interrupted.wait(END)?;
         ensure!(status.success(), "It ended with {status}; {}", interrupted.last());
@@ -212,6 +220,23 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
             std::thread::sleep(Duration::from_secs(2));
         }
     })
+}
+
+/// Defines a network of macvtaps, on one end of a pair of interfaces. What answers on it is the other end.
+fn beside_the_host(volt: &Volt) -> Result<()> {
+    for arguments in
+        ["link add up0 type veth", "link set up0 up", "link set veth0 up", "addr add 10.7.0.2/24 dev veth0"]
+    {
+        let mut ip = Command::new("ip");
+        ip.args(arguments.split(' '));
+        ensure!(finish(ip, END)?.status.success(), "ip {arguments} failed");
+    }
+    let (file, pool) = ("/tmp/lan.json", r#"{"start":"10.7.0.200","end":"10.7.0.219"}"#);
+    let of_parent = r#""type":"macvtap","parent":"up0","subnet":"10.7.0.0/24","gateway":"10.7.0.254""#;
+    fs::write(file, format!(r#"{{"network":"{LAN}",{of_parent},"pool":{pool}}}"#))?;
+    let out = volt.run(&["network", "define", file], END)?;
+    ensure!(out.status.success(), "It is not defined: {}", String::from_utf8_lossy(&out.stderr));
+    Ok(())
 }
 
 fn ended_for_memory(vm: &mut Console) -> Result<()> {
