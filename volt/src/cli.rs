@@ -202,6 +202,8 @@ pub enum PortCommand {
     List,
     /// Show where a port's guest may send to, a rule in each line; or change it, from its next packet on.
     Policy(PolicyArgs),
+    /// Have a port carry no more than so much, from the next packet on, whatever it was made with. A way that is not named has no rate.
+    Rate(RateArgs),
     /// Have ports of the host lead to a guest that runs, until it ends or they are taken back.
     Publish(PublishArgs),
     /// Take back that ports of the host lead to a guest. Connections by way of them end.
@@ -243,6 +245,24 @@ pub struct PolicyArgs {
     pub deny_all: bool,
     /// Take its policy away: it may send to wherever it likes.
     #[arg(long, conflicts_with_all = ["allow", "deny_all"])]
+    pub remove: bool,
+}
+
+/// Arguments of `volt port rate`.
+#[derive(Debug, Args)]
+pub struct RateArgs {
+    /// Name of the network.
+    pub network: String,
+    /// The port's workload, such as vm-web.
+    pub workload: String,
+    /// What comes from its guest, such as 100Mbit: 8kbit to 80Gbit a second.
+    #[arg(long, value_name = "RATE", required_unless_present_any = ["to_guest", "remove"])]
+    pub from_guest: Option<String>,
+    /// What goes to its guest.
+    #[arg(long, value_name = "RATE")]
+    pub to_guest: Option<String>,
+    /// Take its rates away.
+    #[arg(long, conflicts_with_all = ["from_guest", "to_guest"])]
     pub remove: bool,
 }
 

@@ -19,8 +19,8 @@ use schema::{
 };
 
 use crate::{
-    cli::{Command, KernelCommand, NetworkCommand, PolicyArgs, PortCommand, PublishArgs, StopArgs},
-    config::{check_file, check_name, check_published, rules},
+    cli::{Command, KernelCommand, NetworkCommand, PolicyArgs, PortCommand, PublishArgs, RateArgs, StopArgs},
+    config::{Rate, check_file, check_name, check_published, rules},
     error::Error,
     filters,
     host::{
@@ -88,6 +88,7 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
             print_rows(&STATS, &rows.into_iter().map(counted).collect::<Vec<_>>())
         }),
         Command::Port(PortCommand::Policy(args)) => port_policy(&paths, policy, args),
+        Command::Port(PortCommand::Rate(args)) => port_rate(&paths, policy, args),
         Command::Port(PortCommand::Publish(args)) => publish(&paths, policy, args),
         Command::Port(PortCommand::Unpublish(args)) => unpublish(&paths, policy, args),
         Command::Kernel(command) => kernel(&paths, policy, command),
@@ -197,6 +198,14 @@ fn port_policy(paths: &Paths, policy: Policy, args: &PolicyArgs) -> Result<i32, 
                 Ok(())
             }
         }
+    })
+}
+
+fn port_rate(paths: &Paths, policy: Policy, args: &RateArgs) -> Result<i32, Error> {
+    let RateArgs { network, workload, from_guest, to_guest, remove: _ } = args;
+    let rate = Rate::read(from_guest.as_deref(), to_guest.as_deref())?;
+    ask(paths, policy, &[Service::Netmgr], &[], async |links| {
+        networks::set_rate(first(&links)?, network, workload, rate).await
     })
 }
 

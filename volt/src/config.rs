@@ -250,14 +250,19 @@ impl VmConfig {
 
 impl Net {
     fn read(FileNet { network, rate, .. }: FileNet) -> Result<Net, ArgumentError> {
-        let way = |text: Option<&String>| text.map_or(Ok(0), |text| parse_rate(text));
         let rate = match rate {
-            Some(FileRate { from_guest, to_guest }) => {
-                Rate { from_guest: way(from_guest.as_ref())?, to_guest: way(to_guest.as_ref())? }
-            }
+            Some(FileRate { from_guest, to_guest }) => Rate::read(from_guest.as_deref(), to_guest.as_deref())?,
             None => Rate::default(),
         };
         Ok(Net { network, rate })
+    }
+}
+
+impl Rate {
+    /// As its two ways are written; one that is not has no limit.
+    pub fn read(from_guest: Option<&str>, to_guest: Option<&str>) -> Result<Rate, ArgumentError> {
+        let way = |text: Option<&str>| text.map_or(Ok(0), parse_rate);
+        Ok(Rate { from_guest: way(from_guest)?, to_guest: way(to_guest)? })
     }
 }
 

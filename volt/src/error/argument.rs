@@ -80,7 +80,7 @@ impl ArgumentError {
             | ArgumentError::TooManyPublished { .. }
             | ArgumentError::NotTheFirst(_)
             | ArgumentError::NoCard => "--publish",
-            ArgumentError::Rate(_) => "[[net]]",
+            ArgumentError::Rate(_) => "rate",
             ArgumentError::Twice(_) => "--net",
         }
     }

@@ -14,6 +14,7 @@ use schema::{
 };
 
 use crate::{
+    config::Rate,
     error::Error,
     host::{
         links::{CALL_DEADLINE, text},
@@ -318,6 +319,22 @@ pub async fn set_policy(netmgr: &Connection, name: &str, workload: &str, rules: 
             write_rules(made.get().init_rules(), rules);
             request.get().set_policy(made.send().pipeline.get_policy());
         }
+        request.send()
+    };
+    netmgr.ask(&tried, CALL_DEADLINE, set).await?;
+    Ok(())
+}
+
+/// Has the port of a workload carry no more than that from the next packet on.
+pub async fn set_rate(netmgr: &Connection, name: &str, workload: &str, rate: Rate) -> Result<(), Error> {
+    let tried = format!("set the rate of {workload} on {name}");
+    let network = there(netmgr, name, &tried).await?;
+    let set = || {
+        let mut request = network.set_rate_request();
+        request.get().set_workload(workload);
+        let mut asked = request.get().init_rate();
+        asked.set_from_guest(rate.from_guest);
+        asked.set_to_guest(rate.to_guest);
         request.send()
     };
     netmgr.ask(&tried, CALL_DEADLINE, set).await?;

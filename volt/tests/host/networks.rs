@@ -510,6 +510,19 @@ fn policy_and_rate_in_a_vm_s_file_are_its_card_s_and_a_policy_is_changed_while_i
     assert_eq!(row(&stats()), ("0/0".into(), "0/0".into(), "10000kbit/-".into()));
     policy(&["--remove"]);
     assert_eq!(row(&stats()), ("-".into(), "-".into(), "10000kbit/-".into()));
+    let rate =
+        |arguments: &[&str]| host.run(&mut host.volt(&[&["port", "rate", "volt0", "vm-web"], arguments].concat()));
+    for (arguments, expected) in [
+        (&["--from-guest", "20Mbit", "--to-guest", "8kbit"][..], "20000kbit/8kbit"),
+        (&["--to-guest", "1Gbit"], "-/1000000kbit"),
+        (&["--remove"], "-/-"),
+    ] {
+        rate(arguments).ok();
+        assert_eq!(row(&stats()).2, expected);
+    }
+    rate(&["--to-guest", "7kbit"]).refused(&["7kbit", "8kbit", "80Gbit"]);
+    assert_eq!(rate(&[]).status.code(), Some(2));
+    host.run(&mut host.volt(&["port", "rate", "volt0", "vm-db", "--remove"])).refused(&["notFound", "vm-db"]);
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
 }
