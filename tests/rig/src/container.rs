@@ -1,6 +1,7 @@
 //! Containers as far as a network sees them: namespaces, which their engine has made, and threads in these.
 
 use std::{
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     process::Command,
     time::{Duration, Instant},
@@ -57,7 +58,8 @@ impl Container {
     }
 
     /// Has the kernel within ask whether somebody is there (ICMP echo), until that one answers.
-    pub fn pings(&self, address: [u8; 4]) {
+    pub fn pings(&self, address: impl Into<IpAddr>) {
+        let address = address.into();
         let heard = self.within(|| ping(address, PATIENCE));
         assert!(heard, "{address:?} does not answer");
     }
@@ -72,20 +74,35 @@ pub fn route_socket() -> OwnedFd {
     net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None).unwrap()
 }
 
-fn ping(address: [u8; 4], patience: Duration) -> bool {
+/// RFC 792 and RFC 4443.
+fn ping(address: IpAddr, patience: Duration) -> bool {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = net::socket_with(AddressFamily::INET, SocketType::RAW, flags, Some(ipproto::ICMP)).unwrap();
+    let (family, protocol) = match address {
+        IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
+        IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+    };
+    let socket = net::socket_with(family, SocketType::RAW, flags, Some(protocol)).unwrap();
     let to = std::net::SocketAddr::from((address, 0));
-    // Echo, identifier 7, and the checksum of that.
-    let echo = [8, 0, 0xf7, 0xf8, 0, 7, 0, 0];
+    // Echo, identifier 7, and the checksum of that, which the kernel makes in IPv6; what an answer begins with, and where. In IPv4 it has its header in
+    // front.
+    let (echo, answers, at) = match address {
+        IpAddr::V4(_) => ([8, 0, 0xf7, 0xf8, 0, 7, 0, 0], 0, 20),
+        IpAddr::V6(_) => ([128, 0, 0, 0, 0, 7, 0, 0], 129, 0),
+    };
     let end = Instant::now() + patience;
     while Instant::now() < end {
         // Not reachable until the bridge forwards.
         let _ = net::sendto(&socket, &echo, SendFlags::empty(), &to);
         for _ in 0..20 {
             let mut answer = [0; 128];
-            match net::recv(&socket, &mut answer[..], RecvFlags::empty()) {
-                Ok((length, _)) if length >= 28 && answer[12..16] == address && answer[20] == 0 => return true,
+            match net::recvfrom(&socket, &mut answer[..], RecvFlags::empty()) {
+                Ok((length, _, Some(from)))
+                    if length >= at + 8
+                        && std::net::SocketAddr::try_from(from.clone()).is_ok_and(|from| from.ip() == address)
+                        && answer[at] == answers =>
+                {
+                    return true;
+                }
                 Ok(_) | Err(Errno::AGAIN) => std::thread::sleep(Duration::from_millis(1)),
                 Err(error) => panic!("{error}"),
             }

@@ -90,9 +90,8 @@ pub struct Attached {
     pub host: Option<(String, String)>,
     /// The container's: name, MAC address, path of the namespace.
     pub inside: Option<(String, String, String)>,
-    /// With prefix length.
-    pub address: String,
-    pub gateway: String,
+    /// Addresses with their prefix length, and the gateway of each.
+    pub ips: Vec<(String, String)>,
     pub routes: Vec<String>,
     pub mtu: u32,
 }
@@ -111,26 +110,28 @@ pub fn result(version: &str, attached: &Attached, before: Option<&Value>, dns: O
     if let Some((name, mac)) = &attached.host {
         interfaces.push(with_mtu(json!({ "name": name, "mac": mac })));
     }
-    let mut ip = json!({ "address": attached.address, "gateway": attached.gateway });
-    if attached.gateway.is_empty()
-        && let Some(fields) = ip.as_object_mut()
-    {
-        fields.remove("gateway");
+    let family = |text: &str| if text.contains(':') { "6" } else { "4" };
+    for (address, gateway) in &attached.ips {
+        let mut ip = serde_json::Map::new();
+        ip.insert("address".into(), address.as_str().into());
+        if !gateway.is_empty() {
+            ip.insert("gateway".into(), gateway.as_str().into());
+        }
+        if attached.inside.is_some() {
+            ip.insert("interface".into(), interfaces.len().into());
+        }
+        if version.starts_with("0.") {
+            ip.insert("version".into(), family(address).into());
+        }
+        ips.push(ip.into());
     }
     if let Some((name, mac, sandbox)) = &attached.inside {
-        if let Some(fields) = ip.as_object_mut() {
-            fields.insert("interface".into(), interfaces.len().into());
-        }
         interfaces.push(with_mtu(json!({ "name": name, "mac": mac, "sandbox": sandbox })));
     }
-    if version.starts_with("0.")
-        && let Some(fields) = ip.as_object_mut()
-    {
-        fields.insert("version".into(), "4".into());
+    for dst in &attached.routes {
+        let gateway = attached.ips.iter().find(|(address, _)| family(address) == family(dst));
+        routes.push(json!({ "dst": dst, "gw": gateway.map_or("", |(_, gateway)| gateway) }));
     }
-    ips.push(ip);
-    let dst = |dst: &String| json!({ "dst": dst, "gw": attached.gateway });
-    routes.extend(attached.routes.iter().map(dst));
     let dns = dns.or_else(|| before?.get("dns")).cloned().unwrap_or_else(|| json!({}));
     let mut result = json!({ "cniVersion": version, "ips": ips, "routes": routes, "dns": dns });
     // What only gives addresses has no interfaces.

@@ -79,15 +79,18 @@ impl Services<'_> {
                 let why = format!("{} is set aside for it already, by an addition of before", address.ip);
                 return Err(Refusal::new(answer::CONFLICT, "reserve an address", why).remedy("DEL it first"));
             }
+            let has_ipv6 = definition.has_ipv6() && handed.is_some_and(|handed| handed.ipv6);
+            let everything = || ["0.0.0.0/0", "::/0"].iter().take(1 + usize::from(has_ipv6)).map(|&all| all.to_owned());
             let mut attached = Attached {
-                address: format!("{}/{}", address.ip, address.prefix),
-                gateway: address.gateway.clone(),
-                routes: self.call.routes.clone(),
+                ips: vec![(format!("{}/{}", address.ip, address.prefix), address.gateway.clone())],
+                routes: self.call.routes.clone().unwrap_or_else(|| everything().collect()),
                 ..Attached::default()
             };
             if let Some(handed) = handed {
                 let network = networks::bridge(self.netmgr, &definition).await?;
-                self.attach(&network, workload, handed, &address.ip, &mut attached).await?;
+                // The one of IPv6 is as a guest's: it follows from the MAC address.
+                let asked: Vec<&str> = [address.ip.as_str()].into_iter().chain(has_ipv6.then_some("::")).collect();
+                self.attach(&network, workload, handed, &asked, &mut attached).await?;
             }
             Ok(attached)
         };
@@ -104,7 +107,7 @@ impl Services<'_> {
         network: &network::Client,
         workload: &str,
         handed: &Handed,
-        ip: &str,
+        addresses: &[&str],
         attached: &mut Attached,
     ) -> Result<(), Refusal> {
         const TRIED: &str = "attach the container";
@@ -125,11 +128,15 @@ impl Services<'_> {
         if let Some(mac) = &call.mac {
             asked.set_mac(&mac.bytes());
         }
-        asked.reborrow().init_addresses(1).set(0, ip);
-        let mut routes = asked.reborrow().init_routes(u32::try_from(call.routes.len()).unwrap_or(u32::MAX));
-        for (at, route) in (0..).zip(&call.routes) {
-            routes.set(at, route);
-        }
+        let fill = |mut list: capnp::text_list::Builder<'_>, texts: &[&str]| {
+            for (at, text) in (0..list.len()).zip(texts) {
+                list.set(at, text);
+            }
+        };
+        let count = |texts: &[&str]| u32::try_from(texts.len()).unwrap_or(u32::MAX);
+        fill(asked.reborrow().init_addresses(count(addresses)), addresses);
+        let routes: Vec<&str> = attached.routes.iter().map(String::as_str).collect();
+        fill(asked.reborrow().init_routes(count(&routes)), &routes);
         namespace.write(asked.reborrow().init_netns());
         socket.write(asked.init_netlink());
         // Asked once: a second time, the descriptors are not there any more.
@@ -153,6 +160,16 @@ impl Services<'_> {
         attached.host = Some((text(info.get_interface_name()?)?, mac.host_side().to_string()));
         attached.inside = Some((self.call.interface.clone(), mac.to_string(), sandbox));
         attached.mtu = info.get_mtu();
+        let list =
+            |list: capnp::text_list::Reader<'_>| list.iter().map(|one| text(one?)).collect::<Result<Vec<_>, _>>();
+        let (addresses, gateways) = (list(info.get_addresses()?)?, list(info.get_gateways()?)?);
+        for address in addresses.iter().filter(|address| address.contains(':')) {
+            let mut split = gateways.iter().filter_map(|gateway| gateway.split_once('/'));
+            let Some((gateway, prefix)) = split.find(|(gateway, _)| gateway.contains(':')) else {
+                return Err(Refusal::new(answer::OTHER, "attach the container", "its network has lost its IPv6"));
+            };
+            attached.ips.push((format!("{address}/{prefix}"), gateway.to_owned()));
+        }
         Ok(())
     }
 
@@ -184,10 +201,10 @@ impl Services<'_> {
             return differs("no address is set aside for it");
         };
         let address = self.address(reservation).await?;
-        let is_own = |ip: &IpAddr| ip.to_string() == address.ip;
-        let Some(ip) = ips.iter().find(|ip| is_own(ip)) else {
+        let is_said = |own: &str| own.parse().is_ok_and(|own| ips.contains(&own));
+        if !is_said(&address.ip) {
             return differs(&format!("{} is set aside for it, which the result of ADD does not have", address.ip));
-        };
+        }
         let Some(handed) = handed else { return Ok(()) };
         let Some(network) = self.network().await? else { return differs("its network is not there") };
         let Some(port) = self.port(&network, workload).await? else { return differs("it has no port") };
@@ -197,8 +214,17 @@ impl Services<'_> {
         if !has.iter().any(|one| one.is_ok_and(|one| one.as_bytes() == address.ip.as_bytes())) {
             return differs(&format!("its port is not that of {}", address.ip));
         }
-        let within = handed.found.iter().any(|(name, found)| *name == self.call.interface && found == ip);
-        if within { Ok(()) } else { differs(&format!("{} within has no address {ip}", self.call.interface)) }
+        let interface = &self.call.interface;
+        for own in has {
+            let own = text(own?)?;
+            if !is_said(&own) {
+                return differs(&format!("its port is that of {own} too, which the result of ADD does not have"));
+            }
+            if !handed.found.iter().any(|(name, found)| name == interface && found.to_string() == own) {
+                return differs(&format!("{interface} within has no address {own}"));
+            }
+        }
+        Ok(())
     }
 
     /// Takes away what is of this configuration, by the workloads' names, and not valid.

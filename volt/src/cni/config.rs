@@ -57,8 +57,8 @@ pub struct Call {
     pub netns: Option<String>,
     /// Whether an interface is wanted, and not only an address.
     pub attaches: bool,
-    /// Subnets that the container reaches by way of the gateway.
-    pub routes: Vec<String>,
+    /// Subnets that the container reaches by way of the gateway; everything, where nothing is said.
+    pub routes: Option<Vec<String>>,
     /// An address that is asked for; empty for none.
     pub address: String,
     /// A MAC address that is asked for.
@@ -124,7 +124,7 @@ impl Call {
             interface: String::new(),
             netns: None,
             attaches: true,
-            routes: Vec::new(),
+            routes: None,
             address: String::new(),
             mac: None,
             valid: BTreeSet::new(),
@@ -214,18 +214,17 @@ impl Call {
             let network = network.as_str().filter(|network| names::is_network(network));
             self.network = network.ok_or_else(|| invalid("network", names::NETWORK_RULE))?.to_owned();
         }
-        let default = [serde_json::json!({ "dst": "0.0.0.0/0" })];
-        let routes = match own.get("routes") {
-            None => &default[..],
-            Some(Value::Array(routes)) => routes.as_slice(),
-            Some(_) => return Err(invalid("routes", "it is not a list")),
-        };
-        for route in routes {
+        let read = |route: &Value| {
             let fields = route.as_object().filter(|fields| fields.len() == 1);
             let dst = fields.and_then(|fields| fields.get("dst")?.as_str());
             let rule = "a route is {\"dst\": SUBNET}, and leads by way of the network's gateway";
-            self.routes.push(dst.ok_or_else(|| invalid("routes", rule))?.to_owned());
-        }
+            dst.map(str::to_owned).ok_or_else(|| invalid("routes", rule))
+        };
+        self.routes = match own.get("routes") {
+            None => None,
+            Some(Value::Array(routes)) => Some(routes.iter().map(read).collect::<Result<_, _>>()?),
+            Some(_) => return Err(invalid("routes", "it is not a list")),
+        };
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! A container's network namespace, by the path that its engine gives. Entered on a thread of its own, which ends with that, before this process is
 //! narrow. Touches that file, and a socket that stays in that namespace.
 
-use std::{ffi::CStr, io, net::IpAddr, os::fd::OwnedFd, path::Path};
+use std::{ffi::CStr, fs, io, net::IpAddr, os::fd::OwnedFd, path::Path};
 
 use rustix::{
     fs::{CWD, Mode, OFlags},
@@ -15,6 +15,8 @@ use super::answer::{self, Refusal};
 pub struct Handed {
     pub namespace: OwnedFd,
     pub socket: OwnedFd,
+    /// Whether an interface that comes there has IPv6: whoever has made the container may have switched that off.
+    pub ipv6: bool,
     /// Names of interfaces and their addresses, if these were to be looked at.
     pub found: Vec<(String, IpAddr)>,
 }
@@ -34,14 +36,17 @@ pub fn open(path: &Path, look: bool) -> Result<Handed, Refusal> {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-        Ok((socket, if look { addresses()? } else { Vec::new() }))
+        // Of the namespace of who reads it.
+        let off = fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6");
+        let ipv6 = off.is_ok_and(|off| off.trim() == "0");
+        Ok((socket, ipv6, if look { addresses()? } else { Vec::new() }))
     };
     let entered: io::Result<_> = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, within)?;
         thread.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
     });
-    let (socket, found) = entered.map_err(failed)?;
-    Ok(Handed { namespace, socket, found })
+    let (socket, ipv6, found) = entered.map_err(failed)?;
+    Ok(Handed { namespace, socket, ipv6, found })
 }
 
 /// Interfaces' addresses of the namespace that this thread is in.

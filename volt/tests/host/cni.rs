@@ -475,6 +475,57 @@ fn container_of_an_engine_and_a_guest_reach_each_other_by_address() {
     engine.del("aaaa");
 }
 
+#[test]
+fn container_on_a_network_with_ipv6_has_an_address_of_that_too_unless_its_namespace_has_none() {
+    let Some(host) = Host::new() else { return };
+    if !std::fs::exists("/proc/sys/net/ipv6").unwrap() {
+        return testkit::skip!("the kernel has no IPv6");
+    }
+    let both = r#"{"network":"both0","subnet":"10.9.0.0/24","subnet6":"fd00:9::/64"}"#;
+    host.run(&mut host.volt(&["network", "define", &host.file("both.json", both.as_bytes())])).ok();
+    for version in VERSIONS {
+        let engine = Engine { host: &host, config: with(json!({ "cniVersion": version, "network": "both0" })) };
+        let containers = [Container::new(), Container::new(), Container::new()];
+        containers[2].within(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap());
+        let results = ["aaaa", "bbbb", "cccc"].iter().zip(&containers).map(|(id, one)| engine.add(id, one));
+        let results: Vec<Value> = results.collect();
+        let own =
+            |result: &Value| result["ips"][1]["address"].as_str().unwrap().strip_suffix("/64").unwrap().to_owned();
+        for result in &results[..2] {
+            let ip = &result["ips"][1];
+            assert_eq!((ip["gateway"].as_str(), &ip["interface"]), (Some("fd00:9::1"), &1.into()), "{result}");
+            assert_eq!(ip["version"].as_str(), version.starts_with("0.").then_some("6"));
+            assert_eq!(result["routes"][1], json!({ "dst": "::/0", "gw": "fd00:9::1" }));
+        }
+        let [one, other, without] = &containers;
+        for to in ["fd00:9::1", &own(&results[1])] {
+            one.pings(to.parse::<std::net::Ipv6Addr>().unwrap());
+        }
+        assert!(one.ip("-6 route show default").contains("via fd00:9::1"));
+        // CHECK looks at both.
+        if version != "0.3.0" && version != "0.3.1" {
+            let config = with(json!({ "cniVersion": version, "network": "both0", "prevResult": results[0] }));
+            let checked = Engine { host: &host, config };
+            checked.run("CHECK", "aaaa", &one.path()).ok();
+            one.ip(&format!("addr del {}/64 dev eth0", own(&results[0])));
+            refused(&checked.run("CHECK", "aaaa", &one.path()), 102, "within has no address fd00:9:");
+        }
+        // Whoever has made this one has switched IPv6 off in it.
+        assert_eq!(
+            (results[2]["ips"].as_array().unwrap().len(), results[2]["routes"].as_array().unwrap().len()),
+            (1, 1)
+        );
+        without.pings(address(&results[0]));
+        other.pings(address(&results[2]));
+        ["aaaa", "bbbb", "cccc"].iter().for_each(|id| engine.del(id));
+        nothing_is_left(&host);
+    }
+    // IPv6 that a network has not is refused by name.
+    let engine = Engine { host: &host, config: with(json!({ "routes": [{ "dst": "::/0" }] })) };
+    refused(&engine.run("ADD", "aaaa", &Container::new().path()), 7, "no gateway of that family");
+    nothing_is_left(&host);
+}
+
 /// As libcni makes each plugin's configuration of a list.
 #[test]
 fn list_that_the_documents_show_attaches_a_container_with_a_default_route() {
