@@ -131,6 +131,11 @@ fn report_agrees_with_what_the_kernel_and_other_tools_say() {
         let vlan = "ip link add b0 type bridge && ip link add link b0 name b0.7 type vlan id 7";
         let vlan = works("unshare", &["-n", "sh", "-c", vlan]);
         assert_eq!(row("vlans").state == "ok", vlan || !works("ip", &["-V"]), "{:?}", row("vlans"));
+        let macvtap = "ip link add b0 type bridge && ip link add link b0 type macvtap && nft 'table netdev t { chain c { \
+            type filter hook egress device b0 priority 0; }; }'";
+        let macvtap = works("unshare", &["-n", "sh", "-c", macvtap]);
+        let tools = works("ip", &["-V"]) && works("nft", &["-v"]);
+        assert_eq!(row("macvtaps").state == "ok", macvtap || !tools, "{:?}", row("macvtaps"));
     }
     let walls = ["landlock", "seccomp", "user-namespaces", "namespaces", "cgroups", "rights"];
     is("confinement", if walls.iter().all(|name| row(name).state == "ok") { "ok" } else { "limited" });

@@ -25,7 +25,10 @@ pub fn check(volt: &Volt, release: &str) -> Result<()> {
     let speed = row("kvm-speed").context("It says nothing of kvm-speed")?;
     ensure!(speed.to_string().contains("instructions/s"), "{speed}");
     let there = ["kvm", "programs", "rights", "seccomp", "user-namespaces", "namespaces"];
-    there.into_iter().chain(["nftables", "tun", "bridge", "vlans"]).try_for_each(|name| state(name, "ok"))?;
+    there
+        .into_iter()
+        .chain(["nftables", "tun", "bridge", "vlans", "macvtaps"])
+        .try_for_each(|name| state(name, "ok"))?;
     // Linux 6.1 has Landlock's ABI 2, and 6.12 its ABI 6.
     let whole = if release.starts_with("6.1.") { "limited" } else { "ok" };
     ["landlock", "kernel"].into_iter().try_for_each(|name| state(name, whole))?;

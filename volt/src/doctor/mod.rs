@@ -138,7 +138,13 @@ fn examine(policy: Policy) -> Vec<Check> {
     let users = namespaces::users();
     let owned = users.state == State::Ok;
     let others = namespaces::others(owned);
-    let network = [network::nftables(owned), network::tun(), network::bridge(owned), network::vlans(owned)];
+    let network = [
+        network::nftables(owned),
+        network::tun(),
+        network::bridge(owned),
+        network::vlans(owned),
+        network::macvtaps(owned),
+    ];
     let groups = cgroups::check();
     let policy = confinement::policy(policy, [&users, &others], &groups);
     let [kvm, speed] = kvm::checks();

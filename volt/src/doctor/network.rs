@@ -21,25 +21,12 @@ const ROUTE: Option<Protocol> = None;
 /// nftables for bridges, by which guests are kept to their own addresses: by having it make a chain that sees what comes in.
 pub fn nftables(owned: bool) -> Check {
     let tried = in_network(owned, || {
-        const TABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
-        const NEW_TABLE: u16 = TABLES | libc::NFT_MSG_NEWTABLE as u16;
-        const NEW_CHAIN: u16 = TABLES | libc::NFT_MSG_NEWCHAIN as u16;
-        // NFNL_MSG_BATCH_BEGIN and _END: what is between them is one change. nfgenmsg: no family, version 0, nf_tables.
-        const BEGIN: u16 = 0x10;
-        const END: u16 = 0x11;
-        const BATCH: &[u8] = &[0, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8];
         // nfgenmsg: the family bridge. Then NFTA_TABLE_NAME "t".
         const TABLE: &[u8] = b"\x07\0\0\0\x06\0\x01\0t\0\0\0";
         // The same, NFTA_CHAIN_NAME "c", NFTA_CHAIN_HOOK that holds NFTA_HOOK_HOOKNUM and _PRIORITY, both 0, NFTA_CHAIN_TYPE "filter".
         const CHAIN: &[u8] = b"\x07\0\0\0\x06\0\x01\0t\0\0\0\x06\0\x03\0c\0\0\0\
             \x14\0\x04\x80\x08\0\x01\0\0\0\0\0\x08\0\x02\0\0\0\0\0\x0b\0\x07\0filter\0\0";
-        let batch = [
-            message(BEGIN, NLM_F_REQUEST, BATCH),
-            message(NEW_TABLE, NLM_F_REQUEST | NLM_F_CREATE_EXCL, TABLE),
-            message(NEW_CHAIN, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_EXCL, CHAIN),
-            message(END, NLM_F_REQUEST, BATCH),
-        ];
-        ask(Some(netlink::NETFILTER), &batch.concat())
+        make_chain(TABLE, CHAIN)
     });
     match tried {
         Ok(()) => Check::ok("nftables", "took a chain for bridges in a network namespace"),
@@ -51,15 +38,35 @@ pub fn nftables(owned: bool) -> Check {
     }
 }
 
+/// Has the kernel make a table and a chain in it: one change.
+fn make_chain(table: &[u8], chain: &[u8]) -> Result<(), Errno> {
+    const TABLES: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
+    const NEW_TABLE: u16 = TABLES | libc::NFT_MSG_NEWTABLE as u16;
+    const NEW_CHAIN: u16 = TABLES | libc::NFT_MSG_NEWCHAIN as u16;
+    // NFNL_MSG_BATCH_BEGIN and _END: what is between them is one change. nfgenmsg: no family, version 0, nf_tables.
+    const BEGIN: u16 = 0x10;
+    const END: u16 = 0x11;
+    const BATCH: &[u8] = &[0, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8];
+    let batch = [
+        message(BEGIN, NLM_F_REQUEST, BATCH),
+        message(NEW_TABLE, NLM_F_REQUEST | NLM_F_CREATE_EXCL, table),
+        message(NEW_CHAIN, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_EXCL, chain),
+        message(END, NLM_F_REQUEST, BATCH),
+    ];
+    ask(Some(netlink::NETFILTER), &batch.concat())
+}
+
+/// ifinfomsg: all zero but the index, which is 2. Then IFLA_IFNAME "probe", and IFLA_LINKINFO that holds IFLA_INFO_KIND "bridge".
+const BRIDGE: &[u8] = b"\0\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\x0a\0\x03\0probe\0\0\0\x10\0\x12\0\x0a\0\x01\0bridge\0\0";
+
+/// Has the kernel make an interface.
+fn make_link(body: &[u8]) -> Result<(), Errno> {
+    ask(ROUTE, &message(libc::RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_EXCL, body))
+}
+
 /// Bridges, by making one.
 pub fn bridge(owned: bool) -> Check {
-    let tried = in_network(owned, || {
-        // ifinfomsg: all zero. Then IFLA_IFNAME "probe", and IFLA_LINKINFO that holds IFLA_INFO_KIND "bridge".
-        const BODY: &[u8] =
-            b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x0a\0\x03\0probe\0\0\0\x10\0\x12\0\x0a\0\x01\0bridge\0\0";
-        ask(ROUTE, &message(libc::RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_EXCL, BODY))
-    });
-    match tried {
+    match in_network(owned, || make_link(BRIDGE)) {
         Ok(()) => Check::ok("bridge", "made one in a network namespace"),
         Err(errno) => refused("bridge", errno, "a kernel with bridges: modprobe bridge"),
     }
@@ -68,15 +75,11 @@ pub fn bridge(owned: bool) -> Check {
 /// VLANs of interfaces, by making one of a bridge's.
 pub fn vlans(owned: bool) -> Check {
     let tried = in_network(owned, || {
-        // As above; IFLA_LINKINFO that holds IFLA_INFO_KIND "vlan" and IFLA_INFO_DATA with IFLA_VLAN_ID 7; and IFLA_LINK, the interface with index 2, which
-        // the first one is told to have.
-        const PARENT: &[u8] =
-            b"\0\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\x0a\0\x03\0probe\0\0\0\x10\0\x12\0\x0a\0\x01\0bridge\0\0";
+        // ifinfomsg: all zero. Then IFLA_LINK 2, and IFLA_LINKINFO that holds IFLA_INFO_KIND "vlan" and IFLA_INFO_DATA with IFLA_VLAN_ID 7.
         const VLAN: &[u8] = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x08\0\x05\0\x02\0\0\0\
             \x1c\0\x12\0\x09\0\x01\0vlan\0\0\0\0\x0c\0\x02\0\x06\0\x01\0\x07\0\0\0";
-        let new = |body| message(libc::RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE_EXCL, body);
-        ask(ROUTE, &new(PARENT))?;
-        ask(ROUTE, &new(VLAN))
+        make_link(BRIDGE)?;
+        make_link(VLAN)
     });
     match tried {
         Ok(()) => Check::ok("vlans", "made one in a network namespace"),
@@ -85,6 +88,42 @@ pub fn vlans(owned: bool) -> Check {
             "vlans",
             format!("the kernel has none (802.1Q): {errno}"),
             "modprobe 8021q, for a network that is a VLAN; others do not need it",
+        ),
+    }
+}
+
+/// Macvtaps, by making one of a bridge's, and a chain of nftables that sees what leaves by an interface, by which their guests are kept to their own
+/// addresses.
+pub fn macvtaps(owned: bool) -> Check {
+    let made = in_network(owned, || {
+        // ifinfomsg: all zero. Then IFLA_LINK 2, and IFLA_LINKINFO that holds IFLA_INFO_KIND "macvtap".
+        const MACVTAP: &[u8] =
+            b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x08\0\x05\0\x02\0\0\0\x10\0\x12\0\x0c\0\x01\0macvtap\0";
+        make_link(BRIDGE)?;
+        make_link(MACVTAP)
+    });
+    let seen = in_network(owned, || {
+        // nfgenmsg: the family netdev. Then NFTA_TABLE_NAME "t".
+        const TABLE: &[u8] = b"\x05\0\0\0\x06\0\x01\0t\0\0\0";
+        // The same, NFTA_CHAIN_NAME "c", NFTA_CHAIN_HOOK that holds NFTA_HOOK_HOOKNUM 1 (egress), _PRIORITY 0 and _DEV "probe", NFTA_CHAIN_TYPE "filter".
+        const CHAIN: &[u8] = b"\x05\0\0\0\x06\0\x01\0t\0\0\0\x06\0\x03\0c\0\0\0\
+            \x20\0\x04\x80\x08\0\x01\0\0\0\0\x01\x08\0\x02\0\0\0\0\0\x0a\0\x03\0probe\0\0\0\x0b\0\x07\0filter\0\0";
+        make_link(BRIDGE)?;
+        make_chain(TABLE, CHAIN)
+    });
+    let for_whom = "for a network of macvtaps; others do not need it";
+    match (made, seen) {
+        (Ok(()), Ok(())) => Check::ok("macvtaps", "made one in a network namespace, and a chain for what leaves"),
+        (Err(errno @ (Errno::PERM | Errno::ACCESS)), _) => refused("macvtaps", errno, ""),
+        (Err(errno), _) => Check::limited(
+            "macvtaps",
+            format!("the kernel has none: {errno}"),
+            format!("modprobe macvtap, before netmgr starts, {for_whom}"),
+        ),
+        (_, Err(errno)) => Check::limited(
+            "macvtaps",
+            format!("nftables does not see what leaves by one: {errno}"),
+            format!("Linux 5.16 or newer, {for_whom}"),
         ),
     }
 }
