@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::{
-    host::{Host, Running, outliving, uid, until},
+    cgroups,
+    host::{Host, Running, outliving, uid},
     kernel::{POWEROFF, SPIN, print},
 };
 
@@ -68,7 +69,6 @@ fn hostile(raisable: bool) -> std::io::Result<()> {
         && limit(libc::RLIMIT_FSIZE, 256 << 20)
         && limit(libc::RLIMIT_DATA, 1 << 30)
         && limit(libc::RLIMIT_STACK, 4 << 20)
-        && limit(libc::RLIMIT_NOFILE, 500)
         && limit(libc::RLIMIT_NPROC, 5_000)
         && limit(libc::RLIMIT_CPU, 5_000)
         && limit(libc::RLIMIT_RSS, 1 << 30)
@@ -109,6 +109,8 @@ fn hostile(raisable: bool) -> std::io::Result<()> {
             && libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
             && libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) >= 0
             && libc::dup2(2, FD) == FD
+            // Last: until it executes something, it has whatever descriptors the tests have that run beside this one.
+            && limit(libc::RLIMIT_NOFILE, 500)
     };
     if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
@@ -151,13 +153,10 @@ fn attributes(pid: i32) -> BTreeMap<String, String> {
 }
 
 /// A cgroup of the test's in every hierarchy.
-fn cgroups() -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let kind = |line: &str| line.split_once(" - ").is_some_and(|(_, rest)| rest.starts_with("cgroup"));
-    let tops = mounts.lines().filter(|line| kind(line)).map(|line| Path::new(line.split(' ').nth(4).unwrap()));
-    tops.map(|top| {
-        let own = top.join(format!("volt-test-inherit-{}", std::process::id()));
-        fs::create_dir(&own).unwrap();
+fn own_cgroups() -> Vec<PathBuf> {
+    let tops = ["cgroup", "cgroup2"].into_iter().flat_map(cgroups::hierarchies);
+    tops.map(|(top, _)| {
+        let own = cgroups::own(&top, "inherited");
         for set in ["cpuset.cpus", "cpuset.mems"].map(|name| (top.join(name), own.join(name))) {
             // Version 1 lets nobody in before it has these.
             if top.ends_with("cpuset") {
@@ -193,8 +192,8 @@ fn services_keeper_and_janitor_have_nothing_of_whoever_started_them() {
 
     let Some(host) = Host::new() else { return };
     let kernel = host.kernel("spin", &[&print("up"), SPIN]);
-    let (cgroups, raisable) = (cgroups(), may_raise());
-    let procs: Vec<_> = cgroups
+    let (entered, raisable) = (own_cgroups(), may_raise());
+    let procs: Vec<_> = entered
         .iter()
         .map(|own| std::ffi::CString::new(own.join("cgroup.procs").into_os_string().into_encoded_bytes()).unwrap())
         .collect();
@@ -238,8 +237,6 @@ fn services_keeper_and_janitor_have_nothing_of_whoever_started_them() {
         assert_ne!(ordinary, &given[what], "{what} was not set to anything else");
     }
     // Its cgroups can go while the services are there.
-    for own in cgroups {
-        until("nobody is in the cgroup", || fs::remove_dir(&own).map_err(|e| format!("{}: {e}", own.display())));
-    }
+    entered.iter().for_each(|own| cgroups::remove(own));
     assert_eq!(host.processes("ipamd").len(), 1);
 }

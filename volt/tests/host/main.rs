@@ -2,7 +2,9 @@
 //! instructions. Each test has a network namespace and directories of its own; whatever runs in that namespace at its
 //! end is killed. Needs root, /dev/kvm and the programs of the other packages (`cargo build --workspace --bins`).
 
+mod addresses;
 mod bursts;
+mod cgroups;
 mod cni;
 mod console;
 mod control;

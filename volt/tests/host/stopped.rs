@@ -1,15 +1,12 @@
 //! Processes of a VM that stand still, by SIGSTOP or in a frozen cgroup: the VM is stopped all the same, without them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
 
 use crate::{
-    host::{Host, Running, kill, of_vm, until},
+    cgroups,
+    host::{Host, Running, kill, of_vm},
     kernel::{SPIN, print},
 };
 
@@ -88,20 +85,6 @@ fn launcher_that_is_stopped_at_any_moment_of_a_start_does_not_keep_the_vm_from_b
     host.held(0);
 }
 
-/// A cgroup of this test's in a hierarchy of that type whose mount has `option`; `None` if there is none.
-fn cgroup(kind: &str, option: &str) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mount = mounts.lines().find_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let mut words = filesystem.split(' ');
-        let found = words.next()? == kind && words.nth(1)?.split(',').any(|word| option.is_empty() || word == option);
-        found.then(|| mount.split(' ').nth(4).map(Path::new))?
-    });
-    let path = mount?.join(format!("volt-test-{}-{kind}", std::process::id()));
-    fs::create_dir(&path).unwrap();
-    Some(path)
-}
-
 /// Has the VM's processes frozen together, stops it, and thaws what is left.
 fn freeze(host: &Host, cgroup: &Path, (file, frozen, thawed): (&str, &str, &str)) {
     let mut vm = Running::start(&mut host.full("web", &host.kernel("spin", &[&print("up"), SPIN])));
@@ -118,7 +101,7 @@ fn freeze(host: &Host, cgroup: &Path, (file, frozen, thawed): (&str, &str, &str)
     stopped.ok();
     vm.end().ok();
     host.clean();
-    until("the cgroup is empty", || fs::remove_dir(cgroup).map_err(|e| e.to_string()));
+    cgroups::remove(cgroup);
     // Where a process was still there at the VM's end, the address has its grace after that.
     host.held(0);
 }
@@ -126,7 +109,7 @@ fn freeze(host: &Host, cgroup: &Path, (file, frozen, thawed): (&str, &str, &str)
 #[test]
 fn vm_in_a_frozen_cgroup_ends_when_it_is_stopped() {
     let Some(host) = Host::new() else { return };
-    match cgroup("cgroup2", "") {
+    match cgroups::own_of("cgroup2", "", "stopped") {
         Some(cgroup) => freeze(&host, &cgroup, ("cgroup.freeze", "1", "0")),
         None => testkit::skip!("cgroup v2 is not mounted"),
     }
@@ -135,7 +118,7 @@ fn vm_in_a_frozen_cgroup_ends_when_it_is_stopped() {
 #[test]
 fn vm_that_a_version_1_freezer_holds_is_given_up_when_it_is_stopped_and_ends_once_it_thaws() {
     let Some(host) = Host::new() else { return };
-    match cgroup("cgroup", "freezer") {
+    match cgroups::own_of("cgroup", "freezer", "stopped") {
         Some(cgroup) => freeze(&host, &cgroup, ("freezer.state", "FROZEN", "THAWED")),
         None => testkit::skip!("there is no freezer of cgroup v1"),
     }
