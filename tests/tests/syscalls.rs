@@ -5,6 +5,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    process::Command,
+    sync::{Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -61,8 +64,10 @@ const VOLT: [&str; 11] = [
     "services::sockets_of_who_has_ended",
     "services::longest_list",
 ];
-/// How long one may take.
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long one may take, beside another.
+const LIMIT: Duration = Duration::from_secs(240);
+/// How many run at a time, each under a tracer of its own: what is traced waits for that more than for anything else.
+const SIDE_BY_SIDE: usize = 2;
 /// How often it runs before what it did not do counts: some calls are made only where threads meet in a certain moment.
 const TRIES: usize = 3;
 
@@ -93,25 +98,20 @@ fn every_system_call_that_a_filter_allows_is_made_by_a_real_run() {
 
 fn check() -> Result<()> {
     let workspace = Workspace::find()?;
-    let mut seen = Seen::default();
+    let seen = Mutex::default();
     let mut tests: BTreeMap<_, _> = workspace.tests(&["--test", "*"])?.into_iter().collect();
     for (test, leave_out) in RUNS {
         tests.get_mut(test).with_context(|| format!("There is no test program {test}"))?.args(leave_out);
     }
-    let mut failed = BTreeMap::new();
-    for attempt in 1..=TRIES {
-        for (test, _) in RUNS {
-            let Some(command) = tests.get(test) else { continue };
-            if attempt > 1 && !failed.contains_key(test) && unused(&seen, test).is_empty() {
-                continue;
-            }
-            failed.remove(test);
-            if let Err(error) = trace::run(command, &mut seen, LIMIT) {
-                failed.insert(test, format!("{error:#}"));
-            }
-        }
-        join(&mut seen);
-    }
+    let runs = RUNS.iter().filter_map(|(test, _)| Some((*test, tests.get(*test)?))).collect::<Vec<_>>();
+    let failed = (1..=TRIES).fold(BTreeMap::new(), |failed, attempt| {
+        let due =
+            |test: &str| attempt == 1 || failed.contains_key(test) || !unused(&trace::lock(&seen), test).is_empty();
+        let failed = side_by_side(&runs, &due, &seen);
+        join(&mut trace::lock(&seen));
+        failed
+    });
+    let seen = &*trace::lock(&seen);
     for (role, calls) in &seen.roles {
         println!("{role}: {} calls: {}", calls.allowed.len(), names(&calls.allowed));
     }
@@ -124,7 +124,7 @@ fn check() -> Result<()> {
     let known = known.collect::<BTreeSet<_>>();
     ensure!(threads.is_subset(&known), "Seen, but not in the table of processes: {:?}", &threads - &known);
     ensure!(without_kvm || threads == known, "In the table of processes, but never seen: {:?}", &known - &threads);
-    let left = unused(&seen, "");
+    let left = unused(seen, "");
     ensure!(left.is_empty(), "Allowed, and made by no run: {left:#?}");
     for (process, thread, most) in GOALS {
         ensure!(thread.is_none_or(|thread| process.threads.contains(&thread)), "{} has no {thread:?}", process.name);
@@ -144,9 +144,28 @@ fn check() -> Result<()> {
         println!("What docs/SECURITY.md says was not checked: without /dev/kvm vmm-core was not seen");
         return Ok(());
     }
-    let (table, page) = (table(&seen), std::fs::read_to_string(workspace.root.join("docs/SECURITY.md"))?);
+    let (table, page) = (table(seen), std::fs::read_to_string(workspace.root.join("docs/SECURITY.md"))?);
     ensure!(page.contains(&table), "docs/SECURITY.md does not have this table:\n{table}");
     Ok(())
+}
+
+/// Runs those of them that are due when their turn comes; which of them failed, and why.
+fn side_by_side<'a>(
+    runs: &[(&'a str, &Command)],
+    due: &(impl Fn(&str) -> bool + Sync),
+    seen: &Mutex<Seen>,
+) -> BTreeMap<&'a str, String> {
+    let left = Mutex::new(runs.iter());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let one_after_the_other = || {
+        let due = std::iter::from_fn(next).filter(|(test, _)| due(test));
+        let failed = due.filter_map(|(test, command)| Some((*test, trace::run(command, seen, LIMIT).err()?)));
+        failed.map(|(test, error)| (test, format!("{error:#}"))).collect::<Vec<_>>()
+    };
+    thread::scope(|scope| {
+        let rows = [(); SIDE_BY_SIDE].map(|()| scope.spawn(one_after_the_other));
+        rows.into_iter().flat_map(|row| row.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
 }
 
 /// Joins what is one: lists that several roles have, with the code.

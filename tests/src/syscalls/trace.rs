@@ -13,7 +13,10 @@ use std::{
     path::Path,
     process::Command,
     rc::Rc,
-    sync::mpsc::{Sender, channel},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        mpsc::{Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -103,7 +106,7 @@ struct Thread {
 }
 
 struct Tracer<'a> {
-    seen: &'a mut Seen,
+    seen: &'a Mutex<Seen>,
     threads: HashMap<i32, Thread>,
     /// Threads that stopped before their maker told of them.
     early: HashSet<i32>,
@@ -115,8 +118,13 @@ struct Tracer<'a> {
     held: Vec<(i32, i32, Instant)>,
 }
 
-/// Runs `command` to its end, and adds what Volt's processes did to `seen`.
-pub fn run(command: &Command, seen: &mut Seen, limit: Duration) -> Result<()> {
+/// What was seen so far.
+pub fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `command` to its end, and adds what Volt's processes did to `seen`, to which several may add at a time.
+pub fn run(command: &Command, seen: &Mutex<Seen>, limit: Duration) -> Result<()> {
     let mut output = tempfile()?;
     let options = Options { follow: true, exec: true, exit: true, kill_with_tracer: true, ..Options::default() };
     let mut gated = tracee::gated(command, "</dev/null");
@@ -276,7 +284,7 @@ impl Tracer<'_> {
         match tracee.syscall() {
             Ok(Syscall::Entry { number, arguments, .. }) => {
                 let number = u32::try_from(number)?;
-                let may_restart = note(thread, self.seen, number, arguments)?;
+                let may_restart = note(thread, &mut lock(self.seen), number, arguments)?;
                 if may_restart && is_timed_wait(number, arguments) {
                     self.poke(tracee.tid());
                 } else if let Some(program) = filter_of(tracee, number, arguments) {
@@ -287,6 +295,7 @@ impl Tracer<'_> {
             }
             Ok(Syscall::Exit(result)) => {
                 let Some(installed) = thread.installing.take().filter(|_| result == 0) else { return Ok(()) };
+                let mut seen = lock(self.seen);
                 let mut allowed = installed.allowed.clone();
                 if only_asks_whether_open(&installed.program)? {
                     allowed.remove(&(libc::SYS_fcntl as u32));
@@ -296,13 +305,13 @@ impl Tracer<'_> {
                     let cut = allowed.extract_if(.., |number| !earlier.allowed.contains(number));
                     // That a filter has to allow what the one beside it answers is no mistake.
                     if !earlier.leaves_the_rest() {
-                        self.seen.cut.extend(cut.map(|number| format!("{role}: {}", name(number))));
+                        seen.cut.extend(cut.map(|number| format!("{role}: {}", name(number))));
                     } else {
                         cut.for_each(drop);
                     }
                 }
                 if !installed.leaves_the_rest() {
-                    self.seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
+                    seen.roles.entry(installed.role.clone()).or_default().allowed.extend(allowed);
                 }
                 thread.filters.push(installed);
             }
