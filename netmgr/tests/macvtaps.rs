@@ -312,6 +312,29 @@ fn guest_sends_nothing_but_what_is_its_own_whatever_others_do_to_the_rules() {
     });
 }
 
+/// As from a guest without a policy on a bridge.
+#[test]
+fn metadata_of_clouds_are_out_of_a_guest_s_reach() {
+    on_a_lan(|neighbour| {
+        let netmgr = Netmgr::start();
+        session(&netmgr, async |client| {
+            let lan = lan(&client, MacvtapMode::Bridge).await;
+            let (_port, station) = Station::on(&client, &lan, 5).await.unwrap();
+            let ear = Ear::at(&neighbour, "nb0");
+            // A datagram by way of the neighbour.
+            let datagram = |to: [u8; 4], what: u8| {
+                let ends =
+                    [&[2, 0, 0, 0, 7, 2], &mac(5)[..], &[8, 0, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 7, 0, 5]];
+                [&ends.concat()[..], &to, &[0x10, 0, 0, 80, 0, 12, 0, 0, 10, 7, 0, what]].concat()
+            };
+            station.sends(&datagram([169, 254, 169, 254], 10));
+            station.sends(&datagram([169, 254, 169, 253], 11));
+            station.sends(&datagram([198, 51, 100, 7], 12));
+            assert_eq!(ear.hears_until(12), [11, 12]);
+        });
+    });
+}
+
 /// What a port carries at most, and what was dropped of it: as forged, and beyond that rate, from its guest and to it; and what it has carried.
 type Carried = ((u64, u64), u64, (u64, u64), (u64, u64));
 

@@ -8,22 +8,27 @@ use super::{
     Counts, Filter, LOOK, NO_LIFE, Sender,
     elements::lists_of,
     expression::{
-        Field::{Interface, Out},
-        Test::In,
-        Verdict::Goto,
+        Field::{Interface, Out, Protocol},
+        Test::{In, Is},
+        Verdict::{Drop, Goto, Jump},
     },
+    policed::TO4,
     rates,
-    rules::{self, Element, Rule},
+    rules::{self, Element, IPV4, Rule},
     table::{Chain, Family, Set},
     unsent,
     wire::{Attributes, Kind, Life, Object, Said},
 };
+use schema::policy::METADATA_4;
+
 use crate::{error::Error, rate::Rate};
 
 /// What leaves by the interface.
 pub const EGRESS: &[Rule] = &[
     ("beyond its rate", &[In(Interface, Set::RatesFrom)], Goto(Chain::OverFrom)),
-    ("what a guest sends", &[], Goto(Chain::Guest)),
+    ("what a guest sends", &[], Jump(Chain::Guest)),
+    // Of IPv6 it sends none.
+    ("the metadata of clouds", &[Is(Protocol, IPV4), Is(TO4, &METADATA_4.octets())], Drop),
 ];
 /// What comes by it.
 pub const INGRESS: &[Rule] = &[("beyond its rate", &[In(Out, Set::RatesTo)], Goto(Chain::OverTo))];

@@ -49,7 +49,7 @@ pub const SHORT: u64 = 120;
 pub const POLICY_RULES: &[Rule] =
     &[("IPv4", &[Is(Protocol, IPV4)], Goto(Chain::Policy4)), ("IPv6", &[Is(Protocol, IPV6)], Goto(Chain::Policy6))];
 
-const TO4: Field = Network(16, 4);
+pub const TO4: Field = Network(16, 4);
 const ALLOWED4: &[Field] = &[Mark, TO4, Transport, TARGET_PORT];
 const OF_HOST: &[Field] = &[Mark, Transport, TARGET_PORT];
 /// What is found of a packet without ports, if all is allowed: the version and the length of a header are a protocol, of which no rule can be.
@@ -59,7 +59,7 @@ const BEGUN4: &[Field] = &[Index, TO4, Transport, TARGET_PORT, SOURCE_PORT];
 const ECHO4: &[Field] = &[Index, TO4, Transport, ECHO, ECHO];
 pub const POLICY4_RULES: &[Rule] = &[
     ("by its policy", &[Marked], Goto(Chain::Policed4)),
-    ("the metadata of clouds", &[Is(TO4, &[169, 254, 169, 254])], Drop),
+    ("the metadata of clouds", &[Is(TO4, &schema::policy::METADATA_4.octets())], Drop),
 ];
 pub const POLICED4_RULES: &[Rule] = &[
     ("with options", &[IsNot(Network(0, 1), &[0x45])], Goto(Chain::Denied)),
