@@ -5,6 +5,7 @@
 # less, and nothing that is handed out leads back up.
 
 using Cxx = import "capnp/c++.capnp";
+using FdLane = import "fd_lane.capnp";
 using Net = import "network.capnp";
 $Cxx.namespace("volt");
 
@@ -16,13 +17,20 @@ interface Host {
   # Holding this allows making networks and tenants on this host: the owner's authority. Bootstrap capability of `netmgr` for root, for the user
   # netmgr runs as, and for the one it was started for (--owner). A connection gets it once: who releases it keeps what came of it, and no more.
 
-  defineNetwork @0 (config :Net.NetworkConfig) -> (network :Net.Network);
+  defineNetwork @0 (config :Net.NetworkConfig, namespace :Namespace) -> (network :Net.Network);
   # Makes the network, or adopts it: a bridge of that name that carries this installation's mark, or one without an owner, is brought to `config`;
   # any other is left alone. Defining the same thing twice is no error. The network outlives every capability on it, and its bridge and ports
   # are kept as they are defined: what something else on the host changes is changed back.
   # Errors: invalidArgument, conflict (a foreign interface, or another installation of Volt, has that name; or an address or route of another
   # interface holds one of its subnets; or a port there has an address outside of them), alreadyExists (a gateway is an address of a port there),
   # exhausted (256 networks), unavailable (IPv6, which this host cannot switch on; VLANs, which its kernel lacks; there is no such `parent`).
+  #
+  # An isolated network is in a network namespace of its own: `namespace`, which no other network has, and not that of the service. It may be null for one
+  # that this service has, and for any other kind it is not looked at. A service that has been started again has none: it learns of each by its next definition, and takes
+  # on the bridge and the ports that it finds there. A network that has ports stays in its namespace, and none becomes isolated, or ceases to be, but by being
+  # removed and defined anew.
+  # Errors beside those above: badToken, invalidArgument (what is in `namespace` is not what it should be), wrongState (it has ports, in another namespace),
+  # permissionDenied (who opened the sockets may not configure that namespace).
 
   network @1 (network :Text) -> (network :Net.Network);
   # Errors: notFound.
@@ -36,6 +44,21 @@ interface Host {
 
   networks @4 () -> (networks :List(Text));
   # The names of all networks, in order; `maxNetworks` at most.
+}
+
+struct Namespace {
+  # A network namespace, as sockets that were opened in it by somebody who has CAP_NET_ADMIN there: all that is done within is done through these, and by his
+  # right. They are none that somebody reads from or writes to beside: what is not heard fails. None is connected, nothing waits on the first two, and the
+  # others are bound (bind(2)).
+
+  rtnetlink @0 :FdLane.FdToken;
+  # NETLINK_ROUTE.
+  nfnetlink @1 :FdLane.FdToken;
+  # NETLINK_NETFILTER, with a buffer for sending of some MiB: a table is sent at once.
+  linkChanges @2 :FdLane.FdToken;
+  # NETLINK_ROUTE, a member of the groups of links, of neighbours, and of addresses and routes of both families (RTNLGRP_*: 1, 3, 5, 7, 9, 11).
+  ruleChanges @3 :FdLane.FdToken;
+  # NETLINK_NETFILTER, a member of NFNLGRP_NFTABLES.
 }
 
 struct TenantQuota {

@@ -39,11 +39,12 @@ const POOL_KEYS: [&str; 2] = ["start", "end"];
 const POLICY_KEYS: [&str; 2] = ["default", "allow"];
 
 /// The kinds of networks that there are, the first one where none is said, and those that are to come.
-const KINDS: [&str; 3] = [BRIDGED, HOST_ONLY, MACVTAP];
+const KINDS: [&str; 4] = [BRIDGED, HOST_ONLY, MACVTAP, ISOLATED];
 const BRIDGED: &str = "bridged";
 const HOST_ONLY: &str = "host-only";
 const MACVTAP: &str = "macvtap";
-const LATER_KINDS: [&str; 2] = ["isolated", "sriov"];
+const ISOLATED: &str = "isolated";
+const LATER_KINDS: [&str; 1] = ["sriov"];
 
 /// A checked configuration: the gateway and the range are host addresses of the subnet, so are the reservations, and those are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub struct PoolConfig {
     pub network: String,
     /// Its subnet.
     pub subnet: Subnet,
-    /// The router's address, never handed out.
+    /// The router's address, never handed out; of an isolated network, where there is none, its subnet's first.
     pub gateway: Ipv4Addr,
     /// Its IPv6.
     pub ipv6: Ipv6,
@@ -95,6 +96,8 @@ pub enum Reach {
     Outside,
     /// What an interface of the host's is on, in that mode: `"type":"macvtap"`.
     Macvtap(MacvtapMode),
+    /// Nothing: `"type":"isolated"`.
+    Nothing,
 }
 
 /// What a network has of IPv6. Nothing of it is handed out here.
@@ -125,12 +128,13 @@ impl Ipv6 {
         (subnet == subnet_of_ipv6(other)).then(|| format!("{subnet}/{IPV6_PREFIX_LENGTH}"))
     }
 
-    fn keys(self) -> String {
+    fn keys(self, with_gateway: bool) -> String {
         match self {
             Ipv6::None => String::new(),
             Ipv6::Auto => "\"ipv6\":true,".into(),
             Ipv6::Gateway(address) => {
-                format!("\"subnet6\":\"{}/{IPV6_PREFIX_LENGTH}\",\"gateway6\":\"{address}\",", subnet_of_ipv6(address))
+                let gateway = if with_gateway { format!("\"gateway6\":\"{address}\",") } else { String::new() };
+                format!("\"subnet6\":\"{}/{IPV6_PREFIX_LENGTH}\",{gateway}", subnet_of_ipv6(address))
             }
         }
     }
@@ -220,6 +224,14 @@ impl PoolConfig {
         let name = required("network", network)?;
         let reach = parse_reach(kind, nat)?;
         let reach = parse_mode(reach, mode)?;
+        if reach == Reach::Nothing {
+            for (key, given) in [("gateway", gateway), ("gateway6", gateway6)] {
+                if given.is_some() {
+                    let why = "there is nobody on an isolated network but its guests";
+                    return Err(error(key, "present", why, "Leave it out"));
+                }
+            }
+        }
         let uplink = parse_uplink(parent, vlan, reach)?;
         let isolate = isolate.map_or(Ok(false), |isolate| boolean("isolate", isolate))?;
         if isolate && matches!(reach, Reach::Macvtap(_)) {
@@ -296,14 +308,16 @@ impl PoolConfig {
             self.reservations.iter().map(|(workload, address)| format!("\"{workload}\":\"{address}\"")).collect();
         // All but the name, which may be of a time with a wider rule, was checked to need no escape.
         let network = serde_json::Value::from(self.network.as_str());
+        let router = self.router();
         format!(
-            "{{\"network\":{},{}{}{}\"subnet\":\"{}\",\"gateway\":\"{}\",{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
+            "{{\"network\":{},{}{}{}\"subnet\":\"{}\",{}{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
             network,
             match self.reach {
                 Reach::Host => "",
                 Reach::All => "\"nat\":true,",
                 Reach::Outside => "\"type\":\"host-only\",",
                 Reach::Macvtap(_) => "\"type\":\"macvtap\",",
+                Reach::Nothing => "\"type\":\"isolated\",",
             },
             self.uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| match self.reach {
                 Reach::Macvtap(mode) => {
@@ -315,8 +329,8 @@ impl PoolConfig {
             }),
             if self.isolate { "\"isolate\":true," } else { "" },
             self.subnet,
-            self.gateway,
-            self.ipv6.keys(),
+            router.map_or_else(String::new, |router| format!("\"gateway\":\"{router}\",")),
+            self.ipv6.keys(router.is_some()),
             self.mtu.map_or_else(String::new, |mtu| format!("\"mtu\":{mtu},")),
             self.start,
             self.end,
@@ -327,6 +341,11 @@ impl PoolConfig {
                 format!(",\"policy\":{{\"allow\":[{}]}}", rules.join(","))
             })
         )
+    }
+
+    /// Who leads its guests elsewhere, if anybody does.
+    pub fn router(&self) -> Option<Ipv4Addr> {
+        (self.reach != Reach::Nothing).then_some(self.gateway)
     }
 
     /// Whether an address may be handed out without a reservation.
@@ -416,6 +435,11 @@ fn parse_reach(kind: Option<&Json>, nat: Option<&Json>) -> Result<Reach, ConfigE
         }
         // The one where none is said, which is read next.
         (MACVTAP, _) => Ok(Reach::Macvtap(MacvtapMode::Bridge)),
+        (ISOLATED, Some(true)) => {
+            let why = "the guests of an isolated network reach one another, and nothing else";
+            Err(error("nat", "true", why, "Leave it out"))
+        }
+        (ISOLATED, _) => Ok(Reach::Nothing),
         (_, Some(true)) => Ok(Reach::All),
         _ => Ok(Reach::Host),
     }
@@ -464,6 +488,10 @@ fn parse_uplink(parent: Option<&Json>, vlan: Option<&Json>, reach: Reach) -> Res
     if is_macvtap {
         let why = "a network of macvtaps is on its parent itself";
         return Err(error("vlan", vlan, why, "Leave it out, or name as its parent an interface that is that VLAN"));
+    }
+    if reach == Reach::Nothing {
+        let why = "the guests of an isolated network reach one another, and nothing else";
+        return Err(error("vlan", vlan, why, "Leave it out, and \"parent\""));
     }
     if reach != Reach::Host {
         let why = "guests of a VLAN reach the outside by way of that";

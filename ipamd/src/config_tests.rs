@@ -40,6 +40,8 @@ fn kind_and_mtu_are_taken_and_said_again_where_their_absence_says_something_else
         (r#""type":"bridged","nat":true,"#, Reach::All),
         (r#""type":"host-only","#, Reach::Outside),
         (r#""nat":true,"type":"host-only","#, Reach::Outside),
+        (r#""type":"isolated","#, Reach::Nothing),
+        (r#""nat":false,"type":"isolated","#, Reach::Nothing),
     ] {
         let config = with(keys);
         assert_eq!(config, PoolConfig { reach, ..plain.clone() });
@@ -72,6 +74,17 @@ fn macvtap_is_taken_with_its_parent_in_each_mode_and_said_again() {
         assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
     }
     assert_eq!(with("").uplink, Some(Uplink { parent: "eth0".into(), vlan: 0 }));
+}
+
+#[test]
+fn isolated_network_has_subnets_and_says_no_gateway() {
+    let text = r#"{"network":"n","type":"isolated","subnet":"10.0.0.0/24","subnet6":"fd00:1::/64"}"#;
+    let config = PoolConfig::parse(text).unwrap();
+    assert_eq!((config.router(), config.start, config.ipv6.text()), (None, ip("10.0.0.2"), "fd00:1::1/64".into()));
+    assert!(!config.to_json().contains("gateway"), "{}", config.to_json());
+    assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
+    let bridged = PoolConfig::parse(&text.replace("isolated", "bridged")).unwrap();
+    assert_eq!(bridged.router(), Some(ip("10.0.0.1")));
 }
 
 #[test]
@@ -227,7 +240,7 @@ fn published_schema_allows_nothing_that_the_parser_refuses_for_its_keys_kinds_an
         ("\"network\":", "\"parent\":\"eth0\",\"vlan\":4095,\"network\":"),
         ("\"network\":", "\"parent\":\"eth0\",\"vlan\":\"7\",\"network\":"),
         ("\"network\":", "\"parent\":0,\"vlan\":7,\"network\":"),
-        ("\"network\":", "\"type\":\"isolated\",\"network\":"),
+        ("\"network\":", "\"type\":\"sriov\",\"network\":"),
         ("\"network\":", "\"type\":\"macvtap\",\"network\":"),
         ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"eth0\",\"vlan\":7,\"network\":"),
         ("\"network\":", "\"mode\":\"bridge\",\"network\":"),
@@ -278,7 +291,17 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
         ("\"network\":", "\"nat\":1,\"network\":", "nat", "true or false"),
         ("\"network\":", "\"isolate\":\"yes\",\"network\":", "isolate", "true or false"),
         ("\"network\":", "\"type\":\"host-only\",\"nat\":false,\"network\":", "nat", "beyond the host"),
-        ("\"network\":", "\"type\":\"isolated\",\"network\":", "type", "not available in this version"),
+        ("\"network\":", "\"type\":\"isolated\",\"network\":", "gateway", "nobody on an isolated network"),
+        ("\"gateway\":\"10.42.0.1\",", "\"type\":\"isolated\",\"nat\":true,", "nat", "nothing else"),
+        ("\"gateway\":\"10.42.0.1\",", "\"type\":\"isolated\",\"nat\":1,", "nat", "true or false"),
+        ("\"gateway\":\"10.42.0.1\",", "\"type\":\"isolated\",\"parent\":\"eth0\",\"vlan\":7,", "vlan", "nothing else"),
+        (
+            "\"gateway\":\"10.42.0.1\",",
+            "\"type\":\"isolated\",\"subnet6\":\"fd00::/64\",\"gateway6\":\"fd00::1\",",
+            "gateway6",
+            "nobody on an isolated network",
+        ),
+        ("\"network\":", "\"type\":\"sriov\",\"network\":", "type", "not available in this version"),
         ("\"network\":", "\"type\":\"macvtap\",\"network\":", "parent", "required"),
         ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"a b\",\"network\":", "parent", "1 to 15 bytes"),
         ("\"network\":", "\"type\":\"macvtap\",\"parent\":7,\"network\":", "parent", "a string is needed"),

@@ -311,6 +311,7 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
         Reach::Host | Reach::All => NetworkKind::Bridged,
         Reach::Outside => NetworkKind::HostOnly,
         Reach::Macvtap(_) => NetworkKind::Macvtap,
+        Reach::Nothing => NetworkKind::Isolated,
     });
     to.set_nat(matches!(config.reach, Reach::All | Reach::Outside));
     to.set_isolate(config.isolate);
@@ -333,7 +334,7 @@ fn write_lease(mut to: lease_info::Builder, info: &Info) {
     to.set_workload(&info.binding.workload);
     to.set_address(info.binding.address.to_string());
     to.set_prefix_length(info.prefix);
-    to.set_gateway(info.gateway.to_string());
+    to.set_gateway(info.gateway.map_or_else(String::new, |gateway| gateway.to_string()));
     to.set_network(&info.network);
     to.set_state(match info.binding.lease {
         None => lease_info::State::Idle,

@@ -105,6 +105,7 @@ pub fn failed(failure: Failure, tried: &str) -> Error {
     match failure {
         Failure::Io(source) => Error::Kernel { tried: tried.to_owned(), source, detail: String::new() },
         Failure::Deadline => Error::Deadline { seconds: DEADLINE.as_secs() },
+        Failure::Unheard => Error::Unheard("no answer is there".into()),
         Failure::Lost => failed(Failure::Io(io::Error::from_raw_os_error(libc::ENOBUFS)), tried),
         Failure::Malformed(why) => Error::Answer { tried: tried.to_owned(), why },
     }

@@ -62,7 +62,7 @@ impl Wanted<'_> {
 
     /// Whether the host has IPv6 there.
     pub fn has_ipv6(&self) -> bool {
-        self.config.ipv6.is_some()
+        self.config.has_ipv6()
     }
 
     /// The addresses that it should have: those of its configuration, and beside one of IPv6 the link-local one that follows from its MAC address,
@@ -70,7 +70,8 @@ impl Wanted<'_> {
     fn addresses(&self) -> impl Iterator<Item = Address> {
         const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
         let link_local = names::mac_of_bridge(&self.config.name).ipv6_in(LINK_LOCAL).into();
-        let link_local = self.config.ipv6.map(|of_ipv6| Address { ip: link_local, ..of_ipv6.of_any() });
+        let of_ipv6 = self.config.ipv6.filter(|_| self.has_ipv6());
+        let link_local = of_ipv6.map(|of_ipv6| Address { ip: link_local, ..of_ipv6.of_any() });
         self.config.addresses().chain(link_local)
     }
 
@@ -220,7 +221,8 @@ fn configure(rtnl: &mut Rtnl, link: &Link, snapshot: &Snapshot, wanted: Wanted<'
         batch.set(format!("give {} its name {name} again", link.name), bridge().name(name));
         rtnl.run(&mut batch)?;
     }
-    if wanted.has_ipv6() {
+    // The kernel's settings of another namespace are out of reach: there, the bridge has IPv6, and no address.
+    if wanted.has_ipv6() || config.kind == Kind::Isolated {
         // It has the link-local address from here, which nobody else may have: there is nothing to find out first (RFC 4862, section 5.4).
         let by_hand = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
         let by_hand = bridge().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![by_hand]));

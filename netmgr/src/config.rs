@@ -18,9 +18,9 @@ pub const DEFAULT_MTU: u32 = 1500;
 pub struct Config {
     /// Of the bridge.
     pub name: String,
-    /// The bridge's own IPv4 address; `None` for a bridge without one.
+    /// The bridge's own IPv4 address, or, of an isolated network, one that nobody has; `None` for a bridge without one.
     pub address: Option<Address<Ipv4Addr>>,
-    /// Its own IPv6 address; `None` for a network without IPv6.
+    /// The same of IPv6; `None` for a network without IPv6.
     pub ipv6: Option<Address<Ipv6Addr>>,
     /// Bytes; 0 where nobody chose one.
     pub mtu: u32,
@@ -53,6 +53,8 @@ pub enum Kind {
     HostOnly,
     /// The network of an interface of the host's, past the host.
     Macvtap(MacvtapMode),
+    /// Nothing.
+    Isolated,
 }
 
 impl Kind {
@@ -103,7 +105,17 @@ impl Config {
 
     /// The bridge's own addresses.
     pub fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.subnets().filter(|_| self.kind != Kind::Isolated)
+    }
+
+    /// An address of each of its subnets, the bridge's own where it has one.
+    pub fn subnets(&self) -> impl Iterator<Item = Address> {
         self.address.map(Address::of_any).into_iter().chain(self.ipv6.map(Address::of_any))
+    }
+
+    /// Whether the host has IPv6 on its bridge.
+    pub fn has_ipv6(&self) -> bool {
+        self.ipv6.is_some() && self.kind != Kind::Isolated
     }
 
     /// The same, of that kind; one that leads outward does so by its gateway.
@@ -143,6 +155,10 @@ impl Config {
             _ if !is_network(parent) => return refuse("parent", parent, NETWORK_RULE),
             (Kind::Macvtap(_), ..) => {}
             _ if !is_vlan(vlan) => return refuse("VLAN", &vlan.to_string(), &vlan_rule()),
+            (Kind::Isolated, ..) => {
+                let why = "guests of an isolated network reach nobody else; leave it out";
+                return refuse("VLAN", &vlan.to_string(), why);
+            }
             (Kind::Nat | Kind::HostOnly, ..) => {
                 return refuse(
                     "VLAN",

@@ -1,7 +1,7 @@
-//! What a caller hands over to have its network namespace configured: a descriptor of that, and a socket to the rtnetlink that is its own. Touches
-//! these two; makes no other namespace its own, ever.
+//! What a caller hands over to have a network namespace configured: that of a container, as a descriptor of it and a socket to the rtnetlink that is its own;
+//! that of an isolated network, as sockets alone. Touches these; makes no other namespace its own, ever.
 //!
-//! Both are a stranger's. Nothing is asked of the namespace's descriptor that whoever serves its file system would have to answer. The socket's own
+//! All are a stranger's. Nothing is asked of the namespace's descriptor that whoever serves its file system would have to answer. The socket's own
 //! namespace comes from the kernel (`SIOCGSKNS`), and is the one that is used. What goes over the socket goes to nobody by name: then the kernel carries
 //! it out only if the one who opened the socket has the right to, and not by netmgr's right alone, so that nobody configures by netmgr what he could not.
 //! Its owner has it still, and may read answers, or have them not come: that costs him his port, and nobody else anything.
@@ -13,7 +13,11 @@ use std::{
 
 use rustix::{
     fs::{AtFlags, StatxFlags},
-    net::{self, AddressFamily, SocketAddrAny, netlink::SocketAddrNetlink, sockopt},
+    net::{
+        self, AddressFamily, Protocol, SocketAddrAny,
+        netlink::{self, SocketAddrNetlink},
+        sockopt,
+    },
 };
 
 use crate::{
@@ -53,6 +57,77 @@ fn namespace_of(socket: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
 }
 
+/// Why a socket is not taken.
+pub const USED: &str = "something waits to be read on it: give one that was not used yet";
+
+fn refuse(what: &str, why: &str) -> Error {
+    Error::argument("descriptor", what, why)
+}
+
+fn looked(what: &str, which: impl AsFd) -> Result<Identity, Error> {
+    Identity::of(which).map_err(|why| refuse(what, &format!("nothing is known of it ({why})")))
+}
+
+/// Checks that it is a socket to that part of the kernel, and to nobody else; gives the namespace that it was opened in.
+fn check_socket(what: &str, socket: &OwnedFd, wanted: Option<Protocol>) -> Result<OwnedFd, Error> {
+    let no_socket = |why: io::Error| refuse(what, &format!("it is no socket ({why})"));
+    let family = sockopt::socket_domain(socket).map_err(|why| no_socket(why.into()))?;
+    let protocol = sockopt::socket_protocol(socket).map_err(|why| no_socket(why.into()))?;
+    if family != AddressFamily::NETLINK || protocol != wanted {
+        let part = if wanted.is_some() { "NETLINK_NETFILTER" } else { "NETLINK_ROUTE" };
+        return Err(refuse(what, &format!("it must be a socket of AF_NETLINK and {part}")));
+    }
+    let peer: Option<SocketAddrAny> = net::getpeername(socket).map_err(|why| no_socket(why.into()))?;
+    let peer = peer.and_then(|peer| SocketAddrNetlink::try_from(peer).ok());
+    if peer.is_none_or(|peer| (peer.pid(), peer.groups()) != (0, 0)) {
+        return Err(refuse(what, "it is connected to another process, and not to the kernel"));
+    }
+    namespace_of(socket).map_err(|why| match why.raw_os_error() {
+        Some(libc::EPERM) => Error::NoRight("ask for the network namespace of a socket".into()),
+        _ => no_socket(why),
+    })
+}
+
+/// The sockets of an isolated network's namespace.
+pub struct Sockets {
+    pub rtnetlink: OwnedFd,
+    pub nfnetlink: OwnedFd,
+    pub link_changes: OwnedFd,
+    pub rule_changes: OwnedFd,
+}
+
+/// The same, checked: all are of one namespace.
+pub struct Place {
+    pub sockets: Sockets,
+    pub namespace: OwnedFd,
+    pub identity: Identity,
+}
+
+impl Sockets {
+    /// Checks what was handed over.
+    pub fn check(self) -> Result<Place, Error> {
+        let of_rules = Some(netlink::NETFILTER);
+        let namespace = check_socket("rtnetlink", &self.rtnetlink, None)?;
+        let identity = looked("rtnetlink", namespace.as_fd())?;
+        for (what, socket, wanted) in [
+            ("nfnetlink", &self.nfnetlink, of_rules),
+            ("linkChanges", &self.link_changes, None),
+            ("ruleChanges", &self.rule_changes, of_rules),
+        ] {
+            if looked(what, check_socket(what, socket, wanted)?.as_fd())? != identity {
+                return Err(refuse(what, "it was opened in another network namespace than `rtnetlink`"));
+            }
+        }
+        for (what, socket) in [("linkChanges", &self.link_changes), ("ruleChanges", &self.rule_changes)] {
+            let own = net::getsockname(socket).ok().and_then(|own| SocketAddrNetlink::try_from(own).ok());
+            if own.is_none_or(|own| own.pid() == 0) {
+                return Err(refuse(what, "it is not bound, and the kernel tells it nothing"));
+            }
+        }
+        Ok(Place { sockets: self, namespace, identity })
+    }
+}
+
 /// A namespace that is not netmgr's own, and a socket that was opened in it, on which nothing waits.
 pub struct Handed {
     namespace: OwnedFd,
@@ -60,31 +135,14 @@ pub struct Handed {
 }
 
 impl Handed {
-    /// Checks what was handed over to a netmgr in the namespace `own`.
-    pub fn check(namespace: OwnedFd, socket: OwnedFd, own: Identity) -> Result<Handed, Error> {
-        let refuse = |what: &str, why: &str| Error::argument("descriptor", what, why);
-        let no_socket = |why: io::Error| refuse("netlink", &format!("it is no socket ({why})"));
-        let family = sockopt::socket_domain(&socket).map_err(|why| no_socket(why.into()))?;
-        let protocol = sockopt::socket_protocol(&socket).map_err(|why| no_socket(why.into()))?;
-        if family != AddressFamily::NETLINK || protocol.is_some() {
-            return Err(refuse("netlink", "it must be a socket of AF_NETLINK and NETLINK_ROUTE"));
-        }
-        let peer: Option<SocketAddrAny> = net::getpeername(&socket).map_err(|why| no_socket(why.into()))?;
-        let peer = peer.and_then(|peer| SocketAddrNetlink::try_from(peer).ok());
-        if peer.is_none_or(|peer| (peer.pid(), peer.groups()) != (0, 0)) {
-            return Err(refuse("netlink", "it is connected to another process, and not to the kernel"));
-        }
-        let of_socket = namespace_of(&socket).map_err(|why| match why.raw_os_error() {
-            Some(libc::EPERM) => Error::NoRight("ask for the network namespace of a socket".into()),
-            _ => no_socket(why),
-        })?;
-        let looked =
-            |which| Identity::of(which).map_err(|why| refuse("netns", &format!("nothing is known of it ({why})")));
-        let identity = looked(of_socket.as_fd())?;
-        if looked(namespace.as_fd())? != identity {
+    /// Checks what was handed over; those in `own` are netmgr's, and no container's.
+    pub fn check(namespace: OwnedFd, socket: OwnedFd, own: &[Identity]) -> Result<Handed, Error> {
+        let of_socket = check_socket("netlink", &socket, None)?;
+        let identity = looked("netns", of_socket.as_fd())?;
+        if looked("netns", namespace.as_fd())? != identity {
             return Err(refuse("netns", "it is not the network namespace that the socket `netlink` was opened in"));
         }
-        if identity == own {
+        if own.contains(&identity) {
             return Err(refuse(
                 "netns",
                 "it is the network namespace of the bridges, and a container has one of its own",
@@ -92,7 +150,7 @@ impl Handed {
         }
         let socket = Socket::handed(socket);
         if !socket.is_idle() {
-            return Err(refuse("netlink", "something waits to be read on it: give one that was not used yet"));
+            return Err(refuse("netlink", USED));
         }
         Ok(Handed { namespace: of_socket, socket })
     }
@@ -112,7 +170,7 @@ impl Handed {
             asked.into_iter().map(|(tried, needed, request)| ((tried, needed), request)).unzip();
         let answers = self.socket.exchange(requests, each).map_err(|failure| match failure {
             Failure::Io(source) => Error::Unheard(source.to_string()),
-            Failure::Deadline => Error::Unheard("no answer is there".into()),
+            Failure::Deadline | Failure::Unheard => Error::Unheard("no answer is there".into()),
             Failure::Lost => Error::Unheard("an answer was lost".into()),
             Failure::Malformed(why) => Error::Unheard(why.into()),
         })?;

@@ -25,6 +25,11 @@ impl Forwarding {
         Forwarding(fs::openat(CWD, FOLDER, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok())
     }
 
+    /// None, of a namespace that is not netmgr's own.
+    pub fn none() -> Forwarding {
+        Forwarding(None)
+    }
+
     /// The folder's descriptor, for the sandbox to keep.
     pub fn fd(&self) -> Option<i32> {
         self.0.as_ref().map(AsRawFd::as_raw_fd)

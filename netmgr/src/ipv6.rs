@@ -40,6 +40,11 @@ impl Sysctl {
         Sysctl(folder)
     }
 
+    /// None, of a namespace that is not netmgr's own.
+    pub fn none() -> Sysctl {
+        Sysctl(None)
+    }
+
     /// The folder's descriptor, for the sandbox to keep.
     pub fn fd(&self) -> Option<i32> {
         self.0.as_ref().map(AsRawFd::as_raw_fd)

@@ -95,7 +95,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let offered = lane.clone();
     let bootstrap = move |peer| Ok(Host::bootstrap(&manager, &offered, peer));
     let watch = async move {
-        let Err(why) = monitor.watch(&watching).await;
+        let Err(why) = monitor.watch(&watching, None).await;
         Failure::Monitor(why)
     };
     serving.serve(lane, bootstrap, watch)

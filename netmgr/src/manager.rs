@@ -8,6 +8,7 @@
 
 mod gone;
 mod guarding;
+mod isolated;
 mod macvtap;
 mod published;
 
@@ -15,7 +16,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
     os::fd::{OwnedFd, RawFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,6 +33,7 @@ pub use self::published::Whose;
 use self::{
     gone::Gone,
     guarding::{no_filter, within},
+    isolated::Isolated,
 };
 use crate::{
     address::Address,
@@ -36,6 +41,7 @@ use crate::{
     config::{self, Config},
     error::Error,
     events::{Change, Watching},
+    handed::Handed,
     instance::Instance,
     link::Link,
     mark,
@@ -71,6 +77,13 @@ pub struct PortId {
     network: NetworkId,
     workload: String,
     serial: u64,
+}
+
+impl PortId {
+    /// The network that it is on.
+    pub fn network(&self) -> &NetworkId {
+        &self.network
+    }
 }
 
 /// What `PortInfo` says (schema/network.capnp).
@@ -202,20 +215,23 @@ pub struct Account {
 /// Who waits for a port's end.
 type Answer = service::Answer<(), Error>;
 
-/// All that netmgr knows.
+/// All that netmgr knows; or, of an isolated network, all that there is of it, in its namespace.
 pub struct Manager {
     rtnl: Rtnl,
     /// `None` where the kernel has none.
     filter: Option<Filter>,
     instance: Instance,
     networks: BTreeMap<String, Network>,
+    /// Those in namespaces of their own.
+    isolated: BTreeMap<String, Isolated>,
     tenants: BTreeMap<u64, String>,
     /// Ports that were given up by who has gone, and are not cut off as yet.
     leaving: Vec<PortId>,
     gone: Vec<Gone>,
     /// When somebody last asked for a port, or gave one up.
     active: Instant,
-    serial: u64,
+    /// Of all that is numbered, in whichever namespace.
+    serial: Arc<AtomicU64>,
     /// Why what guests send is not looked at as it should be, once that was said.
     unguarded: Option<String>,
     /// Of interfaces that an earlier netmgr let send something, and that nobody can tell to be ports any more.
@@ -226,31 +242,41 @@ pub struct Manager {
 
 impl Manager {
     /// Takes stock of what an earlier netmgr of this instance has left, and mends it.
-    pub fn recover(mut rtnl: Rtnl, filter: Option<Filter>, instance: Instance) -> Result<Manager, Error> {
+    pub fn recover(rtnl: Rtnl, filter: Option<Filter>, instance: Instance) -> Result<Manager, Error> {
+        Manager::take_stock(rtnl, filter, instance, Arc::default(), |config| config.kind != config::Kind::Isolated)
+    }
+
+    /// The same, of those networks that are `wanted`.
+    fn take_stock(
+        mut rtnl: Rtnl,
+        filter: Option<Filter>,
+        instance: Instance,
+        serial: Arc<AtomicU64>,
+        wanted: impl Fn(&Config) -> bool,
+    ) -> Result<Manager, Error> {
         let snapshot = rtnl.snapshot(true)?;
         let mut manager = Manager {
             rtnl,
             filter,
             instance,
             networks: BTreeMap::new(),
+            isolated: BTreeMap::new(),
             tenants: BTreeMap::new(),
             leaving: Vec::new(),
             gone: Vec::new(),
             active: Instant::now(),
-            serial: 0,
+            serial,
             unguarded: None,
             strays: BTreeSet::new(),
             doubt: false,
         };
-        let macvtaps = crate::macvtap::existing(&snapshot, &manager.instance);
-        for (index, config) in bridge::existing(&snapshot, &manager.instance).into_iter().chain(macvtaps) {
+        let existing = bridge::existing(&snapshot, &manager.instance).into_iter();
+        let existing = existing.chain(crate::macvtap::existing(&snapshot, &manager.instance));
+        for (index, config) in existing.filter(|(_, config)| wanted(config)) {
             let serial = manager.next();
             let network = manager.networks.entry(config.name.clone());
             let network = network.or_insert(Network::new(serial, index, config));
-            network.adopt(&snapshot.links, &manager.instance, || {
-                manager.serial += 1;
-                manager.serial
-            });
+            network.adopt(&snapshot.links, &manager.instance, || next(&manager.serial));
         }
         for link in snapshot.links.iter().filter(|link| veth::is_half_made(link, &manager.instance)) {
             let owner = &manager.instance;
@@ -288,7 +314,7 @@ impl Manager {
         if self.is_right(changes)? {
             return Ok(true);
         }
-        let snapshot = self.rtnl.snapshot(self.networks.values().any(|network| network.config.ipv6.is_some()))?;
+        let snapshot = self.rtnl.snapshot(self.networks.values().any(|network| network.config.has_ipv6()))?;
         Ok(self.mend_with(&snapshot))
     }
 
@@ -324,7 +350,7 @@ impl Manager {
                 }
             }
             if changes.links.contains(&network.index) {
-                let seen = rtnl.look(network.index, network.config.ipv6.is_some())?;
+                let seen = rtnl.look(network.index, network.config.has_ipv6())?;
                 if !network.is_whole(rtnl, &seen, instance) {
                     return Ok(false);
                 }
@@ -350,8 +376,8 @@ impl Manager {
         guarded && harmed == 0 && forgotten
     }
 
-    /// Defines a network, or changes one, with `ipv6` of `NetworkConfig`, and says what its ports to come are subject to. Ports that are there keep the MTU and the policy they have.
-    pub fn define(&mut self, config: Config, ipv6: &str, policy: Option<Rules>) -> Result<NetworkId, Error> {
+    /// Defines a network of this namespace, or changes one, with `ipv6` of `NetworkConfig`, and says what its ports to come are subject to. Ports that are there keep the MTU and the policy they have.
+    fn define_here(&mut self, config: Config, ipv6: &str, policy: Option<Rules>) -> Result<NetworkId, Error> {
         if policy.is_some() && self.filter.is_none() {
             return Err(no_filter());
         }
@@ -370,7 +396,7 @@ impl Manager {
 
     fn define_bridge(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
         let serial = self.next();
-        let Manager { rtnl, filter, instance, networks, .. } = self;
+        let Manager { rtnl, filter, instance, networks, isolated, .. } = self;
         if networks.get(&config.name).is_some_and(|known| known.config.is_macvtap() != config.is_macvtap()) {
             return Err(Error::OtherKind(config.name));
         }
@@ -394,7 +420,7 @@ impl Manager {
         }
         let known = networks.get(&config.name);
         fits(known, &config)?;
-        if known.is_none() && networks.len() >= MAX_NETWORKS {
+        if known.is_none() && networks.len() + isolated.len() >= MAX_NETWORKS {
             return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
         }
         let bound = uplink::bound(rtnl, bridge::Wanted { config: &config, owner: instance })?;
@@ -429,10 +455,7 @@ impl Manager {
         let network = networks.entry(name.clone()).or_insert_with(|| Network::new(serial, index, config.clone()));
         (network.index, network.config) = (index, config);
         network.ports.values_mut().for_each(|port| port.isolate = network.config.isolate);
-        network.adopt(&links, instance, || {
-            self.serial += 1;
-            self.serial
-        });
+        network.adopt(&links, instance, || next(&self.serial));
         let id = NetworkId { name, serial: network.serial };
         self.guard(&links)?;
         let Manager { rtnl, instance, networks, .. } = self;
@@ -444,6 +467,9 @@ impl Manager {
 
     /// The network of that name.
     pub fn network(&self, name: &str) -> Result<NetworkId, Error> {
+        if let Some(isolated) = self.isolated.get(name) {
+            return isolated.manager.network(name);
+        }
         match self.networks.get(name) {
             Some(network) => Ok(NetworkId { name: name.to_owned(), serial: network.serial }),
             None => Err(Error::NoSuchNetwork(name.chars().take(schema::names::INTERFACE_MAX).collect())),
@@ -452,12 +478,18 @@ impl Manager {
 
     /// The names of all networks.
     pub fn names(&self) -> Vec<String> {
-        self.networks.keys().cloned().collect()
+        let all: BTreeSet<&String> = self.networks.keys().chain(self.isolated.keys()).collect();
+        all.into_iter().cloned().collect()
     }
 
     /// Takes a network off the host.
     pub fn remove(&mut self, name: &str) -> Result<(), Error> {
         let id = self.network(name)?;
+        if let Some(isolated) = self.isolated.get_mut(name) {
+            isolated.manager.remove(name)?;
+            self.isolated.remove(name);
+            return Ok(());
+        }
         while self.cut_off_chosen(|port, _| port.network == id) {}
         while self.take_away() {}
         let Manager { rtnl, instance, networks, .. } = self;
@@ -537,7 +569,8 @@ impl Manager {
     /// Ends a tenant, and gives all of its ports up.
     pub fn end_tenant(&mut self, tenant: TenantId) {
         self.tenants.remove(&tenant.0);
-        let held = self.networks.iter().flat_map(|(name, network)| {
+        let networks = self.isolated.values().flat_map(|isolated| &isolated.manager.networks).chain(&self.networks);
+        let held = networks.flat_map(|(name, network)| {
             network.ports.iter().filter_map(move |(workload, port)| {
                 let held = port.held.as_ref().filter(|held| held.tenant == Some(tenant))?;
                 let id = NetworkId { name: name.clone(), serial: network.serial };
@@ -549,24 +582,42 @@ impl Manager {
 
     /// Makes a port, on a network that is as it is defined.
     pub fn attach(&mut self, id: &NetworkId, mut asked: Asked, account: &Account) -> Result<NewPort, Error> {
+        if account.tenant.is_some_and(|tenant| !self.tenants.contains_key(&tenant.0)) {
+            return Err(Error::Revoked("tenant"));
+        }
+        let reference = asked.veth.as_ref().and_then(|veth| veth.hash).map(|hash| mark::reference(&hash));
+        if reference.is_some() && account.tenant.is_some() {
+            return Err(Error::TenantsDurable);
+        }
+        let inside = match asked.veth.take() {
+            None => None,
+            Some(Veth { namespace, socket, name, routes, .. }) => {
+                let handed = Handed::check(namespace, socket, &self.own_namespaces()?)?;
+                Some(Inside { handed, name, routes, gateways: Vec::new(), subnets: Vec::new() })
+            }
+        };
+        if !self.isolated.is_empty() && account.quota.take().is_err() {
+            // Who has gone has its place no more, in whichever namespace.
+            self.each(|manager| _ = manager.cut_off_chosen(|_, port| port.takes(&account.quota)));
+        }
+        self.on(id, |manager| manager.attach_here(id, asked, account, inside, reference))
+    }
+
+    fn attach_here(
+        &mut self,
+        id: &NetworkId,
+        mut asked: Asked,
+        account: &Account,
+        mut inside: Option<Inside>,
+        reference: Option<String>,
+    ) -> Result<NewPort, Error> {
         self.active = Instant::now();
-        let kind = if asked.veth.is_some() { Kind::Veth } else { Kind::Tap };
+        let kind = if inside.is_some() { Kind::Veth } else { Kind::Tap };
         let names = [names::first(kind, &asked.workload).name, names::second(kind, &id.name, &asked.workload).name];
         if self.gone.iter().any(|gone| names.contains(&gone.interface)) {
             while self.take_away() {}
         }
         let mut again = false;
-        let reference = asked.veth.as_ref().and_then(|veth| veth.hash).map(|hash| mark::reference(&hash));
-        if reference.is_some() && account.tenant.is_some() {
-            return Err(Error::TenantsDurable);
-        }
-        let mut inside = match asked.veth.take() {
-            None => None,
-            Some(Veth { namespace, socket, name, routes, .. }) => {
-                let handed = self.rtnl.check_handed(namespace, socket)?;
-                Some(Inside { handed, name, routes, gateways: Vec::new() })
-            }
-        };
         loop {
             asked.sources = asked.sources.on(&find(&mut self.networks, id)?.config, asked.mac)?;
             let error = match self.try_attach(id, &asked, account, inside.as_mut(), reference.clone()) {
@@ -583,8 +634,7 @@ impl Manager {
             let within = matches!(error, Error::Within { .. });
             let in_the_way = |leaving: &PortId, port: &Port| {
                 let same = full || asked.conflict(&leaving.workload, port, &id.name).is_some();
-                let of_quota = |held: &Held| held.slot.as_ref().is_some_and(|slot| slot.is_of(&account.quota));
-                leaving.network == *id && same || port.held.as_ref().is_some_and(of_quota)
+                leaving.network == *id && same || port.takes(&account.quota)
             };
             if !(self.cut_off_chosen(in_the_way) || (full || within) && self.take_away()) {
                 return Err(error);
@@ -600,9 +650,6 @@ impl Manager {
         mut inside: Option<&mut Inside>,
         reference: Option<String>,
     ) -> Result<NewPort, Error> {
-        if account.tenant.is_some_and(|tenant| !self.tenants.contains_key(&tenant.0)) {
-            return Err(Error::Revoked("tenant"));
-        }
         let serial = self.next();
         let Manager { rtnl, instance, networks, .. } = self;
         let network = find(networks, id)?;
@@ -723,9 +770,8 @@ impl Manager {
         if network.confirm(rtnl, instance, &id.workload)? { Ok(()) } else { Err(gone) }
     }
 
-    fn next(&mut self) -> u64 {
-        self.serial += 1;
-        self.serial
+    fn next(&self) -> u64 {
+        next(&self.serial)
     }
 }
 
@@ -741,16 +787,23 @@ impl State for Manager {
 
     fn tidy(&mut self) -> Result<bool, Lost> {
         let due = |manager: &Manager| manager.take_away_at().is_some_and(|at| at <= Instant::now());
-        Ok(self.cut_off_chosen(|_, _| true) || due(self) && self.take_away())
+        let mut more = false;
+        self.each(|manager| more |= manager.cut_off_chosen(|_, _| true) || due(manager) && manager.take_away());
+        Ok(more)
     }
 
     fn due(&self) -> Option<Instant> {
-        self.take_away_at()
+        let isolated = self.isolated.values().filter_map(|isolated| isolated.manager.take_away_at());
+        isolated.chain(self.take_away_at()).min()
     }
 
     fn end(&mut self) {
-        while self.cut_off_chosen(|_, _| true) || self.take_away() {}
+        self.each(|manager| while manager.cut_off_chosen(|_, _| true) || manager.take_away() {});
     }
+}
+
+fn next(serial: &AtomicU64) -> u64 {
+    serial.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
 }
 
 /// Makes a port under the workload's name, or, where a port on another network has that, under its second one.

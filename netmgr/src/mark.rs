@@ -43,6 +43,7 @@ pub fn bridge(config: &Config, owner: &Instance) -> String {
         Kind::Bridged | Kind::Macvtap(_) => "",
         Kind::Nat => " nat",
         Kind::HostOnly => " host-only",
+        Kind::Isolated => " isolated",
     };
     let uplink = uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| format!(" {parent}/{vlan}"));
     let isolate = if *isolate { " isolate" } else { "" };
@@ -64,6 +65,7 @@ pub fn read_bridge(alias: &str) -> Option<BridgeMark> {
     let (kind, more) = match more {
         ["nat", more @ ..] => (Kind::Nat, more),
         ["host-only", more @ ..] => (Kind::HostOnly, more),
+        ["isolated", more @ ..] => (Kind::Isolated, more),
         more => (Kind::Bridged, more),
     };
     let (isolate, more) = match more {
@@ -188,6 +190,8 @@ mod tests {
                 Config::new("volt0", "10.42.0.1", 24, 1500).unwrap().of_kind(Kind::Nat).unwrap(),
                 Config::new("exactly15bytes_", "100.100.100.100", 24, 65_521).unwrap().of_kind(Kind::HostOnly).unwrap(),
                 Config::new("exactly15bytes_", "", 0, 65_521).unwrap(),
+                Config::new("volt0", "", 0, 1500).unwrap().of_kind(Kind::Isolated).unwrap(),
+                Config::new("volt0", "10.42.0.1", 24, 1500).unwrap().of_kind(Kind::Isolated).unwrap(),
                 Config::new("volt0", "10.42.0.1", 24, 1500).unwrap().on("eth0", 7).unwrap(),
                 Config::new("exactly15bytes_", "100.100.100.100", 24, 65_521)
                     .and_then(|config| config.with_ipv6("fd11:2222:3333:4444:5555:6666:7777:8888/64", &owner))
@@ -224,6 +228,8 @@ mod tests {
             "volt-vmm network volt0 10.42.0.1/24 1500 a eth0/4095",
             "volt-vmm network volt0 10.42.0.1/24 1500 a nat eth0/7",
             "volt-vmm network volt0 10.42.0.1/24 1500 a eth0/7 nat",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a isolated nat",
+            "volt-vmm network volt0 10.42.0.1/24 1500 a isolated eth0/7",
             "volt-vmm uplink volt0 a",
             "volt-vmm network volt0 10.42.0.1 1500 a",
             "volt-vmm network volt0 10.42.0.1/33 1500 a",

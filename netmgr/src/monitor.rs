@@ -24,7 +24,7 @@ use crate::{
     attribute::attributes,
     error::Error,
     forwarding::NDA_LLADDR,
-    manager::Manager,
+    manager::{Manager, NetworkId},
     nft::{self, Filter},
 };
 
@@ -131,13 +131,19 @@ impl Monitor {
         Ok(Monitor { links, rules })
     }
 
+    /// Those of an isolated network's namespace, that somebody has opened.
+    pub fn handed(links: OwnedFd, rules: Option<(OwnedFd, &str)>) -> Monitor {
+        Monitor { links, rules: rules.map(|(socket, table)| (socket, table.to_owned())) }
+    }
+
     /// The sockets' descriptors, for the sandbox to keep.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
         [&self.links].into_iter().chain(self.rules.iter().map(|(socket, _)| socket)).map(AsRawFd::as_raw_fd)
     }
 
-    /// Has all looked at after each change, and again until all is as it should be; ends when the socket fails.
-    pub async fn watch(self, manager: &Owner<Manager>) -> io::Result<Infallible> {
+    /// Has all looked at after each change, and again until all is as it should be, of netmgr's own namespace or of that of the network `of`; ends when the socket
+    /// fails, or there is no such network any more.
+    pub async fn watch(self, manager: &Owner<Manager>, of: Option<NetworkId>) -> io::Result<Infallible> {
         let links = ipc::watch(self.links, Interest::READABLE)?;
         let rules =
             self.rules.map(|(socket, table)| Ok::<_, io::Error>((ipc::watch(socket, Interest::READABLE)?, table)));
@@ -159,8 +165,14 @@ impl Monitor {
                     heard = rules_changed() => heard?,
                 };
             }
-            settled = match manager.ask(move |manager| manager.look_at(&changes)).await {
+            let which = of.clone();
+            let look = move |manager: &mut Manager| match which {
+                None => manager.look_at(&changes),
+                Some(network) => manager.look_within(&network, &changes),
+            };
+            settled = match manager.ask(look).await {
                 Ok(whole) => whole,
+                Err(Error::Revoked(_)) => return Err(io::ErrorKind::NotFound.into()),
                 Err(error) => {
                     confine::say!("netmgr: {}", error.fault("see what has changed on this host"));
                     false

@@ -106,6 +106,12 @@ pub fn second(kind: Kind, network: &str, workload: &str) -> PortName {
     PortName { name: shortened(kind, id(kind, workload), &[network, workload]), full }
 }
 
+/// What a TAP is called from when it is made until it is in another network namespace.
+pub fn passing(network: &str, name: &str, owner: &Instance) -> String {
+    let digits = names::INTERFACE_MAX - PASSING.len();
+    format!("{PASSING}{}", hash(digits, &["passing", network, name, &owner.to_string()]))
+}
+
 /// What is looked for as the other end of a container's veth.
 pub fn within(workload: &str) -> String {
     format!("veth-{}-c", id(Kind::Veth, workload))
@@ -137,6 +143,7 @@ pub fn workloads(kind: Kind, network: &str, name: &str) -> impl Iterator<Item = 
 }
 
 const UPLINK: &str = "up-";
+const PASSING: &str = "tap-";
 
 /// Of a TAP or a macvtap three bytes of the id and 35 bits of a hash in base 32, of a veth 40 bits of that: 15 bytes.
 fn shortened(kind: Kind, id: &str, hashed: &[&str]) -> String {

@@ -32,6 +32,8 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 const BUFFER: usize = 32 * 1024;
 /// The most messages that are left of an exchange: its answers, or a list of some ten thousand interfaces.
 const LEFT: usize = 4096;
+/// NLM_F_CAPPED (linux/netlink.h): a refusal without what it refuses.
+const CAPPED: u16 = 0x100;
 /// Netlink-packet-core lacks the types of a refusal's attributes (linux/netlink.h).
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
@@ -46,6 +48,8 @@ pub enum Failure {
     Io(io::Error),
     /// [`DEADLINE`] passed.
     Deadline,
+    /// There is no answer, on a socket that somebody else has too.
+    Unheard,
     /// The kernel sent something that is no answer.
     Malformed(Cow<'static, str>),
     /// More came than the socket holds, so that some of it was lost. What was asked for may have been done.
@@ -173,13 +177,18 @@ impl<Q: Question> Socket<Q> {
             datagram.extend(bytes);
         }
         let wait = if self.handed { libc::MSG_DONTWAIT } else { 0 };
-        let sent = retried(|| self.socket.send(&datagram, wait))?;
+        let sent = retried(|| self.socket.send(&datagram, wait)).map_err(|failure| self.unheard(failure))?;
         if sent != datagram.len() {
             return Err(Failure::Malformed("the kernel took a part of a datagram".into()));
         }
         let answers = self.receive(first, count, expected, each)?;
         self.unheard = expected < count && answers.iter().any(Result::is_err);
         Ok(answers)
+    }
+
+    /// What it means that nothing came.
+    fn unheard(&self, failure: Failure) -> Failure {
+        if self.handed && matches!(failure, Failure::Deadline) { Failure::Unheard } else { failure }
     }
 
     /// Takes what is left of an exchange that failed. What fills the socket keeps the kernel from answering at all, and a list that has not come
@@ -220,11 +229,12 @@ impl<Q: Question> Socket<Q> {
         let (mut interrupted, mut read) = (false, 0_usize);
         while answers.len() < expected {
             if Instant::now() >= end || read >= most {
-                return Err(Failure::Deadline);
+                return Err(self.unheard(Failure::Deadline));
             }
             read = read.saturating_add(1);
             self.buffer.clear();
-            let (length, sender) = retried(|| self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC | wait))?;
+            let heard = retried(|| self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC | wait));
+            let (length, sender) = heard.map_err(|failure| self.unheard(failure))?;
             // Any process may send to a netlink socket; only the kernel has port 0.
             if sender.port_number() != 0 {
                 continue;
@@ -248,7 +258,7 @@ impl<Q: Question> Socket<Q> {
                         let attributes = error.header.get(mem::size_of::<libc::nlmsghdr>()..);
                         let attributes =
                             attributes.ok_or(Failure::Malformed("an answer without its question's header".into()))?;
-                        let attributes = if self.handed { &[] } else { attributes };
+                        let attributes = if self.handed && header.flags & CAPPED == 0 { &[] } else { attributes };
                         answers.push(answer(error.raw_code(), attributes)?);
                     }
                     NetlinkPayload::Done(_) if mem::take(&mut interrupted) => {

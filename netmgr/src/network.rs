@@ -154,6 +154,11 @@ impl Port {
         self.held.as_ref().is_some_and(|held| held.serial == serial)
     }
 
+    /// Whether it has a place in that quota.
+    pub fn takes(&self, quota: &Arc<Quota>) -> bool {
+        self.held.as_ref().and_then(|held| held.slot.as_ref()).is_some_and(|slot| slot.is_of(quota))
+    }
+
     /// Whether its guest and one with the address `mac` would take each other's frames, or those for the host's end of their TAPs.
     pub fn shares(&self, mac: Mac) -> bool {
         [self.mac, self.mac.host_side()].iter().any(|taken| *taken == mac || *taken == mac.host_side())
@@ -240,14 +245,15 @@ impl Network {
     /// What the rules know of it, whose bridge has that name at present.
     pub fn reach<'a>(&'a self, bridge: Option<&'a str>) -> Reach<'a> {
         let Config { name, address, ipv6, kind, .. } = &self.config;
+        let is_ours = *kind != Kind::Isolated;
         Reach {
             network: name,
             interfaces: [Some(name), bridge.filter(|bridge| bridge != name)],
-            ipv4: address.map(|address| (address.ip, address.prefix)),
-            ipv6: ipv6.map(|address| (address.ip, address.prefix)),
+            ipv4: address.filter(|_| is_ours).map(|address| (address.ip, address.prefix)),
+            ipv6: ipv6.filter(|_| is_ours).map(|address| (address.ip, address.prefix)),
             uplink: self.config.vlan().is_some(),
             outward: kind.leads_outward(),
-            closed: *kind == Kind::HostOnly,
+            closed: matches!(kind, Kind::HostOnly | Kind::Isolated),
         }
     }
 
@@ -330,7 +336,7 @@ impl Network {
             self.index = macvtap::parent(rtnl, &self.config)?.index;
             return Ok(());
         }
-        let snapshot = rtnl.look(self.index, self.config.ipv6.is_some())?;
+        let snapshot = rtnl.look(self.index, self.config.has_ipv6())?;
         if !self.is_whole(rtnl, &snapshot, owner) {
             self.define_again(rtnl, owner)?;
             let links = rtnl.links()?;

@@ -149,6 +149,8 @@ pub enum Made {
 /// table is asked for by the interface's index, which only the second one's answer tells.) On an error the TAP, which is not persistent, goes
 /// with its only descriptor, and all that was done to it.
 ///
+/// On an isolated network it is made under another name in netmgr's own namespace, and moved from there, before all that: two exchanges more.
+///
 /// A veth is made `inside` a namespace in the place of that, by one exchange more, and two within it. On an error it is deleted.
 pub fn attach(
     rtnl: &mut Rtnl,
@@ -181,9 +183,13 @@ fn attach_veth(
 }
 
 fn attach_tap(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>) -> Result<Made, Error> {
-    let name = wanted.name;
+    let passing = rtnl.is_elsewhere().then(|| names::passing(wanted.network, wanted.name, wanted.owner));
+    let name = passing.as_deref().unwrap_or(wanted.name);
     let tap = match tap::make(name) {
         Ok(tap) => tap,
+        Err(tap::Failure::NameTaken) if passing.is_some() => {
+            return Err(Error::ForeignInterface { name: name.to_owned() });
+        }
         Err(tap::Failure::NameTaken) => return Ok(Made::NameTaken),
         Err(tap::Failure::Open(error))
             if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) =>
@@ -198,6 +204,9 @@ fn attach_tap(rtnl: &mut Rtnl, filter: &mut Option<Filter>, wanted: &Wanted<'_>)
             return Err(Error::Kernel { tried: format!("make TAP {name}"), source, detail: String::new() });
         }
     };
+    if passing.is_some() && !rtnl.fetch(name, wanted.name)? {
+        return Ok(Made::NameTaken);
+    }
     match put_there(rtnl, filter, wanted) {
         Ok(index) => Ok(Made::Port(Some(tap), index)),
         Err(error) => {

@@ -13,7 +13,7 @@ use capnp_rpc::{CapabilityServerSet, new_client};
 use ipc::{Lane, Peer};
 use schema::{
     fd_lane_capnp::fd_token,
-    host_capnp::{host, tenant},
+    host_capnp::{host, namespace, tenant},
     network_capnp::{MAX_PORTS, NetworkKind, network, network_config, network_info, policy, port, port_factory},
     policy::Rules,
 };
@@ -29,6 +29,7 @@ use self::{
 use crate::{
     config::{Config, Kind},
     error::Error,
+    handed::Sockets,
     manager::{Account, Asked, Durable, Manager, NetworkId, NewPort, PortFacts, Veth, Whose},
     names,
     network::{PortState, Quota, TenantId},
@@ -61,6 +62,29 @@ impl Host {
     }
 }
 
+impl Context {
+    /// Has something done where a network is.
+    async fn on<T: Send + 'static>(
+        &self,
+        network: &NetworkId,
+        work: impl FnOnce(&mut Manager, &NetworkId) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let id = network.clone();
+        self.manager.ask(move |manager| manager.on(&id, |manager| work(manager, &id))).await
+    }
+
+    fn sockets(&self, namespace: namespace::Reader<'_>) -> Result<Sockets, capnp::Error> {
+        let redeem =
+            |token: fd_token::Reader<'_>| Ok::<_, capnp::Error>(self.lane.redeem(token.get_bytes()?, self.peer)?);
+        Ok(Sockets {
+            rtnetlink: redeem(namespace.get_rtnetlink()?)?,
+            nfnetlink: redeem(namespace.get_nfnetlink()?)?,
+            link_changes: redeem(namespace.get_link_changes()?)?,
+            rule_changes: redeem(namespace.get_rule_changes()?)?,
+        })
+    }
+}
+
 /// A text that a caller sent. One that is not UTF-8 is no name of anything.
 fn text<'a>(what: &'static str, text: Result<capnp::text::Reader<'a>, capnp::Error>) -> Result<&'a str, Error> {
     text.ok().and_then(|text| text.to_str().ok()).ok_or_else(|| Error::argument(what, "", "it is not UTF-8 text"))
@@ -89,7 +113,16 @@ impl host::Server for Host {
         let given = params.get()?.get_config()?;
         let config = config.isolated(given.get_isolate());
         let policy = if given.has_policy() { Some(rules(given.get_policy()?).map_err(&failed)?) } else { None };
-        let id = self.0.manager.ask(move |manager| manager.define(config, &ipv6, policy)).await.map_err(failed)?;
+        let given = params.get()?;
+        let apart = kind == Kind::Isolated && given.has_namespace();
+        let sockets = if apart { Some(self.0.sockets(given.get_namespace()?)?) } else { None };
+        let define = move |manager: &mut Manager| manager.define(config, &ipv6, policy, sockets);
+        let (id, monitor) = self.0.manager.ask(define).await.map_err(failed)?;
+        if let Some(monitor) = monitor {
+            let (manager, id) = (self.0.manager.clone(), id.clone());
+            // It ends with the network. Where the sockets fail, this one is looked at whenever somebody asks for something there, and no other is worse off.
+            tokio::task::spawn_local(async move { monitor.watch(&manager, Some(id)).await });
+        }
         results.get().set_network(new_client(Network { context: self.0.clone(), id }));
         Ok(())
     }
@@ -164,6 +197,10 @@ fn kind_of(config: network_config::Reader<'_>) -> Result<Kind, Error> {
         (Ok(NetworkKind::Macvtap), true) => {
             Err(Error::argument("nat", "true", "guests of macvtaps do not go by way of the host; leave it out"))
         }
+        (Ok(NetworkKind::Isolated), false) => Ok(Kind::Isolated),
+        (Ok(NetworkKind::Isolated), true) => {
+            Err(Error::argument("nat", "true", "guests of an isolated network reach nobody else; leave it out"))
+        }
         (Err(unknown), _) => Err(Error::argument("kind", &unknown.to_string(), "there is none of that number")),
     }
 }
@@ -221,10 +258,8 @@ impl network::Server for Network {
         _: network::InfoParams,
         mut results: network::InfoResults,
     ) -> Result<(), capnp::Error> {
-        let id = self.id.clone();
-        let failed = while_trying(format!("look at network {}", id.name));
-        let (config, policy, index, ports) =
-            self.context.manager.ask(move |manager| manager.info(&id)).await.map_err(failed)?;
+        let failed = while_trying(format!("look at network {}", self.id.name));
+        let (config, policy, index, ports) = self.context.on(&self.id, Manager::info).await.map_err(failed)?;
         let mut info: network_info::Builder<'_> = results.get().init_info();
         write_config(info.reborrow().init_config(), &config);
         if let Some(policy) = policy {
@@ -243,9 +278,9 @@ impl network::Server for Network {
         params: network::PortsParams,
         mut results: network::PortsResults,
     ) -> Result<(), capnp::Error> {
-        let (id, failed) = (self.id.clone(), while_trying(format!("list the ports of network {}", self.id.name)));
+        let failed = while_trying(format!("list the ports of network {}", self.id.name));
         let after = text("workload name", params.get()?.get_after()).map_err(&failed)?.to_owned();
-        let ports = self.context.manager.ask(move |manager| manager.ports(&id, &after)).await.map_err(failed)?;
+        let ports = self.context.on(&self.id, move |manager, id| manager.ports(id, &after)).await.map_err(failed)?;
         let mut list = results.get().init_ports(u32::try_from(ports.len()).unwrap_or(0));
         for (at, facts) in (0..list.len()).zip(&ports) {
             write_port(list.reborrow().get(at), facts);
@@ -279,10 +314,10 @@ impl network::Server for Network {
         let params = params.get()?;
         let workload = text("workload name", params.get_workload());
         let failed = while_trying(format!("set the policy of {} on network {}", quote(&workload), self.id.name));
-        let (id, workload) = (self.id.clone(), workload.map_err(&failed)?.to_owned());
+        let workload = workload.map_err(&failed)?.to_owned();
         let policy = self.context.given(params.has_policy(), params.get_policy()).await.map_err(&failed)?;
-        let set = move |manager: &mut Manager| manager.set_policy_of(&id, &workload, policy);
-        self.context.manager.ask(set).await.map_err(failed)
+        let set = move |manager: &mut Manager, id: &NetworkId| manager.set_policy_of(id, &workload, policy);
+        self.context.on(&self.id, set).await.map_err(failed)
     }
 
     async fn port_policy(
@@ -292,9 +327,9 @@ impl network::Server for Network {
     ) -> Result<(), capnp::Error> {
         let workload = text("workload name", params.get()?.get_workload());
         let failed = while_trying(format!("look at the policy of {} on network {}", quote(&workload), self.id.name));
-        let (id, workload) = (self.id.clone(), workload.map_err(&failed)?.to_owned());
-        let policy =
-            self.context.manager.ask(move |manager| manager.policy_of(&id, &workload)).await.map_err(failed)?;
+        let workload = workload.map_err(&failed)?.to_owned();
+        let look = move |manager: &mut Manager, id: &NetworkId| manager.policy_of(id, &workload);
+        let policy = self.context.on(&self.id, look).await.map_err(failed)?;
         if let Some(policy) = policy {
             results.get().set_policy(self.context.policy(policy));
         }
@@ -309,9 +344,10 @@ impl network::Server for Network {
         let params = params.get()?;
         let workload = text("workload name", params.get_workload());
         let failed = while_trying(format!("set the rate of {} on network {}", quote(&workload), self.id.name));
-        let (id, workload) = (self.id.clone(), workload.map_err(&failed)?.to_owned());
+        let workload = workload.map_err(&failed)?.to_owned();
         let rate = read_rate(params.get_rate()).map_err(&failed)?;
-        self.context.manager.ask(move |manager| manager.set_rate_of(&id, &workload, rate)).await.map_err(failed)
+        let set = move |manager: &mut Manager, id: &NetworkId| manager.set_rate_of(id, &workload, rate);
+        self.context.on(&self.id, set).await.map_err(failed)
     }
 
     async fn watch(
@@ -319,8 +355,8 @@ impl network::Server for Network {
         _: network::WatchParams,
         mut results: network::WatchResults,
     ) -> Result<(), capnp::Error> {
-        let (id, failed) = (self.id.clone(), while_trying(format!("watch network {}", self.id.name)));
-        let watching = self.context.manager.ask(move |manager| manager.watch(&id)).await.map_err(failed)?;
+        let failed = while_trying(format!("watch network {}", self.id.name));
+        let watching = self.context.on(&self.id, Manager::watch).await.map_err(failed)?;
         results.get().set_watcher(new_client(Watcher::new(&self.id.name, watching)));
         Ok(())
     }
@@ -402,13 +438,12 @@ impl network::Server for Network {
 
 impl Network {
     async fn durable(&self, tried: &str, which: Option<Durable>) -> Result<port::Client, capnp::Error> {
-        let (id, owner) = (self.id.clone(), self.context.manager.clone());
-        let failed = while_trying(format!("{tried} on network {}", id.name));
-        let which = which.ok_or_else(|| Error::NotDurable(id.name.clone())).map_err(&failed)?;
-        let held = self
-            .context
-            .manager
-            .ask(move |manager| manager.durable(&id, which).map(|port| HeldPort { port, manager: owner, stays: true }));
+        let owner = self.context.manager.clone();
+        let failed = while_trying(format!("{tried} on network {}", self.id.name));
+        let which = which.ok_or_else(|| Error::NotDurable(self.id.name.clone())).map_err(&failed)?;
+        let held = self.context.on(&self.id, move |manager, id| {
+            manager.durable(id, which).map(|port| HeldPort { port, manager: owner, stays: true })
+        });
         Ok(new_client(Port { context: self.context.clone(), held: held.await.map_err(failed)? }))
     }
 }
@@ -472,10 +507,10 @@ impl port_factory::Server for Factory {
         _: port_factory::PolicyParams,
         mut results: port_factory::PolicyResults,
     ) -> Result<(), capnp::Error> {
-        let (network, account) = (self.network.clone(), self.account.clone());
+        let account = self.account.clone();
         let failed = while_trying(format!("look at the policy of ports on network {}", self.network.name));
-        let policy =
-            self.context.manager.ask(move |manager| manager.policy(&network, &account)).await.map_err(failed)?;
+        let look = move |manager: &mut Manager, id: &NetworkId| manager.policy(id, &account);
+        let policy = self.context.on(&self.network, look).await.map_err(failed)?;
         results.get().set_policy(self.context.policy(policy.unwrap_or_else(Rules::everything)));
         Ok(())
     }
@@ -552,6 +587,10 @@ impl Port {
         }
     }
 
+    fn network(&self) -> &NetworkId {
+        self.held.port.id.network()
+    }
+
     fn failed(&self, tried: &str) -> impl Fn(Error) -> capnp::Error {
         let PortFacts { workload, network, .. } = &self.held.port.facts;
         while_trying(format!("{tried} the port of {workload} on network {network}"))
@@ -571,7 +610,8 @@ impl port::Server for Port {
         self.check()?;
         // What is handed out is there: an interface that somebody has just deleted leaves a TAP that leads nowhere.
         let id = self.held.port.id.clone();
-        self.context.manager.ask(move |manager| manager.confirm(&id)).await.map_err(self.failed("hand out"))?;
+        let confirm = move |manager: &mut Manager, _: &NetworkId| manager.confirm(&id);
+        self.context.on(self.network(), confirm).await.map_err(self.failed("hand out"))?;
         let copy = |source| Error::Kernel { tried: "copy a descriptor".into(), source, detail: String::new() };
         let tap = self.held.port.tap.as_ref().ok_or(Error::NoTap).map_err(self.failed("hand out"))?;
         let tap: OwnedFd = tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
@@ -587,7 +627,7 @@ impl port::Server for Port {
         self.check()?;
         let (failed, params, id) = (self.failed("set the policy of"), params.get()?, self.held.port.id.clone());
         let policy = self.context.given(params.has_policy(), params.get_policy()).await.map_err(&failed)?;
-        self.context.manager.ask(move |manager| manager.set_policy(&id, policy)).await.map_err(failed)
+        self.context.on(self.network(), move |manager, _| manager.set_policy(&id, policy)).await.map_err(failed)
     }
 
     async fn policy(
@@ -597,7 +637,8 @@ impl port::Server for Port {
     ) -> Result<(), capnp::Error> {
         self.check()?;
         let (failed, id) = (self.failed("look at the policy of"), self.held.port.id.clone());
-        let policy = self.context.manager.ask(move |manager| manager.policy_of_port(&id)).await.map_err(failed)?;
+        let policy = self.context.on(self.network(), move |manager, _| manager.policy_of_port(&id)).await;
+        let policy = policy.map_err(failed)?;
         if let Some(policy) = policy {
             results.get().set_policy(self.context.policy(policy));
         }
@@ -607,7 +648,7 @@ impl port::Server for Port {
     async fn stats(self: Rc<Self>, _: port::StatsParams, mut results: port::StatsResults) -> Result<(), capnp::Error> {
         self.check()?;
         let (failed, id) = (self.failed("look at what goes through"), self.held.port.id.clone());
-        let stats = self.context.manager.ask(move |manager| manager.stats(&id)).await.map_err(failed)?;
+        let stats = self.context.on(self.network(), move |manager, _| manager.stats(&id)).await.map_err(failed)?;
         write_stats(results.get().init_stats(), &stats);
         Ok(())
     }
@@ -643,7 +684,7 @@ impl port::Server for Port {
         self.check()?;
         let (failed, id) = (self.failed("set the rate of"), self.held.port.id.clone());
         let rate = read_rate(params.get()?.get_rate()).map_err(&failed)?;
-        self.context.manager.ask(move |manager| manager.set_rate(&id, rate)).await.map_err(failed)
+        self.context.on(self.network(), move |manager, _| manager.set_rate(&id, rate)).await.map_err(failed)
     }
 
     async fn release(self: Rc<Self>, _: port::ReleaseParams, _: port::ReleaseResults) -> Result<(), capnp::Error> {

@@ -5,7 +5,8 @@ use std::{
     collections::BTreeSet,
     io, mem,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{OwnedFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rtnetlink::{
@@ -26,7 +27,7 @@ use crate::{
     ask::{self, failed, incomplete, refused, retried_if_passing},
     error::Error,
     forwarding::{self, Entry},
-    handed::{Handed, Identity},
+    handed::{self, Identity},
     ipv4::{self, Forwarding},
     ipv6::{self, Sysctl},
     link::Link,
@@ -65,6 +66,10 @@ impl Snapshot {
 /// The kernel, by way of one socket, and one setting that has none.
 pub struct Rtnl {
     socket: Socket,
+    /// Another one, to netmgr's own namespace, for what is made there and moved: shared by all.
+    home: Arc<Mutex<Socket>>,
+    /// Where to, if this one is of another namespace.
+    there: Option<OwnedFd>,
     ipv4: Forwarding,
     ipv6: Sysctl,
     /// Whether that setting cannot be made here.
@@ -125,15 +130,51 @@ impl Rtnl {
     pub fn open() -> Result<Rtnl, Error> {
         let refused =
             |source| Error::Kernel { tried: "open an rtnetlink socket".into(), source, detail: String::new() };
-        let (socket, ipv4, ipv6) = (Socket::open().map_err(refused)?, Forwarding::open(), Sysctl::open());
-        let namespace = Identity::of_socket(&socket).ok();
-        Ok(Rtnl { socket, ipv4, ipv6_stays: ipv6.fd().is_none(), ipv6, macvtaps: None, namespace })
+        let (socket, home) = (Socket::open().map_err(&refused)?, Socket::open().map_err(refused)?);
+        let (ipv4, ipv6, namespace) = (Forwarding::open(), Sysctl::open(), Identity::of_socket(&socket).ok());
+        let home = Arc::new(Mutex::new(home));
+        Ok(Rtnl { socket, home, there: None, ipv4, ipv6_stays: ipv6.fd().is_none(), ipv6, macvtaps: None, namespace })
+    }
+
+    /// That of a namespace that was handed over. The kernel's settings there are out of reach.
+    pub fn of(&self, namespace: OwnedFd, identity: Identity, socket: OwnedFd) -> Result<Rtnl, Error> {
+        let socket = Socket::handed(socket);
+        if !socket.is_idle() {
+            return Err(Error::argument("descriptor", "rtnetlink", handed::USED));
+        }
+        let (home, there, ipv4, ipv6) = (self.home.clone(), Some(namespace), Forwarding::none(), Sysctl::none());
+        Ok(Rtnl { socket, home, there, ipv4, ipv6, ipv6_stays: true, macvtaps: None, namespace: Some(identity) })
+    }
+
+    /// The network namespace that all this is of, where the kernel tells.
+    pub fn namespace(&self) -> Option<Identity> {
+        self.namespace
+    }
+
+    /// Whether what netmgr makes in its own namespace has to be moved to come here.
+    pub fn is_elsewhere(&self) -> bool {
+        self.there.is_some()
+    }
+
+    /// Takes an interface that netmgr has just made in its own namespace, and that is down, from there, and gives it its name; `false` if somebody else has that.
+    pub fn fetch(&self, passing: &str, name: &str) -> Result<bool, Error> {
+        let Some(there) = &self.there else { return Ok(true) };
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = Batch::default();
+        let found = run(&mut home, batch.get(LinkUnspec::new_with_name(passing)))?;
+        let index = found.first().ok_or(incomplete("look at an interface"))?.index;
+        let moved = LinkUnspec::new_with_index(index).name(name.to_owned()).setns_by_fd(there.as_raw_fd());
+        match run(&mut home, batch.set(format!("move {name} to its network's namespace"), moved)) {
+            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            moved => moved.map(|_| true),
+        }
     }
 
     /// The descriptors that the sandbox has to keep.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
+        let home = self.home.lock().unwrap_or_else(PoisonError::into_inner).fd();
         let devices = self.macvtaps.iter().flat_map(Devices::fds);
-        std::iter::once(self.socket.fd()).chain(self.ipv4.fd()).chain(self.ipv6.fd()).chain(devices)
+        [self.socket.fd(), home].into_iter().chain(self.ipv4.fd()).chain(self.ipv6.fd()).chain(devices)
     }
 
     /// Lets guests on a bridge answer what the host sends from its loopback network. Where that fails, published ports are reached under the host's other
@@ -166,12 +207,6 @@ impl Rtnl {
             }
         }
         Ok(())
-    }
-
-    /// Checks a namespace, and a socket in it, that somebody hands over.
-    pub fn check_handed(&self, namespace: OwnedFd, socket: OwnedFd) -> Result<Handed, Error> {
-        let own = self.namespace.ok_or_else(|| Error::NoRight("ask for the network namespace of a socket".into()))?;
-        Handed::check(namespace, socket, own)
     }
 
     /// Switches the host's IPv6 on or off on a bridge of ours. Where it cannot be switched off, the network works, and that is said.
@@ -216,20 +251,7 @@ impl Rtnl {
 
     /// Takes all steps, and gives the interfaces that the kernel describes; the first failure of a needed one is the error.
     pub fn run(&mut self, batch: &mut Batch) -> Result<Vec<Link>, Error> {
-        let Batch { requests, tried } = std::mem::take(batch);
-        let mut links = Vec::new();
-        let each = |said| {
-            if let Message::Link(link) = said {
-                links.push(*link);
-            }
-        };
-        let first = tried.first().map_or("", |(tried, _)| tried);
-        let answers = self.socket.exchange(requests, each).map_err(|failure| failed(failure, first))?;
-        answers.into_iter().zip(tried).try_for_each(|(answer, (tried, needed))| match answer {
-            Err(refusal) if needed => Err(refused(refusal, &tried)),
-            _ => Ok(()),
-        })?;
-        Ok(links)
+        run(&mut self.socket, batch)
     }
 
     /// The interface, if there is one. A name finds alternative names as well.
@@ -432,6 +454,23 @@ impl Rtnl {
         }
         Ok(())
     }
+}
+
+fn run(socket: &mut Socket, batch: &mut Batch) -> Result<Vec<Link>, Error> {
+    let Batch { requests, tried } = std::mem::take(batch);
+    let mut links = Vec::new();
+    let each = |said| {
+        if let Message::Link(link) = said {
+            links.push(*link);
+        }
+    };
+    let first = tried.first().map_or("", |(tried, _)| tried);
+    let answers = socket.exchange(requests, each).map_err(|failure| failed(failure, first))?;
+    answers.into_iter().zip(tried).try_for_each(|(answer, (tried, needed))| match answer {
+        Err(refusal) if needed => Err(refused(refusal, &tried)),
+        _ => Ok(()),
+    })?;
+    Ok(links)
 }
 
 /// IPv4 first. A kernel without IPv6 answers for that with what it has of IPv4 instead ([`is_of`]).

@@ -38,8 +38,10 @@ pub struct Inside {
     pub name: String,
     /// What it leads to by way of the gateway.
     pub routes: Vec<Address>,
-    /// The network's gateways, with the lengths of their subnets' prefixes; set when the network is known.
+    /// The network's gateways; set when the network is known.
     pub gateways: Vec<Address>,
+    /// An address of each of its subnets, with the length of that one's prefix; likewise.
+    pub subnets: Vec<Address>,
 }
 
 /// Reads routes that a caller sent.
@@ -62,7 +64,7 @@ pub fn routes<'a>(given: impl ExactSizeIterator<Item = Result<&'a str, Error>>) 
 impl Inside {
     /// Whether it can be had on that network.
     pub fn check(&mut self, network: &Config, sources: &Sources) -> Result<(), Error> {
-        self.gateways = network.addresses().collect();
+        (self.gateways, self.subnets) = (network.addresses().collect(), network.subnets().collect());
         self.routes.iter().try_for_each(|route| {
             let refuse = |why| Err(Error::argument("route", &route.to_string(), why));
             let has_address = sources.iter().any(|address| address.is_ipv4() == route.ip.is_ipv4());
@@ -103,14 +105,14 @@ impl Inside {
         let new = NLM_F_CREATE | NLM_F_EXCL;
         asked.push((String::new(), false, netlink::request(full, new | NLM_F_APPEND)));
         for address in sources.iter() {
-            let gateway = self.gateway(address);
+            let subnet = self.subnets.iter().find(|subnet| subnet.ip.is_ipv4() == address.is_ipv4());
             let message = match address {
                 IpAddr::V4(ip) => {
-                    let prefix = gateway.map_or(32, |gateway| gateway.prefix);
+                    let prefix = subnet.map_or(32, |subnet| subnet.prefix);
                     AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(ip, prefix).build()
                 }
                 IpAddr::V6(ip) => {
-                    let prefix = gateway.map_or(IPV6_PREFIX_LENGTH, |gateway| gateway.prefix);
+                    let prefix = subnet.map_or(IPV6_PREFIX_LENGTH, |subnet| subnet.prefix);
                     let message = AddressMessageBuilder::<Ipv6Addr>::new().index(link.index);
                     let mut message = message.address(ip, prefix).build();
                     // It is this port's alone, which the rules of its bridge see to: nobody has to be asked, and it can be used at once.

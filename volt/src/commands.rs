@@ -1,9 +1,14 @@
 //! The short commands: list and stop VMs, define networks, keep kernels. Each opens what it needs, confines itself, then asks.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
     path::Path,
+    process,
     time::{Duration, Instant},
 };
 
@@ -24,6 +29,7 @@ use crate::{
     error::Error,
     filters,
     host::{
+        isolated::{self, Handed},
         keeper, kernels,
         links::{self, CALL_DEADLINE, Dialled, has_ended, runtime},
         networks,
@@ -57,31 +63,34 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
     match command {
         Command::List => list(&paths, policy),
         Command::Stop(args) => stop(&paths, policy, args),
-        Command::Network(NetworkCommand::Define { file }) => define_network(&paths, policy, file),
-        Command::Network(NetworkCommand::Remove { name }) => ask(&paths, policy, &NETWORK, &[], async |links| {
-            let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
-            networks::remove(netmgr, ipamd, name).await
-        }),
+        Command::Network(NetworkCommand::Define { file, noted }) => define_network(&paths, policy, file, *noted),
+        Command::Network(NetworkCommand::Remove { name, noted }) => remove_network(&paths, policy, name, *noted),
         Command::Network(NetworkCommand::List) => ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
             print_rows(&["NETWORK", "SUBNET", "FREE"], &networks::list(first(&links)?).await?)
         }),
-        Command::Network(NetworkCommand::Show { name }) => ask(&paths, policy, &NETWORK, &[], async |links| {
-            let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
-            let row = networks::show(netmgr, ipamd, name).await?;
-            print_rows(&["NETWORK", "TYPE", "SUBNET", "GATEWAY", "GATEWAY6", "POOL", "FREE", "MTU", "PORTS"], &[row])
-        }),
+        Command::Network(NetworkCommand::Show { name }) => {
+            let handed = isolated::open(&paths, name)?;
+            ask(&paths, policy, &NETWORK, &sockets(handed.as_ref()), async |links| {
+                let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
+                let row = networks::show(netmgr, ipamd, name, handed.as_ref()).await?;
+                print_rows(
+                    &["NETWORK", "TYPE", "SUBNET", "GATEWAY", "GATEWAY6", "POOL", "FREE", "MTU", "PORTS"],
+                    &[row],
+                )
+            })
+        }
         Command::Network(NetworkCommand::Export { name }) => {
             ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
                 print(&format!("{}\n", networks::export(first(&links)?, name).await?))
             })
         }
-        Command::Port(PortCommand::List) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
-            let rows = networks::ports(first(&links)?).await?;
+        Command::Port(PortCommand::List) => ask_netmgr(&paths, policy, isolated::all(&paths)?, &[], async |netmgr| {
+            let rows = networks::ports(netmgr).await?;
             let rows: Vec<_> = rows.into_iter().map(|row| row.who).collect();
             print_rows(&["NETWORK", "WORKLOAD", "INTERFACE", "MAC", "ADDRESSES", "PUBLISHED"], &rows)
         }),
-        Command::Port(PortCommand::Stats) => ask(&paths, policy, &[Service::Netmgr], &[], async |links| {
-            let rows = networks::ports(first(&links)?).await?;
+        Command::Port(PortCommand::Stats) => ask_netmgr(&paths, policy, isolated::all(&paths)?, &[], async |netmgr| {
+            let rows = networks::ports(netmgr).await?;
             let counted = |networks::PortRow { who: [network, workload, ..], counts: [a, b, c, d, e, f, g, h] }| {
                 [network, workload, a, b, c, d, e, f, g, h]
             };
@@ -167,7 +176,9 @@ fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Error> {
     })
 }
 
-fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Error> {
+/// An isolated network is defined by another of this command, which this one starts: it reads what others say, and can neither mount nor unmount. What this
+/// one leaves where it is killed halfway is a namespace with nothing in it, which the next definition uses, and a removal takes away.
+fn define_network(paths: &Paths, policy: Policy, file: &Path, noted: bool) -> Result<i32, Error> {
     let tried = format!("define the network in {}", file.display());
     let unread = |source| Error::NetworkFileUnread { path: file.to_owned(), source };
     check_file("the network's configuration", file)?;
@@ -176,9 +187,74 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Err
         return Err(Error::NetworkFileTooLarge { path: file.to_owned(), size });
     }
     let config = fs::read_to_string(file).map_err(unread)?;
-    ask(paths, policy, &NETWORK, &[], async |links| {
+    let definition = isolated::Definition::read(&config);
+    let network = definition.network();
+    if let Some(name) = network.filter(|_| definition.is_isolated() && !noted) {
+        let is_new = isolated::note(paths, name)?;
+        let code = another(paths, policy, "define", file.as_os_str());
+        if is_new && !matches!(code, Ok(0)) {
+            isolated::forget(paths, name)?;
+        }
+        return code;
+    }
+    let handed = network.map_or(Ok(None), |name| isolated::open(paths, name))?;
+    ask(paths, policy, &NETWORK, &sockets(handed.as_ref()), async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
-        networks::define(netmgr, ipamd, &tried, &config).await.map_err(|error| error.of_file(&tried))
+        let defined = networks::define(netmgr, ipamd, &tried, &config, handed.as_ref()).await;
+        defined.map_err(|error| error.of_file(&tried))
+    })
+}
+
+/// As a definition.
+fn remove_network(paths: &Paths, policy: Policy, name: &str, noted: bool) -> Result<i32, Error> {
+    if !noted && isolated::is(paths, name) {
+        let code = another(paths, policy, "remove", name.as_ref())?;
+        if code == 0 {
+            isolated::forget(paths, name)?;
+        }
+        return Ok(code);
+    }
+    let handed = isolated::open(paths, name)?;
+    ask(paths, policy, &NETWORK, &sockets(handed.as_ref()), async |links| {
+        let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
+        networks::remove(netmgr, ipamd, name, handed.as_ref()).await
+    })
+}
+
+/// Runs a command of the same for an isolated network that is noted; what it has ended with.
+fn another(paths: &Paths, policy: Policy, command: &str, of: &OsStr) -> Result<i32, Error> {
+    let program = paths.program(CLIENT.program);
+    let mut volt = process::Command::new(&program);
+    volt.arg("--confinement").arg(policy.to_string()).args(["network", command, "--noted", "--"]).arg(of);
+    match volt.status() {
+        // As a shell says it of one that was killed.
+        Ok(status) => Ok(status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1)),
+        Err(source) => Err(Error::NoCommand { program, source }),
+    }
+}
+
+/// What is handed over, for the narrow phase.
+fn sockets<'a>(handed: impl IntoIterator<Item = &'a Handed>) -> Vec<&'a OwnedFd> {
+    handed.into_iter().flat_map(|handed| &handed.sockets).collect()
+}
+
+/// Asks `netmgr`, which is to know of these isolated networks.
+fn ask_netmgr(
+    paths: &Paths,
+    policy: Policy,
+    handed: impl IntoIterator<Item = Handed>,
+    keep: &[&OwnedFd],
+    work: impl AsyncFnOnce(&Connection) -> Result<(), Error>,
+) -> Result<i32, Error> {
+    let handed: Vec<Handed> = handed.into_iter().collect();
+    let wanted: &[Service] = if handed.is_empty() { &[Service::Netmgr] } else { &NETWORK };
+    let keep = [sockets(&handed), keep.to_vec()].concat();
+    ask(paths, policy, wanted, &keep, async |links| {
+        let netmgr = links.last().ok_or(Error::NoLink)?;
+        for one in &handed {
+            networks::hand_over(netmgr, first(&links)?, Some(one)).await?;
+        }
+        work(netmgr).await
     })
 }
 
@@ -186,8 +262,7 @@ fn port_policy(paths: &Paths, policy: Policy, args: &PolicyArgs) -> Result<i32, 
     let PolicyArgs { network, workload, allow, deny_all, remove } = args;
     let rules = rules("--allow", allow.iter().map(String::as_str))?;
     let changes = *deny_all || *remove || !allow.is_empty();
-    ask(paths, policy, &[Service::Netmgr], &[], async |links| {
-        let netmgr = first(&links)?;
+    ask_netmgr(paths, policy, isolated::open(paths, network)?, &[], async |netmgr| {
         if changes {
             return networks::set_policy(netmgr, network, workload, (!remove).then_some(&rules)).await;
         }
@@ -204,8 +279,8 @@ fn port_policy(paths: &Paths, policy: Policy, args: &PolicyArgs) -> Result<i32, 
 fn port_rate(paths: &Paths, policy: Policy, args: &RateArgs) -> Result<i32, Error> {
     let RateArgs { network, workload, from_guest, to_guest, remove: _ } = args;
     let rate = Rate::read(from_guest.as_deref(), to_guest.as_deref())?;
-    ask(paths, policy, &[Service::Netmgr], &[], async |links| {
-        networks::set_rate(first(&links)?, network, workload, rate).await
+    ask_netmgr(paths, policy, isolated::open(paths, network)?, &[], async |netmgr| {
+        networks::set_rate(netmgr, network, workload, rate).await
     })
 }
 
@@ -215,8 +290,8 @@ fn publish(paths: &Paths, policy: Policy, args: &PublishArgs) -> Result<i32, Err
     check_published(&publish)?;
     let held = publish.iter().map(Publish::hold).collect::<Result<Vec<_>, _>>()?;
     let sockets: Vec<_> = held.iter().flatten().flat_map(Held::sockets).collect();
-    ask(paths, policy, &[Service::Netmgr], &sockets, async |links| {
-        let (netmgr, tried) = (first(&links)?, format!("publish ports for {workload} on {network}"));
+    ask_netmgr(paths, policy, isolated::open(paths, network)?, &sockets, async |netmgr| {
+        let tried = format!("publish ports for {workload} on {network}");
         let network = networks::there(netmgr, network, &tried).await?;
         Ok(Guest::Of(&network, workload).publish(netmgr, &tried, &held).await?)
     })
@@ -225,9 +300,8 @@ fn publish(paths: &Paths, policy: Policy, args: &PublishArgs) -> Result<i32, Err
 fn unpublish(paths: &Paths, policy: Policy, args: &PublishArgs) -> Result<i32, Error> {
     let PublishArgs { network, workload, publish } = args;
     let publish = publish.iter().map(|text| Publish::of_host(text)).collect::<Result<Vec<_>, _>>()?;
-    ask(paths, policy, &[Service::Netmgr], &[], async |links| {
-        let (netmgr, tried) =
-            (first(&links)?, format!("take back ports that are published for {workload} on {network}"));
+    ask_netmgr(paths, policy, isolated::open(paths, network)?, &[], async |netmgr| {
+        let tried = format!("take back ports that are published for {workload} on {network}");
         let network = networks::there(netmgr, network, &tried).await?;
         for one in &publish {
             Guest::Of(&network, workload).take_back(netmgr, &tried, one).await?;

@@ -191,6 +191,15 @@ pub enum Error {
         /// Where the first of them may have said more, if it has gone.
         log: Option<PathBuf>,
     },
+    /// The network namespace of an isolated network, which takes root.
+    #[error("{tried} the network namespace of {network}")]
+    Namespace { tried: &'static str, network: String, source: io::Error },
+    /// What says that it is isolated is lost, or was never there.
+    #[error("use the network {0}: it is isolated, and its network namespace is not there")]
+    NoNamespace(String),
+    /// The command that was to define, or to remove, an isolated network.
+    #[error("run {}", program.display())]
+    NoCommand { program: PathBuf, source: io::Error },
     /// A port of the host that this user cannot have.
     #[error("hold the port {host}")]
     PortNotHeld { host: String, source: io::Error },
@@ -270,6 +279,10 @@ impl Error {
                 _ => Code::Unavailable,
             },
             Error::ForeignFile(_) => Code::Conflict,
+            Error::Namespace { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Code::PermissionDenied
+            }
+            Error::Namespace { .. } | Error::NoNamespace(_) | Error::NoCommand { .. } => Code::Unavailable,
             Error::Embedded { .. } => Code::WrongState,
             Error::NoVm { .. } | Error::Undefined(_) | Error::NoNetwork(_) => Code::NotFound,
             Error::Limit { .. } | Error::NoRoom { .. } => Code::Exhausted,
@@ -396,6 +409,16 @@ impl Error {
                 }
                 _ => "See the limits of this user (ulimit -n)".into(),
             },
+            Error::Namespace { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "Run as root: making, mounting and entering a network namespace takes CAP_SYS_ADMIN".into()
+            }
+            Error::Namespace { .. } => {
+                "See whether there is one more to be had (sysctl user.max_net_namespaces), and what is mounted below netns in the state directory".into()
+            }
+            Error::NoNamespace(name) => {
+                format!("Define it again: volt network export {name} >FILE.json, volt network define FILE.json").into()
+            }
+            Error::NoCommand { .. } => "Keep Volt's programs in one folder".into(),
             Error::Undefined(_) => "Define it: volt network define FILE.json".into(),
             Error::NoNetwork(_) => "See volt network list for those that are".into(),
             Error::ForeignFile(path) => format!("Move it away first: mv {0} {0}.old", shell(path)).into(),

@@ -102,7 +102,7 @@ pub struct Info {
     /// Prefix length of its subnet.
     pub prefix: u8,
     /// Its gateway.
-    pub gateway: Ipv4Addr,
+    pub gateway: Option<Ipv4Addr>,
 }
 
 struct Pool {
@@ -404,7 +404,7 @@ impl Ledger {
 
     fn info(&self, binding: Binding) -> Answer<Info> {
         let config = &self.pools.get(&binding.pool).ok_or_else(|| unknown("look at a binding"))?.config;
-        Ok(Info { network: config.network.clone(), prefix: config.subnet.prefix(), gateway: config.gateway, binding })
+        Ok(Info { network: config.network.clone(), prefix: config.subnet.prefix(), gateway: config.router(), binding })
     }
 }
 

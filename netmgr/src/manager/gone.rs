@@ -63,6 +63,9 @@ impl Manager {
 
     /// Gives a port up. Once it is cut off, or, of a veth, off the host, `answer` is told. One that has gone already is no error.
     pub fn release(&mut self, id: PortId, answer: Option<Answer>) {
+        if let Some(isolated) = self.isolated.get_mut(&id.network.name) {
+            return isolated.manager.release(id, answer);
+        }
         self.active = Instant::now();
         let network = self.networks.get_mut(&id.network.name).filter(|network| network.serial == id.network.serial);
         let port = network.and_then(|network| network.ports.get(&id.workload)).filter(|port| port.is(id.serial));

@@ -6,6 +6,7 @@ use schema::network_capnp::{MAX_PUBLISHED, MAX_PUBLISHED_BY_HOST};
 
 use super::{Manager, NetworkId, PortId, find, macvtap};
 use crate::{
+    config::Kind,
     error::Error,
     network::{Network, Port},
     published::{HostPort, Published, held},
@@ -20,6 +21,12 @@ pub enum Whose {
 }
 
 impl Whose {
+    /// The network.
+    pub fn network(&self) -> &NetworkId {
+        let (Whose::Of(network, _) | Whose::Held(PortId { network, .. })) = self;
+        network
+    }
+
     fn workload(&self) -> &str {
         match self {
             Whose::Of(_, workload) => workload,
@@ -53,6 +60,11 @@ impl Manager {
         if !self.filter.as_ref().is_some_and(|filter| filter.routes()) {
             return Err(Error::NoRoutes);
         }
+        let id = whose.network();
+        if find(&mut self.networks, id)?.config.kind == Kind::Isolated {
+            let why = "it is isolated: no port of the host leads to its guests";
+            return Err(Error::argument("network", &id.name, why));
+        }
         let (own, workload) = (self.rtnl.socket(), whose.workload());
         let port = self.port(whose)?;
         macvtap::check_published(port.kind)?;
@@ -79,8 +91,7 @@ impl Manager {
         }
         // A network that leads nowhere is forwarded to all the same: who comes by the host's port is answered.
         self.rtnl.forward(new.iter().any(|one| one.guest.is_ipv6()))?;
-        let (Whose::Of(network, _) | Whose::Held(PortId { network, .. })) = whose;
-        self.rtnl.answer_loopback(&network.name);
+        self.rtnl.answer_loopback(&id.name);
         let Manager { filter, networks, .. } = self;
         if let Some(filter) = filter {
             filter.publish(networks.values().flat_map(Network::published).chain(&new))?;

@@ -31,7 +31,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::RawFd,
+    os::fd::{OwnedFd, RawFd},
 };
 
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP};
@@ -50,6 +50,7 @@ use crate::{
     ask::{self, failed, incomplete, refused, retried_if_passing},
     attribute::Malformed,
     error::Error,
+    handed,
     instance::Instance,
     netlink::{self, Socket},
     published::Published,
@@ -228,6 +229,19 @@ impl Filter {
         };
         let socket = Socket::open().map_err(refused)?;
         socket.let_send(LONGEST_BATCH);
+        Filter::over(socket, instance)
+    }
+
+    /// The same of a namespace that was handed over.
+    pub fn of(socket: OwnedFd, instance: &Instance) -> Result<Filter, Error> {
+        let socket = Socket::handed(socket);
+        if !socket.is_idle() {
+            return Err(Error::argument("descriptor", "nfnetlink", handed::USED));
+        }
+        Filter::over(socket, instance)
+    }
+
+    fn over(socket: Socket<Request>, instance: &Instance) -> Result<Filter, Error> {
         let (table, families) = (rules::table(instance), &Family::ALL[..]);
         let mut filter = Filter {
             socket,

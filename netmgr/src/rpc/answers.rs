@@ -18,6 +18,7 @@ pub fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
         Kind::Bridged | Kind::Nat => NetworkKind::Bridged,
         Kind::HostOnly => NetworkKind::HostOnly,
         Kind::Macvtap(_) => NetworkKind::Macvtap,
+        Kind::Isolated => NetworkKind::Isolated,
     });
     if let Kind::Macvtap(mode) = config.kind {
         to.set_mode(mode);

@@ -29,7 +29,8 @@ pub async fn publish(
     }
     let redeem = |token: fd_token::Reader<'_>| Ok(context.lane.redeem(token.get_bytes()?, context.peer)?);
     let sockets = tokens.iter().map(redeem).collect::<Result<Vec<OwnedFd>, capnp::Error>>()?;
-    context.manager.ask(move |manager| manager.publish(&port, sockets, first)).await.map_err(failed)
+    let network = port.network().clone();
+    context.on(&network, move |manager, _| manager.publish(&port, sockets, first)).await.map_err(failed)
 }
 
 /// Takes back that these are.
@@ -40,7 +41,8 @@ pub async fn unpublish(
     failed: impl Fn(Error) -> capnp::Error,
 ) -> Result<(), capnp::Error> {
     let hosts = hosts.iter().map(read).collect::<Result<Vec<_>, _>>().map_err(&failed)?;
-    context.manager.ask(move |manager| manager.unpublish(&port, &hosts)).await.map_err(failed)
+    let network = port.network().clone();
+    context.on(&network, move |manager, _| manager.unpublish(&port, &hosts)).await.map_err(failed)
 }
 
 fn read(published: published::Reader<'_>) -> Result<HostPort, Error> {

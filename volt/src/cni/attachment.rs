@@ -8,7 +8,7 @@ use schema::{
     addresses_capnp::{lease_info, pool, reservation},
     host_capnp::host,
     net::Mac,
-    network_capnp::{network, port, port_info},
+    network_capnp::{IPV6_PREFIX_LENGTH, network, port, port_info},
 };
 use serde_json::Value;
 
@@ -18,18 +18,15 @@ use super::{
     namespace::Handed,
 };
 use crate::host::{
+    isolated,
     links::{CALL_DEADLINE, text},
     networks,
 };
 
 /// Does it; what is to be printed, if anything is.
-pub async fn work(
-    call: &Call,
-    handed: Option<&Handed>,
-    ipamd: &Connection,
-    netmgr: &Connection,
-) -> Result<Option<Value>, Refusal> {
-    let services = Services { call, ipamd, netmgr };
+pub async fn work(services: &Services<'_>, handed: Option<&Handed>) -> Result<Option<Value>, Refusal> {
+    let Services { call, ipamd, netmgr, isolated } = services;
+    networks::hand_over(netmgr, ipamd, *isolated).await?;
     match (call.command, &call.workload) {
         (Command::Add, Some(workload)) => {
             let attached = services.add(workload, handed).await?;
@@ -43,10 +40,13 @@ pub async fn work(
     }
 }
 
-struct Services<'a> {
-    call: &'a Call,
-    ipamd: &'a Connection,
-    netmgr: &'a Connection,
+/// Who is asked, and what for.
+pub struct Services<'a> {
+    pub call: &'a Call,
+    pub ipamd: &'a Connection,
+    pub netmgr: &'a Connection,
+    /// The network's namespace, if it is isolated.
+    pub isolated: Option<&'a isolated::Handed>,
 }
 
 /// Nothing where a service knows nothing of it.
@@ -80,14 +80,15 @@ impl Services<'_> {
                 return Err(Refusal::new(answer::CONFLICT, "reserve an address", why).remedy("DEL it first"));
             }
             let has_ipv6 = definition.has_ipv6() && handed.is_some_and(|handed| handed.ipv6);
-            let everything = || ["0.0.0.0/0", "::/0"].iter().take(1 + usize::from(has_ipv6)).map(|&all| all.to_owned());
+            let count = if self.isolated.is_some() { 0 } else { 1 + usize::from(has_ipv6) };
+            let everything = || ["0.0.0.0/0", "::/0"].iter().take(count).map(|&all| all.to_owned());
             let mut attached = Attached {
                 ips: vec![(format!("{}/{}", address.ip, address.prefix), address.gateway.clone())],
                 routes: self.call.routes.clone().unwrap_or_else(|| everything().collect()),
                 ..Attached::default()
             };
             if let Some(handed) = handed {
-                let network = networks::bridge(self.netmgr, &definition).await?;
+                let network = networks::bridge(self.netmgr, &definition, self.isolated).await?;
                 // The one of IPv6 is as a guest's: it follows from the MAC address.
                 let asked: Vec<&str> = [address.ip.as_str()].into_iter().chain(has_ipv6.then_some("::")).collect();
                 self.attach(&network, workload, handed, &asked, &mut attached).await?;
@@ -165,10 +166,14 @@ impl Services<'_> {
         let (addresses, gateways) = (list(info.get_addresses()?)?, list(info.get_gateways()?)?);
         for address in addresses.iter().filter(|address| address.contains(':')) {
             let mut split = gateways.iter().filter_map(|gateway| gateway.split_once('/'));
-            let Some((gateway, prefix)) = split.find(|(gateway, _)| gateway.contains(':')) else {
-                return Err(Refusal::new(answer::OTHER, "attach the container", "its network has lost its IPv6"));
+            let gateway = match (split.find(|(gateway, _)| gateway.contains(':')), self.isolated) {
+                (Some((gateway, _)), _) => gateway,
+                (None, Some(_)) => "",
+                (None, None) => {
+                    return Err(Refusal::new(answer::OTHER, "attach the container", "its network has lost its IPv6"));
+                }
             };
-            attached.ips.push((format!("{address}/{prefix}"), gateway.to_owned()));
+            attached.ips.push((format!("{address}/{IPV6_PREFIX_LENGTH}"), gateway.to_owned()));
         }
         Ok(())
     }

@@ -25,11 +25,12 @@ use serde_json::Value;
 
 use self::{
     answer::{Refusal, VERSIONS},
+    attachment::Services,
     config::{Call, Command},
 };
 use crate::{
     commands,
-    host::{lock::open_dir, paths::Paths, services::Service, told},
+    host::{isolated, lock::open_dir, paths::Paths, services::Service, told},
     output::print,
 };
 
@@ -70,12 +71,14 @@ fn run(version: &mut Option<String>) -> Result<Option<Value>, Refusal> {
     let paths = Paths::prepare()?;
     let policy = told::once(&paths, Policy::BestEffort);
     let lock = lock(&paths, call.command)?;
+    let isolated = isolated::open(&paths, &call.network)?;
     let mut outcome = Err(Refusal::new(answer::IO, "ask Volt's services", "they were not asked"));
-    let keep: Vec<&OwnedFd> =
-        lock.iter().chain(handed.iter().flat_map(|handed| [&handed.namespace, &handed.socket])).collect();
+    let keep = lock.iter().chain(handed.iter().flat_map(|handed| [&handed.namespace, &handed.socket]));
+    let keep: Vec<&OwnedFd> = keep.chain(isolated.iter().flat_map(|isolated| &isolated.sockets)).collect();
     commands::ask(&paths, policy, &[Service::Ipamd, Service::Netmgr], &keep, async |links| {
         if let [ipamd, netmgr] = links.as_slice() {
-            outcome = attachment::work(&call, handed.as_ref(), ipamd, netmgr).await;
+            let services = Services { call: &call, ipamd, netmgr, isolated: isolated.as_ref() };
+            outcome = attachment::work(&services, handed.as_ref()).await;
         }
         Ok(())
     })?;

@@ -7,11 +7,13 @@
 //! | `lock`, `sockets` | who may make or remove sockets, and removing them |
 //! | `services`, `keeper` | finding services, and starting those that are missing |
 //! | `links` | talking to services and VMs |
+//! | `isolated` | network namespaces that networks of their own are in |
 //! | `networks`, `published`, `kernels` | what the services are asked for by more than one command |
 //! | `absence` | that a service has ended, and is there again |
 
 pub mod absence;
 pub mod identity;
+pub mod isolated;
 pub mod keeper;
 pub mod kernels;
 pub mod links;

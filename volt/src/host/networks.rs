@@ -2,6 +2,8 @@
 //! and either may refuse: who can is asked before anything is changed, and what only one has done is undone. Whoever is killed halfway
 //! leaves what the next definition or removal of that network brings in order.
 
+use std::os::fd::AsFd;
+
 use capnp::capability::Response;
 use futures::future::{join_all, try_join_all};
 use ipc::{Code, Connection, Fault};
@@ -17,6 +19,7 @@ use crate::{
     config::Rate,
     error::Error,
     host::{
+        isolated::Handed,
         links::{CALL_DEADLINE, text},
         published::{self, Publish},
     },
@@ -82,8 +85,14 @@ impl Definition {
     }
 }
 
-/// Defines a network, or changes it, by its JSON text.
-pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config: &str) -> Result<(), Error> {
+/// Defines a network, or changes it, by its JSON text; an isolated one in the namespace that is handed over.
+pub async fn define(
+    netmgr: &Connection,
+    ipamd: &Connection,
+    tried: &str,
+    config: &str,
+    handed: Option<&Handed>,
+) -> Result<(), Error> {
     let send = || {
         let mut request = ipamd.bootstrap::<ipam::Client>().check_pool_request();
         request.get().set_config(config);
@@ -91,8 +100,12 @@ pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config
     };
     let answer = ipamd.ask(tried, CALL_DEADLINE, send).await?;
     let definition = Definition::of(answer.get()?.get_info()?)?;
+    if definition.kind != NetworkKind::Isolated {
+        // Else a netmgr that was started again would not know that there is one of that name.
+        hand_over(netmgr, ipamd, handed).await?;
+    }
     let before = current(netmgr, &definition.name).await?;
-    bridge(netmgr, &definition).await?;
+    bridge(netmgr, &definition, handed).await?;
     let send = || {
         let mut request = ipamd.bootstrap::<ipam::Client>().define_pool_request();
         request.get().set_config(config);
@@ -100,7 +113,7 @@ pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config
     };
     if let Err(fault) = ipamd.ask(tried, CALL_DEADLINE, send).await {
         let undone = match before {
-            Some(before) => bridge(netmgr, &before).await.map(drop),
+            Some(before) => bridge(netmgr, &before, handed).await.map(drop),
             None => remove_bridge(netmgr, &definition.name).await,
         };
         return Err(half(fault, undone));
@@ -109,7 +122,9 @@ pub async fn define(netmgr: &Connection, ipamd: &Connection, tried: &str, config
 }
 
 /// Removes a network that nobody uses.
-pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<(), Error> {
+pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str, handed: Option<&Handed>) -> Result<(), Error> {
+    // Else the ports that are there would not be in the way.
+    hand_over(netmgr, ipamd, handed).await?;
     let had_bridge = match remove_bridge(netmgr, name).await {
         Err(error) if !error.is_unknown() => return Err(error),
         removed => removed.is_ok(),
@@ -121,12 +136,12 @@ pub async fn remove(netmgr: &Connection, ipamd: &Connection, name: &str) -> Resu
         request.send()
     };
     match ipamd.ask(&tried, CALL_DEADLINE, send).await.map_err(Error::Service) {
-        Err(error) if error.is_unknown() && had_bridge => Ok(()),
+        Err(error) if error.is_unknown() && (had_bridge || handed.is_some()) => Ok(()),
         Err(error) if error.is_unknown() => Err(Error::NoNetwork(name.to_owned())),
         Err(Error::Service(fault)) if had_bridge => {
             let again = async {
                 let pool = pool(ipamd, name).await?;
-                bridge(netmgr, &definition(ipamd, &pool).await?).await.map(drop)
+                bridge(netmgr, &definition(ipamd, &pool).await?, handed).await.map(drop)
             };
             Err(half(fault, again.await))
         }
@@ -161,11 +176,43 @@ pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Defin
     Definition::of(answer.get()?.get_info()?)
 }
 
+/// Has a `netmgr` that was started again know of an isolated network that is defined.
+pub async fn hand_over(netmgr: &Connection, ipamd: &Connection, handed: Option<&Handed>) -> Result<(), Error> {
+    let Some(Handed { name, .. }) = handed else { return Ok(()) };
+    if network(netmgr, name, &format!("find the network {name}")).await?.is_some() {
+        return Ok(());
+    }
+    match pool(ipamd, name).await {
+        // It was noted, and never came to be defined.
+        Err(Error::Undefined(_)) => Ok(()),
+        pool => bridge(netmgr, &definition(ipamd, &pool?).await?, handed).await.map(drop),
+    }
+}
+
 /// Makes a network's bridge, adopts it, or brings it to its definition: nothing is changed where it is as it should be.
-pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<network::Client, Error> {
+pub async fn bridge(
+    netmgr: &Connection,
+    definition: &Definition,
+    handed: Option<&Handed>,
+) -> Result<network::Client, Error> {
     let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, isolate, mode, policy } = definition;
+    let tried = format!("make the network {name}");
+    let sockets = match (kind, handed.filter(|handed| handed.name == *name)) {
+        (NetworkKind::Isolated, None) => return Err(Error::NoNamespace(name.clone())),
+        (NetworkKind::Isolated, Some(handed)) => {
+            try_join_all(handed.sockets.iter().map(|socket| netmgr.deposit(socket.as_fd()))).await?
+        }
+        _ => Vec::new(),
+    };
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
+        if let [rtnetlink, nfnetlink, link_changes, rule_changes] = &sockets[..] {
+            let mut namespace = request.get().init_namespace();
+            rtnetlink.write(namespace.reborrow().init_rtnetlink());
+            nfnetlink.write(namespace.reborrow().init_nfnetlink());
+            link_changes.write(namespace.reborrow().init_link_changes());
+            rule_changes.write(namespace.init_rule_changes());
+        }
         let mut config = request.get().init_config();
         config.set_name(name);
         config.set_gateway(gateway);
@@ -183,7 +230,11 @@ pub async fn bridge(netmgr: &Connection, definition: &Definition) -> Result<netw
         }
         request.send()
     };
-    let answer = netmgr.ask(&format!("make the network {name}"), CALL_DEADLINE, send).await?;
+    // Asked once where something is handed over: a second time, the descriptors are not there any more.
+    let answer = match sockets[..] {
+        [] => netmgr.ask(&tried, CALL_DEADLINE, send).await?,
+        _ => netmgr.call(&tried, CALL_DEADLINE, send()).await?,
+    };
     Ok(answer.get()?.get_network()?)
 }
 
@@ -244,7 +295,13 @@ pub async fn export(ipamd: &Connection, name: &str) -> Result<String, Error> {
 
 /// What there is to say of a network: name, kind, subnet, gateway, IPv6 gateway, pool, free addresses, MTU, ports. Nothing is made for that: a bridge
 /// that is not there has no MTU, nor an IPv6 subnet that follows from its name, unless its definition says one.
-pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result<[String; 9], Error> {
+pub async fn show(
+    netmgr: &Connection,
+    ipamd: &Connection,
+    name: &str,
+    handed: Option<&Handed>,
+) -> Result<[String; 9], Error> {
+    hand_over(netmgr, ipamd, handed).await?;
     let (of_pool, kind, ipv6, mtu) = of_list(ipamd, name, |pool| {
         let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
         let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
@@ -252,6 +309,7 @@ pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result
         let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat(), pool.get_vlan()) {
             (NetworkKind::HostOnly, ..) => "host-only".to_owned(),
             (NetworkKind::Macvtap, ..) => "macvtap".to_owned(),
+            (NetworkKind::Isolated, ..) => "isolated".to_owned(),
             (NetworkKind::Bridged, true, _) => "bridged,nat".to_owned(),
             (NetworkKind::Bridged, false, 0) => "bridged".to_owned(),
             (NetworkKind::Bridged, false, vlan) => format!("bridged,vlan={}/{vlan}", text(pool.get_parent()?)?),
@@ -269,6 +327,8 @@ pub async fn show(netmgr: &Connection, ipamd: &Connection, name: &str) -> Result
     let mtu = if mtu == 0 { "-".to_owned() } else { mtu.to_string() };
     let ipv6 = if ipv6.is_empty() { "-".to_owned() } else { ipv6 };
     let [subnet, gateway, range, free] = of_pool;
+    // Nobody has it.
+    let gateway = if kind == "isolated" { "-".to_owned() } else { gateway };
     Ok([name.to_owned(), kind, subnet, gateway, ipv6, range, free, mtu, ports.to_string()])
 }
 

@@ -6,7 +6,9 @@ use crate::{
     config::{self, KernelRef, VmConfig},
     error::Error,
     host::{
+        isolated::{self, Handed},
         kernels::open_image,
+        paths::Paths,
         published::{Held, Publish},
     },
     output::say,
@@ -19,12 +21,14 @@ pub struct Opened {
     pub kernel: KernelSource,
     pub initrd: Option<OwnedFd>,
     pub disks: Vec<DiskPart>,
+    /// Network namespaces of those of its networks that are isolated.
+    pub namespaces: Vec<Handed>,
     /// What holds the ports of the host that lead to the guest.
     pub published: Vec<Vec<Held>>,
 }
 
 /// Opens all that the user named, and KVM.
-pub fn open(config: &VmConfig) -> Result<Opened, Error> {
+pub fn open(paths: &Paths, config: &VmConfig) -> Result<Opened, Error> {
     let disks = config.disks.iter().enumerate().map(|(n, disk)| open_disk(n, disk));
     Ok(Opened {
         kvm: open_kvm()?,
@@ -34,6 +38,11 @@ pub fn open(config: &VmConfig) -> Result<Opened, Error> {
         },
         initrd: config.initrd.as_deref().map(open_file).transpose()?,
         disks: disks.collect::<Result<_, Error>>()?,
+        namespaces: config
+            .nets
+            .iter()
+            .filter_map(|net| isolated::open(paths, &net.network).transpose())
+            .collect::<Result<_, Error>>()?,
         published: config.publish.iter().map(Publish::hold).collect::<Result<_, Error>>()?,
     })
 }

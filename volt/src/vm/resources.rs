@@ -12,7 +12,7 @@ use schema::{
     addresses_capnp::{lease, pool},
     kernel_store_capnp::kernel_store,
     net::Mac,
-    network_capnp::{network, port},
+    network_capnp::{IPV6_PREFIX_LENGTH, network, port},
     policy::Rules,
 };
 
@@ -21,6 +21,7 @@ use crate::{
     error::Error,
     host::{
         absence::Borrowed,
+        isolated::Handed,
         kernels,
         links::{CALL_DEADLINE, text},
         networks,
@@ -89,6 +90,7 @@ pub struct Card {
 /// What a guest is told about its card.
 pub struct Address {
     pub address: String,
+    /// Empty on an isolated network.
     pub gateway: String,
     /// Length of the network's prefix, in bits.
     pub prefix: u8,
@@ -99,7 +101,7 @@ pub struct Address {
 /// What it is told of IPv6.
 pub struct Ipv6 {
     pub address: String,
-    /// With the length of the network's prefix.
+    /// Empty on an isolated network.
     pub gateway: String,
 }
 
@@ -129,6 +131,7 @@ pub async fn cards(
     links: &Network,
     workload: &str,
     nets: &[Net],
+    namespaces: &[Handed],
     policy: Option<&Rules>,
     cards: &mut Vec<Card>,
 ) -> Result<(), Error> {
@@ -138,7 +141,8 @@ pub async fn cards(
         // The pool's configuration is the network's: whatever has become of its bridge, it is as that says before a card is put on it.
         let bridge = async {
             let definition = networks::definition(ipamd, &pool).await?;
-            Ok::<_, Error>((networks::bridge(netmgr, &definition).await?, definition.has_ipv6()))
+            let handed = namespaces.iter().find(|handed| handed.name == *name);
+            Ok::<_, Error>((networks::bridge(netmgr, &definition, handed).await?, definition.has_ipv6()))
         };
         let (leased, network) = futures::join!(allocate(ipamd, &pool, name, workload), bridge);
         let mut card =
@@ -261,7 +265,8 @@ async fn attach(
     let mac = mac.ok_or_else(|| Error::NoMac { workload: workload.to_owned(), network: name.to_owned() })?;
     let tap = netmgr.claim(tap.get()?.get_tap()?.get_bytes()?).await?;
     let (address, gateway) = (of_ipv6(info.get_addresses()?)?, of_ipv6(info.get_gateways()?)?);
-    let ipv6 = address.zip(gateway).map(|(address, gateway)| Ipv6 { address, gateway });
+    let gateway = gateway.as_deref().and_then(|gateway| gateway.split('/').next()).unwrap_or_default().to_owned();
+    let ipv6 = address.map(|address| Ipv6 { address, gateway });
     Ok((port, (tap, mac, info.get_mtu(), ipv6)))
 }
 
@@ -324,10 +329,9 @@ pub fn ip_parameter(addresses: &[&Address], n: usize, hostname: &str) -> Option<
 /// the place of a device's name. So this is a word that no kernel looks at and whoever sets the guest up can: address/prefix, gateway, device.
 pub fn ipv6_parameter(addresses: &[&Address], n: usize) -> Option<String> {
     let Ipv6 { address, gateway } = addresses.get(n)?.ipv6.as_ref()?;
-    let (gateway, prefix) = gateway.split_once('/')?;
     let gateway = if n == 0 { gateway } else { "" };
     let device = if addresses.len() > 1 { format!("eth{n}") } else { String::new() };
-    Some(format!("volt.ipv6={address}/{prefix},{gateway},{device}"))
+    Some(format!("volt.ipv6={address}/{IPV6_PREFIX_LENGTH},{gateway},{device}"))
 }
 
 #[cfg(test)]
@@ -372,17 +376,21 @@ mod tests {
         let card = address(longest, longest, 32);
         let words = ip_parameter(&[&card, &card], 0, &"n".repeat(59)).unwrap();
         let longest = "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
-        let card = with_ipv6(longest, &format!("{longest}/64"));
+        let card = with_ipv6(longest, longest);
         let words = format!("{words} {}", ipv6_parameter(&[&card, &card], 0).unwrap());
         assert!(words.len() < crate::config::IP_WORDS, "{words}");
     }
 
     #[test]
     fn ipv6_is_told_in_a_word_of_its_own_with_the_gateway_of_the_first_card() {
-        let (both, four) = (with_ipv6("fd00::7", "fd00::1/64"), address("10.0.0.3", "10.0.0.1", 8));
+        let (both, four) = (with_ipv6("fd00::7", "fd00::1"), address("10.0.0.3", "10.0.0.1", 8));
         assert_eq!(ipv6_parameter(&[&both], 0).unwrap(), "volt.ipv6=fd00::7/64,fd00::1,");
         assert_eq!(ipv6_parameter(&[&both, &both], 0).unwrap(), "volt.ipv6=fd00::7/64,fd00::1,eth0");
         assert_eq!(ipv6_parameter(&[&four, &both], 1).unwrap(), "volt.ipv6=fd00::7/64,,eth1");
         assert_eq!((ipv6_parameter(&[&four, &both], 0), ipv6_parameter(&[&both], 1)), (None, None));
+        // Nobody is one on an isolated network.
+        let isolated = Address { gateway: String::new(), ..with_ipv6("fd00::7", "") };
+        assert_eq!(ipv6_parameter(&[&isolated], 0).unwrap(), "volt.ipv6=fd00::7/64,,");
+        assert_eq!(ip_parameter(&[&isolated], 0, "web").unwrap(), "ip=10.0.0.2:::255.0.0.0:web::off");
     }
 }

@@ -72,7 +72,7 @@ pub fn run(policy: Policy, config: &VmConfig) -> Result<i32, Error> {
     if matches!(ipc::is_served(&paths.vm(&config.name)), Ok(true)) {
         return Err(Error::NameTaken(config.name.clone()));
     }
-    let opened = opened::open(config)?;
+    let opened = opened::open(&paths, config)?;
     // From here on there is something to clear away: no signal but SIGKILL ends this process, or the janitor, halfway.
     let signals = block_signals()?;
     cell::sweep();
@@ -149,6 +149,9 @@ fn confine(
         sandbox = sandbox.keep_fd(fd.as_raw_fd());
     }
     for socket in opened.published.iter().flatten().flat_map(Held::sockets) {
+        sandbox = sandbox.keep_fd(socket.as_raw_fd());
+    }
+    for socket in opened.namespaces.iter().flat_map(|handed| &handed.sockets) {
         sandbox = sandbox.keep_fd(socket.as_raw_fd());
     }
     for fd in others.iter().map(AsRawFd::as_raw_fd).chain(links::fds_of(services)) {
@@ -261,7 +264,8 @@ async fn prepare(
     let attach = async {
         match network {
             Some(links) => {
-                resources::cards(links, &workload, &config.nets, config.policy.as_ref(), cards).await?;
+                let policy = config.policy.as_ref();
+                resources::cards(links, &workload, &config.nets, &opened.namespaces, policy, cards).await?;
                 resources::publish(links, &config.name, opened.published, cards).await
             }
             None => Ok(()),

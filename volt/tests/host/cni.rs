@@ -49,15 +49,15 @@ impl Engine<'_> {
         self.start(&variables, &self.config.to_string())
     }
 
-    fn run(&self, command: &str, id: &str, netns: &str) -> Ended {
+    pub fn run(&self, command: &str, id: &str, netns: &str) -> Ended {
         self.begin(command, id, netns).end()
     }
 
-    fn add(&self, id: &str, container: &Container) -> Value {
+    pub fn add(&self, id: &str, container: &Container) -> Value {
         parsed(&self.run("ADD", id, &container.path()).ok())
     }
 
-    fn del(&self, id: &str) {
+    pub fn del(&self, id: &str) {
         let ended = self.run("DEL", id, "").ok();
         assert_eq!(ended.out, "", "a removal says nothing");
     }

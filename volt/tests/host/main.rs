@@ -14,6 +14,7 @@ mod engines;
 mod halfway;
 mod host;
 mod inherited;
+mod isolated;
 mod life;
 mod networks;
 mod plain;

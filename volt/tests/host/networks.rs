@@ -359,7 +359,7 @@ fn mtu_of_a_network_is_its_bridge_s_and_its_cards_and_bad_keys_change_nothing() 
         (r#""mtu":1279"#, ["mtu = 1279", "1280 to 65521"]),
         (r#""mtu":65522"#, ["mtu = 65522", "1280 to 65521"]),
         (r#""mtu":"9000""#, ["mtu = a string", "1280 to 65521"]),
-        (r#""type":"isolated""#, ["type", "not available in this version"]),
+        (r#""type":"sriov""#, ["type", "not available in this version"]),
         (r#""type":"routed""#, ["type", "no such kind"]),
         (r#""nat":"yes""#, ["nat = a string", "true or false"]),
         (r#""type":"host-only","nat":false"#, ["nat = false", "beyond the host"]),
