@@ -15,7 +15,7 @@ use std::{
 use rtnetlink::{packet_core::parse_mac, sys};
 use rustix::{
     io::Errno,
-    net::{RecvAncillaryBuffer, RecvFlags},
+    net::{RecvAncillaryBuffer, RecvFlags, sockopt},
 };
 use service::Owner;
 use tokio::{io::Interest, time::sleep};
@@ -42,6 +42,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Messages that are taken before a look, and no more, so that a flood of them does not put it off.
 const MESSAGES: usize = 4096;
+/// Bytes that may wait to be heard, as the kernel counts them, which takes some 4 KiB for a change to an interface: several hundred ports a second come and go
+/// between two looks, with ten changes each, and where one is lost, a look at everything takes its place.
+const WAITING: usize = 4 << 20;
 /// Bytes of a message before its attributes: its header, and a route's or a neighbour's (`nlmsghdr`, and `rtmsg` or `ndmsg`).
 const START: usize = 16 + 12;
 /// Bytes that are read of a message about interfaces: all of what is said of what a bridge forwards, and the start of others.
@@ -111,6 +114,8 @@ fn open(protocol: isize, groups: &[u32]) -> io::Result<OwnedFd> {
     let mut socket = sys::Socket::new(protocol)?;
     socket.bind(&sys::SocketAddr::new(0, 0))?;
     groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+    // Where the kernel does not let that be raised, its own limit holds.
+    let _ = sockopt::set_socket_recv_buffer_size_force(&socket, WAITING);
     socket.as_fd().try_clone_to_owned()
 }
 
@@ -204,8 +209,36 @@ fn take<const START: usize>(socket: &OwnedFd, note: impl Fn(&mut Changes, &[u8])
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::LinkUnspec;
+
     use super::*;
-    use crate::attribute::attribute;
+    use crate::{
+        attribute::attribute,
+        rtnl::{Batch, Rtnl},
+    };
+
+    /// As many as some hundred ports make that come and go between two looks.
+    #[test]
+    fn changes_by_the_thousand_are_heard_of_each_and_none_for_all() {
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
+        }
+        let test = || {
+            testkit::namespace::network().unwrap();
+            let mut rtnl = Rtnl::open().unwrap();
+            let lo = rtnl.link(LinkUnspec::new_with_name("lo")).unwrap().unwrap().index;
+            // Of one that is down nobody hears that it is changed.
+            rtnl.run(Batch::default().set("bring it up", LinkUnspec::new_with_index(lo).up())).unwrap();
+            let monitor = Monitor::open(None).unwrap();
+            for n in 0..1500 {
+                let named = LinkUnspec::new_with_index(lo).alias(format!("{n}"));
+                rtnl.run(Batch::default().set("name it", named)).unwrap();
+            }
+            let heard = take::<LINK>(&monitor.links, Changes::note).unwrap();
+            assert_eq!(heard, Changes { links: [lo].into(), ..Changes::default() });
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 
     #[test]
     fn change_concerns_what_it_is_about_and_no_route_of_somebody_s_own() {

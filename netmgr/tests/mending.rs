@@ -564,7 +564,7 @@ fn more_changes_than_the_socket_holds_are_answered_by_a_look_at_everything() {
             let pid = rustix::process::Pid::from_child(&netmgr.process);
             rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
             ip("link set volt0 down");
-            let commands: String = (0..4000).map(|n| format!("link set up0 mtu {}\n", 1300 + n % 2)).collect();
+            let commands: String = (0..8000).map(|n| format!("link set up0 mtu {}\n", 1300 + n % 2)).collect();
             let mut batch = std::process::Command::new("ip")
                 .args(["-batch", "-"])
                 .stdin(std::process::Stdio::piped())
