@@ -6,7 +6,7 @@
 //! them.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, btree_map::Entry},
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -118,9 +118,11 @@ impl Manager {
         let mut ports = Vec::new();
         for id in ids {
             let Some(network) = networks.get_mut(&id.network.name) else { continue };
-            let mut found = network.ports.extract_if(.., |name, port| *name == id.workload && port.is(id.serial));
-            let Some((_, port)) = found.next() else { continue };
-            drop(found);
+            let Entry::Occupied(found) = network.ports.entry(id.workload.clone()) else { continue };
+            if !found.get().is(id.serial) {
+                continue;
+            }
+            let port = found.remove();
             network.events.tell(Change::Gone, &id.workload, &port.interface);
             ports.push((network.index, id, port));
         }
