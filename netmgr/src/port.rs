@@ -236,25 +236,27 @@ fn forget(filter: &mut Option<Filter>, wanted: &Wanted<'_>) {
 fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
     let Wanted { kind, name, network, bridge, .. } = *wanted;
     let whom = || LinkUnspec::new_with_name(name);
-    let mark = wanted.mark();
     let mut batch = Batch::default();
     // The host's IPv6 has no business on a bridge's port: no link-local address, and no solicitations that the guest would see.
-    // A kernel without IPv6 refuses, and that is as good.
-    let no_ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-    let no_ipv6 = whom().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]));
-    batch.set("keep IPv6 off a port", no_ipv6).optional();
-    // Before the bridge, whose own MTU the kernel may fit to that of a port that comes.
-    let marked = whom().alias(&mark).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu);
+    if !rtnl.ipv6_off_port(name) {
+        let no_ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let no_ipv6 = whom().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]));
+        // A kernel without IPv6 refuses, and that is as good.
+        batch.set("keep IPv6 off a port", no_ipv6).optional();
+    }
+    // Down, so that no frame comes before the bridge knows whose it is. The kernel does these in this order: before it is on the bridge, whose own MTU
+    // may be fitted to that of a port that comes, it has its own.
+    let marked = whom().alias(wanted.mark()).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu);
     // No longer half made ([`veth::half_made`]).
     let marked = if kind == Kind::Veth { marked.link_group(0) } else { marked };
-    batch.set(format!("mark {kind} {name}, and set its MAC address and its MTU of {}", wanted.mtu), marked);
+    let tried = format!(
+        "mark {kind} {name}, set its MAC address and its MTU of {}, and put it on bridge {network}",
+        wanted.mtu
+    );
+    batch.set(tried, marked.controller(bridge));
     let alternatives = wanted.alternatives();
     alternatives.iter().for_each(|full| call(&mut batch, whom(), wanted, full));
-    // Down, so that no frame comes before the bridge knows whose it is.
-    batch.set(format!("put {kind} {name} on bridge {network}"), whom().controller(bridge));
-    learn_nothing(&mut batch, whom(), wanted, false);
     batch.get(whom()).get(LinkUnspec::new_with_index(bridge));
-    rtnl.ipv6_off_port(name);
     let mut links = rtnl.run(&mut batch).map_err(|error| refine(rtnl, error, wanted, &alternatives))?.into_iter();
     let (Some(port), Some(master)) = (links.next(), links.next()) else { return Err(incomplete("make a port")) };
     if !master.is_bridge_of(network, wanted.owner) {
@@ -266,7 +268,7 @@ fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
         let neighbour = RouteNetlinkMessage::DelNeighbour(forwarding::neighbour(bridge, address));
         batch.add("forget who had an address", 0, neighbour).optional();
     }
-    bring_up(&mut batch, wanted, port.index);
+    bring_up(&mut batch, wanted, port.index, false);
     let mut links = rtnl.run(batch.get(whom())).map_err(|error| refine(rtnl, error, wanted, &[]))?.into_iter();
     let port = links.next().ok_or(incomplete("make a port"))?;
     if !wanted.is(&port) || rtnl.port_has_ipv6(&port) {
@@ -276,22 +278,6 @@ fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
         });
     }
     Ok(port.index)
-}
-
-/// Has the bridge learn nothing from what comes from a port, hand none of it to the host past the filter ([`FORWARDED`]), and not send it what might
-/// be anybody's; and, if need be, forget what it has learnt.
-fn learn_nothing(batch: &mut Batch, whom: LinkBuilder, Wanted { kind, name, isolate, .. }: &Wanted<'_>, forget: bool) {
-    let mut settings = vec![
-        InfoBridgePort::Learning(false),
-        InfoBridgePort::UnicastFlood(false),
-        InfoBridgePort::GroupFwdMask(FORWARDED),
-    ];
-    // One that is not may be whoever's who runs the host ([`Wanted::is`]).
-    settings.extend(isolate.then_some(InfoBridgePort::Isolated(true)));
-    settings.extend(forget.then_some(InfoBridgePort::Flush));
-    let port = whom.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(settings));
-    let tried = format!("set what the bridge learns from {kind} {name}, and forwards to and from it");
-    batch.add(tried, 0, RouteNetlinkMessage::NewLink(port.build()));
 }
 
 /// Has ports not be kept from one another any more, on a bridge that did.
@@ -307,16 +293,30 @@ pub fn join(rtnl: &mut Rtnl, ports: impl Iterator<Item = u32>) -> Result<(), Err
     if batch.is_empty() { Ok(()) } else { rtnl.run(&mut batch).map(drop) }
 }
 
-/// Keeps the guest's address on its port, and then, as the last of all, brings that up: on the bridge, or not at all.
-fn bring_up(batch: &mut Batch, wanted: &Wanted<'_>, index: u32) {
-    let Wanted { kind, name, network, bridge, mac, .. } = wanted;
+/// Keeps the guest's address on its port, and then, as the last of all, brings that up: on the bridge, or not at all. First the bridge learns nothing any more
+/// from what comes from it, hands none of it to the host past the filter ([`FORWARDED`]), and does not send it what might be anybody's; and, if need be,
+/// it forgets what it has learnt.
+fn bring_up(batch: &mut Batch, wanted: &Wanted<'_>, index: u32, forget: bool) {
+    let Wanted { kind, name, network, bridge, mac, isolate, .. } = wanted;
     batch.add(
         format!("keep the MAC address {mac} on {kind} {name}"),
         NLM_F_CREATE | NLM_F_REPLACE,
         RouteNetlinkMessage::NewNeighbour(wanted.entry(index).message()),
     );
-    let up = LinkUnspec::new_with_index(index).controller(*bridge).up();
-    batch.set(format!("bring {kind} {name} up on bridge {network}"), up);
+    let mut settings = vec![
+        InfoBridgePort::Learning(false),
+        InfoBridgePort::UnicastFlood(false),
+        InfoBridgePort::GroupFwdMask(FORWARDED),
+    ];
+    // One that is not may be whoever's who runs the host ([`Wanted::is`]).
+    settings.extend(isolate.then_some(InfoBridgePort::Isolated(true)));
+    settings.extend(forget.then_some(InfoBridgePort::Flush));
+    // The kernel does what is the bridge's before it brings the interface up, and nothing at all where that is on no bridge.
+    let port = LinkUnspec::new_with_index(index).controller(*bridge).up();
+    let port = port.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(settings));
+    let tried =
+        format!("set what bridge {network} learns from {kind} {name}, and forwards to and from it, and bring that up");
+    batch.add(tried, 0, RouteNetlinkMessage::NewLink(port.build()));
 }
 
 /// Gives a port an alternative name.
@@ -359,8 +359,7 @@ fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
             batch.set(format!("give {kind} {name} its carrier again"), whom().carrier(true));
         }
         batch.set(format!("put {kind} {name} on bridge {network} again"), whom().controller(bridge));
-        learn_nothing(&mut batch, whom(), wanted, true);
-        bring_up(&mut batch, wanted, index);
+        bring_up(&mut batch, wanted, index, true);
         rtnl.ipv6_off_port(&link.name);
         rtnl.run(&mut batch)?;
     }

@@ -226,9 +226,10 @@ impl Rtnl {
     }
 
     /// Switches the host's IPv6 off on a port's interface, before that is up: the routes that it has for each are in the way of all others'.
-    /// Where that fails, its port works, and that is said, once.
-    pub fn ipv6_off_port(&mut self, interface: &str) {
-        if let Err(error) = self.ipv6.set_on(interface, false)
+    /// Where that fails, its port works, and that is said, once. Whether it is off.
+    pub fn ipv6_off_port(&mut self, interface: &str) -> bool {
+        let off = self.ipv6.set_on(interface, false);
+        if let Err(error) = &off
             && error.kind() != io::ErrorKind::NotFound
             && !mem::replace(&mut self.ipv6_stays, true)
         {
@@ -237,6 +238,7 @@ impl Rtnl {
                 ipv6::FOLDER
             );
         }
+        off.is_ok() && self.ipv6.fd().is_some()
     }
 
     /// Whether the host's IPv6 on a bridge is on or off as it should be, or cannot be switched off.
