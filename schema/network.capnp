@@ -222,7 +222,7 @@ interface PortFactory {
   # Holding this allows attaching workloads to one network, up to a number of ports at one time: for all who hold it together, and over all
   # factories of one tenant.
 
-  createTap @0 (workload :Text, mac :Data, addresses :List(Text), policy :Policy) -> (port :Port);
+  createTap @0 (workload :Text, mac :Data, addresses :List(Text), policy :Policy, handOut :Bool) -> (port :Port, tap :FdLane.FdToken);
   # A TAP interface on the bridge for the workload of that name (1 to 63 bytes of [a-z0-9-], such as "vm-web"). The interface is called
   # tap-<id>, where <id> is the workload without "vm-"; a name that does not fit in 15 bytes is shortened with a hash and the
   # full one kept as alternative name. `mac` is the guest's address, 6 bytes, unicast; empty for the address that is derived from network and workload.
@@ -238,6 +238,7 @@ interface PortFactory {
   # On a network of macvtaps it is a macvtap, mvt-<id>, on the network's parent: whoever has this call has no other one to know, and what `Port.tap` gives
   # is used as a TAP. Such a port has no `policy`. Errors, beside: unavailable (no driver, no parent), conflict (the parent is a bridge's, or another's alone).
   # `policy` is in force before the port is up; null for what the factory's ports have (`policy` below), of which it is narrowed to what both allow.
+  # `tap` is what `Port.tap` answers, for who asks for it by `handOut` and so need not ask again; else null. Where no token can be had (overloaded), no port is made.
 
   createVeth @1 (workload :Text, mac :Data, addresses :List(Text), netns :FdLane.FdToken, netlink :FdLane.FdToken, insideName :Text = "eth0",
       routes :List(Text), durable :Bool, policy :Policy) -> (port :Port, sturdyRef :Data);

@@ -10,7 +10,7 @@ use std::{cell::RefCell, os::fd::OwnedFd, sync::Arc};
 
 use capnp::{capability::Rc, text_list};
 use capnp_rpc::{CapabilityServerSet, new_client};
-use ipc::{Lane, Peer};
+use ipc::{Lane, Peer, Token};
 use schema::{
     fd_lane_capnp::fd_token,
     host_capnp::{host, namespace, tenant},
@@ -465,8 +465,15 @@ impl port_factory::Server for Factory {
         let failed = self.failed(&workload);
         let policy = self.context.given(params.has_policy(), params.get_policy()).await.map_err(&failed)?;
         let asked = self.asked(workload, params.get_mac()?, params.get_addresses()?, policy, None).map_err(&failed)?;
+        let hand_out = params.get_hand_out();
         let held = self.attach(asked).await.map_err(failed)?;
-        results.get().set_port(new_client(Port { context: self.context.clone(), held }));
+        let port = Port { context: self.context.clone(), held };
+        let mut results = results.get();
+        if hand_out {
+            // As it has just been seen to be.
+            port.offer()?.write(results.reborrow().init_tap());
+        }
+        results.set_port(new_client(port));
         Ok(())
     }
 
@@ -591,6 +598,14 @@ impl Port {
         self.held.port.id.network()
     }
 
+    /// Leaves a duplicate of its TAP on the lane.
+    fn offer(&self) -> Result<Token, capnp::Error> {
+        let copy = |source| Error::Kernel { tried: "copy a descriptor".into(), source, detail: String::new() };
+        let tap = self.held.port.tap.as_ref().ok_or(Error::NoTap).map_err(self.failed("hand out"))?;
+        let tap: OwnedFd = tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
+        Ok(self.context.lane.offer(tap, self.context.peer)?)
+    }
+
     fn failed(&self, tried: &str) -> impl Fn(Error) -> capnp::Error {
         let PortFacts { workload, network, .. } = &self.held.port.facts;
         while_trying(format!("{tried} the port of {workload} on network {network}"))
@@ -612,10 +627,7 @@ impl port::Server for Port {
         let id = self.held.port.id.clone();
         let confirm = move |manager: &mut Manager, _: &NetworkId| manager.confirm(&id);
         self.context.on(self.network(), confirm).await.map_err(self.failed("hand out"))?;
-        let copy = |source| Error::Kernel { tried: "copy a descriptor".into(), source, detail: String::new() };
-        let tap = self.held.port.tap.as_ref().ok_or(Error::NoTap).map_err(self.failed("hand out"))?;
-        let tap: OwnedFd = tap.try_clone().map_err(|error| self.failed("hand out")(copy(error)))?;
-        self.context.lane.offer(tap, self.context.peer)?.write(results.get().init_tap());
+        self.offer()?.write(results.get().init_tap());
         Ok(())
     }
 

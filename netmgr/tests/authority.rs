@@ -3,7 +3,11 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    path::Path,
+};
 
 use capnp::traits::HasTypeId;
 use common::*;
@@ -191,6 +195,44 @@ fn a_taps_token_is_good_once_and_its_neighbours_are_not() {
             for connection in [&owner.connection, &other.connection] {
                 assert_eq!(code(connection.claim(&token).await), Some(Code::BadToken));
             }
+        });
+    });
+}
+
+#[test]
+fn tap_comes_with_its_port_for_who_asks_for_it_and_without_room_for_it_there_is_no_port() {
+    let most = schema::fd_lane_capnp::MAX_TOKENS_PER_PROCESS as usize;
+    in_own_network(move || {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let factory = client.factory(&client.define_default().await, most as u32 + 3).await.unwrap();
+            let make = async |workload: &str, hand_out: bool| {
+                let mut request = factory.create_tap_request();
+                request.get().set_workload(workload);
+                request.get().set_hand_out(hand_out);
+                let answer = client.connection.call("make a port", DEADLINE, request.send()).await?;
+                let answer = answer.get()?;
+                let tap = if answer.has_tap() { Some(answer.get_tap()?.get_bytes()?.to_vec()) } else { None };
+                Ok::<_, ipc::Fault>((answer.get_port()?, tap))
+            };
+            let (silent, none) = make("vm-silent", false).await.unwrap();
+            assert_eq!(none, None);
+            let (port, token) = make("vm-web", true).await.unwrap();
+            let tap = client.connection.claim(&token.unwrap()).await.unwrap();
+            let same = client.fd(&port).await.unwrap();
+            for tap in [tap, same] {
+                let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", tap.as_raw_fd())).unwrap();
+                assert!(about.lines().any(|line| line == "iff:\ttap-web"), "{about}");
+            }
+            let mut waiting = Vec::new();
+            for n in 0..most {
+                waiting.push(make(&format!("vm-{n}"), true).await.unwrap());
+            }
+            assert_eq!(code(make("vm-more", true).await), Some(Code::Overloaded));
+            client.connection.claim(waiting.last().unwrap().1.as_ref().unwrap()).await.unwrap();
+            make("vm-more", true).await.unwrap();
+            drop(silent);
         });
     });
 }

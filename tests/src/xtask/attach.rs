@@ -123,12 +123,11 @@ impl Client {
         let mut request = self.factory.create_tap_request();
         request.get().set_workload(format!("vm-bench-{number}"));
         request.get().init_addresses(1).set(0, format!("10.42.{}.{}", 1 + number / 250, 1 + number % 250));
+        request.get().set_hand_out(true);
         let answer = self.connection.call("make a port", DEADLINE, request.send()).await?;
-        let port = answer.get()?.get_port()?;
-        let answer = self.connection.call("get the TAP", DEADLINE, port.tap_request().send()).await?;
-        let token = ipc::Token::read(answer.get()?.get_tap()?)?;
-        self.connection.claim(token.as_bytes()).await?;
-        Ok(port)
+        let answer = answer.get()?;
+        self.connection.claim(answer.get_tap()?.get_bytes()?).await?;
+        Ok(answer.get_port()?)
     }
 
     async fn detach(&self, port: &port::Client) -> Result<()> {

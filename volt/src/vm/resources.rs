@@ -251,19 +251,16 @@ async fn attach(
             networks::write_rules(made.get().init_rules(), policy);
             request.get().set_policy(made.send().pipeline.get_policy());
         }
+        request.get().set_hand_out(true);
         request.send()
     };
     let answer = netmgr.ask(&tried, CALL_DEADLINE, create).await?;
-    let port = answer.get()?.get_port()?;
-    let (info, tap) = try_join(
-        netmgr.ask(&tried, CALL_DEADLINE, || port.info_request().send()),
-        netmgr.ask(&tried, CALL_DEADLINE, || port.tap_request().send()),
-    )
-    .await?;
+    let (port, tap) = (answer.get()?.get_port()?, answer.get()?.get_tap()?);
+    let info = || port.info_request().send();
+    let (info, tap) = try_join(netmgr.ask(&tried, CALL_DEADLINE, info), netmgr.claim(tap.get_bytes()?)).await?;
     let info = info.get()?.get_info()?;
     let mac = info.get_mac()?.try_into().ok().and_then(Mac::new);
     let mac = mac.ok_or_else(|| Error::NoMac { workload: workload.to_owned(), network: name.to_owned() })?;
-    let tap = netmgr.claim(tap.get()?.get_tap()?.get_bytes()?).await?;
     let (address, gateway) = (of_ipv6(info.get_addresses()?)?, of_ipv6(info.get_gateways()?)?);
     let gateway = gateway.as_deref().and_then(|gateway| gateway.split('/').next()).unwrap_or_default().to_owned();
     let ipv6 = address.map(|address| Ipv6 { address, gateway });
