@@ -81,8 +81,9 @@ impl<T> Sender<T> {
             return Err(Refused::Gone);
         }
         let taken = state.waiting.ask(client, value);
+        // What was refused may do anything when it is dropped, also send.
         drop(state);
-        taken.map_err(Refused::Full)?;
+        taken.map_err(|(fault, _)| Refused::Full(fault))?;
         self.0.changed.notify_one();
         Ok(())
     }
@@ -219,6 +220,23 @@ mod tests {
         sender.ask(ClientId::OWN, 4).unwrap();
         assert_eq!(thread.join().unwrap(), Ok(4));
         assert_eq!(sender.ask(ClientId::OWN, 5), Err(Refused::Gone));
+    }
+
+    #[test]
+    fn what_is_refused_may_send_when_it_is_dropped() {
+        struct Last(Sender<Option<Last>>);
+
+        impl Drop for Last {
+            fn drop(&mut self) {
+                let _ = self.0.send(None);
+            }
+        }
+
+        let (sender, receiver) = mailbox(Room { per_client: 1, total: 10 });
+        sender.ask(ClientId::OWN, None).unwrap();
+        assert!(matches!(sender.ask(ClientId::OWN, Some(Last(sender.clone()))), Err(Refused::Full(_))));
+        drop(sender);
+        assert_eq!(std::iter::from_fn(|| receiver.receive_now()).count(), 2);
     }
 
     #[test]

@@ -82,8 +82,8 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Fails with `overloaded` if the client has as many requests waiting as it may.
-    pub(crate) fn ask(&mut self, client: ClientId, value: T) -> Result<(), Fault> {
+    /// Fails with `overloaded` if the client has as many requests waiting as it may, and gives back what it asked.
+    pub(crate) fn ask(&mut self, client: ClientId, value: T) -> Result<(), (Fault, T)> {
         let own = self.clients.get(&client).map_or(0, |waiting| waiting.count);
         let sharing = self.clients.len().saturating_add((own == 0).into());
         let full = self.asked.len() >= self.room.total;
@@ -93,12 +93,8 @@ impl<T> Turns<T> {
         let hoards = of_process >= (self.room.total / 2).max(1);
         if own >= self.room.per_client || (full && own >= share) || hoards || overfull {
             let why = format!("{own} requests of this connection wait already, and {of_process} of its process");
-            return Err(Fault::new(
-                Code::Overloaded,
-                "queue a request",
-                why,
-                "Wait for answers before asking for more",
-            ));
+            let remedy = "Wait for answers before asking for more";
+            return Err((Fault::new(Code::Overloaded, "queue a request", why, remedy), value));
         }
         let waiting = self.clients.entry(client).or_insert(Waiting { count: 0, last: self.turn });
         waiting.count = waiting.count.saturating_add(1);
@@ -202,7 +198,7 @@ mod tests {
     fn a_client_is_refused_past_its_own_room_and_others_are_not() {
         let mut turns = turns(3, 1000);
         assert!((0..3).all(|n| ask(&mut turns, 1, n)));
-        let fault = turns.ask(client(1), (1, 3)).unwrap_err();
+        let (fault, _) = turns.ask(client(1), (1, 3)).unwrap_err();
         assert_eq!(fault.code, Code::Overloaded);
         assert!(fault.why.contains("3 requests of this connection"), "{fault}");
         assert!(ask(&mut turns, 2, 0));
@@ -230,7 +226,7 @@ mod tests {
         for connection in 0..50 {
             assert!(turns.ask(of(connection), (1, 0)).is_ok());
         }
-        assert_eq!(turns.ask(of(50), (1, 0)).unwrap_err().code, Code::Overloaded);
+        assert_eq!(turns.ask(of(50), (1, 0)).unwrap_err().0.code, Code::Overloaded);
         assert!(ask(&mut turns, 2, 0));
         assert!(turns.next().is_some());
         assert!(turns.ask(of(50), (1, 0)).is_ok());
