@@ -1,7 +1,7 @@
 //! Bench `attach`: what a workload's port costs, from the question to a TAP in hand and back, on this machine: beside CNI's `bridge` with `host-local`,
 //! and netavark, which do the same for containers, each with as many ports on its bridge. In a network namespace of its own.
 //!
-//! Ours has an address and the rules that keep a guest to it; the peers have an address. Ours is asked over its socket, as `volt` does; theirs are
+//! Ours has an address, the rules that keep a guest to it, and a policy; the peers have an address. Ours is asked over its socket, as `volt` does; theirs are
 //! programs that are started for each, as engines do. CPU is all that was used for it, on both sides of the socket, until nothing is left of it.
 
 use std::{
@@ -154,6 +154,10 @@ fn ours(netmgr: &Path, dir: &Path, count: usize) -> Result<Figures> {
         config.set_name("volt0");
         config.set_gateway("10.42.0.1");
         config.set_prefix_length(16);
+        let mut rules = config.init_policy().init_allow(3);
+        for (at, rule) in (0..).zip(["host udp 53", "10.99.0.0/16 tcp 443", "10.42.0.0/16"]) {
+            rules.set(at, rule);
+        }
         let answer = connection.call("define a network", DEADLINE, request.send()).await?;
         let mut request = answer.get()?.get_network()?.port_factory_request();
         request.get().set_max_ports(MAX_PORTS);
