@@ -1,4 +1,4 @@
-//! Runs test programs of the plain harness, one at a time, and reads what they say. With `--show-output` that holds what
+//! Runs a test program of the plain harness to its end, and reads what it says. With `--show-output` that holds what
 //! passing tests printed, a section a test, so that `skipped: NAME: REASON` lines can be told from everything else.
 //! What a program writes to standard error is shown if it fails.
 
@@ -17,17 +17,38 @@ use crate::test::Tally;
 /// How long one test program may take.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// Runs `program`, called `name`, and counts its tests.
-pub fn run(name: &str, program: Command, tally: &mut Tally) -> Result<()> {
-    read(Reader::default(), name, program, tally)
+/// What a program that has ended said of its tests.
+pub struct Ran {
+    name: String,
+    reader: Reader,
+    /// Why it failed, if it did.
+    why: Option<String>,
+    output: String,
+    errors: String,
+}
+
+/// Runs `program`, called `name`.
+pub fn run(name: &str, program: Command) -> Result<Ran> {
+    read(Reader::default(), name, program)
 }
 
 /// Runs what runs several such programs, one after the other.
-pub fn run_several(name: &str, programs: Command, tally: &mut Tally) -> Result<()> {
-    read(Reader { several: true, ..Reader::default() }, name, programs, tally)
+pub fn run_several(name: &str, programs: Command) -> Result<Ran> {
+    read(Reader { several: true, ..Reader::default() }, name, programs)
 }
 
-fn read(mut reader: Reader, name: &str, mut program: Command, tally: &mut Tally) -> Result<()> {
+impl Ran {
+    /// Counts its tests, and shows what it said if any failed.
+    pub fn count(self, tally: &mut Tally) {
+        if self.reader.finish(&self.name, self.why.as_deref(), tally) {
+            // Behind the outcomes come first what passing tests printed, then the failures.
+            let failures = self.output.find("\nfailures:\n").and_then(|at| self.output.get(at..));
+            println!("{}\n{}", failures.unwrap_or(&self.output), self.errors);
+        }
+    }
+}
+
+fn read(mut reader: Reader, name: &str, mut program: Command) -> Result<Ran> {
     program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = program.spawn().with_context(|| format!("Cannot run {name}"))?;
     // Whatever a test left running holds the pipes open: the program's own end counts, not theirs.
@@ -52,12 +73,7 @@ fn read(mut reader: Reader, name: &str, mut program: Command, tally: &mut Tally)
         Some(status) => Some(format!("it ended with {status}")),
         None => Some(format!("it still ran after {} s", DEADLINE.as_secs())),
     };
-    if reader.finish(name, why.as_deref(), tally) {
-        // Behind the outcomes come first what passing tests printed, then the failures.
-        let failures = output.find("\nfailures:\n").and_then(|at| output.get(at..));
-        println!("{}\n{}", failures.unwrap_or(&output), text(&errors));
-    }
-    Ok(())
+    Ok(Ran { name: name.to_owned(), reader, why, output, errors: text(&errors) })
 }
 
 type Collected = std::sync::Arc<std::sync::Mutex<(Vec<u8>, bool)>>;

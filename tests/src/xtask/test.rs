@@ -9,7 +9,7 @@ use std::{
     cmp::Reverse,
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::mpsc::channel,
     thread,
     time::{Duration, Instant},
@@ -98,10 +98,8 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
         bail!("There is no tier {unknown:?}; there are {}", TIERS.map(|(tier, _)| tier).join(", "));
     }
     let mut tally = Tally::default();
-    for (name, tier) in TIERS {
-        if !(only.contains(&name) || only.is_empty() && !ON_REQUEST.contains(&name)) {
-            continue;
-        }
+    let chosen = |name| only.contains(&name) || only.is_empty() && !ON_REQUEST.contains(&name);
+    for (name, tier) in TIERS.into_iter().filter(|(name, _)| chosen(*name)) {
         let start = Instant::now();
         println!("tier {name}");
         if let Err(error) = tier(workspace, &mut tally) {
@@ -127,8 +125,11 @@ fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         println!("Without iproute2 and nftables: {why:#}");
     }
     let programs = workspace.tests(&["--lib", "--bins"])?;
-    programs.into_iter().try_for_each(|(name, program)| harness::run(&name, program, tally))?;
-    harness::run_several("documentation", workspace.doc_tests(), tally)
+    for (name, program) in programs {
+        harness::run(&name, program)?.count(tally);
+    }
+    harness::run_several("documentation", workspace.doc_tests())?.count(tally);
+    Ok(())
 }
 
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
@@ -148,11 +149,42 @@ fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let qemu = Emulator::fetch(&workspace.lab()).ok().map(|emulator| emulator.words());
     let engines = workspace.lab().join("engines");
     let engines = debian::engines(&engines).is_ok().then_some(engines);
-    workspace.tests(&["--test", "*"])?.into_iter().try_for_each(|(name, mut program)| {
+    let mut tests = workspace.tests(&["--test", "*"])?;
+    for (_, program) in &mut tests {
         program.envs(engines.iter().map(|engines| ("VOLT_TEST_ENGINES", engines)));
         program.envs(kernels.iter().map(|kernels| ("VOLT_TEST_KERNELS", kernels)));
         program.envs(qemu.iter().map(|qemu| ("VOLT_TEST_QEMU", qemu)));
-        harness::run(&name, program, tally)
+    }
+    in_two_rows(tests, tally)
+}
+
+/// The folders whose tests have users of fixed numbers, and find by them what is theirs: no two of them at a time.
+const OF_ALL_PROGRAMS: [&str; 2] = ["volt", "tests"];
+
+/// Runs the tests of all programs together one after the other, and beside them those of each.
+fn in_two_rows(tests: Vec<(String, Command)>, tally: &mut Tally) -> Result<()> {
+    let together = |(name, _): &(String, Command)| OF_ALL_PROGRAMS.iter().any(|of| name.split(' ').next() == Some(of));
+    let (mut together, apart): (Vec<_>, Vec<_>) = tests.into_iter().partition(together);
+    // Most of their time, these wait.
+    let threads = 3 * thread::available_parallelism()?.get();
+    together.iter_mut().for_each(|(_, program)| _ = program.env("RUST_TEST_THREADS", threads.to_string()));
+    thread::scope(|scope| {
+        let (sender, ran) = channel();
+        for row in [together, apart] {
+            let sender = sender.clone();
+            scope.spawn(move || {
+                for (name, program) in row {
+                    if sender.send(harness::run(&name, program)).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        ran.into_iter().try_for_each(|ran| {
+            ran?.count(tally);
+            Ok(())
+        })
     })
 }
 
@@ -185,12 +217,17 @@ fn kernels(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     side_by_side("lab tests", workspace, &boots.collect::<Result<Vec<_>>>()?, tally)
 }
 
+/// What a lab host runs.
+fn of_the_lab() -> impl Iterator<Item = &'static str> {
+    programs().chain(["lab-driver"])
+}
+
 /// The whole product on the real KVM of two lab hosts.
 fn lab(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     debian::install(&["busybox-static"])?;
     let (emulator, kernels) = (Emulator::fetch(&workspace.lab())?, stock_kernels(workspace)?);
     tally.record("release programs are static, and the core is small", sizes::check(&workspace.release(programs())?));
-    let programs = workspace.release(programs().chain(["lab-driver"]))?;
+    let programs = workspace.release(of_the_lab())?;
     let guests = kernels.iter().map(|guest| Ok((guest, image::guest(guest, "")?))).collect::<Result<Vec<_>>>()?;
     let boots =
         kernels.iter().map(|host| Ok(boot(&emulator, host, "functional", image::host(host, &programs, &guests)?)));
