@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -44,15 +44,31 @@ impl Workspace {
 
     /// Builds the release programs with these names and returns their paths.
     pub fn release<'a>(&self, programs: impl IntoIterator<Item = &'a str>) -> Result<Vec<PathBuf>> {
-        let mut arguments = vec!["build", "--release"];
-        arguments.extend(programs.into_iter().flat_map(|program| ["--bin", program]));
-        let artifacts = self.build(&arguments)?;
+        let artifacts = built(&mut self.release_command(cargo(), programs), "release")?;
         Ok(artifacts.into_iter().filter_map(|artifact| artifact.executable).collect())
+    }
+
+    /// Begins to build them, in what time of the processors nothing else wants. Whoever needs them asks for them by
+    /// [`Workspace::release`], which waits for this, and hears of what went wrong.
+    pub fn release_when_idle<'a>(&self, programs: impl IntoIterator<Item = &'a str>) -> Result<InBackground> {
+        let mut idle = Command::new("chrt");
+        idle.args(["--idle", "0"]).arg(cargo().get_program());
+        let mut command = self.release_command(idle, programs);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(InBackground(command.spawn().context("Cannot run chrt (util-linux)")?))
+    }
+
+    fn release_command<'a>(&self, mut cargo: Command, programs: impl IntoIterator<Item = &'a str>) -> Command {
+        cargo.args(["build", "--release"]).args(programs.into_iter().flat_map(|program| ["--bin", program]));
+        self.of_all(&mut cargo);
+        cargo
     }
 
     /// Builds the test programs that `select` names, and returns how to run each: a name for people, and a command.
     pub fn tests(&self, select: &[&str]) -> Result<Vec<(String, Command)>> {
-        let artifacts = self.build(&[&["test", "--no-run"], select].concat())?;
+        let mut command = cargo();
+        self.of_all(command.args(["test", "--no-run"]).args(select));
+        let artifacts = built(&mut command, "test")?;
         let mut tell_times = None;
         let program = |artifact: Artifact| {
             let dir = artifact.manifest_path.parent()?.to_owned();
@@ -85,13 +101,25 @@ impl Workspace {
         command
     }
 
-    fn build(&self, arguments: &[&str]) -> Result<Vec<Artifact>> {
-        let mut command = cargo();
-        command.args(arguments).args(["--workspace", "--message-format=json-render-diagnostics"]);
-        let out = command.current_dir(&self.root).stderr(Stdio::inherit()).output().context("Cannot run cargo")?;
-        ensure!(out.status.success(), "cargo {} failed; its messages are above", arguments.join(" "));
-        let text = String::from_utf8_lossy(&out.stdout);
-        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    fn of_all(&self, cargo: &mut Command) {
+        cargo.args(["--workspace", "--message-format=json-render-diagnostics"]).current_dir(&self.root);
+    }
+}
+
+fn built(cargo: &mut Command, what: &str) -> Result<Vec<Artifact>> {
+    let out = cargo.stderr(Stdio::inherit()).output().context("Cannot run cargo")?;
+    ensure!(out.status.success(), "cargo's {what} build failed; its messages are above");
+    let text = String::from_utf8_lossy(&out.stdout);
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+/// What goes on in the background, at most as long as this is there.
+pub struct InBackground(Child);
+
+impl Drop for InBackground {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
     }
 }
 

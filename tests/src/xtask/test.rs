@@ -99,7 +99,11 @@ pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
     }
     let mut tally = Tally::default();
     let chosen = |name| only.contains(&name) || only.is_empty() && !ON_REQUEST.contains(&name);
+    let mut _beside = None;
     for (name, tier) in TIERS.into_iter().filter(|(name, _)| chosen(*name)) {
+        if name == "host" && chosen("lab") {
+            _beside = workspace.release_when_idle(of_the_lab()).inspect_err(|why| println!("{why:#}")).ok();
+        }
         let start = Instant::now();
         println!("tier {name}");
         if let Err(error) = tier(workspace, &mut tally) {
