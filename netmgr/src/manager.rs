@@ -9,6 +9,7 @@
 mod gone;
 mod guarding;
 mod isolated;
+mod left;
 mod macvtap;
 mod published;
 
@@ -34,6 +35,7 @@ use self::{
     gone::Gone,
     guarding::{no_filter, within},
     isolated::Isolated,
+    left::Left,
 };
 use crate::{
     address::Address,
@@ -242,6 +244,8 @@ pub struct Manager {
     strays: BTreeSet<u32>,
     /// Whether something may be left that could not be taken away.
     doubt: bool,
+    /// Of ports whose network is not there, as somebody has deleted its bridge.
+    left: Left,
 }
 
 impl Manager {
@@ -273,6 +277,7 @@ impl Manager {
             unguarded: None,
             strays: BTreeSet::new(),
             doubt: false,
+            left: Left::default(),
         };
         let existing = bridge::existing(&snapshot, &manager.instance).into_iter();
         let existing = existing.chain(crate::macvtap::existing(&snapshot, &manager.instance));
@@ -400,7 +405,7 @@ impl Manager {
 
     fn define_bridge(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
         let serial = self.next();
-        let Manager { rtnl, filter, instance, networks, isolated, .. } = self;
+        let Manager { rtnl, filter, instance, networks, isolated, left, .. } = self;
         if networks.get(&config.name).is_some_and(|known| known.config.is_macvtap() != config.is_macvtap()) {
             return Err(Error::OtherKind(config.name));
         }
@@ -445,6 +450,10 @@ impl Manager {
             port::join(rtnl, network.ports.values().map(|port| port.index))?;
         }
         let known = known.map(|network| network.index);
+        let is_new = known.is_none();
+        if is_new {
+            left.yield_to(networks);
+        }
         uplink::prepare(rtnl, wanted, known)?;
         let index = match bridge::define(rtnl, wanted, known) {
             // The error that is reported is the first one. What this leaves, the next netmgr takes away.
@@ -460,6 +469,9 @@ impl Manager {
         (network.index, network.config) = (index, config);
         network.ports.values_mut().for_each(|port| port.isolate = network.config.isolate);
         network.adopt(&links, instance, || next(&self.serial));
+        if is_new {
+            left.give(network, &links);
+        }
         let id = NetworkId { name, serial: network.serial };
         self.guard(&links)?;
         let Manager { rtnl, instance, networks, .. } = self;

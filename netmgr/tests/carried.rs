@@ -2,32 +2,18 @@
 //! namespace of its own. (What rates do to frames: `src/nft/tests/rates.rs`.)
 
 mod common;
+mod given;
 
 use common::*;
+use given::*;
 use ipc::{Code, Fault};
 use schema::network_capnp::{
-    MAX_RATE, MAX_WAITING_EVENTS, MIN_RATE, PortChange, network, port, port_factory, port_watcher, rate,
+    MAX_RATE, MAX_WAITING_EVENTS, MIN_RATE, PortChange, network, port, port_factory, port_watcher,
 };
-
-/// From the guest, and to it.
-type Rate = (u64, u64);
-
-fn write(mut to: rate::Builder<'_>, (from, into): Rate) {
-    to.set_from_guest(from);
-    to.set_to_guest(into);
-}
 
 async fn set(client: &Client, port: &port::Client, rate: Rate) -> Result<(), Fault> {
     let mut request = port.set_rate_request();
-    write(request.get().init_rate(), rate);
-    client.connection.call("set a rate", DEADLINE, request.send()).await.map(drop)
-}
-
-/// The same by who has the network.
-async fn set_of(client: &Client, network: &network::Client, workload: &str, rate: Rate) -> Result<(), Fault> {
-    let mut request = network.set_rate_request();
-    request.get().set_workload(workload);
-    write(request.get().init_rate(), rate);
+    write_rate(request.get().init_rate(), rate);
     client.connection.call("set a rate", DEADLINE, request.send()).await.map(drop)
 }
 
@@ -60,16 +46,16 @@ fn rate_is_within_its_limits_and_what_the_network_says_and_is_known_whatever_hap
             }
             for wrong in [(MIN_RATE - 1, 0), (0, MAX_RATE + 1)] {
                 assert_eq!(code(set(&client, &port, wrong).await), Some(Code::InvalidArgument));
-                assert_eq!(code(set_of(&client, &network, "vm-web", wrong).await), Some(Code::InvalidArgument));
+                assert_eq!(code(set_rate(&client, &network, "vm-web", wrong).await), Some(Code::InvalidArgument));
             }
-            assert_eq!(code(set_of(&client, &network, "vm-db", (0, 0)).await), Some(Code::NotFound));
+            assert_eq!(code(set_rate(&client, &network, "vm-db", (0, 0)).await), Some(Code::NotFound));
             // Who has the network says how much at most, and the holder of the port has no more than that.
-            set_of(&client, &network, "vm-web", (50_000, 0)).await.unwrap();
+            set_rate(&client, &network, "vm-web", (50_000, 0)).await.unwrap();
             for (asked, has) in [((0, 0), (50_000, 0)), ((60_000, 9000), (50_000, 9000)), ((40_000, 0), (40_000, 0))] {
                 set(&client, &port, asked).await.unwrap();
                 assert_eq!(carries(&client, &network).await, has);
             }
-            set_of(&client, &network, "vm-web", (7000, 8000)).await.unwrap();
+            set_rate(&client, &network, "vm-web", (7000, 8000)).await.unwrap();
             nft("flush ruleset");
             settle("it is there again", || elements("rates_from").len() + elements("rates_to").len() == 2).await;
             nft("delete element bridge volt-vmm rates_to { tap-web }");

@@ -2,19 +2,14 @@
 //! to the program. Runs it as root, each test in a network namespace of its own. (What policies do to frames: `src/nft/tests/policy.rs`.)
 
 mod common;
+mod given;
 
 use std::collections::BTreeSet;
 
 use common::*;
+use given::*;
 use ipc::{Code, Fault};
-use schema::network_capnp::{network, policy, policy_rules, port, port_factory};
-
-fn write(rules: policy_rules::Builder<'_>, texts: &[&str]) {
-    let mut list = rules.init_allow(texts.len() as u32);
-    for (at, text) in (0..).zip(texts) {
-        list.set(at, text);
-    }
-}
+use schema::network_capnp::{network, policy, port, port_factory};
 
 /// Defines `volt0` with what its ports have.
 async fn define(client: &Client, default: &[&str]) -> network::Client {
@@ -23,28 +18,9 @@ async fn define(client: &Client, default: &[&str]) -> network::Client {
     config.set_name("volt0");
     config.set_gateway("10.42.0.1");
     config.set_prefix_length(24);
-    write(config.init_policy(), default);
+    write_rules(config.init_policy(), default);
     let answer = client.connection.call("define a network", DEADLINE, request.send()).await.unwrap();
     answer.get().unwrap().get_network().unwrap()
-}
-
-async fn policy(client: &Client, network: &network::Client, texts: &[&str]) -> Result<policy::Client, Fault> {
-    let mut request = network.policy_request();
-    write(request.get().init_rules(), texts);
-    Ok(client.connection.call("make a policy", DEADLINE, request.send()).await?.get()?.get_policy()?)
-}
-
-async fn narrow(client: &Client, policy: &policy::Client, texts: &[&str]) -> Result<policy::Client, Fault> {
-    let mut request = policy.narrow_request();
-    write(request.get().init_rules(), texts);
-    Ok(client.connection.call("narrow a policy", DEADLINE, request.send()).await?.get()?.get_policy()?)
-}
-
-/// What a policy says.
-async fn said(client: &Client, policy: &policy::Client) -> Vec<String> {
-    let answer = client.connection.call("read a policy", DEADLINE, policy.rules_request().send()).await.unwrap();
-    let rules = answer.get().unwrap().get_rules().unwrap().get_allow().unwrap();
-    rules.iter().map(|rule| rule.unwrap().to_string().unwrap()).collect()
 }
 
 async fn factory(client: &Client, network: &network::Client, bound: Option<policy::Client>) -> port_factory::Client {
@@ -86,33 +62,6 @@ async fn set(client: &Client, port: &port::Client, policy: Option<policy::Client
         request.get().set_policy(policy);
     }
     client.connection.call("set a policy", DEADLINE, request.send()).await.map(drop)
-}
-
-/// The same by who has the network.
-async fn set_of(
-    client: &Client,
-    network: &network::Client,
-    workload: &str,
-    policy: Option<policy::Client>,
-) -> Result<(), Fault> {
-    let mut request = network.set_policy_request();
-    request.get().set_workload(workload);
-    if let Some(policy) = policy {
-        request.get().set_policy(policy);
-    }
-    client.connection.call("set a policy", DEADLINE, request.send()).await.map(drop)
-}
-
-/// What the port of a workload has.
-async fn had(client: &Client, network: &network::Client, workload: &str) -> Option<Vec<String>> {
-    let mut request = network.port_policy_request();
-    request.get().set_workload(workload);
-    let answer = client.connection.call("look", DEADLINE, request.send()).await.unwrap();
-    let answer = answer.get().unwrap();
-    if !answer.has_policy() {
-        return None;
-    }
-    Some(said(client, &answer.get_policy().unwrap()).await)
 }
 
 /// What a port's policy has allowed and denied, in packets.
@@ -171,7 +120,7 @@ fn policy_holds_from_the_first_frame_on_is_changed_live_counted_and_gone_with_it
             for set in ["policed", "policies", "rules", "allow4", "allow6", "hosts", "allowed", "denied", "links"] {
                 assert_eq!(elements(set).len(), 0, "{set}");
             }
-            assert_eq!(code(set_of(&client, &network, "vm-web", None).await), Some(Code::NotFound));
+            assert_eq!(code(set_policy(&client, &network, "vm-web", None).await), Some(Code::NotFound));
         });
     });
 }
@@ -202,7 +151,7 @@ fn holder_of_a_factory_or_a_port_narrows_its_policy_and_never_widens_it() {
                 assert_eq!(had(&client, &network, "vm-web").await.unwrap(), ["host udp 1-100", "10.0.0.0/8"]);
                 // Who has the network may have it be anything, and the holder then stays within that.
                 let other = policy(&client, &network, &["11.0.0.0/8"]).await.unwrap();
-                set_of(&client, &network, "vm-web", Some(other)).await.unwrap();
+                set_policy(&client, &network, "vm-web", Some(other)).await.unwrap();
                 set(&client, &port, Some(wide().await)).await.unwrap();
                 assert_eq!(had(&client, &network, "vm-web").await.unwrap(), ["11.0.0.0/8"]);
                 set(&client, &port, None).await.unwrap();
@@ -256,7 +205,7 @@ fn what_is_no_policy_of_netmgr_s_or_no_rule_is_refused_and_nothing_is_made() {
             assert_eq!(code(policy(&client, &network, &rules).await), Some(Code::InvalidArgument));
             // A policy that is still to come is one.
             let mut made = network.policy_request();
-            write(made.get().init_rules(), &["any tcp"]);
+            write_rules(made.get().init_rules(), &["any tcp"]);
             let coming = made.send().pipeline.get_policy();
             let port = web(&client, &factory, Some(coming)).await.unwrap();
             assert_eq!(had(&client, &network, "vm-web").await.unwrap(), ["any tcp"]);
@@ -311,10 +260,59 @@ fn policies_are_known_again_after_a_kill_and_one_that_is_lost_meanwhile_allows_n
                 }
                 // What is lost can be given again.
                 let again = policy(&client, &network, &["any"]).await.unwrap();
-                set_of(&client, &network, "vm-web", Some(again)).await.unwrap();
+                set_policy(&client, &network, "vm-web", Some(again)).await.unwrap();
                 assert_eq!(had(&client, &network, "vm-web").await.unwrap(), ["any"]);
                 close(tap, index).await;
                 settle("nothing of it is left", || elements("policed").is_empty()).await;
+            });
+        });
+    }
+}
+
+/// Beside another network, with which the rules stay, and alone.
+#[test]
+fn what_a_port_was_given_is_known_again_where_its_bridge_was_deleted_before_a_start() {
+    for beside in [true, false] {
+        with_nft(move || {
+            let mut netmgr = Netmgr::start();
+            let (tap, index) = run(async {
+                let client = netmgr.connect().await;
+                let network = client.define_default().await;
+                if beside {
+                    client.define("volt1", "10.43.0.1", 24, 0).await.unwrap();
+                }
+                let own = policy(&client, &network, &["198.51.100.0/24 udp 53"]).await.unwrap();
+                let port = web(&client, &factory(&client, &network, None).await, Some(own)).await.unwrap();
+                set_rate(&client, &network, "vm-web", (70_000, 80_000)).await.unwrap();
+                publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8080")], 80).await.unwrap();
+                let held = (client.fd(&port).await.unwrap(), client.port(&port).await.unwrap().index);
+                netmgr.kill();
+                held
+            });
+            ip("link delete volt0");
+            let next = Netmgr::start();
+            run(async {
+                let client = next.connect().await;
+                assert_eq!(code(client.network("volt0").await), Some(Code::NotFound));
+                let network = client.define_default().await;
+                let has = kept::Given::read(&client, &network, "vm-web").await;
+                assert_eq!(has.policy, Some(set_of_texts(&["198.51.100.0/24 udp 53"])));
+                assert_eq!((has.rate, has.published), ((70_000, 80_000), [8080].into()));
+                forwards("tap-web").await;
+                sends(&tap, FAR, 53);
+                sends(&tap, FAR, 54);
+                let listed = network.ports_request();
+                let answer = client.connection.call("list", DEADLINE, listed.send()).await.unwrap();
+                let stats = answer.get().unwrap().get_ports().unwrap().get(0).get_stats().unwrap();
+                assert_eq!((stats.get_allowed_packets(), stats.get_denied_packets()), (1, 1));
+                close(tap, index).await;
+                settle("nothing of it is left", || elements("policed").is_empty()).await;
+                // Once, and no later port's.
+                client.remove("volt0").await.unwrap();
+                let network = client.define_default().await;
+                let _port = web(&client, &factory(&client, &network, None).await, None).await.unwrap();
+                let has = kept::Given::read(&client, &network, "vm-web").await;
+                assert!(has == kept::Given::default(), "{has:?}");
             });
         });
     }

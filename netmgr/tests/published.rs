@@ -2,6 +2,7 @@
 //! test in network namespaces of its own.
 
 mod common;
+mod given;
 mod places;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
 };
 
 use common::*;
+use given::*;
 use ipc::Code;
 use places::*;
 use schema::network_capnp::{network, published};
@@ -23,37 +25,6 @@ fn with_nft(test: impl FnOnce() + Send + 'static) {
     } else {
         skip!("nft is not installed (Debian's package nftables)");
     }
-}
-
-/// Hands sockets over, and has what they hold lead to a guest.
-async fn publish(
-    client: &Client,
-    network: &network::Client,
-    workload: &str,
-    sockets: Vec<OwnedFd>,
-    port: u16,
-) -> Result<(), ipc::Fault> {
-    let mut request = network.publish_request();
-    request.get().set_workload(workload);
-    request.get().set_guest_port(port);
-    let mut tokens = request.get().init_sockets(sockets.len() as u32);
-    for (at, socket) in (0..).zip(&sockets) {
-        let token = client.connection.deposit(std::os::fd::AsFd::as_fd(socket)).await?;
-        tokens.reborrow().get(at).set_bytes(token.as_bytes());
-    }
-    client.connection.call("publish", DEADLINE, request.send()).await.map(drop)
-}
-
-async fn unpublish(client: &Client, network: &network::Client, workload: &str, host: &str) -> Result<(), ipc::Fault> {
-    let (protocol, at) = host.split_once(' ').unwrap();
-    let at: SocketAddr = at.parse().unwrap();
-    let mut request = network.unpublish_request();
-    request.get().set_workload(workload);
-    let mut one = request.get().init_published(1).get(0);
-    one.set_protocol(if protocol == "tcp" { published::Protocol::Tcp } else { published::Protocol::Udp });
-    one.set_address(at.ip().to_string());
-    one.set_port(at.port());
-    client.connection.call("unpublish", DEADLINE, request.send()).await.map(drop)
 }
 
 /// What is published on a network, each as `WORKLOAD PROTOCOL ADDRESS PORT GUEST-PORT`.
@@ -70,11 +41,6 @@ async fn listed(client: &Client, network: &network::Client) -> Vec<String> {
         }
     }
     all
-}
-
-/// Waits for the port where netmgr has refused another socket of it: that one goes a moment later.
-fn tcp(at: &str) -> OwnedFd {
-    testkit::wait::until(at, || TcpListener::bind(at).map_err(|error| error.to_string())).into()
 }
 
 fn udp(at: &str) -> OwnedFd {

@@ -5,14 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use schema::policy::Rules;
 
-use super::{Account, Manager, NetworkId, PortId, Stats, find, macvtap};
+use super::{
+    Account, Manager, NetworkId, PortId, Stats, find,
+    left::{self, Left},
+    macvtap,
+};
 use crate::{
     error::Error,
     events::Change,
     link::Link,
     names::Kind,
     network::{Network, Port},
-    nft::{Adopted, Counts, Filter, Sender},
+    nft::{Counts, Filter, Sender},
     rate::Rate,
 };
 
@@ -33,47 +37,34 @@ impl Manager {
     /// Has the TAPs on our bridges send no more than they may as yet, whether they can be told to be ports or not: somebody may have cleared
     /// the mark of one whose guest still runs.
     pub(super) fn keep_guarding(&mut self, links: &[Link]) {
-        let Manager { filter: Some(filter), networks, strays, .. } = self else { return };
+        let Manager { filter: Some(filter), networks, strays, left, .. } = self else { return };
         let bridges: BTreeSet<u32> = networks.values().map(|network| network.index).collect();
         let ports = || links.iter().filter(|link| Kind::of(link).is_some() && bridges.contains(&link.master));
         let names: BTreeSet<&str> = ports().map(|link| link.name.as_str()).collect();
         *strays = ports().map(|link| link.index).collect();
         networks.values().flat_map(|network| network.ports.values()).for_each(|port| _ = strays.remove(&port.index));
-        let Adopted { policies, rates } = match filter.adopt(|interface| names.contains(interface)) {
-            Ok((adopted, published)) => {
-                // Each is the one's that has the address. What leads to nobody goes with the first look.
-                networks.values_mut().for_each(|network| network.adopt_published(&published));
-                filter.hold_published(networks.values().flat_map(Network::published));
-                adopted
-            }
-            Err(Error::NoRight(_)) => Adopted::default(),
+        let (adopted, published) = match filter.adopt(|interface| names.contains(interface)) {
+            Ok(adopted) => adopted,
+            Err(Error::NoRight(_)) => Default::default(),
             Err(error) => {
                 confine::say!("netmgr: {}", error.fault("see what guests of an earlier netmgr may send"));
-                Adopted::default()
+                Default::default()
             }
         };
-        for (name, network) in networks {
-            network.policy = policies.get(name).cloned();
+        for (name, network) in networks.iter_mut() {
+            network.policy = adopted.policies.get(name).cloned();
+            // Each is the one's that has the address. What leads to nobody goes with the first look.
+            network.adopt_published(&published);
             if network.config.is_macvtap() {
                 // What cannot be read now is put there anew by the next look, without.
                 let ports = network.ports.values_mut();
                 ports.for_each(|port| port.rate = filter.rate_at(&port.interface).unwrap_or_default());
-                continue;
-            }
-            for (workload, port) in &mut network.ports {
-                // By the name that it has now, or by its own.
-                let link = links.iter().find(|link| link.index == port.index).map_or("", |link| &link.name);
-                let names = [link, &port.interface];
-                port.rate = names.into_iter().find_map(|name| rates.get(name)).copied().unwrap_or_default();
-                match names.into_iter().find_map(|name| policies.get(name)) {
-                    Some(policy) => port.policy = Some(policy.clone()),
-                    None if port.policy.is_some() => confine::say!(
-                        "netmgr: the policy of {workload} on network {name} is lost, as something else on this host has taken it away: it may send nowhere until it has another one (volt port policy)"
-                    ),
-                    None => {}
-                }
+            } else {
+                left::know_again(network, links, &adopted);
             }
         }
+        filter.hold_published(networks.values().flat_map(Network::published));
+        *left = Left::new(networks, links, adopted, published);
     }
 
     /// Sees to it that each port may send what it may and no more; whether it was so. What cannot be mended is said, once.
