@@ -3,16 +3,22 @@
 //! program as root, in a network namespace of its own. `VOLT_SOAK_NETWORK` says how many (`cargo xtask soak network`), `VOLT_SOAK_SEED` which.
 
 mod common;
+mod given;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::TcpListener,
     process::Command,
     time::Duration,
 };
 
 use common::*;
+use given::{
+    kept::{FIRST, Given, PUBLISHED, RATES, any_policy},
+    *,
+};
 use ipc::{Code, Fault};
-use schema::network_capnp::network;
+use schema::network_capnp::{network, port_factory};
 use serde_json::Value;
 use testkit::skip;
 use testrig::container::Guest;
@@ -21,9 +27,12 @@ use testrig::container::Guest;
 const SHORT: usize = 60;
 const COUNT: &str = "VOLT_SOAK_NETWORK";
 const SEED: &str = "VOLT_SOAK_SEED";
-const NETWORKS: [&str; 2] = ["volt0", "volt1"];
-/// Bridges and interfaces that are nobody's but the host's.
-const FOREIGN: [&str; 2] = ["foreign0", "lo"];
+/// The last one is a VLAN, and not there where the kernel has none.
+const NETWORKS: [&str; 3] = ["volt0", "volt1", VLAN];
+const VLAN: &str = "lan0";
+const UPLINK: &str = "up-lan0";
+/// Bridges and interfaces that are nobody's but the host's; the VLAN is on one of them.
+const FOREIGN: [&str; 4] = ["foreign0", "lo", "trunk0", "trunk1"];
 /// At one time.
 const MOST: usize = 6;
 /// Longer than most operations take, in microseconds.
@@ -66,6 +75,8 @@ struct Port {
     mac: String,
     address: [u8; 4],
     behind: Behind,
+    /// What it has; or more than one, if it has one of them: what was done was cut off.
+    given: Vec<Given>,
 }
 
 /// What should be there.
@@ -76,14 +87,27 @@ struct Model {
     /// Those that may be, or may not, or may have another one: what was done was cut off.
     unsure: BTreeSet<&'static str>,
     ports: Vec<Port>,
-    /// Containers that may have a port, or may not: the same.
-    begun: Vec<(&'static str, String, [u8; 4], Container)>,
+    /// Containers that may have a port, or may not, with what that has: the same.
+    begun: Vec<(&'static str, String, [u8; 4], Container, Given)>,
     /// The last of the addresses that was given.
     last: u8,
+    /// Whether the kernel has VLANs.
+    vlans: bool,
+    /// Whether somebody has taken rules away, and netmgr may not have lived to bring them back.
+    lost: bool,
+    /// Ports of the host that the netmgr that runs holds.
+    held: BTreeSet<u16>,
+}
+
+/// How the names begin of containers whose ports end with their holders.
+const BOUND: &str = "container-bound-";
+
+fn is_bound(workload: &str) -> bool {
+    workload.starts_with(BOUND)
 }
 
 fn subnet(network: &str) -> u8 {
-    if network == "volt0" { 42 } else { 43 }
+    42 + NETWORKS.iter().position(|name| *name == network).unwrap() as u8
 }
 
 fn gateway(network: &str) -> [u8; 4] {
@@ -104,7 +128,17 @@ fn text_of(mac: [u8; 6]) -> String {
 }
 
 async fn define(client: &Client, name: &str, mtu: u32) -> Result<network::Client, Fault> {
-    client.define(name, &dotted(gateway(name)), 24, mtu).await
+    let mut request = client.host.define_network_request();
+    let mut config = request.get().init_config();
+    config.set_name(name);
+    config.set_gateway(dotted(gateway(name)));
+    config.set_prefix_length(24);
+    config.set_mtu(mtu);
+    if name == VLAN {
+        config.set_parent("trunk0");
+        config.set_vlan(7);
+    }
+    Ok(client.connection.call("define a network", DEADLINE, request.send()).await?.get()?.get_network()?)
 }
 
 /// Runs a command; what is not there to be done it to is no matter.
@@ -115,13 +149,17 @@ fn try_run(command: &str) {
 }
 
 impl Model {
+    fn any_network(&self, random: &mut Random) -> &'static str {
+        NETWORKS[random.below(if self.vlans { 3 } else { 2 })]
+    }
+
     /// What others do; says what.
     fn harm(&mut self, random: &mut Random) -> String {
-        let network = NETWORKS[random.below(2)];
+        let network = self.any_network(random);
         let subnet = subnet(network);
         let port = random.below(self.ports.len());
         let (interface, mac) = self.ports.get(port).map_or(("none", "none"), |port| (&port.interface, &port.mac));
-        let what = match random.below(14) {
+        let what = match random.below(if self.vlans { 18 } else { 15 }) {
             0 => "nft flush ruleset".into(),
             1 => format!("ip link delete {network}"),
             2 => format!("ip link delete {interface}"),
@@ -135,8 +173,13 @@ impl Model {
             10 => format!("ip route flush dev {network}"),
             11 => format!("nft delete table bridge volt-vmm; ip link set {interface} down"),
             12 => format!("bridge fdb delete {mac} dev {interface} master; ip link set {interface} down"),
-            _ => format!("ip addr delete 10.{subnet}.0.1/24 dev {network}"),
+            13 => format!("ip addr delete 10.{subnet}.0.1/24 dev {network}"),
+            14 => "nft delete table inet volt-vmm".into(),
+            15 => format!("ip link delete {UPLINK}"),
+            16 => format!("ip link set {UPLINK} nomaster"),
+            _ => format!("ip link set {UPLINK} down"),
         };
+        self.lost |= what.starts_with("nft");
         what.split("; ").for_each(try_run);
         if what.starts_with("ip link delete") {
             self.ports.retain(|port| !what.ends_with(&format!(" {}", port.interface)));
@@ -147,20 +190,22 @@ impl Model {
     /// What a holder is to do about that network: the number of a part of [`Model::work`].
     fn choose(&self, random: &mut Random, network: &str) -> usize {
         let (room, any) = (self.ports.len() < MOST, !self.ports.is_empty());
-        match random.below(12) {
+        match random.below(18) {
             _ if !self.networks.contains_key(network) => 0,
             at @ 0..=3 => at,
             4..=6 if room => 4,
             7 | 8 if room => 5,
             9 => 6,
-            _ if any => 7,
+            10 if room => 7,
+            11..=15 if any => 8,
+            _ if any => 9,
             _ => 4,
         }
     }
 
     /// What a holder does, until it is cut off at that moment; says what.
     async fn work(&mut self, random: &mut Random, client: &Client, moment: Duration) -> String {
-        let name = NETWORKS[random.below(2)];
+        let name = self.any_network(random);
         self.last = if self.last == 250 { 2 } else { self.last + 1 };
         let address = [10, subnet(name), 0, self.last];
         let workload = format!("vm-{}", self.last);
@@ -229,6 +274,7 @@ impl Model {
                         mac,
                         address,
                         behind,
+                        given: vec![Given::default()],
                     });
                 }
                 format!("{workload} on {name}, kept: {done:?}")
@@ -236,7 +282,7 @@ impl Model {
             5 => {
                 let (container, workload) = (Container::new(), workload.replacen("vm-", "container-", 1));
                 let work = async {
-                    let ask = |mut asked: schema::network_capnp::port_factory::create_veth_params::Builder<'_>| {
+                    let ask = |mut asked: port_factory::create_veth_params::Builder<'_>| {
                         asked.set_mac(&mac_of(address));
                         asked.set_durable(true);
                         asked.reborrow().init_addresses(1).set(0, dotted(address));
@@ -245,19 +291,85 @@ impl Model {
                 };
                 let done = cut(std::pin::pin!(work)).await;
                 let says = format!("{workload} on {name}, durable: {done:?}");
-                self.begun.push((name, workload, address, container));
+                self.begun.push((name, workload, address, container, Given::default()));
                 says
             }
             6 => {
-                let Some(at) = self.ports.iter().position(|port| matches!(port.behind, Behind::Container(_))) else {
+                let durable = |port: &Port| matches!(port.behind, Behind::Container(_)) && !is_bound(&port.workload);
+                let Some(at) = self.ports.iter().position(durable) else {
                     return "nothing".into();
                 };
-                let Port { network, workload, address, behind, .. } = self.ports.swap_remove(at);
+                let Port { network, workload, address, behind, mut given, .. } = self.ports.swap_remove(at);
                 let work =
                     async { client.release(&client.durable(&client.network(network).await?, &workload).await?).await };
                 let says = format!("{workload} on {network}, cancelled: {:?}", cut(std::pin::pin!(work)).await);
                 if let Behind::Container(container) = behind {
-                    self.begun.push((network, workload, address, container));
+                    self.begun.push((network, workload, address, container, given.swap_remove(0)));
+                }
+                says
+            }
+            7 => {
+                let (container, workload) = (Container::new(), workload.replacen("vm-", BOUND, 1));
+                let released = random.below(2) == 0;
+                let work = async {
+                    let ask = |mut asked: port_factory::create_veth_params::Builder<'_>| {
+                        asked.set_mac(&mac_of(address));
+                        asked.reborrow().init_addresses(1).set(0, dotted(address));
+                    };
+                    let (port, _) = client.veth(&factory().await?, &workload, &container, ask).await?;
+                    if released { client.release(&port).await } else { Ok(()) }
+                };
+                let done = cut(std::pin::pin!(work)).await;
+                let says = format!("{workload} on {name}, bound, released {released}: {done:?}");
+                self.begun.push((name, workload, address, container, Given::default()));
+                says
+            }
+            8 => {
+                let at = random.below(self.ports.len());
+                let port = &mut self.ports[at];
+                let (before, mut after) = (port.given[0].clone(), port.given[0].clone());
+                let (workload, network) = (&port.workload, port.network);
+                let published = FIRST + random.below(PUBLISHED) as u16;
+                let mut bound = None;
+                match (random.below(6), &before.policy) {
+                    (0, _) => after.policy = Some(any_policy(|| random.below(2) == 0)),
+                    (1, _) => after.policy = None,
+                    (2, Some(policy)) => {
+                        let rules = any_policy(|| random.below(2) == 0);
+                        after.policy = Some(policy & &rules);
+                        bound = Some(rules);
+                    }
+                    (3, _) => after.rate = RATES[random.below(RATES.len())],
+                    _ if before.published.contains(&published) => _ = after.published.remove(&published),
+                    _ => _ = after.published.insert(published),
+                }
+                let work = async {
+                    let network = client.network(network).await?;
+                    match bound {
+                        Some(rules) => {
+                            let has = policy_of(client, &network, workload).await.unwrap();
+                            let texts: Vec<_> = rules.iter().map(String::as_str).collect();
+                            let narrowed = narrow(client, &has, &texts).await?;
+                            set_policy(client, &network, workload, Some(narrowed)).await
+                        }
+                        None => after.give(&before, client, &network, workload).await,
+                    }
+                };
+                let done = cut(std::pin::pin!(work)).await;
+                let says = format!("{workload} on {network} has {after:?}: {done:?}");
+                match done {
+                    Some(Ok(())) => {
+                        let at = format!("0.0.0.0:{published}");
+                        if after.published.len() > before.published.len() {
+                            assert!(TcpListener::bind(&at).is_err(), "{says}, and anybody has the port");
+                        } else {
+                            drop(tcp(&at));
+                        }
+                        port.given = vec![after];
+                    }
+                    // It leads to another one.
+                    Some(Err(code)) => assert_eq!(code, Code::AlreadyExists, "{says}"),
+                    None => port.given.push(after),
                 }
                 says
             }
@@ -283,23 +395,39 @@ impl Model {
         for (name, mtu) in &self.networks {
             define(client, name, *mtu).await.unwrap();
         }
-        for (network, workload, address, container) in std::mem::take(&mut self.begun) {
-            let found = match client.network(network).await {
-                Ok(found) => client.durable(&found, &workload).await,
-                Err(fault) => Err(fault),
+        for (network, workload, address, container, given) in std::mem::take(&mut self.begun) {
+            let (ports, durable) = match client.network(network).await {
+                Ok(network) => (
+                    client.info(&network).await.unwrap().ports,
+                    code(client.durable(&network, &workload).await).is_none(),
+                ),
+                Err(fault) if fault.code == Code::NotFound => (Vec::new(), false),
+                Err(fault) => panic!("{fault}"),
             };
+            let found = ports.into_iter().find(|port| port.workload == workload);
+            // One that was bound to its holder is nobody's now, and there until its namespace ends.
+            assert_eq!(durable, found.is_some() && !is_bound(&workload));
             match found {
-                Ok(port) => {
-                    let info = client.port(&port).await.unwrap();
+                Some(common::Port { interface, index, .. }) => {
                     let behind = Behind::Container(container);
-                    let (interface, index, mac) = (info.interface, info.index, text_of(mac_of(address)));
-                    self.ports.push(Port { network, workload, interface, index, mac, address, behind });
+                    let (mac, given) = (text_of(mac_of(address)), vec![given]);
+                    self.ports.push(Port { network, workload, interface, index, mac, address, behind, given });
                 }
-                Err(fault) => {
-                    assert_eq!(fault.code, Code::NotFound, "{fault}");
-                    settle("nothing is left within", || container.ip("-o link show").lines().count() == 1).await;
-                }
+                None => settle("nothing is left within", || container.ip("-o link show").lines().count() == 1).await,
             }
+        }
+        self.held.clear();
+        let lost = std::mem::take(&mut self.lost);
+        for port in &mut self.ports {
+            let network = client.network(port.network).await.unwrap();
+            let now = Given::read(client, &network, &port.workload).await;
+            let fits = |given: &&Given| now == **given || lost && now.is_left_of(given);
+            let found = port.given.iter().find(fits).cloned();
+            let found = found.unwrap_or_else(|| panic!("{} has {now:?}, of {:?}", port.workload, port.given));
+            // As who keeps what ports are given does.
+            found.give(&now, client, &network, &port.workload).await.unwrap();
+            self.held.extend(found.published.difference(&now.published));
+            port.given = vec![found];
         }
     }
 
@@ -308,7 +436,9 @@ impl Model {
         let links: Vec<Value> = serde_json::from_str(&ip("-j -d addr show")).unwrap();
         let there: BTreeSet<String> = links.iter().map(|link| text(link, "ifname")).collect();
         let ports = || self.ports.iter().map(|port| port.interface.clone());
-        let wanted = FOREIGN.iter().chain(self.networks.keys()).map(ToString::to_string).chain(ports()).collect();
+        let uplink = self.networks.contains_key(VLAN).then_some(UPLINK);
+        let wanted = FOREIGN.iter().copied().chain(self.networks.keys().copied()).chain(uplink).map(str::to_owned);
+        let wanted = wanted.chain(ports()).collect();
         if there != wanted {
             return Some(format!("there are {there:?}, not {wanted:?}"));
         }
@@ -323,14 +453,29 @@ impl Model {
         }
         for port in &self.ports {
             let found = link(&port.interface);
-            let marked = text(found, "ifalias").starts_with(&format!("volt-vmm port {} {}", port.workload, port.mac));
+            let kind = if port.given[0].policy.is_some() { "gate" } else { "port" };
+            let marked = text(found, "ifalias").starts_with(&format!("volt-vmm {kind} {} {}", port.workload, port.mac));
             let placed =
                 has_flag(found, "UP") && text(found, "master") == port.network && found["ifindex"] == port.index;
             if !(marked && placed) {
                 return Some(found.to_string());
             }
         }
-        self.wrong_entry().or_else(|| self.wrong_rule())
+        if uplink
+            .map(link)
+            .is_some_and(|up| !has_flag(up, "UP") || up["linkinfo"]["info_data"]["id"] != 7 || up["master"] != VLAN)
+        {
+            return Some(link(UPLINK).to_string());
+        }
+        self.wrong_entry().or_else(|| self.wrong_rule()).or_else(|| self.wrong_socket())
+    }
+
+    /// Which ports of the host are held that should not be, or are not.
+    fn wrong_socket(&self) -> Option<String> {
+        let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        let rows = table.lines().filter_map(|line| line.split_whitespace().nth(1)?.rsplit_once(':'));
+        let held = rows.map(|(_, port)| u16::from_str_radix(port, 16).unwrap()).collect::<BTreeSet<_>>();
+        (held != self.held).then(|| format!("{held:?} are held, not {:?}", self.held))
     }
 
     /// What bridges have that they should not, or lack.
@@ -358,19 +503,46 @@ impl Model {
         let names = |elements: &str| -> BTreeSet<String> {
             let names = elements.split(|c: char| !(c.is_ascii_alphanumeric() || "-~.".contains(c)));
             let ours = |name: &&str| {
-                ["tap-", "veth-", "volt", "moved", "elsewhere"].iter().any(|start| name.starts_with(start))
+                ["tap-", "veth-", "volt", "lan", "up-", "moved", "elsewhere"]
+                    .iter()
+                    .any(|start| name.starts_with(start))
             };
             names.filter(ours).map(str::to_owned).collect()
         };
-        let ports: BTreeSet<String> = self.ports.iter().map(|port| port.interface.clone()).collect();
+        let ports = |which: fn(&Given) -> bool| -> BTreeSet<String> {
+            let ports = self.ports.iter().filter(|port| which(&port.given[0]));
+            ports.map(|port| port.interface.clone()).collect()
+        };
+        let all = ports(|_| true);
         for set in sets {
             let found = names(&set["elem"].to_string());
-            let known = |name: &String| ports.contains(name) || self.networks.contains_key(name.as_str());
-            if !found.iter().all(known) || set["name"] == "ports" && found != ports {
-                return Some(format!("set {} has {found:?}, and there are the ports {ports:?}", set["name"]));
+            let known =
+                |name: &String| all.contains(name) || self.networks.contains_key(name.trim_start_matches("up-"));
+            let wanted = match set["name"].as_str().unwrap_or_default() {
+                "ports" => &all,
+                "policed" => &ports(|given| given.policy.is_some()),
+                "rates_from" => &ports(|given| given.rate.0 > 0),
+                "rates_to" => &ports(|given| given.rate.1 > 0),
+                _ => &found,
+            };
+            if !found.iter().all(known) || found != *wanted {
+                return Some(format!("set {} has {found:?}, not {wanted:?}, and the ports are {all:?}", set["name"]));
             }
         }
-        None
+        let given = || self.ports.iter().map(|port| &port.given[0]);
+        let comments = elements("rules").iter().map(|one| text(&one["elem"], "comment")).collect::<BTreeSet<_>>();
+        let mut wanted: BTreeSet<String> = given().flat_map(|given| given.policy.iter().flatten().cloned()).collect();
+        // One that names workloads is of a network, and says of which.
+        let of_network =
+            self.ports.iter().filter(|port| port.given[0].policy.iter().flatten().any(|rule| rule.starts_with("vm-")));
+        wanted.extend(of_network.map(|port| port.network.to_owned()));
+        // What belongs to no rule says nothing.
+        wanted.extend(comments.contains("").then(String::new));
+        if comments != wanted {
+            return Some(format!("there are the rules {comments:?}, not {wanted:?}"));
+        }
+        let (found, wanted) = (elements("published4").len(), given().flat_map(|given| &given.published).count());
+        (found != wanted).then(|| format!("{found} ports of the host lead to guests, not {wanted}"))
     }
 
     /// Which guests cannot reach their network's gateway, and one another.
@@ -393,7 +565,12 @@ fn after_each_of_many_operations_and_kills_there_is_what_should_be_and_nothing_e
     println!("{count} operations, {SEED}={seed}");
     in_own_network(move || {
         ip("link add foreign0 type bridge");
-        let (mut random, mut model) = (Random(seed), Model { unsure: NETWORKS.into(), ..Model::default() });
+        ip("link add trunk0 type veth peer name trunk1");
+        let vlan = "link add link trunk0 name probe type vlan id 7";
+        let vlans = Command::new("ip").args(vlan.split(' ')).output().unwrap().status.success();
+        try_run("ip link delete probe");
+        let unsure = NETWORKS.into_iter().filter(|name| vlans || *name != VLAN).collect();
+        let (mut random, mut model) = (Random(seed), Model { unsure, vlans, ..Model::default() });
         let mut netmgr = Netmgr::start();
         for round in 0..count {
             let moment = Duration::from_micros(random.below(LONGEST) as u64);
