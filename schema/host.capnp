@@ -17,7 +17,7 @@ interface Host {
   # Holding this allows making networks and tenants on this host: the owner's authority. Bootstrap capability of `netmgr` for root, for the user
   # netmgr runs as, and for the one it was started for (--owner). A connection gets it once: who releases it keeps what came of it, and no more.
 
-  defineNetwork @0 (config :Net.NetworkConfig, namespace :Namespace) -> (network :Net.Network);
+  defineNetwork @0 (config :Net.NetworkConfig, within :Namespace) -> (network :Net.Network);
   # Makes the network, or adopts it: a bridge of that name that carries this installation's mark, or one without an owner, is brought to `config`;
   # any other is left alone. Defining the same thing twice is no error. The network outlives every capability on it, and its bridge and ports
   # are kept as they are defined: what something else on the host changes is changed back.
@@ -25,11 +25,11 @@ interface Host {
   # interface holds one of its subnets; or a port there has an address outside of them), alreadyExists (a gateway is an address of a port there),
   # exhausted (256 networks), unavailable (IPv6, which this host cannot switch on; VLANs, which its kernel lacks; there is no such `parent`).
   #
-  # An isolated network is in a network namespace of its own: `namespace`, which no other network has, and not that of the service. It may be null for one
+  # An isolated network is in a network namespace of its own: `within`, which no other network has, and not that of the service. It may be null for one
   # that this service has, and for any other kind it is not looked at. A service that has been started again has none: it learns of each by its next definition, and takes
   # on the bridge and the ports that it finds there. A network that has ports stays in its namespace, and none becomes isolated, or ceases to be, but by being
   # removed and defined anew.
-  # Errors beside those above: badToken, invalidArgument (what is in `namespace` is not what it should be), wrongState (it has ports, in another namespace),
+  # Errors beside those above: badToken, invalidArgument (what is in `within` is not what it should be), wrongState (it has ports, in another namespace),
   # permissionDenied (who opened the sockets may not configure that namespace).
 
   network @1 (network :Text) -> (network :Net.Network);

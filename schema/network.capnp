@@ -104,7 +104,7 @@ enum MacvtapMode {
   # Whom a guest reaches: what is beyond the parent, in each mode, and of the other guests on that parent
   bridge @0;
   # all, without leaving the host;
-  private @1;
+  privateMode @1;
   # none, even if what is beyond the parent sends it back;
   vepa @2;
   # those to whom what is beyond the parent sends it back (a switch with "hairpin");

@@ -100,7 +100,7 @@ impl Devices {
 pub fn mode_of(link: &Link) -> Option<MacvtapMode> {
     // MACVLAN_MODE_*.
     match link.mode {
-        1 => Some(MacvtapMode::Private),
+        1 => Some(MacvtapMode::PrivateMode),
         2 => Some(MacvtapMode::Vepa),
         4 => Some(MacvtapMode::Bridge),
         8 => Some(MacvtapMode::Passthru),
@@ -111,7 +111,7 @@ pub fn mode_of(link: &Link) -> Option<MacvtapMode> {
 fn with(mode: MacvtapMode) -> LinkBuilder {
     let mode = match mode {
         MacvtapMode::Bridge => MacVtapMode::Bridge,
-        MacvtapMode::Private => MacVtapMode::Private,
+        MacvtapMode::PrivateMode => MacVtapMode::Private,
         MacvtapMode::Vepa => MacVtapMode::Vepa,
         MacvtapMode::Passthru => MacVtapMode::Passthrough,
     };

@@ -114,8 +114,8 @@ impl host::Server for Host {
         let config = config.isolated(given.get_isolate());
         let policy = if given.has_policy() { Some(rules(given.get_policy()?).map_err(&failed)?) } else { None };
         let given = params.get()?;
-        let apart = kind == Kind::Isolated && given.has_namespace();
-        let sockets = if apart { Some(self.0.sockets(given.get_namespace()?)?) } else { None };
+        let apart = kind == Kind::Isolated && given.has_within();
+        let sockets = if apart { Some(self.0.sockets(given.get_within()?)?) } else { None };
         let define = move |manager: &mut Manager| manager.define(config, &ipv6, policy, sockets);
         let (id, monitor) = self.0.manager.ask(define).await.map_err(failed)?;
         if let Some(monitor) = monitor {

@@ -86,7 +86,7 @@ async fn define(
     config.set_kind(NetworkKind::Isolated);
     change(config);
     if let Some(Sockets(sockets)) = sockets {
-        let mut to: namespace::Builder<'_> = request.get().init_namespace();
+        let mut to: namespace::Builder<'_> = request.get().init_within();
         for (at, socket) in (0..).zip(sockets) {
             let token = client.connection.deposit(socket.as_fd()).await?;
             let place: fd_token::Builder<'_> = match at {

@@ -216,8 +216,11 @@ fn each_mode_lets_guests_reach_whom_it_says() {
     on_a_lan(|neighbour| {
         let netmgr = Netmgr::start();
         session(&netmgr, async |client| {
-            let modes =
-                [(MacvtapMode::Bridge, vec![11, 12]), (MacvtapMode::Private, vec![12]), (MacvtapMode::Vepa, vec![12])];
+            let modes = [
+                (MacvtapMode::Bridge, vec![11, 12]),
+                (MacvtapMode::PrivateMode, vec![12]),
+                (MacvtapMode::Vepa, vec![12]),
+            ];
             for (mode, hears) in modes {
                 let lan = lan(&client, mode).await;
                 let (a, one) = Station::on(&client, &lan, 5).await.unwrap();

@@ -196,7 +196,7 @@ impl fmt::Display for Mac {
 /// What the modes of macvtap are called in a network's JSON, and by the kernel.
 pub const MACVTAP_MODES: [(&str, MacvtapMode); 4] = [
     ("bridge", MacvtapMode::Bridge),
-    ("private", MacvtapMode::Private),
+    ("private", MacvtapMode::PrivateMode),
     ("vepa", MacvtapMode::Vepa),
     ("passthru", MacvtapMode::Passthru),
 ];

@@ -207,7 +207,7 @@ pub async fn bridge(
     let send = || {
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
         if let [rtnetlink, nfnetlink, link_changes, rule_changes] = &sockets[..] {
-            let mut namespace = request.get().init_namespace();
+            let mut namespace = request.get().init_within();
             rtnetlink.write(namespace.reborrow().init_rtnetlink());
             nfnetlink.write(namespace.reborrow().init_nfnetlink());
             link_changes.write(namespace.reborrow().init_link_changes());
