@@ -95,8 +95,8 @@ pub struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Starts all processes, and the vCPUs.
-    pub async fn boot(launcher: &'a Launcher, parts: &Parts, console: OwnedFd) -> Result<Machine<'a>, Error> {
+    /// Starts all processes.
+    pub async fn launch(launcher: &'a Launcher, parts: &Parts, console: OwnedFd) -> Result<Machine<'a>, Error> {
         let policy = parts.policy.to_string();
         let mut core = Request::new(VMM_CORE.program);
         core.arg("--confinement").arg(&policy);
@@ -154,17 +154,19 @@ impl<'a> Machine<'a> {
         }
         let link = Connection::from_fd(control.into())?;
         let vm: vm::Client = link.bootstrap();
-        let machine = Machine { launcher, core, link, vm, backends };
-        let started = machine
-            .link
-            .call(&format!("start the VM {}", parts.name), START_DEADLINE, machine.vm.start_request().send())
-            .await;
+        Ok(Machine { launcher, core, link, vm, backends })
+    }
+
+    /// Starts the vCPUs. The guest may run for a while before that is answered.
+    pub async fn start(&self, name: &str) -> Result<(), Error> {
+        let started =
+            self.link.call(&format!("start the VM {name}"), START_DEADLINE, self.vm.start_request().send()).await;
         match started {
-            Ok(_) => Ok(machine),
+            Ok(_) => Ok(()),
             Err(fault) => {
                 // A process that said why on its own standard error is the better witness: name it.
-                Err(match machine.first_ended().await {
-                    Some(ended) => Error::DiedAtStart { name: parts.name.clone(), ended, fault: Box::new(fault) },
+                Err(match self.first_ended().await {
+                    Some(ended) => Error::DiedAtStart { name: name.to_owned(), ended, fault: Box::new(fault) },
                     None => fault.into(),
                 })
             }

@@ -49,6 +49,8 @@ use crate::{
 /// How long the core may take to answer `stop`, beyond the grace it is given.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
+const AT_START: &str = "it was stopped while it started";
+
 /// Whom the supervisor listens to.
 struct Inputs {
     endpoint: Endpoint,
@@ -251,6 +253,32 @@ async fn unless_stopped<T>(
     }
 }
 
+/// Does that, unless somebody asks for the VM's end, and the time is over that the guest was given for that.
+async fn unless_overdue<T>(
+    control: &Control,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<Option<T>, Error> {
+    let mut stop = control.stop_requests();
+    let overdue = async {
+        let mut grace = Duration::MAX;
+        loop {
+            if let Some(asked) = *stop.borrow_and_update() {
+                grace = asked;
+            }
+            // Who asks again has it begin again, as the core does.
+            tokio::select! {
+                () = tokio::time::sleep(grace) => break,
+                changed = stop.changed() => if changed.is_err() { std::future::pending::<()>().await },
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        result = work => result.map(Some),
+        () = overdue => Ok(None),
+    }
+}
+
 /// Borrows what the VM needs from the services: kernel, addresses and ports at once.
 async fn prepare(
     policy: Policy,
@@ -317,9 +345,13 @@ async fn boot_and_watch(
     left: &mut bool,
 ) -> Result<Exit, Error> {
     loop {
-        let boot = async { Machine::boot(launcher, parts, console.core_end()?).await };
-        let Some(machine) = unless_stopped(control, boot).await? else {
-            return Ok(Exit::stopped("it was stopped while it started"));
+        let launch = async { Machine::launch(launcher, parts, console.core_end()?).await };
+        let Some(machine) = unless_stopped(control, launch).await? else {
+            return Ok(Exit::stopped(AT_START));
+        };
+        // Its guest may run already: it has its time, which `watch` gives it.
+        let Some(()) = unless_overdue(control, machine.start(&parts.name)).await? else {
+            return Ok(Exit::stopped(AT_START));
         };
         control.set_core(Some(machine.vm.clone()));
         let exit = watch(&machine, control).await;
@@ -341,6 +373,10 @@ async fn boot_and_watch(
 async fn watch(machine: &Machine<'_>, control: &Control) -> Exit {
     let mut ended = Box::pin(machine.vm.wait_request().send().promise);
     let mut stop = control.stop_requests();
+    // Also what was asked for while it started.
+    if stop.borrow().is_some() {
+        stop.mark_changed();
+    }
     let overdue = tokio::time::sleep(Duration::MAX);
     tokio::pin!(overdue);
     let answer = loop {
@@ -374,4 +410,39 @@ async fn watch(machine: &Machine<'_>, control: &Control) -> Exit {
         exit.detail = format!("{}; {ended}", exit.detail);
     }
     exit
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    fn in_runtime<T>(test: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(test)
+    }
+
+    /// A guest that runs before it is known that it does is not ended without its time.
+    #[test]
+    fn start_is_waited_for_as_long_as_who_wants_the_vm_stopped_gives_its_guest() {
+        let long = Duration::from_secs(600);
+        in_runtime(async {
+            let control = Control::new("web", 1, 0);
+            assert!(unless_overdue(&control, ready(Ok(()))).await.unwrap().is_some());
+            control.request_stop(long);
+            let started = async {
+                tokio::task::yield_now().await;
+                Ok(())
+            };
+            assert!(unless_overdue(&control, started).await.unwrap().is_some());
+            // Who asks a second time gives it less.
+            let again = async {
+                tokio::task::yield_now().await;
+                control.request_stop(Duration::ZERO);
+                pending().await
+            };
+            assert!(unless_overdue::<()>(&control, again).await.unwrap().is_none());
+            assert!(unless_overdue::<()>(&control, pending()).await.unwrap().is_none());
+        });
+    }
 }
