@@ -1,6 +1,7 @@
 //! One installation of Volt for one test, what runs in it, and what is left of it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Read,
     os::unix::process::CommandExt,
@@ -15,7 +16,7 @@ use std::{
 use testkit::namespace;
 pub use testkit::wait::{PATIENCE, until};
 
-use schema::programs::{self, LAUNCHER, Starter, beside_volt};
+use schema::programs::{self, LAUNCHER, OPENER, Starter, beside_volt};
 
 use crate::kernel;
 
@@ -171,9 +172,9 @@ impl Host {
         self.processes("volt").into_iter().find(|pid| name(pid).trim() == LAUNCHER.title).unwrap()
     }
 
-    /// All processes of this test: their numbers, and `volt keep` in place of `volt` for a keeper.
+    /// All processes of this test: their numbers, and `volt keep` in place of `volt` for a keeper, and the opener's name for that of netmgr's.
     fn all(&self) -> Vec<(i32, String)> {
-        let mut found = Vec::new();
+        let (mut found, mut parents) = (Vec::new(), BTreeMap::new());
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             // A zombie has neither.
@@ -196,6 +197,15 @@ impl Host {
                 fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.windows(6).any(|w| w == b"\0keep\0"));
             let name = exe.file_name().unwrap().to_string_lossy().into_owned();
             found.push((pid, if keeper { format!("{name} keep") } else { name }));
+            parents.insert(pid, field(&entry.path(), "PPid:"));
+        }
+        // Another program of that name starts nothing.
+        let netmgr: Vec<i32> = found.iter().filter(|(_, name)| name == "netmgr").map(|(pid, _)| *pid).collect();
+        let is_opener = |pid| netmgr.iter().any(|netmgr| u32::try_from(*netmgr) == Ok(parents[pid]));
+        for (pid, name) in &mut found {
+            if netmgr.contains(pid) && is_opener(pid) {
+                OPENER.name.clone_into(name);
+            }
         }
         found
     }
@@ -204,7 +214,7 @@ impl Host {
     pub fn clean(&self) {
         until("nothing of a VM is left", || {
             let mut left: Vec<String> = self.all().into_iter().map(|(_, name)| name).collect();
-            left.retain(|name| !outliving().any(|stays| stays == name));
+            left.retain(|name| !outliving().chain([OPENER.name]).any(|stays| stays == name));
             let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
             left.extend(table.lines().filter(|line| line.trim().starts_with("tap-")).map(str::to_owned));
             left.extend(self.sockets("run/vms"));
@@ -258,8 +268,13 @@ pub fn outliving() -> impl Iterator<Item = &'static str> {
 
 /// The real user of a process. (Its folder in /proc is root's where it is not dumpable.)
 pub fn uid(process: &Path) -> u32 {
+    field(process, "Uid:")
+}
+
+/// What the kernel says of a process in that line first.
+fn field(process: &Path, name: &str) -> u32 {
     let status = fs::read_to_string(process.join("status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(u32::MAX)
 }
 
