@@ -233,7 +233,7 @@ pub const NETMGR: Process = Process {
     started_by: Starter::Keeper,
     user: User::Service(1),
     work: "bridges, TAPs, veths, ports, and the rules of what comes from a port",
-    holds: "`CAP_NET_ADMIN`, four netlink sockets, `/dev/net/tun`, the host's settings of interfaces, and forwarding",
+    holds: "`CAP_NET_ADMIN`, five netlink sockets, `/dev/net/tun`, the host's settings of interfaces, and forwarding",
     never: "root's user, guest memory, other files, a frame that somebody has sent",
     loss: "the host's interfaces, addresses, routes and packet filters",
     capabilities: &["CAP_NET_ADMIN"],
