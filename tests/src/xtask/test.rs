@@ -162,19 +162,27 @@ fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     in_two_rows(tests, tally)
 }
 
-/// The folders whose tests have users of fixed numbers, and find by them what is theirs: no two of them at a time.
-const OF_ALL_PROGRAMS: [&str; 2] = ["volt", "tests"];
+/// Whose tests have users of fixed numbers, and find by them what is theirs: no two of them at a time.
+const OF_VOLT: &str = "volt";
+/// As these; and what they have taken over, or have stopped at each system call, must not be late for others besides: they run when no other does.
+const ALONE: &str = "tests";
 
-/// Runs the tests of all programs together one after the other, and beside them those of each.
+/// Runs the tests of Volt as a whole one after the other, beside them those of each program, and behind both those that run alone.
 fn in_two_rows(tests: Vec<(String, Command)>, tally: &mut Tally) -> Result<()> {
-    let together = |(name, _): &(String, Command)| OF_ALL_PROGRAMS.iter().any(|of| name.split(' ').next() == Some(of));
-    let (mut together, apart): (Vec<_>, Vec<_>) = tests.into_iter().partition(together);
+    let of = |(name, _): &(String, Command), folder: &str| name.split(' ').next() == Some(folder);
+    let (alone, tests): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| of(test, ALONE));
+    let (mut of_volt, apart): (Vec<_>, Vec<_>) = tests.into_iter().partition(|test| of(test, OF_VOLT));
     // Most of their time, these wait.
     let threads = 3 * thread::available_parallelism()?.get();
-    together.iter_mut().for_each(|(_, program)| _ = program.env("RUST_TEST_THREADS", threads.to_string()));
+    of_volt.iter_mut().for_each(|(_, program)| _ = program.env("RUST_TEST_THREADS", threads.to_string()));
+    side_by_side_rows([of_volt, apart], tally)?;
+    side_by_side_rows([alone], tally)
+}
+
+fn side_by_side_rows(rows: impl IntoIterator<Item = Vec<(String, Command)>>, tally: &mut Tally) -> Result<()> {
     thread::scope(|scope| {
         let (sender, ran) = channel();
-        for row in [together, apart] {
+        for row in rows {
             let sender = sender.clone();
             scope.spawn(move || {
                 for (name, program) in row {
