@@ -429,8 +429,8 @@ impl Manager {
         }
         let known = networks.get(&config.name);
         fits(known, &config)?;
-        if known.is_none() && networks.len() + isolated.len() >= MAX_NETWORKS {
-            return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
+        if known.is_none() {
+            has_room(networks, isolated)?;
         }
         let bound = uplink::bound(rtnl, bridge::Wanted { config: &config, owner: instance })?;
         if config.mtu == 0 {
@@ -880,6 +880,12 @@ fn lead_outward(rtnl: &mut Rtnl, filter: Option<&Filter>, config: &Config) -> Re
         Some(filter) if filter.routes() => rtnl.forward(config.ipv6.is_some()),
         _ => Err(Error::NoRoutes),
     }
+}
+
+/// Whether there can be one network more, of whichever kind.
+fn has_room(networks: &BTreeMap<String, Network>, isolated: &BTreeMap<String, Isolated>) -> Result<(), Error> {
+    let full = networks.len() + isolated.len() >= MAX_NETWORKS;
+    if full { Err(Error::Full { what: "networks", limit: MAX_NETWORKS }) } else { Ok(()) }
 }
 
 fn find<'a>(networks: &'a mut BTreeMap<String, Network>, id: &NetworkId) -> Result<&'a mut Network, Error> {

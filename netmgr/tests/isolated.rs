@@ -592,3 +592,31 @@ fn container_has_a_veth_there_but_not_from_the_network_s_own_namespace() {
         });
     });
 }
+
+#[test]
+fn networks_of_all_kinds_together_are_as_many_as_there_may_be_and_no_more() {
+    with_nft(|| {
+        ip("link add up0 type veth peer name nb0");
+        let (netmgr, place) = (Netmgr::start(), Container::new());
+        run(async {
+            let client = netmgr.connect().await;
+            let macvtap = async |n: u32| {
+                let change = |mut config: network_config::Builder<'_>| {
+                    config.set_kind(NetworkKind::Macvtap);
+                    config.set_ipv6("");
+                    config.set_parent("up0");
+                };
+                define(&client, &format!("lan{n}"), None, change).await.map(drop)
+            };
+            isolated(&client, "iso0", &place).await;
+            for n in 1..256 {
+                macvtap(n).await.unwrap();
+            }
+            assert_eq!(macvtap(256).await.unwrap_err().code, Code::Exhausted);
+            client.remove("iso0").await.unwrap();
+            macvtap(256).await.unwrap();
+            let more = define(&client, "iso0", Some(&Sockets::of(&place)), |_| ()).await;
+            assert_eq!(more.map(drop).unwrap_err().code, Code::Exhausted);
+        });
+    });
+}

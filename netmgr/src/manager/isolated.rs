@@ -8,7 +8,7 @@ use std::collections::btree_map::Entry;
 
 use schema::policy::Rules;
 
-use super::{MAX_NETWORKS, Manager, NetworkId, find};
+use super::{Manager, NetworkId, find, has_room};
 use crate::{
     config::{Config, Kind},
     error::Error,
@@ -82,8 +82,8 @@ impl Manager {
             if ports > 0 {
                 return Err(Error::PortsAttached { name, ports });
             }
-        } else if self.networks.len() + self.isolated.len() >= MAX_NETWORKS {
-            return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
+        } else {
+            has_room(&self.networks, &self.isolated)?;
         }
         let Place { sockets: Sockets { rtnetlink, nfnetlink, link_changes, rule_changes }, namespace, .. } = place;
         let filter = match Filter::of(nfnetlink, &self.instance) {

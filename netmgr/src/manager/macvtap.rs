@@ -9,7 +9,7 @@ use crate::{
     config::{Config, Kind as NetworkKind},
     error::Error,
     macvtap,
-    manager::{MAX_NETWORKS, Manager, NetworkId, find, fits},
+    manager::{Manager, NetworkId, find, fits, has_room},
     names::Kind,
     network::{Network, Port},
     nft::Sender,
@@ -72,7 +72,7 @@ impl Manager {
             return Err(macvtap::no_filter());
         }
         let serial = self.next();
-        let Manager { rtnl, instance, networks, .. } = self;
+        let Manager { rtnl, instance, networks, isolated, .. } = self;
         let known = networks.get(&config.name);
         fits(known, &config)?;
         let has_others = |known: &Network| {
@@ -81,8 +81,8 @@ impl Manager {
         if let Some(known) = known.filter(|known| has_others(known)) {
             return Err(Error::PortsAttached { name: config.name, ports: known.ports.len() });
         }
-        if known.is_none() && networks.len() >= MAX_NETWORKS {
-            return Err(Error::Full { what: "networks", limit: MAX_NETWORKS });
+        if known.is_none() {
+            has_room(networks, isolated)?;
         }
         let parent = macvtap::parent(rtnl, &config)?;
         let mtu = if config.mtu == 0 { parent.mtu } else { config.mtu };
