@@ -630,11 +630,12 @@ impl Manager {
         self.active = Instant::now();
         let kind = if inside.is_some() { Kind::Veth } else { Kind::Tap };
         let names = [names::first(kind, &asked.workload).name, names::second(kind, &id.name, &asked.workload).name];
-        if self.gone.iter().any(|gone| names.contains(&gone.interface)) {
-            while self.take_away() {}
-        }
         let mut again = false;
         loop {
+            // Also one that was cut off a moment ago, for this one.
+            if self.gone.iter().any(|gone| names.contains(&gone.interface)) {
+                while self.take_away() {}
+            }
             asked.sources = asked.sources.on(&find(&mut self.networks, id)?.config, asked.mac)?;
             let error = match self.try_attach(id, &asked, account, inside.as_mut(), reference.clone()) {
                 Err(Error::BridgeGone(_)) if !again => {
@@ -822,6 +823,9 @@ fn next(serial: &AtomicU64) -> u64 {
     serial.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
 }
 
+/// How often a name is tried that was taken, and a moment later is no interface's.
+const NAMINGS: usize = 3;
+
 /// Makes a port under the workload's name, or, where a port on another network has that, under its second one.
 fn make(
     rtnl: &mut Rtnl,
@@ -829,32 +833,38 @@ fn make(
     wanted: Wanted<'_>,
     mut inside: Option<&mut Inside>,
 ) -> Result<(Option<OwnedFd>, u32, String), Error> {
-    let first = names::first(wanted.kind, wanted.workload).name;
-    let attached = port::attach(rtnl, filter, &Wanted { name: &first, ..wanted }, inside.as_deref_mut());
-    if let Made::Port(tap, index) = attached? {
-        return Ok((tap, index, first));
-    }
-    let mark = |rtnl: &mut Rtnl, name: &str| {
-        let link = rtnl.link(LinkUnspec::new_with_name(name))?;
-        Ok::<_, Error>(link.and_then(|link| mark::read_port(&link.alias)))
+    // Whose a name is that cannot be had, if that is a port.
+    let mut named = |name: &str| {
+        for _ in 0..NAMINGS {
+            match port::attach(rtnl, filter, &Wanted { name, ..wanted }, inside.as_deref_mut())? {
+                Made::Port(tap, index) => return Ok(Ok((tap, index, name.to_owned()))),
+                Made::NameTaken => {}
+            }
+            // A TAP goes at any moment, with the last process that has it open.
+            if let Some(link) = rtnl.link(LinkUnspec::new_with_name(name))? {
+                return Ok(Err(mark::read_port(&link.alias)));
+            }
+        }
+        Ok::<_, Error>(Err(None))
     };
     let foreign = |name: String| Error::ForeignInterface { name };
-    match mark(rtnl, &first)? {
-        None => return Err(foreign(first)),
-        Some(mark)
+    let first = names::first(wanted.kind, wanted.workload).name;
+    match named(&first)? {
+        Ok(made) => return Ok(made),
+        Err(None) => return Err(foreign(first)),
+        Err(Some(mark))
             if mark.workload == wanted.workload
                 && mark.on.as_ref().is_none_or(|(network, _)| network == wanted.network) =>
         {
             return Err(Error::PortInUse { interface: first });
         }
-        Some(_) => {}
+        Err(Some(_)) => {}
     }
     let second = names::second(wanted.kind, wanted.network, wanted.workload).name;
-    match port::attach(rtnl, filter, &Wanted { name: &second, ..wanted }, inside)? {
-        Made::Port(tap, index) => Ok((tap, index, second)),
-        Made::NameTaken if mark(rtnl, &second)?.is_some() => Err(Error::PortInUse { interface: second }),
-        Made::NameTaken => Err(foreign(second)),
-    }
+    named(&second)?.map_err(|mark| match mark {
+        Some(_) => Error::PortInUse { interface: second },
+        None => foreign(second),
+    })
 }
 
 /// Whether a network's ports are such that it can be defined so.

@@ -185,3 +185,49 @@ impl Manager {
         Some(if now { first.since } else { quiet.min(first.since + LONGEST) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::Config,
+        instance::Instance,
+        manager::{Account, Asked},
+        network::Quota,
+        rtnl::Rtnl,
+        sources::Sources,
+    };
+
+    /// Nothing is tidied between two requests that wait together.
+    #[test]
+    fn who_asks_anew_at_once_is_not_refused_for_what_was_given_up() {
+        if !testkit::user::is_root() {
+            return testkit::skip!("making a network namespace takes root");
+        }
+        let ran = testkit::namespace::in_own_network(|| {
+            let mut manager = Manager::recover(Rtnl::open().unwrap(), None, Instance::default()).unwrap();
+            let network = |manager: &mut Manager, name: &str, gateway: &str| {
+                manager.define(Config::new(name, gateway, 24, 0).unwrap(), "", None, None).unwrap().0
+            };
+            let one = network(&mut manager, "volt0", "10.42.0.1");
+            let other = network(&mut manager, "volt1", "10.43.0.1");
+            let account = Account { quota: Quota::new(1), tenant: None, bound: None };
+            let mut last = None;
+            for network in [&one, &one, &other, &one] {
+                let asked = Asked {
+                    workload: "vm-web".into(),
+                    mac: names::mac_of_guest(&network.name, "vm-web"),
+                    sources: Sources::default(),
+                    policy: None,
+                    veth: None,
+                };
+                let port = manager.attach(network, asked, &account).unwrap();
+                assert_eq!(port.facts.interface, "tap-web");
+                manager.release(port.id.clone(), None);
+                last = Some(port);
+            }
+            drop(last);
+        });
+        assert!(ran);
+    }
+}
