@@ -42,7 +42,7 @@ impl Ipamd {
         command.arg("--state-dir").arg(dir.path().join("state")).arg("--socket").arg(&socket).stdin(Stdio::null());
         let service = Ipamd { process: command.spawn()?, socket, _state: dir };
         let begun = Instant::now();
-        while !service.socket.exists() {
+        while !testkit::wait::is_listening(&service.socket) {
             ensure!(begun.elapsed() < PATIENCE, "ipamd does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -2,6 +2,8 @@
 //! everybody late: what a test needs to be so is waited for, itself, and for as long as it takes.
 
 use std::{
+    fs,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -34,9 +36,38 @@ pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     until(what, || if so() { Ok(()) } else { Err("it is not so".into()) });
 }
 
+/// Whether a Unix socket of this thread's network namespace takes connections. It is there a moment before (bind(2), then listen(2)).
+///
+/// # Panics
+/// Where the kernel has no list of its sockets.
+pub fn is_listening(socket: &Path) -> bool {
+    /// That of the kernel's (__SO_ACCEPTCON, include/uapi/linux/net.h).
+    const ACCEPTS: &str = "00010000";
+    let all = fs::read_to_string("/proc/thread-self/net/unix").unwrap();
+    all.lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        fields.nth(3) == Some(ACCEPTS) && fields.nth(3).is_some_and(|path| Path::new(path) == socket)
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
     use super::*;
+
+    #[test]
+    fn socket_listens_that_takes_connections_and_none_that_is_just_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bound, listening) = (folder.path().join("bound"), folder.path().join("listening"));
+        let _bound = UnixDatagram::bind(&bound).unwrap();
+        assert!(bound.exists() && !is_listening(&bound));
+        assert!(!is_listening(&listening));
+        let socket = UnixListener::bind(&listening).unwrap();
+        assert!(is_listening(&listening));
+        drop(socket);
+        assert!(listening.exists() && !is_listening(&listening));
+    }
 
     #[test]
     fn what_comes_late_is_given_and_what_is_so_is_not_waited_for() {

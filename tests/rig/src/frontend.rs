@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use confine::{Child, Spawn};
 use rustix::fs::{MemfdFlags, SealFlags};
+use testkit::wait::is_listening;
 pub use testkit::wait::{PATIENCE, until};
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
@@ -55,9 +56,9 @@ pub fn start(program: &str, args: &[&str], fds: Vec<OwnedFd>) -> Backend {
 }
 
 impl Backend {
-    /// Waits until its socket is there.
+    /// Waits until its socket takes connections, for a peer that tries once.
     pub fn listens(&mut self, socket: &Path) {
-        until("the socket is there", || if socket.exists() { Ok(()) } else { Err(self.said()) });
+        until("it listens", || if is_listening(socket) { Ok(()) } else { Err(self.said()) });
     }
 
     /// Waits until it takes a connection.
