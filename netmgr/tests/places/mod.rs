@@ -4,8 +4,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     process::Command,
     sync::{
@@ -22,6 +21,7 @@ use rustix::{
     net::{AddressFamily, SocketType, ipproto},
 };
 use schema::network_capnp::{NetworkKind, network, port};
+pub use testrig::tcp::{reaches, serve};
 
 use crate::common::*;
 
@@ -135,27 +135,6 @@ fn pings(to: IpAddr) -> bool {
         }
     }
     false
-}
-
-/// [`Place::serves`], of the calling thread's namespace, over both families.
-pub fn serve(port: u16) {
-    let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port))).unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let who = stream.peer_addr().map(|peer| peer.ip().to_canonical().to_string()).unwrap_or_default();
-            let _ = stream.write_all(who.as_bytes());
-        }
-    });
-}
-
-/// [`Place::reaches`], from the calling thread's namespace.
-pub fn reaches(to: SocketAddr, patience: Duration) -> Option<IpAddr> {
-    let mut stream = TcpStream::connect_timeout(&to, patience).ok()?;
-    stream.set_read_timeout(Some(patience)).unwrap();
-    let mut who = String::new();
-    stream.read_to_string(&mut who).ok()?;
-    who.parse().ok()
 }
 
 /// A guest with a port.

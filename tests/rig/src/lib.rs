@@ -19,3 +19,4 @@ pub mod interfaces;
 pub mod messages;
 pub mod service;
 pub mod storm;
+pub mod tcp;
