@@ -17,15 +17,19 @@ use super::{
     config::{Call, Command},
     namespace::Handed,
 };
-use crate::host::{
-    isolated,
-    links::{CALL_DEADLINE, text},
-    networks,
+use crate::{
+    config::Rate,
+    host::{
+        isolated,
+        links::{CALL_DEADLINE, text},
+        networks,
+        published::{self, Guest, Held, Publish},
+    },
 };
 
 /// Does it; what is to be printed, if anything is.
 pub async fn work(services: &Services<'_>, handed: Option<&Handed>) -> Result<Option<Value>, Refusal> {
-    let Services { call, ipamd, netmgr, isolated } = services;
+    let Services { call, ipamd, netmgr, isolated, .. } = services;
     networks::hand_over(netmgr, ipamd, *isolated).await?;
     match (call.command, &call.workload) {
         (Command::Add, Some(workload)) => {
@@ -47,6 +51,8 @@ pub struct Services<'a> {
     pub netmgr: &'a Connection,
     /// The network's namespace, if it is isolated.
     pub isolated: Option<&'a isolated::Handed>,
+    /// Ports of the host that are to lead to the container.
+    pub held: &'a [Vec<Held>],
 }
 
 /// Nothing where a service knows nothing of it.
@@ -144,13 +150,31 @@ impl Services<'_> {
         let port = netmgr.call(TRIED, CALL_DEADLINE, request.send()).await?.get()?.get_port()?;
         let described = async {
             let answer = netmgr.ask(TRIED, CALL_DEADLINE, || port.info_request().send()).await?;
-            self.describe(answer.get()?.get_info()?, attached)
+            self.describe(answer.get()?.get_info()?, attached)?;
+            self.limit(&port).await?;
+            Ok(Guest::Port(&port).publish(netmgr, "publish the container's ports", self.held).await?)
         };
         let described = described.await;
         if described.is_err() {
             let _ = self.release(&port).await;
         }
         described
+    }
+
+    async fn limit(&self, port: &port::Client) -> Result<(), Refusal> {
+        let rate = self.call.rate;
+        if rate == Rate::default() {
+            return Ok(());
+        }
+        let limit = || {
+            let mut request = port.set_rate_request();
+            let mut asked = request.get().init_rate();
+            asked.set_from_guest(rate.from_guest);
+            asked.set_to_guest(rate.to_guest);
+            request.send()
+        };
+        self.netmgr.ask("set the container's rate", CALL_DEADLINE, limit).await?;
+        Ok(())
     }
 
     fn describe(&self, info: port_info::Reader<'_>, attached: &mut Attached) -> Result<(), Refusal> {
@@ -229,7 +253,29 @@ impl Services<'_> {
                 return differs(&format!("{interface} within has no address {own}"));
             }
         }
-        Ok(())
+        let published = self.published(&network, workload).await?;
+        match self.call.publish.iter().find(|publish| !publish.is_among(&published)) {
+            Some(publish) => differs(&format!("{publish} of the host is not published for it")),
+            None => Ok(()),
+        }
+    }
+
+    /// What leads to a container by now.
+    async fn published(&self, network: &network::Client, workload: &str) -> Result<Vec<Publish>, Refusal> {
+        if self.call.publish.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Behind the last name that can be in front of it, but for those that begin as it does.
+        let before = workload.get(..workload.len().saturating_sub(1)).unwrap_or_default();
+        let page = || {
+            let mut request = network.ports_request();
+            request.get().set_after(before);
+            request.send()
+        };
+        let answer = self.netmgr.ask("look at what is published", CALL_DEADLINE, page).await?;
+        let mut page = answer.get()?.get_ports()?.iter();
+        let own = page.find(|port| port.get_workload().is_ok_and(|one| one.as_bytes() == workload.as_bytes()));
+        Ok(own.map_or(Ok(Vec::new()), |own| published::read(own.get_published()?))?)
     }
 
     /// Takes away what is of this configuration, by the workloads' names, and not valid.

@@ -7,7 +7,11 @@ use schema::{names, net::Mac};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::answer::{self, NEWEST, Refusal, VERSIONS};
+use super::{
+    answer::{self, NEWEST, Refusal, VERSIONS},
+    wishes,
+};
+use crate::{config::Rate, host::published::Publish};
 
 /// This plugin, as a configuration names it.
 pub const PLUGIN: &str = "volt-cni";
@@ -63,6 +67,10 @@ pub struct Call {
     pub address: String,
     /// A MAC address that is asked for.
     pub mac: Option<Mac>,
+    /// Ports of the host that are to lead there.
+    pub publish: Vec<Publish>,
+    /// What it is to carry at most.
+    pub rate: Rate,
     /// Workloads that are valid, of `GC`.
     pub valid: BTreeSet<String>,
     /// The result of the plugin before, or of this one.
@@ -127,6 +135,8 @@ impl Call {
             routes: None,
             address: String::new(),
             mac: None,
+            publish: Vec::new(),
+            rate: Rate::default(),
             valid: BTreeSet::new(),
             before: config.get("prevResult").filter(|before| !before.is_null()).cloned(),
             dns: config.get("dns").cloned(),
@@ -228,7 +238,7 @@ impl Call {
         Ok(())
     }
 
-    /// An address and a MAC address that somebody asks for, by `runtimeConfig`, or by `CNI_ARGS`.
+    /// What somebody asks for, by `runtimeConfig`, or, of addresses, by `CNI_ARGS`.
     fn read_wishes(&mut self, config: &Map<String, Value>, arguments: &str) -> Result<(), Refusal> {
         let own = if self.attaches { config.get("runtimeConfig").and_then(Value::as_object) } else { None };
         for (key, value) in own.into_iter().flatten() {
@@ -239,6 +249,8 @@ impl Call {
                     _ => return Err(invalid("runtimeConfig.ips", "a container has one address on a network")),
                 },
                 ("mac", Value::String(mac)) => self.ask_mac(mac).map_err(|why| invalid("runtimeConfig.mac", why))?,
+                ("portMappings", mappings) => self.publish = wishes::mappings(mappings)?,
+                ("bandwidth", bandwidth) => self.rate = wishes::bandwidth(bandwidth)?,
                 _ => {
                     let why = "this plugin does not do that";
                     return Err(Refusal::new(answer::FIELD, &format!("read runtimeConfig.{key}"), why));
@@ -292,7 +304,7 @@ fn version(config: &Map<String, Value>, command: Command) -> Result<String, Refu
     Err(Refusal::new(answer::VERSION, "read cniVersion", why).remedy(&format!("Use one of {}", VERSIONS.join(", "))))
 }
 
-fn invalid(key: &str, why: &str) -> Refusal {
+pub fn invalid(key: &str, why: &str) -> Refusal {
     Refusal::new(answer::CONFIG, &format!("read {key}"), why)
 }
 

@@ -7,6 +7,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `config` | the configuration and the environment: read and checked |
+//! | `wishes` | what an engine asks for of one container: ports of the host, and how fast it is |
 //! | `namespace` | the container's network namespace, while it may still be entered |
 //! | `attachment` | what each command does at the services |
 //! | `answer` | what is printed |
@@ -15,6 +16,7 @@ mod answer;
 mod attachment;
 mod config;
 mod namespace;
+mod wishes;
 
 use std::{io::Read, os::fd::OwnedFd, path::Path};
 
@@ -30,7 +32,14 @@ use self::{
 };
 use crate::{
     commands,
-    host::{isolated, lock::open_dir, paths::Paths, services::Service, told},
+    host::{
+        isolated,
+        lock::open_dir,
+        paths::Paths,
+        published::{Held, Publish},
+        services::Service,
+        told,
+    },
     output::print,
 };
 
@@ -68,16 +77,20 @@ fn run(version: &mut Option<String>) -> Result<Option<Value>, Refusal> {
         Some(path) => Some(namespace::open(Path::new(path), call.command == Command::Check)?),
         None => None,
     };
+    // By the right of whoever runs the engine, as netmgr has none to.
+    let holds = call.publish.iter().filter(|_| call.command == Command::Add).map(Publish::hold);
+    let held = holds.collect::<Result<Vec<_>, _>>()?;
     let paths = Paths::prepare()?;
     let policy = told::once(&paths, Policy::BestEffort);
     let lock = lock(&paths, call.command)?;
     let isolated = isolated::open(&paths, &call.network)?;
     let mut outcome = Err(Refusal::new(answer::IO, "ask Volt's services", "they were not asked"));
     let keep = lock.iter().chain(handed.iter().flat_map(|handed| [&handed.namespace, &handed.socket]));
-    let keep: Vec<&OwnedFd> = keep.chain(isolated.iter().flat_map(|isolated| &isolated.sockets)).collect();
+    let keep = keep.chain(isolated.iter().flat_map(|isolated| &isolated.sockets));
+    let keep: Vec<&OwnedFd> = keep.chain(held.iter().flatten().flat_map(Held::sockets)).collect();
     commands::ask(&paths, policy, &[Service::Ipamd, Service::Netmgr], &keep, async |links| {
         if let [ipamd, netmgr] = links.as_slice() {
-            let services = Services { call: &call, ipamd, netmgr, isolated: isolated.as_ref() };
+            let services = Services { call: &call, ipamd, netmgr, isolated: isolated.as_ref(), held: &held };
             outcome = attachment::work(&services, handed.as_ref()).await;
         }
         Ok(())

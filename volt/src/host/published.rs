@@ -110,6 +110,40 @@ impl Publish {
         Ok(publish)
     }
 
+    /// One port of the host, under that address or all of its, that leads to one of the guest's.
+    pub fn new(protocol: Protocol, address: Option<IpAddr>, host: u16, guest: u16) -> Publish {
+        Publish { protocol, address, first: host, last: host, guest }
+    }
+
+    /// The same with those that follow one another together, where they are given so.
+    pub fn together(all: impl IntoIterator<Item = Publish>) -> Vec<Publish> {
+        let mut together: Vec<Publish> = Vec::new();
+        for one in all {
+            let follows = |before: &&mut Publish| {
+                (before.protocol, before.address) == (one.protocol, one.address)
+                    && before.last.checked_add(1) == Some(one.first)
+                    && before.guest.checked_add(one.first.saturating_sub(before.first)) == Some(one.guest)
+            };
+            match together.last_mut().filter(follows) {
+                Some(before) => before.last = one.last,
+                None => together.push(one),
+            }
+        }
+        together
+    }
+
+    /// Whether all of it is among what is published: what is for all addresses, for those of IPv4 at least.
+    pub fn is_among(&self, published: &[Publish]) -> bool {
+        let address = self.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let leads = |publish: &Publish, port: u16| {
+            (publish.protocol, publish.address) == (self.protocol, Some(address))
+                && (publish.first..=publish.last).contains(&port)
+                && port.abs_diff(publish.first).checked_add(publish.guest)
+                    == port.abs_diff(self.first).checked_add(self.guest)
+        };
+        (self.first..=self.last).all(|port| published.iter().any(|publish| leads(publish, port)))
+    }
+
     /// How many ports they are.
     pub fn count(&self) -> usize {
         usize::from(self.last - self.first) + 1
@@ -325,21 +359,11 @@ fn write_ports(mut to: struct_list::Builder<'_, published::Owned>, ports: &[Host
 
 /// What is published, as it is written: ports that follow one another together.
 pub fn read(published: struct_list::Reader<'_, published::Owned>) -> Result<Vec<Publish>, Error> {
-    let mut all: Vec<Publish> = Vec::new();
-    for one in published {
+    let one = |one: published::Reader<'_>| {
         let protocol = one.get_protocol().map_err(capnp::Error::from)?;
-        let (address, first, guest) = (text(one.get_address()?)?.parse().ok(), one.get_port(), one.get_guest_port());
-        let follows = |before: &Publish| {
-            (before.protocol, before.address) == (protocol, address)
-                && before.last.checked_add(1) == Some(first)
-                && before.guest.checked_add(first.saturating_sub(before.first)) == Some(guest)
-        };
-        match all.last_mut().filter(|before| follows(before)) {
-            Some(before) => before.last = first,
-            None => all.push(Publish { protocol, address, first, last: first, guest }),
-        }
-    }
-    Ok(all)
+        Ok(Publish::new(protocol, text(one.get_address()?)?.parse().ok(), one.get_port(), one.get_guest_port()))
+    };
+    Ok(Publish::together(published.iter().map(one).collect::<Result<Vec<_>, Error>>()?))
 }
 
 #[cfg(test)]

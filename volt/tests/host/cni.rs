@@ -9,15 +9,15 @@ use testrig::container::{Container, Guest};
 use crate::host::{Ended, Host, Running};
 
 /// What a plugin has started where nothing ran.
-const SERVICES: [&str; 3] = ["volt keep", "netmgr", "ipamd"];
+pub const SERVICES: [&str; 3] = ["volt keep", "netmgr", "ipamd"];
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-fn config() -> Value {
+pub fn config() -> Value {
     json!({ "cniVersion": "1.1.0", "name": "pods", "type": "volt-cni" })
 }
 
 /// A configuration with some keys more, or other ones.
-fn with(more: Value) -> Value {
+pub fn with(more: Value) -> Value {
     let mut config = config();
     config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     config
@@ -81,7 +81,7 @@ fn parsed(ended: &Ended) -> Value {
 }
 
 /// It was refused by the specification's form, with that code, and says so.
-fn refused(ended: &Ended, code: u64, word: &str) {
+pub fn refused(ended: &Ended, code: u64, word: &str) {
     let answer = parsed(ended);
     assert_eq!((ended.status.code(), &answer["code"]), (Some(1), &code.into()), "{word}: {answer}");
     assert!(answer["msg"].as_str().unwrap().contains(word), "{word}: {answer}");
@@ -93,7 +93,7 @@ pub fn ports(host: &Host) -> Vec<String> {
     listed.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect()
 }
 
-fn address(result: &Value) -> [u8; 4] {
+pub fn address(result: &Value) -> [u8; 4] {
     let text = result["ips"][0]["address"].as_str().unwrap();
     text.split('/').next().unwrap().parse::<std::net::Ipv4Addr>().unwrap().octets()
 }
@@ -351,7 +351,7 @@ fn what_a_configuration_or_an_environment_cannot_say_is_refused_by_name_and_chan
         (json!({ "sysctl": { "kernel.panic": "1" } }), 2, "sysctl"),
         (json!({ "sysctl": { "net.core.somaxconn": "1", "net.ipv4.conf.IFNAME.arp_filter": "1" } }), 2, "sysctl"),
         (json!({ "isGateway": true }), 2, "isGateway"),
-        (json!({ "runtimeConfig": { "portMappings": [] } }), 2, "portMappings"),
+        (json!({ "runtimeConfig": { "dns": {} } }), 2, "runtimeConfig.dns"),
         (json!({ "runtimeConfig": { "ips": ["10.42.0.7", "10.42.0.8"] } }), 7, "one address"),
         (json!({ "runtimeConfig": { "ips": ["10.43.0.7"] } }), 7, "10.43.0.7"),
         (json!({ "runtimeConfig": { "mac": "ff:ff:ff:ff:ff:ff" } }), 7, "runtimeConfig.mac"),

@@ -2,16 +2,19 @@
 
 use std::{
     fs,
+    net::TcpListener,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use rustix::mount::{MountFlags, mount};
+use testrig::{container::Container, tcp::serve};
 
 use crate::{
     cni::{Engine, beside_a_guest, nothing_is_left, ports},
     host::{Ended, Host, kill, until},
+    mapped::{host_seen_as, neighbour, seen_as},
 };
 
 /// Names the folder with the engines' programs, as `cargo xtask test` has unpacked them.
@@ -67,6 +70,7 @@ impl Engines<'_> {
             r#"[network]
 network_backend = "cni"
 [engine]
+enable_port_reservation = false
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
@@ -117,13 +121,26 @@ runc = ["{usr}/bin/runc"]
         self.host.run(&mut command)
     }
 
+    /// Has podman know the root file system as an image.
+    fn import(&self) {
+        let archive = self.host.path("root.tar").display().to_string();
+        let mut tar = Command::new("tar");
+        tar.args(["-cf", &archive, "-C"]).arg(self.root()).arg(".").stderr(Stdio::piped());
+        self.host.run(&mut tar).ok();
+        self.podman(&format!("import {archive} localhost/root"));
+    }
+
     /// Starts a container of podman's, which waits.
     fn run(&self, name: &str) {
+        self.try_run(name, "").ok();
+    }
+
+    fn try_run(&self, name: &str, options: &str) -> Ended {
         let Engines { group, .. } = self;
         // As many as this machine may let runc have.
         let limits = "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
         let what = format!("--name {name} localhost/root /bin/sleep 600");
-        self.podman(&format!("run -d --network volt --cgroup-parent /{group} {limits} {what}"));
+        self.try_podman(&format!("run -d --network volt --cgroup-parent /{group} {limits} {options} {what}"))
     }
 
     fn ctr(&self, arguments: &str) -> Ended {
@@ -165,10 +182,7 @@ fn parsed(address: &str) -> [u8; 4] {
 fn containers_of_podman_and_a_guest_share_a_network_over_a_crash_and_leave_nothing() {
     let Some(host) = Host::new() else { return };
     let Some(engines) = Engines::new(&host) else { return };
-    let archive = host.path("root.tar").display().to_string();
-    host.run(Command::new("tar").args(["-cf", &archive, "-C"]).arg(engines.root()).arg(".").stderr(Stdio::piped()))
-        .ok();
-    engines.podman(&format!("import {archive} localhost/root"));
+    engines.import();
     engines.run("a");
     engines.run("b");
     let pings = |name: &str, whom: &str| _ = engines.podman(&format!("exec {name} /bin/ping -c 1 -w 5 {whom}"));
@@ -197,6 +211,39 @@ fn containers_of_podman_and_a_guest_share_a_network_over_a_crash_and_leave_nothi
         ended => Err(ended.err),
     });
     nothing_is_left(&host);
+}
+
+#[test]
+fn ports_that_podman_publishes_are_reached_from_everywhere_over_a_crash_and_go_with_the_container() {
+    let Some(host) = Host::new() else { return };
+    let Some(engines) = Engines::new(&host) else { return };
+    engines.import();
+    let neighbour = neighbour();
+    engines.try_run("a", "-p 8080-8081:80-81 -p 127.0.0.1:5353:53/udp").ok();
+    let pid = engines.podman("inspect --format {{.State.Pid}} a").out;
+    let within = Container(fs::File::open(format!("/proc/{}/ns/net", pid.trim())).unwrap().into());
+    within.within(|| serve(81));
+    let is_reached = || {
+        assert_eq!(seen_as(&neighbour, "192.0.2.1:8081").as_deref(), Some("192.0.2.2"));
+        assert_eq!(host_seen_as("127.0.0.1:8081").as_deref(), Some("10.42.0.1"));
+        assert!(host_seen_as("192.0.2.1:8081").is_some());
+    };
+    is_reached();
+    let listed = host.run(&mut host.volt(&["port", "list"])).ok().out;
+    assert!(listed.contains("0.0.0.0:8080-8081:80-81") && listed.contains("127.0.0.1:5353:53/udp"), "{listed}");
+    // What another one wants too, is refused by its name, and podman has nothing of that.
+    let refused = engines.try_run("b", "-p 8081:81");
+    assert!(!refused.status.success() && refused.err.contains("0.0.0.0:8081"), "{refused:?}");
+    engines.podman("rm --force --time 0 b");
+    assert_eq!(ports(&host).len(), 1);
+    host.end(["netmgr", "ipamd"], libc::SIGKILL);
+    is_reached();
+    host.held(1);
+    is_reached();
+    drop(within);
+    engines.podman("rm --force --time 0 a");
+    nothing_is_left(&host);
+    until("the port is free", || TcpListener::bind("0.0.0.0:8081").map(drop).map_err(|error| error.to_string()));
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod host;
 mod inherited;
 mod isolated;
 mod life;
+mod mapped;
 mod networks;
 mod plain;
 mod published;
