@@ -12,6 +12,8 @@ mod isolated;
 mod left;
 mod macvtap;
 mod published;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -368,12 +368,14 @@ impl Network {
     /// Compares the bridge and the ports with what there is on the host, and brings them back to what they should be; whether they were so.
     /// What cannot be mended is said, once.
     pub fn mend(&mut self, rtnl: &mut Rtnl, owner: &Instance, snapshot: &Snapshot) -> bool {
-        let whole = self.is_whole(rtnl, snapshot, owner);
-        let brought = if whole { Ok(()) } else { self.define_again(rtnl, owner) };
-        let outcome =
-            brought.and_then(|()| self.mend_ports(rtnl, owner, &snapshot.links)).map(|mended| mended || !whole);
-        // Last: what it is on may be gone for good.
-        let outcome = outcome.and_then(|mended| Ok(self.mend_uplink(rtnl, owner, &snapshot.links)? || mended));
+        let outcome = match self.try_mend(rtnl, owner, snapshot) {
+            // Since it was looked at.
+            Err(Error::BridgeGone(_)) => {
+                let now = rtnl.snapshot(self.config.has_ipv6());
+                now.and_then(|now| self.try_mend(rtnl, owner, &now))
+            }
+            outcome => outcome,
+        };
         let (mended, trouble) = match outcome {
             Ok(mended) => (mended, None),
             Err(error) => (false, Some(error.fault(&format!("mend network {}", self.config.name)).to_string())),
@@ -388,6 +390,16 @@ impl Network {
         }
         self.trouble = trouble;
         !mended && self.trouble.is_none()
+    }
+
+    fn try_mend(&mut self, rtnl: &mut Rtnl, owner: &Instance, snapshot: &Snapshot) -> Result<bool, Error> {
+        let whole = self.is_whole(rtnl, snapshot, owner);
+        if !whole {
+            self.define_again(rtnl, owner)?;
+        }
+        let ports = self.mend_ports(rtnl, owner, &snapshot.links)?;
+        // Last: what it is on may be gone for good.
+        Ok(self.mend_uplink(rtnl, owner, &snapshot.links)? || ports || !whole)
     }
 
     /// Brings its uplink back to what it should be; whether it was not so.

@@ -361,7 +361,7 @@ fn try_mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
         batch.set(format!("put {kind} {name} on bridge {network} again"), whom().controller(bridge));
         bring_up(&mut batch, wanted, index, true);
         rtnl.ipv6_off_port(&link.name);
-        rtnl.run(&mut batch)?;
+        rtnl.run(&mut batch).map_err(|error| refine(rtnl, error, wanted, &[]))?;
     }
     Ok(Some(changed))
 }
