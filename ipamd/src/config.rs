@@ -249,7 +249,7 @@ impl PoolConfig {
                 "a network of macvtaps has none of its own: its guests have what the network has that they are on";
             error(key, value.kind(), why, "Leave it out")
         };
-        let ours = [("ipv6", ipv6), ("subnet6", subnet6), ("gateway6", gateway6), ("policy", policy)];
+        let ours = [("ipv6", ipv6), ("subnet6", subnet6), ("gateway6", gateway6)];
         if let Some(refused) =
             ours.iter().find_map(|(key, value)| value.filter(|_| is_macvtap).map(|value| unfit(key, value)))
         {

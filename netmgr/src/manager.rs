@@ -392,7 +392,6 @@ impl Manager {
         if policy.is_some() && self.filter.is_none() {
             return Err(no_filter());
         }
-        macvtap::check_policy(&config, policy.as_ref())?;
         let id = self.define_bridge(config, ipv6)?;
         let Manager { filter, networks, .. } = self;
         let network = find(networks, &id)?;
@@ -708,7 +707,6 @@ impl Manager {
         if has.is_some() && filter.is_none() {
             return Err(no_filter());
         }
-        macvtap::check_policy(&network.config, has.as_ref())?;
         let Config { mtu, isolate, .. } = network.config;
         let (name, bridge, network_name) = ("", network.index, &id.name);
         let (of_wanted, owner) = (reference.as_deref(), &*instance);

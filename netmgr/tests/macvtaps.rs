@@ -3,165 +3,21 @@
 //! what they send is ARP (RFC 826) for addresses that nobody has: the address tells one from the other.
 
 mod common;
+mod lan;
 
 use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     process::Command,
-    time::{Duration, Instant},
 };
 
 use common::*;
-use ipc::{Code, Fault};
-use rustix::io::Errno;
-use schema::{
-    network_capnp::{MIN_RATE, MacvtapMode, NetworkKind, network, network_config, port},
-    policy::Rules,
-};
-use testkit::wait::PATIENCE;
+use ipc::Code;
+use lan::*;
+use schema::network_capnp::{MIN_RATE, MacvtapMode, NetworkKind, network, network_config};
 use testrig::container::{Guest, send_frame};
-
-const BROADCAST: [u8; 6] = [0xff; 6];
-
-/// A place with a parent, `up0` (10.7.0.1), and a neighbour behind it, `nb0` (10.7.0.2).
-fn on_a_lan(test: impl FnOnce(Container) + Send + 'static) {
-    let macvtap = std::fs::read_to_string("/proc/devices").is_ok_and(|devices| devices.contains(" macvtap\n"));
-    if !macvtap {
-        return testkit::skip!("the kernel has no macvtap (modprobe macvtap)");
-    }
-    in_own_network(|| {
-        testkit::namespace::mounts().unwrap();
-        assert!(Command::new("mount").args(["-t", "sysfs", "sysfs", "/sys"]).status().unwrap().success());
-        let neighbour = Container::new();
-        ip("link add up0 address 02:00:00:00:07:01 type veth peer name nb0");
-        ip(&format!("link set nb0 netns {}", neighbour.path()));
-        ip("addr add 10.7.0.1/24 dev up0");
-        ip("link set up0 up");
-        neighbour.ip("link set nb0 address 02:00:00:00:07:02 up");
-        neighbour.ip("addr add 10.7.0.2/24 dev nb0");
-        test(neighbour);
-    });
-}
 
 /// What is asked for in a network's definition.
 type Change<'a> = &'a dyn Fn(network_config::Builder<'_>);
-
-fn session(netmgr: &Netmgr, work: impl AsyncFnOnce(Client)) {
-    run(async { work(netmgr.connect().await).await });
-}
-
-async fn define(
-    client: &Client,
-    name: &str,
-    mode: MacvtapMode,
-    change: impl FnOnce(network_config::Builder<'_>),
-) -> Result<network::Client, Fault> {
-    let mut request = client.host.define_network_request();
-    let mut config = request.get().init_config();
-    config.set_name(name);
-    config.set_gateway("10.7.0.254");
-    config.set_prefix_length(24);
-    config.set_kind(NetworkKind::Macvtap);
-    config.set_parent("up0");
-    config.set_mode(mode);
-    change(config);
-    let answer = client.connection.call("define a network", DEADLINE, request.send()).await?;
-    Ok(answer.get()?.get_network()?)
-}
-
-async fn lan(client: &Client, mode: MacvtapMode) -> network::Client {
-    define(client, "lan", mode, |_| ()).await.unwrap()
-}
-
-fn mac(station: u8) -> [u8; 6] {
-    [2, 0, 0, 0, 0, station]
-}
-
-/// An ARP request for 10.7.0.`what`, as of station `from`.
-fn request(from: u8, what: u8) -> Vec<u8> {
-    let ends = [&BROADCAST[..], &mac(from), &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &mac(from), &[10, 7, 0, from]].concat();
-    [&ends[..], &[0, 0, 0, 0, 0, 0, 10, 7, 0, what]].concat()
-}
-
-/// The end of a macvtap that is a guest's card.
-struct Station(OwnedFd);
-
-impl Station {
-    async fn on(client: &Client, network: &network::Client, station: u8) -> Result<(port::Client, Station), Fault> {
-        let factory = client.factory(network, 1).await?;
-        let (workload, address) = (format!("vm-{station}"), format!("10.7.0.{station}"));
-        let port = client.tap_from(&factory, &workload, &mac(station), &[&address]).await?;
-        let device = client.fd(&port).await?;
-        Ok((port, Station(device)))
-    }
-
-    fn sends(&self, frame: &[u8]) {
-        rustix::io::write(&self.0, &[&[0; 12], frame].concat()).unwrap();
-    }
-
-    /// Which addresses were asked for, up to and with `last`; but for announcements, which ask for the sender's own.
-    fn hears_until(&self, last: u8) -> Vec<u8> {
-        let (mut heard, mut frame, end) = (Vec::new(), [0; 2048], Instant::now() + PATIENCE);
-        while heard.last() != Some(&last) {
-            match rustix::io::read(&self.0, &mut frame[..]) {
-                Ok(54..) if frame[24..34] == [8, 6, 0, 1, 8, 0, 6, 4, 0, 1] && frame[40..44] != frame[50..54] => {
-                    heard.push(frame[53]);
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    assert_eq!(error, Errno::AGAIN);
-                    assert!(Instant::now() < end, "{last} has not come, but {heard:?}");
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        }
-        heard
-    }
-}
-
-/// What a namespace hears on an interface of such requests.
-struct Ear(OwnedFd);
-
-impl Ear {
-    fn at(place: &Container, interface: &str) -> Ear {
-        place.within(|| {
-            use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let protocol = rustix::net::Protocol::from_raw(std::num::NonZero::new(u32::from(3_u16.to_be())).unwrap());
-            let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, Some(protocol)).unwrap();
-            // SAFETY: all-zero bytes are a valid sockaddr_ll, which lives through the call.
-            let bound = unsafe {
-                let mut at: libc::sockaddr_ll = std::mem::zeroed();
-                (at.sll_family, at.sll_protocol) = (libc::AF_PACKET as u16, 3_u16.to_be());
-                at.sll_ifindex = rustix::net::netdevice::name_to_index(&socket, interface).unwrap() as i32;
-                libc::bind(socket.as_raw_fd(), (&raw const at).cast(), size_of::<libc::sockaddr_ll>() as u32)
-            };
-            assert_eq!(bound, 0);
-            Ear(socket)
-        })
-    }
-
-    /// Which frames came, by the byte at their end, up to and with `last`.
-    fn hears_until(&self, last: u8) -> Vec<u8> {
-        let (mut heard, mut frame, end) = (Vec::new(), [0; 2048], Instant::now() + PATIENCE);
-        while heard.last() != Some(&last) {
-            match rustix::net::recv(&self.0, &mut frame[..], rustix::net::RecvFlags::empty()) {
-                // Of a test's own, which are of 42 bytes, or longer ones that end so.
-                Ok((length, _))
-                    if frame[..length].ends_with(&[10, 7, 0, frame[length - 1]]) && frame[28..32] != frame[38..42] =>
-                {
-                    heard.push(frame[length - 1]);
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    assert_eq!(error, Errno::AGAIN);
-                    assert!(Instant::now() < end, "{last} has not come, but {heard:?}");
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        }
-        heard
-    }
-}
 
 /// What TUNGETIFF says: the interface's name, and its flags.
 fn interface_of(device: &OwnedFd) -> (String, i16) {
@@ -502,7 +358,6 @@ fn what_a_network_of_macvtaps_cannot_be_is_refused_by_name() {
                 (&|mut c| c.set_mtu(1501), Code::InvalidArgument, "up0"),
                 (&|mut c| c.set_vlan(7), Code::InvalidArgument, "VLAN"),
                 (&|mut c| c.set_name("volt0"), Code::WrongState, "another kind"),
-                (&|c| _ = c.init_policy().init_allow(0), Code::InvalidArgument, "policy"),
                 (&|mut c| c.set_kind(NetworkKind::Bridged), Code::InvalidArgument, "parent"),
             ] {
                 let refused = refused(change).await;
@@ -520,13 +375,6 @@ fn what_a_network_of_macvtaps_cannot_be_is_refused_by_name() {
             assert!(taken.code == Code::AlreadyExists && interface("mvt-p").is_none(), "{taken}");
             let port = client.tap_from(&factory, "vm-m", &[], &[]).await.unwrap();
             assert_eq!(interface("mvt-m").unwrap()["mtu"], 1400);
-            let mut request = port.set_policy_request();
-            let rules: Rules = Rules::new(["any"]).unwrap();
-            let mut policy = lan.policy_request();
-            policy.get().init_rules().init_allow(1).set(0, rules.iter().next().unwrap().to_string());
-            request.get().set_policy(policy.send().pipeline.get_policy());
-            let policed = client.connection.call("set a policy", DEADLINE, request.send()).await.err().unwrap();
-            assert!(policed.to_string().contains("macvtap"), "{policed}");
             let listens = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let token = client.connection.deposit(listens.as_fd()).await.unwrap();
             let mut request = lan.publish_request();

@@ -43,7 +43,8 @@ impl Manager {
         let names: BTreeSet<&str> = ports().map(|link| link.name.as_str()).collect();
         *strays = ports().map(|link| link.index).collect();
         networks.values().flat_map(|network| network.ports.values()).for_each(|port| _ = strays.remove(&port.index));
-        let (adopted, published) = match filter.adopt(|interface| names.contains(interface)) {
+        let guarded: Vec<&str> = macvtap::senders(networks).map(|port| port.interface).collect();
+        let (adopted, published) = match filter.adopt(|interface| names.contains(interface), guarded.into_iter()) {
             Ok(adopted) => adopted,
             Err(Error::NoRight(_)) => Default::default(),
             Err(error) => {
@@ -55,13 +56,7 @@ impl Manager {
             network.policy = adopted.policies.get(name).cloned();
             // Each is the one's that has the address. What leads to nobody goes with the first look.
             network.adopt_published(&published);
-            if network.config.is_macvtap() {
-                // What cannot be read now is put there anew by the next look, without.
-                let ports = network.ports.values_mut();
-                ports.for_each(|port| port.rate = filter.rate_at(&port.interface).unwrap_or_default());
-            } else {
-                left::know_again(network, links, &adopted);
-            }
+            left::know_again(network, links, &adopted);
         }
         filter.hold_published(networks.values().flat_map(Network::published));
         *left = Left::new(networks, links, adopted, published);
@@ -197,10 +192,8 @@ impl Manager {
         let Manager { filter, networks, .. } = self;
         let network = find(networks, id)?;
         let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
-        let sends = Sender { rate, ..port.sends(workload, &id.name) };
         match filter {
-            Some(filter) if network.config.is_macvtap() => filter.guard(sends)?,
-            Some(filter) => filter.add(sends)?,
+            Some(filter) => put(filter, Sender { rate, ..port.sends(workload, &id.name) }, port.kind)?,
             None if rate != Rate::default() => return Err(no_filter()),
             None => {}
         }
@@ -213,13 +206,11 @@ impl Manager {
     fn subject(&mut self, id: &NetworkId, workload: &str, policy: Option<Rules>) -> Result<(), Error> {
         let Manager { rtnl, filter, instance, networks, .. } = self;
         let network = find(networks, id)?;
-        macvtap::check_policy(&network.config, policy.as_ref())?;
-        if network.config.is_macvtap() {
-            return Ok(());
-        }
         let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
         match filter {
-            Some(filter) => filter.add(Sender { policy: policy.as_ref(), ..port.sends(workload, &id.name) })?,
+            Some(filter) => {
+                put(filter, Sender { policy: policy.as_ref(), ..port.sends(workload, &id.name) }, port.kind)?;
+            }
             None if policy.is_some() => return Err(no_filter()),
             None => {}
         }
@@ -231,6 +222,14 @@ impl Manager {
             network.confirm(rtnl, instance, workload)?;
         }
         Ok(())
+    }
+}
+
+/// Lets a port of that kind send what it may.
+fn put(filter: &mut Filter, port: Sender<'_>, kind: Kind) -> Result<(), Error> {
+    match kind {
+        Kind::Macvtap(_) => filter.guard(port),
+        _ => filter.add(port),
     }
 }
 

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use schema::policy::Rules;
-
 use crate::{
     config::{Config, Kind as NetworkKind},
     error::Error,
@@ -26,17 +24,6 @@ pub fn kind(network: &Config, within: bool) -> Result<Kind, Error> {
         (NetworkKind::Macvtap(mode), false) => Ok(Kind::Macvtap(mode)),
         (_, true) => Ok(Kind::Veth),
         (_, false) => Ok(Kind::Tap),
-    }
-}
-
-/// Whether ports of a network can have a policy.
-pub fn check_policy(network: &Config, policy: Option<&Rules>) -> Result<(), Error> {
-    match policy {
-        Some(_) if network.is_macvtap() => {
-            let why = "a network of macvtaps has none: what comes to its guests goes past the host, so that nobody could tell answers from the rest";
-            Err(Error::argument("policy", "", why))
-        }
-        _ => Ok(()),
     }
 }
 

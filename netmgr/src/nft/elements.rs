@@ -46,6 +46,8 @@ fn write(one: &mut Attributes, kind: Kind, item: &Item, life: &Life) {
         }
     }
     let Life { timeout, expiration, expression } = life;
+    // The kernel takes none that has longer to go than it has in all, and has some: of which a rule has made it longer since.
+    let timeout = timeout.max(expiration);
     let expression = (ELEM_EXPRESSION | libc::NLA_F_NESTED as u16, expression.as_slice());
     for (part, bytes) in
         [(ELEM_TIMEOUT, &timeout[..]), (ELEM_EXPIRATION, expiration), (ELEM_USERDATA, noted), expression]

@@ -294,9 +294,13 @@ impl Filter {
     }
 
     /// Takes over what an earlier netmgr let those interfaces send that are chosen: they may be ports that nobody can tell as such any more. Gives the
-    /// policies that interfaces, or networks, were subject to, and rates, by their names: a policy of which nothing can be read allows nothing; and the ports of
-    /// the host that it had published.
-    pub fn adopt(&mut self, chosen: impl Fn(&str) -> bool) -> Result<(Adopted, Vec<Published>), Error> {
+    /// policies that interfaces, or networks, were subject to, and rates, by their names, with those of the interfaces that are `guarded`: a policy of which
+    /// nothing can be read allows nothing; and the ports of the host that it had published.
+    pub fn adopt<'a>(
+        &mut self,
+        chosen: impl Fn(&str) -> bool,
+        guarded: impl Iterator<Item = &'a str>,
+    ) -> Result<(Adopted, Vec<Published>), Error> {
         let (_, elements) = self.look()?;
         let published = elements.iter().filter_map(routed::read_published).collect();
         let policies = policies::read(&elements);
@@ -305,16 +309,24 @@ impl Filter {
             self.touched.insert(*number);
         }
         let (mut subject, mut rates) = (BTreeMap::new(), BTreeMap::new());
-        for element in elements {
-            let Some(interface) = element.port().map(str::to_owned) else { continue };
+        let mut note = |interface: &str, element: &Element| {
             if element.set == Set::Policies {
                 let number = element.item.data.as_slice().try_into().ok().map(u32::from_ne_bytes);
                 let policy = number.and_then(|number| policies.get(&number)).map(|(_, rules)| rules.clone());
-                subject.insert(interface.clone(), policy.unwrap_or_default());
+                subject.insert(interface.to_owned(), policy.unwrap_or_default());
             }
             if element.set.limits() {
-                rates::read(&element, rates.entry(interface.clone()).or_default());
+                rates::read(element, rates.entry(interface.to_owned()).or_default());
             }
+        };
+        for interface in guarded {
+            let table = self.beside(interface);
+            let given = self.elements_beside(&table, |set| set == Set::Policies || set.limits())?;
+            given.iter().for_each(|(element, _)| note(interface, element));
+        }
+        for element in elements {
+            let Some(interface) = element.port().map(str::to_owned) else { continue };
+            note(&interface, &element);
             if chosen(&interface) {
                 self.elements.entry(Owner::Port(interface)).or_default().insert(element);
             }
@@ -362,7 +374,8 @@ impl Filter {
             let is = |owner: &Owner| {
                 wanted.contains_key(owner) || self.elements.contains_key(owner) && !gone.contains(owner)
             };
-            is(&Owner::Port(name.to_owned())) || is(&Owner::Default(name.to_owned()))
+            let guarded = self.guards.contains_key(name);
+            guarded || is(&Owner::Port(name.to_owned())) || is(&Owner::Default(name.to_owned()))
         };
         let forgotten: Vec<String> =
             self.policies.interfaces().filter(|name| !stays(name)).map(str::to_owned).collect();
@@ -429,18 +442,23 @@ impl Filter {
     }
 
     fn elements_of(&mut self, port: Sender<'_>) -> Elements {
-        let Sender { interface, mac, sources, network, workload, policy, rate } = port;
-        let policy = self.policies.put(interface, (network, workload), sources, policy, &mut self.touched);
-        let own = rules::elements(interface, mac, sources.iter());
-        let policed = policy.map(|policy| policies::of_port(interface, sources, policy));
-        let own =
-            own.into_iter().chain(policed.into_iter().flatten()).chain(rates::elements(interface, rate)).collect();
+        let Sender { interface, mac, sources, network, workload, .. } = port;
+        let own = self.own(port, interface);
         let mut elements = Elements::from([(Owner::Port(interface.to_owned()), own)]);
         if self.uplinks.contains(network) {
             let inside = outside::of_guest(network, mac, sources.iter()).into_iter().collect();
             elements.insert(Owner::Inside(network.to_owned(), workload.to_owned()), inside);
         }
         elements
+    }
+
+    /// What is a port's alone, under that name of its interface.
+    fn own(&mut self, port: Sender<'_>, name: &str) -> BTreeSet<Element> {
+        let Sender { interface, mac, sources, network, workload, policy, rate } = port;
+        let policy = self.policies.put(interface, (network, workload), sources, policy, &mut self.touched);
+        let policed = policy.map(|policy| policies::of_port(name, sources, policy));
+        let own = rules::elements(name, mac, sources.iter()).into_iter().chain(rates::elements(name, rate));
+        own.chain(policed.into_iter().flatten()).collect()
     }
 
     fn elements_of_network(&mut self, network: &str, policy: &Rules) -> BTreeSet<Element> {
@@ -454,8 +472,14 @@ impl Filter {
             wanted.insert(Owner::Policy(*number), self.policies.elements(*number));
         }
         self.change(wanted)?;
+        self.follow()?;
         self.touched.clear();
         Ok(())
+    }
+
+    /// Has each policy the elements that follow from what is subject to it.
+    fn settle(&mut self) -> Result<(), Error> {
+        if self.touched.is_empty() { Ok(()) } else { self.apply(Elements::new()) }
     }
 
     /// Whether a policy can be in force beside those that are.
@@ -520,7 +544,8 @@ impl Filter {
             match self.send(CHANGE, Some(generation), requests) {
                 Ok(Sent::Done) => {
                     self.note(wanted);
-                    self.known = known.map(|known| Known { generation: after(generation), ..known });
+                    self.known = known;
+                    self.passed(generation);
                     return Ok(());
                 }
                 Ok(Sent::Late) => {
@@ -590,7 +615,7 @@ impl Filter {
         for _ in 0..LOOKS {
             let generation = self.generation()?;
             match self.send(MAKE, Some(generation), requests.clone()) {
-                Ok(Sent::Done) => {}
+                Ok(Sent::Done) => _ = self.passed(generation),
                 Ok(Sent::Late) => continue,
                 Err(error @ (Error::NoRight(_) | Error::Deadline { .. })) => return Err(error),
                 // Whatever somebody may have made of that.
@@ -611,6 +636,15 @@ impl Filter {
         self.send(MAKE, None, requests).map(drop)
     }
 
+    /// What was known at that generation is known at the next one, which is a change of this netmgr's own.
+    fn passed(&mut self, generation: u32) -> u32 {
+        let next = after(generation);
+        let known = self.known.iter_mut().map(|known| &mut known.generation);
+        let known = known.chain(self.guards.values_mut().map(|guard| &mut guard.generation));
+        known.filter(|known| **known == generation).for_each(|known| *known = next);
+        next
+    }
+
     /// The requests that each family takes.
     fn all(&self, of: impl Fn(Family) -> Result<Vec<Request>, Malformed>) -> Result<Vec<Request>, Malformed> {
         Ok(self.families.iter().map(|family| of(*family)).collect::<Result<Vec<_>, _>>()?.concat())
@@ -624,24 +658,17 @@ impl Filter {
     /// The requests that put all of it there, with what was noted before.
     fn anew(&self, noted: &[(Element, Life)]) -> Result<Vec<Request>, Malformed> {
         let constants: Vec<Element> = self.constants().collect();
-        let counted: BTreeMap<&Element, &Life> =
-            noted.iter().filter(|(element, _)| element.set.counts()).map(|(element, life)| (element, life)).collect();
-        let elements = self.elements.values().flatten().chain(&constants);
-        let elements = elements.map(|element| (element, counted.get(element).copied().unwrap_or(&NO_LIFE)));
-        let flows = noted.iter().filter(|(element, _)| !element.set.counts()).map(|(element, life)| (element, life));
+        let elements = with_noted(self.elements.values().flatten().chain(&constants), noted);
         let mut requests = self.all(|family| rules::make(&self.table, family))?;
-        requests.extend(lists_of(&self.table, Kind::NewSetElem, Set::family, elements.chain(flows).collect())?);
+        requests.extend(lists_of(&self.table, Kind::NewSetElem, Set::family, elements)?);
         Ok(requests)
     }
 
     /// What the rules themselves have noted: what others have begun, and counts.
     fn noted(&mut self) -> Result<Vec<(Element, Life)>, Error> {
         let mut noted = Vec::new();
-        // Those of policies: of what limits others, nothing is lost with it.
-        let of_policies = |set: &Set| set.family() == Family::Bridge && set.fills_itself().is_some();
-        for set in Set::ALL.into_iter().filter(|set| set.counts() || of_policies(set)) {
-            let is_left = |life: &Life| set.counts() || life.expiration.iter().any(|byte| *byte != 0);
-            let items = self.items(set)?.into_iter().filter(|(_, life)| is_left(life));
+        for set in Set::ALL.into_iter().filter(|set| notes(*set)) {
+            let items = self.items(set)?.into_iter().filter(|(_, life)| is_left(set, life));
             noted.extend(items.map(|(item, life)| (Element { set, item }, life)));
         }
         noted.truncate(MOST_NOTED);
@@ -700,8 +727,7 @@ impl Filter {
                 }));
             }
         }
-        let kept =
-            |set: &Set| !set.has_timeouts() && set.fills_itself().is_none() && self.families.contains(&set.family());
+        let kept = |set: &Set| is_kept(*set) && self.families.contains(&set.family());
         let sets: Vec<Set> = Set::ALL.into_iter().filter(kept).collect();
         for set in sets {
             elements.extend(self.items(set)?.into_iter().map(|(item, _)| Element { set, item }));
@@ -752,6 +778,33 @@ impl Reach<'_> {
         let outside = if self.uplink { outside::of_network(*self) } else { Vec::new() };
         bridges.flat_map(|bridge| routed::elements(*self, bridge)).chain(outside).collect()
     }
+}
+
+/// Elements as they are put there, with what was noted before: of each what it has counted; and what rules have put there.
+fn with_noted<'a>(
+    elements: impl Iterator<Item = &'a Element>,
+    noted: &'a [(Element, Life)],
+) -> Vec<(&'a Element, &'a Life)> {
+    let (counted, flows): (Vec<_>, Vec<_>) =
+        noted.iter().map(|(element, life)| (element, life)).partition(|(element, _)| element.set.counts());
+    let counted: BTreeMap<&Element, &Life> = counted.into_iter().collect();
+    let elements = elements.map(|element| (element, counted.get(element).copied().unwrap_or(&NO_LIFE)));
+    elements.chain(flows).collect()
+}
+
+/// Whether what is in it is netmgr's, and to be compared.
+fn is_kept(set: Set) -> bool {
+    !set.has_timeouts() && set.fills_itself().is_none()
+}
+
+/// Whether rules note in it what is not to be lost: counts, and what policies go by; of what limits others, nothing is lost with it.
+fn notes(set: Set) -> bool {
+    set.counts() || set.family() == Family::Bridge && set.fills_itself().is_some()
+}
+
+/// Whether that is not at its end as yet.
+fn is_left(set: Set, life: &Life) -> bool {
+    set.counts() || life.expiration.iter().any(|byte| *byte != 0)
 }
 
 /// The generation that follows: the kernel leaves 0 out.

@@ -103,6 +103,11 @@ impl Policies {
         touched.extend(of_network.filter(|((_, rules), _)| names(rules, workload)).map(|(_, number)| *number));
     }
 
+    /// Which policy an interface is subject to.
+    pub fn of(&self, interface: &str) -> Option<u32> {
+        self.subjects.get(interface)?.policy
+    }
+
     /// How many elements it takes to have a policy in force; `None` if it is.
     pub fn more(&self, network: &str, policy: &Rules) -> Option<usize> {
         let identity = identity(network, policy);

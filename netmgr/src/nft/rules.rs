@@ -359,7 +359,8 @@ pub fn constants() -> impl Iterator<Item = Element> {
     Set::ALL.into_iter().flat_map(|set| set.constants().iter().map(move |key| Element::new(set, vec![*key])))
 }
 
-fn named(table: &str) -> Attributes {
+/// What is said of a request that is about a table.
+pub fn named(table: &str) -> Attributes {
     let mut attributes = Attributes::default();
     attributes.text(TABLE, table);
     attributes

@@ -31,44 +31,28 @@ impl Family {
 
     /// The sets of a table of it.
     pub fn sets(self) -> impl Iterator<Item = Set> {
-        const OF_DEVICE: [Set; 12] = [
-            Set::Macs,
-            Set::Ipv4,
-            Set::Ipv6,
-            Set::Hidden,
-            Set::Messages,
-            Set::Reports,
-            Set::Memberships,
-            Set::RatesFrom,
-            Set::RatesTo,
-            Set::OverFrom,
-            Set::OverTo,
-            Set::Forged,
-        ];
+        // What is on no bridge has no ports beside it, and comes from no VLAN of ours. What policies say is kept once, for all.
+        const OF_BRIDGES: [Set; 6] =
+            [Set::Ports, Set::Rules, Set::Outside, Set::InsideMacs, Set::Inside4, Set::Inside6];
         Set::ALL.into_iter().filter(move |set| match self {
-            Family::Netdev => OF_DEVICE.contains(set),
+            Family::Netdev => set.family() == Family::Bridge && !OF_BRIDGES.contains(set),
             _ => set.family() == self,
         })
     }
 
     /// Its chains, in an order in which each is there before what leads to it.
     pub fn chains(self) -> impl Iterator<Item = Chain> {
-        const OF_DEVICE: [Chain; 12] = [
-            Chain::Forged,
-            Chain::OverFrom,
-            Chain::OverTo,
-            Chain::Solicitation,
-            Chain::Advertisement,
-            Chain::Router,
-            Chain::Icmpv6,
-            Chain::Arp,
-            Chain::Ipv4,
-            Chain::Ipv6,
-            Chain::Own,
-            Chain::Guest,
+        const OF_BRIDGES: [Chain; 7] = [
+            Chain::Source,
+            Chain::Host,
+            Chain::Towards,
+            Chain::Outside,
+            Chain::OutsideArp,
+            Chain::Outside4,
+            Chain::Outside6,
         ];
         let all = Chain::ALL.into_iter().filter(move |chain| match self {
-            Family::Netdev => OF_DEVICE.contains(chain),
+            Family::Netdev => chain.family() == Family::Bridge && !OF_BRIDGES.contains(chain),
             _ => chain.family() == self,
         });
         all.chain([Chain::Egress, Chain::Ingress].into_iter().filter(move |_| self == Family::Netdev))

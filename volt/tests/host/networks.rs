@@ -114,7 +114,8 @@ fn vm_on_a_macvtap_has_its_card_past_the_host_and_leaves_nothing() {
     ip("link set up0 up");
     ip("link set up1 up");
     let office = r#"{"network":"office0","type":"macvtap","parent":"up0","mode":"private","subnet":"10.9.0.0/24",
-        "gateway":"10.9.0.1","pool":{"start":"10.9.0.200","end":"10.9.0.219"}}"#;
+        "gateway":"10.9.0.1","pool":{"start":"10.9.0.200","end":"10.9.0.219"},
+        "policy":{"allow":["10.9.0.1 udp 53"]}}"#;
     define(&host, &office.replace("up0", "up7")).refused(&["network.json", "up7", "ip link"]);
     assert!(!is_listed(&host, "office0"));
     define(&host, office).ok();
@@ -127,6 +128,12 @@ fn vm_on_a_macvtap_has_its_card_past_the_host_and_leaves_nothing() {
     assert!(ports.lines().any(|row| row.contains("office0") && row.contains("10.9.0.200")), "{ports}");
     let shown = host.run(&mut host.volt(&["network", "show", "office0"])).ok().out;
     assert!(shown.contains("macvtap"), "{shown}");
+    let policy = |arguments: &[&str]| {
+        host.run(&mut host.volt(&[&["port", "policy", "office0", "vm-web"], arguments].concat())).ok().out
+    };
+    assert_eq!(policy(&[]), "10.9.0.1 udp 53\n");
+    policy(&["--allow", "any tcp 443"]);
+    assert_eq!(policy(&[]), "any tcp 443\n");
     remove(&host, "office0").refused(&["office0 has 1 port."]);
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();

@@ -332,10 +332,12 @@ fn connections_and_counts_outlive_a_netmgr_and_whatever_has_it_put_all_there_ane
         scene.comes(&into(FAR6, UDP, &udp(4000, 22, &[])));
         let answers = [out(FAR4, TCP, &tcp(22, 4000, SYN_ACK)), out(FAR6, UDP, &udp(22, 4000, &[]))];
         assert!(answers.iter().all(|answer| scene.goes(answer)));
+        // Has longer to go from here on than it had in all.
+        scene.comes(&into(FAR4, TCP, &tcp(4000, 22, ACK)));
         assert!(!scene.goes(&out(FAR4, TCP, &tcp(1, 80, SYN))));
         assert_eq!(scene.counts(), Some([2, 1]));
         scene.filter = filter();
-        let (subject, _) = scene.filter.adopt(|_| false).unwrap();
+        let (subject, _) = scene.filter.adopt(|_| false, [].into_iter()).unwrap();
         assert_eq!(subject.policies.get("tap-web"), Some(&rules(&["198.51.100.0/24 tcp 443"])));
         scene.mend(Some(&["198.51.100.0/24 tcp 443"]));
         assert_eq!(scene.counts(), Some([2, 1]));
@@ -403,8 +405,10 @@ fn policies_take_so_many_ranges_and_no_more() {
         let all = policies.iter().enumerate().map(|(at, policy)| with(at, policy));
         filter.mend(all, empty(), empty(), empty(), |_| false).unwrap();
         let another = policy(most);
-        let refused = filter.add(with(most, &another)).unwrap_err();
-        assert!(matches!(refused, Error::Full { limit, .. } if limit == MAX_RANGES as usize), "{refused}");
+        for refused in [filter.add(with(most, &another)), filter.guard(with(most, &another))] {
+            let refused = refused.unwrap_err();
+            assert!(matches!(refused, Error::Full { limit, .. } if limit == MAX_RANGES as usize), "{refused}");
+        }
         // One that is in force takes nothing more.
         filter.add(with(most, &policies[0])).unwrap();
     });

@@ -95,7 +95,7 @@ fn rate_is_read_again_as_it_was_put_there_and_one_that_somebody_has_changed_is_p
             };
             assert!(!mend(&mut first));
             let mut next = filter();
-            let (left, _) = next.adopt(|_| false).unwrap();
+            let (left, _) = next.adopt(|_| false, [].into_iter()).unwrap();
             assert_eq!(left.rates.get("tap-web"), Some(&rate));
             assert!(!mend(&mut next));
             if Command::new("nft").arg("--version").output().is_ok() {
@@ -104,7 +104,7 @@ fn rate_is_read_again_as_it_was_put_there_and_one_that_somebody_has_changed_is_p
                     "nft add element bridge volt-vmm rates_from { tap-web limit rate over 9 mbytes/second burst 5 bytes }",
                 );
                 assert!(mend(&mut next));
-                assert_eq!(filter().adopt(|_| false).unwrap().0.rates.get("tap-web"), Some(&rate));
+                assert_eq!(filter().adopt(|_| false, [].into_iter()).unwrap().0.rates.get("tap-web"), Some(&rate));
             }
         }
     });
