@@ -94,7 +94,7 @@ enum NetworkKind {
   macvtap @2;
   # Its guests are on the network of the `parent`, each with a MAC address of its own there, and do not reach the host by it. There is no bridge:
   # `gateway` is that network's own router, and nobody here has its address. The service knows of such a network as long as it has a port or the
-  # service runs: defining it is what makes it again. No veths, no IPv6 of its own, and no NAT.
+  # service runs: defining it is what makes it again. `ipv6` is the router's as well, of a subnet of that network's, and not "auto". No veths and no NAT.
   isolated @3;
   # Its guests reach one another, and nothing else: the bridge is in a network namespace of its own (`Host.defineNetwork`). Nobody has `gateway` or the address
   # of `ipv6`: they say which the subnets are. It has neither `nat` nor a VLAN, and nothing is published for its guests.

@@ -244,18 +244,11 @@ impl PoolConfig {
             None => Ipv4Addr::from(subnet.network().to_bits().saturating_add(1)),
         };
         let is_macvtap = matches!(reach, Reach::Macvtap(_));
-        let unfit = |key: &'static str, value: &Json| {
-            let why =
-                "a network of macvtaps has none of its own: its guests have what the network has that they are on";
-            error(key, value.kind(), why, "Leave it out")
-        };
-        let ours = [("ipv6", ipv6), ("subnet6", subnet6), ("gateway6", gateway6)];
-        if let Some(refused) =
-            ours.iter().find_map(|(key, value)| value.filter(|_| is_macvtap).map(|value| unfit(key, value)))
-        {
-            return Err(refused);
-        }
         let ipv6 = parse_ipv6(ipv6, subnet6, gateway6)?;
+        if ipv6 == Ipv6::Auto && is_macvtap {
+            let why = "a network of macvtaps is on one that somebody else has numbered";
+            return Err(error("ipv6", "true", why, "Name its subnet: \"subnet6\", and its router there: \"gateway6\""));
+        }
         let mtu = mtu.map(parse_mtu).transpose()?;
         let [start, end] = match pool {
             Some(pool) => {

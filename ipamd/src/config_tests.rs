@@ -74,6 +74,9 @@ fn macvtap_is_taken_with_its_parent_in_each_mode_and_said_again() {
         assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
     }
     assert_eq!(with("").uplink, Some(Uplink { parent: "eth0".into(), vlan: 0 }));
+    let both = with(r#""subnet6":"2001:db8:0:7::/64","gateway6":"2001:db8:0:7::fe","#);
+    assert_eq!(both.ipv6.text(), "2001:db8:0:7::fe/64");
+    assert_eq!(PoolConfig::parse(&both.to_json()), Ok(both));
     let policed = with(r#""policy":{"allow":["any tcp 443"]},"#);
     assert!(policed.policy.is_some());
     assert_eq!(PoolConfig::parse(&policed.to_json()), Ok(policed));
@@ -322,7 +325,7 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
             "nat",
             "not go by way of the host",
         ),
-        ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"eth0\",\"ipv6\":true,\"network\":", "ipv6", "of macvtaps"),
+        ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"eth0\",\"ipv6\":true,\"network\":", "ipv6", "numbered"),
         (
             "\"network\":",
             "\"type\":\"macvtap\",\"parent\":\"eth0\",\"isolate\":true,\"network\":",

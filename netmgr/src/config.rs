@@ -115,7 +115,7 @@ impl Config {
 
     /// Whether the host has IPv6 on its bridge.
     pub fn has_ipv6(&self) -> bool {
-        self.ipv6.is_some() && self.kind != Kind::Isolated
+        self.ipv6.is_some() && !matches!(self.kind, Kind::Isolated | Kind::Macvtap(_))
     }
 
     /// The same, of that kind; one that leads outward does so by its gateway.
@@ -183,7 +183,7 @@ impl Config {
 }
 
 /// What stands for an IPv6 address that follows from the installation and the network's name.
-const AUTO: &str = "auto";
+pub const AUTO: &str = "auto";
 
 /// The first address of a unique local subnet (RFC 4193): the global identifier is a hash of the installation's name, which `volt` chooses at random,
 /// and the subnet's identifier one of the network's.

@@ -353,7 +353,7 @@ fn what_a_network_of_macvtaps_cannot_be_is_refused_by_name() {
                 (&|mut c| c.set_parent("none0"), Code::Unavailable, "none0"),
                 (&|mut c| c.set_parent("volt0"), Code::InvalidArgument, "Volt's own"),
                 (&|mut c| c.set_nat(true), Code::InvalidArgument, "nat"),
-                (&|mut c| c.set_ipv6("auto"), Code::InvalidArgument, "IPv6"),
+                (&|mut c| c.set_ipv6("auto"), Code::InvalidArgument, "somebody else"),
                 (&|mut c| c.set_isolate(true), Code::InvalidArgument, "private"),
                 (&|mut c| c.set_mtu(1501), Code::InvalidArgument, "up0"),
                 (&|mut c| c.set_vlan(7), Code::InvalidArgument, "VLAN"),

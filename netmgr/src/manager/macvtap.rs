@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{Config, Kind as NetworkKind},
+    config::{AUTO, Config, Kind as NetworkKind},
     error::Error,
     macvtap,
     manager::{Manager, NetworkId, find, fits, has_room},
@@ -47,10 +47,11 @@ pub fn senders(networks: &BTreeMap<String, Network>) -> impl Iterator<Item = Sen
 impl Manager {
     /// Defines such a network, or changes one, with `ipv6` of `NetworkConfig`.
     pub fn define_macvtap(&mut self, config: Config, ipv6: &str) -> Result<NetworkId, Error> {
-        if !ipv6.is_empty() {
-            let why = "guests of macvtaps have what the routers of that network give them; leave it out";
+        if ipv6 == AUTO {
+            let why = "a network of macvtaps is on one that somebody else has numbered; give its router's address there, or none";
             return Err(Error::argument("IPv6 address", ipv6, why));
         }
+        let config = config.with_ipv6(ipv6, &self.instance)?;
         if config.isolate {
             let why = "guests of macvtaps are kept from one another by the mode private; leave it out";
             return Err(Error::argument("isolate", "true", why));
