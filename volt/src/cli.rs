@@ -224,7 +224,7 @@ pub enum PortCommand {
 pub struct PublishArgs {
     /// Name of the network.
     pub network: String,
-    /// The port's workload, such as vm-web.
+    /// Whose port: a workload, such as vm-web, or a VM, such as web.
     pub workload: String,
     /// Ports of the host, and of the guest's.
     #[arg(
@@ -241,7 +241,7 @@ pub struct PublishArgs {
 pub struct PolicyArgs {
     /// Name of the network.
     pub network: String,
-    /// The port's workload, such as vm-web.
+    /// Whose port: a workload, such as vm-web, or a VM, such as web.
     pub workload: String,
     /// Allow this, and what other rules do, and nothing else: a target, a protocol and ports, such as "10.0.0.0/8 tcp 443".
     #[arg(long, value_name = "RULE")]
@@ -259,7 +259,7 @@ pub struct PolicyArgs {
 pub struct RateArgs {
     /// Name of the network.
     pub network: String,
-    /// The port's workload, such as vm-web.
+    /// Whose port: a workload, such as vm-web, or a VM, such as web.
     pub workload: String,
     /// What comes from its guest, such as 100Mbit: 8kbit to 80Gbit a second.
     #[arg(long, value_name = "RATE", required_unless_present_any = ["to_guest", "remove"])]

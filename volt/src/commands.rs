@@ -18,6 +18,7 @@ use ipc::{Code, Connection, chain};
 use schema::{
     addresses_capnp::MAX_CONFIG_BYTES,
     kernel_store_capnp::{kernel_info, kernel_store},
+    names,
     paths::of_socket,
     programs::CLIENT,
     vm_capnp::{vm, vm_info},
@@ -258,15 +259,28 @@ fn ask_netmgr(
     })
 }
 
+/// Asks of the port that a workload has, and, where none of that name has one, a VM.
+async fn of_port<T>(name: &str, ask: impl AsyncFn(&str) -> Result<T, Error>) -> Result<T, Error> {
+    match ask(name).await {
+        Err(error) if error.is_unknown() && names::is_vm(name) => match ask(&names::workload_of_vm(name)).await {
+            Err(of_vm) if of_vm.is_unknown() => Err(error),
+            of_vm => of_vm,
+        },
+        of_workload => of_workload,
+    }
+}
+
 fn port_policy(paths: &Paths, policy: Policy, args: &PolicyArgs) -> Result<i32, Error> {
     let PolicyArgs { network, workload, allow, deny_all, remove } = args;
     let rules = rules("--allow", allow.iter().map(String::as_str))?;
     let changes = *deny_all || *remove || !allow.is_empty();
     ask_netmgr(paths, policy, isolated::open(paths, network)?, &[], async |netmgr| {
         if changes {
-            return networks::set_policy(netmgr, network, workload, (!remove).then_some(&rules)).await;
+            let rules = (!remove).then_some(&rules);
+            return of_port(workload, async |workload| networks::set_policy(netmgr, network, workload, rules).await)
+                .await;
         }
-        match networks::policy(netmgr, network, workload).await? {
+        match of_port(workload, async |workload| networks::policy(netmgr, network, workload).await).await? {
             Some(rules) => rules.iter().try_for_each(|rule| print(&format!("{}\n", printable(rule)))),
             None => {
                 say(format_args!("{workload} has no policy on {network}: it may send to wherever it likes"));
@@ -280,7 +294,7 @@ fn port_rate(paths: &Paths, policy: Policy, args: &RateArgs) -> Result<i32, Erro
     let RateArgs { network, workload, from_guest, to_guest, remove: _ } = args;
     let rate = Rate::read(from_guest.as_deref(), to_guest.as_deref())?;
     ask_netmgr(paths, policy, isolated::open(paths, network)?, &[], async |netmgr| {
-        networks::set_rate(netmgr, network, workload, rate).await
+        of_port(workload, async |workload| networks::set_rate(netmgr, network, workload, rate).await).await
     })
 }
 
@@ -293,7 +307,8 @@ fn publish(paths: &Paths, policy: Policy, args: &PublishArgs) -> Result<i32, Err
     ask_netmgr(paths, policy, isolated::open(paths, network)?, &sockets, async |netmgr| {
         let tried = format!("publish ports for {workload} on {network}");
         let network = networks::there(netmgr, network, &tried).await?;
-        Ok(Guest::Of(&network, workload).publish(netmgr, &tried, &held).await?)
+        of_port(workload, async |workload| Ok(Guest::Of(&network, workload).publish(netmgr, &tried, &held).await?))
+            .await
     })
 }
 
@@ -304,7 +319,10 @@ fn unpublish(paths: &Paths, policy: Policy, args: &PublishArgs) -> Result<i32, E
         let tried = format!("take back ports that are published for {workload} on {network}");
         let network = networks::there(netmgr, network, &tried).await?;
         for one in &publish {
-            Guest::Of(&network, workload).take_back(netmgr, &tried, one).await?;
+            of_port(workload, async |workload| {
+                Ok(Guest::Of(&network, workload).take_back(netmgr, &tried, one).await?)
+            })
+            .await?;
         }
         Ok(())
     })

@@ -492,6 +492,10 @@ fn policy_and_rate_in_a_vm_s_file_are_its_card_s_and_a_policy_is_changed_while_i
         host.run(&mut host.volt(&[&["port", "policy", "volt0", "vm-web"], arguments].concat())).ok().out
     };
     assert_eq!(policy(&[]), "any tcp 443\nhost udp 53\n");
+    // By the VM's own name too.
+    let of = |name: &str| host.run(&mut host.volt(&["port", "policy", "volt0", name]));
+    assert_eq!(of("web").ok().out, policy(&[]));
+    of("db").refused(&["notFound", "db has no port on network volt0"]);
     policy(&["--allow", "vm-db tcp 5432"]);
     assert_eq!(policy(&[]), "vm-db tcp 5432\n");
     let stats = || host.run(&mut host.volt(&["port", "stats"])).ok().out;
