@@ -18,6 +18,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("names", schema::fuzzing::names),
     ("netlink_answers", netmgr::fuzzing::netlink_answers),
     ("network_config", netmgr::fuzzing::network_config),
+    ("plugin_calls", volt::fuzzing::plugin_calls),
     ("policies", schema::fuzzing::policies),
     ("pool_config", ipamd::fuzzing::pool_config),
     ("ring", device::fuzzing::ring),

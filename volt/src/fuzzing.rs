@@ -1,6 +1,10 @@
 //! What fuzzing tries of this crate: a function a target, which panics where a promise is broken.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    path::Path,
+};
 
 use schema::{
     limits::{MAX_CMDLINE, MAX_DEVICES, MAX_MEMORY, MAX_VCPUS, MIN_MEMORY},
@@ -11,6 +15,10 @@ use schema::{
 use crate::{
     cli::RunArgs,
     cmdline,
+    cni::{
+        VERSIONS,
+        config::{Call, Command},
+    },
     config::{self, IP_WORDS, VmConfig},
     error::Error,
     host::published::Publish,
@@ -151,9 +159,61 @@ pub fn launcher_packets(data: &[u8]) {
     }
 }
 
+/// What an engine hands the plugin: variables, a line each, and behind an empty line the configuration. What is taken is of one attachment, or of a
+/// configuration's, and within every bound; what is not is refused with why; and what was added can be removed, whatever the engine has forgotten of it.
+pub fn plugin_calls(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (variables, config) = text.split_once("\n\n").unwrap_or(("", text));
+    let variables: BTreeMap<&str, &str> = variables.lines().filter_map(|line| line.split_once('=')).collect();
+    let read = |command: Option<&str>, noted: &mut Option<String>| {
+        let variable = |name: &str| match (name, command) {
+            ("CNI_COMMAND", Some(command)) => Some(OsString::from(command)),
+            ("CNI_NETNS" | "CNI_ARGS", Some(_)) => None,
+            _ => variables.get(name).map(OsString::from),
+        };
+        Call::read(config, variable, noted)
+    };
+    let mut noted = None;
+    let outcome = read(None, &mut noted);
+    assert!(noted.as_deref().is_none_or(|version| VERSIONS.contains(&version)));
+    let call = match outcome {
+        Ok(call) => call,
+        Err(refusal) => {
+            let said = refusal.json(noted.as_deref());
+            return assert!(said["code"] != 0 && said["msg"].as_str().is_some_and(|why| why.contains(": ")), "{said}");
+        }
+    };
+    assert_eq!(noted.as_ref(), Some(&call.version));
+    if call.command == Command::Version {
+        return;
+    }
+    assert!(names::is_network(&call.network));
+    let is_of_it = |workload: &String| workload.starts_with(&call.prefix) && names::is_workload(workload);
+    assert!(call.valid.iter().all(is_of_it));
+    let is_of_one = matches!(call.command, Command::Add | Command::Del | Command::Check);
+    assert_eq!(call.workload.is_some(), is_of_one);
+    if let Some(workload) = &call.workload {
+        assert!(is_of_it(workload) && names::is_network(&call.interface));
+        let removal = read(Some("DEL"), &mut None).expect("it can be removed");
+        assert_eq!(removal.workload.as_ref(), Some(workload));
+    }
+    assert_eq!(call.netns.is_some(), call.attaches && matches!(call.command, Command::Add | Command::Check));
+    assert!(call.publish.iter().map(Publish::count).sum::<usize>() <= MAX_PUBLISHED as usize);
+    for (n, one) in call.publish.iter().enumerate() {
+        assert!(!call.publish.iter().take(n).any(|other| other.overlaps(one)));
+    }
+    let rates = [call.rate.from_guest, call.rate.to_guest];
+    assert!(rates.into_iter().filter(|rate| *rate != 0).all(|rate| (MIN_RATE..=MAX_RATE).contains(&rate)));
+}
+
 #[cfg(test)]
 mod tests {
     use testkit::corpus::replay;
+
+    #[test]
+    fn kept_calls_of_the_plugin_break_no_promise() {
+        replay("plugin_calls", super::plugin_calls);
+    }
 
     #[test]
     fn kept_files_of_vms_break_no_promise() {

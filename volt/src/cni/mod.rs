@@ -14,7 +14,7 @@
 
 mod answer;
 mod attachment;
-mod config;
+pub(crate) mod config;
 mod namespace;
 mod wishes;
 
@@ -25,8 +25,9 @@ use rustix::fs::{FlockOperation, Mode};
 use schema::addresses_capnp::MAX_CONFIG_BYTES;
 use serde_json::Value;
 
+pub(crate) use self::answer::VERSIONS;
 use self::{
-    answer::{Refusal, VERSIONS},
+    answer::Refusal,
     attachment::Services,
     config::{Call, Command},
 };
