@@ -302,7 +302,7 @@ interface Port {
   # other hosts, from the host itself and from guests of all networks; nothing that is not for an address of the host's own is led anywhere. From other hosts
   # and from the host, the guest sees who sends; from guests, and from the host's loopback network, its gateway. Of IPv6 nothing comes over ::1.
   # The host forwards for that. Connections by way of one of these ports that are there already end. It ends with `unpublish`, or with the port, and lasts over the end of
-  # the service; but what an earlier service has published, nobody holds a socket of but those who have kept a descriptor of it.
+  # the service; the next one takes the ports again that nobody has bound meanwhile, those who have kept a descriptor of the socket included.
   # Errors: badToken, invalidArgument (says what a socket lacks), notFound (the guest has no address of that family), alreadyExists (it leads somewhere
   # already), exhausted (`maxPublished`, `maxPublishedByHost`), unavailable (the kernel lacks what it takes, or the host cannot be had forward), revoked.
 

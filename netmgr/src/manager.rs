@@ -251,9 +251,12 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Takes stock of what an earlier netmgr of this instance has left, and mends it.
+    /// Takes stock of what an earlier netmgr of this instance has left, and mends it, in phase 1.
     pub fn recover(rtnl: Rtnl, filter: Option<Filter>, instance: Instance) -> Result<Manager, Error> {
-        Manager::take_stock(rtnl, filter, instance, Arc::default(), |config| config.kind != config::Kind::Isolated)
+        let wanted = |config: &Config| config.kind != config::Kind::Isolated;
+        let mut manager = Manager::take_stock(rtnl, filter, instance, Arc::default(), wanted)?;
+        manager.hold_published();
+        Ok(manager)
     }
 
     /// The same, of those networks that are `wanted`.
@@ -317,7 +320,7 @@ impl Manager {
 
     /// The descriptors that the sandbox has to keep.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
-        self.rtnl.fds().chain(self.filter.iter().map(Filter::fd))
+        self.rtnl.fds().chain(self.filter.iter().map(Filter::fd)).chain(self.held_sockets())
     }
 
     /// Looks at what has changed, and, if that is not as it should be, brings all that the kernel has to what it should have; whether it was so.

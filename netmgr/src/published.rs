@@ -1,5 +1,5 @@
-//! Ports of the host that lead to a guest, and the sockets by which they are held. Reads of a socket what it is and what it is bound to, and never
-//! what comes to it.
+//! Ports of the host that lead to a guest, and the sockets by which they are held: handed over, or, of what an earlier netmgr has published, bound in phase 1.
+//! Reads of a socket what it is and what it is bound to, and never what comes to it.
 
 use std::{
     io,
@@ -7,6 +7,8 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
 };
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 use crate::error::Error;
 
@@ -54,6 +56,18 @@ impl HostPort {
         let all = one.is_unspecified() || two.is_unspecified() || one == two;
         (self.protocol, self.at.port()) == (other.protocol, other.at.port()) && one.is_ipv4() == two.is_ipv4() && all
     }
+
+    /// Takes it, in phase 1, so that nobody else has it: a socket that does not listen, and of which nothing is read.
+    pub fn hold(&self) -> io::Result<OwnedFd> {
+        let family = if self.at.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let kind = if self.protocol == Protocol::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        if self.at.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        bind(&socket, &self.at)?;
+        Ok(socket)
+    }
 }
 
 impl std::fmt::Display for HostPort {
@@ -69,8 +83,8 @@ pub struct Published {
     pub host: HostPort,
     /// The guest's address of that family, and its port.
     pub guest: SocketAddr,
-    /// `None` for one of an earlier netmgr.
-    pub _held: Option<Arc<OwnedFd>>,
+    /// `None` for one of an earlier netmgr that is another process's.
+    pub held: Option<Arc<OwnedFd>>,
 }
 
 /// What a socket holds, which a caller says is a port of the network namespace that `own` is of.

@@ -288,24 +288,36 @@ fn port_is_published_still_when_netmgr_was_killed() {
             let network = define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
             let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
             web.serves(82);
-            publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8080"), tcp("192.0.2.1:8082")], 82).await.unwrap();
+            let sockets = vec![tcp("0.0.0.0:8080"), tcp("192.0.2.1:8082"), udp("192.0.2.1:8083")];
+            publish(&client, &network, "vm-web", sockets, 82).await.unwrap();
             netmgr.kill();
             web
         });
         assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
+        // Meanwhile somebody takes one, to whom nothing comes.
+        let taken = UdpSocket::bind("192.0.2.1:8083").unwrap();
         let next = Netmgr::start();
+        for at in ["0.0.0.0:8080", "192.0.2.1:8082"] {
+            let refused = TcpListener::bind(at).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::AddrInUse, "{at} is held again");
+        }
+        drop(taken);
         assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
         run(async {
             let client = next.connect().await;
             let network = client.network("volt0").await.unwrap();
-            assert_eq!(listed(&client, &network).await, ["vm-web tcp 0.0.0.0 8080 82", "vm-web tcp 192.0.2.1 8082 83"]);
-            let again = publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8082")], 82).await.unwrap_err();
+            assert_eq!(
+                listed(&client, &network).await,
+                ["vm-web tcp 0.0.0.0 8080 82", "vm-web tcp 192.0.2.1 8082 83", "vm-web udp 192.0.2.1 8083 84"]
+            );
+            let again = publish(&client, &network, "vm-web", vec![udp("0.0.0.0:8083")], 82).await.unwrap_err();
             assert_eq!(again.code, Code::AlreadyExists);
             let flushed = Command::new("nft").args(["flush", "ruleset"]).status().unwrap();
             assert!(flushed.success());
             assert_eq!(lan.seen_as_soon("192.0.2.1:8080"), "192.0.2.2");
             unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap();
             assert!(lan.reaches("192.0.2.1:8080").is_none());
+            eventually_free("0.0.0.0:8080");
             // What nobody has told netmgr of yet is in nobody's way.
             let _db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
             drop(web);

@@ -31,6 +31,16 @@ impl Left {
         Left { adopted, indices, published }
     }
 
+    /// Which ports of the host were published for them, to be held.
+    pub(super) fn published(&mut self) -> impl Iterator<Item = &mut Published> {
+        self.published.iter_mut()
+    }
+
+    /// The same.
+    pub(super) fn all_published(&self) -> impl Iterator<Item = &Published> {
+        self.published.iter()
+    }
+
     /// Forgets which ports of the host are published by now for others: nobody has held them meanwhile.
     pub(super) fn yield_to(&mut self, networks: &BTreeMap<String, Network>) {
         self.published.retain(|one| is_free(networks, one));

@@ -1,6 +1,11 @@
 //! Ports of the host that are published: who may have which, and what becomes of them and of all connections with the ports that have them.
 
-use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    sync::Arc,
+};
 
 use schema::network_capnp::{MAX_PUBLISHED, MAX_PUBLISHED_BY_HOST};
 
@@ -79,7 +84,7 @@ impl Manager {
             if new.iter().any(|other| other.host.overlaps(&host)) {
                 return Err(Error::Published { host: host.to_string(), workload: workload.to_owned() });
             }
-            new.push(Published { host, guest: (to, guest).into(), _held: Some(Arc::new(socket)) });
+            new.push(Published { host, guest: (to, guest).into(), held: Some(Arc::new(socket)) });
         }
         let before = port.published.len();
         self.make_way(&new)?;
@@ -100,6 +105,34 @@ impl Manager {
         self.end_connections(&new);
         self.port(whose)?.published.extend(new.iter().cloned());
         Ok(new)
+    }
+
+    /// Holds what an earlier netmgr has published, whose sockets went with it, in phase 1. Their VMs hold those that they had from the start.
+    pub(super) fn hold_published(&mut self) {
+        let mut others = 0;
+        let ports = self.networks.values_mut().flat_map(|network| network.ports.values_mut());
+        for one in ports.flat_map(|port| &mut port.published).chain(self.left.published()) {
+            match one.host.hold() {
+                Ok(socket) => one.held = Some(Arc::new(socket)),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => others += 1,
+                Err(error) => confine::say!(
+                    "netmgr: cannot hold {}, which leads to {}: {error}; it goes on leading there, and another process may take it: publish it again (volt port unpublish, volt port publish)",
+                    one.host,
+                    one.guest
+                ),
+            }
+        }
+        if others > 0 {
+            confine::say!(
+                "netmgr: published ports that other processes hold (ss -lntup), their VMs or who took them while there was no netmgr and gets nothing of what comes there: {others}"
+            );
+        }
+    }
+
+    /// The sockets of what is published, for the sandbox to keep.
+    pub(super) fn held_sockets(&self) -> impl Iterator<Item = RawFd> {
+        let published = self.networks.values().flat_map(Network::published).chain(self.left.all_published());
+        published.filter_map(|one| one.held.as_ref().map(|socket| socket.as_raw_fd()))
     }
 
     /// Refuses what somebody's port has already. Who has gone, and it is only not known yet or was put off, is in nobody's way.

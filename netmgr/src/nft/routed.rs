@@ -281,7 +281,7 @@ pub fn read_published(element: &Element) -> Option<Published> {
         Some(ip) => SocketAddr::new(ip, address(&[&bytes(ip), rest].concat())?.port()),
         None => address(rest)?,
     };
-    Some(Published { host: HostPort { protocol, at }, guest: address(&element.item.data)?, _held: None })
+    Some(Published { host: HostPort { protocol, at }, guest: address(&element.item.data)?, held: None })
 }
 
 /// An address, and a port in the register behind it.

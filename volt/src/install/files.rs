@@ -124,8 +124,9 @@ fn service_unit(installation: &Installation<'_>, service: Service, user: Option<
     let (capabilities, own) = match service {
         // The settings of its interfaces are below /proc/sys, and its device in /dev. What opens macvtaps has namespaces and nodes of its own.
         Service::Netmgr => (
-            " CAP_NET_ADMIN",
-            "RestrictAddressFamilies=AF_UNIX AF_NETLINK
+            // What an earlier one has published it holds again, at its start.
+            " CAP_NET_ADMIN CAP_NET_BIND_SERVICE",
+            "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6
 RestrictNamespaces=mnt ipc uts cgroup net pid
 DevicePolicy=closed
 DeviceAllow=/dev/net/tun rwm
