@@ -155,7 +155,7 @@ struct LeaseInfo {
   address @1 :Text;
   prefixLength @2 :UInt8;
   gateway @3 :Text;
-  # Empty on an isolated network.
+  # What the workload is to have as its router. Empty on an isolated network.
   network @4 :Text;
   state @5 :State;
   reserved @6 :Bool;

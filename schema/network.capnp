@@ -241,7 +241,7 @@ interface PortFactory {
   # `tap` is what `Port.tap` answers, for who asks for it by `handOut` and so need not ask again; else null. Where no token can be had (overloaded), no port is made.
 
   createVeth @1 (workload :Text, mac :Data, addresses :List(Text), netns :FdLane.FdToken, netlink :FdLane.FdToken, insideName :Text = "eth0",
-      routes :List(Text), durable :Bool, policy :Policy) -> (port :Port, sturdyRef :Data);
+      routes :List(Text), durable :Bool, policy :Policy, router :Text) -> (port :Port, sturdyRef :Data);
   # A pair of veths for the container of that workload: veth-<id>-h on the bridge, where <id> is the workload without "container-" (shortened as a TAP's
   # name), and `insideName` (1 to 15 bytes, as a network's name) in the container's network namespace, with the alternative name veth-<id>-c. `workload`, `mac`
   # and `addresses` are as in `createTap`, and what the container sends is looked at as what a guest sends.
@@ -249,6 +249,7 @@ interface PortFactory {
   # that was opened in it by somebody who has CAP_NET_ADMIN there: all that is done within is done through it, and by its right. Within, `lo` is
   # brought up, and the interface gets its MAC address, its MTU and `addresses` with the network's prefix lengths, comes up, and
   # has a route by way of the network's gateway for each of `routes`: subnets in CIDR notation, such as "0.0.0.0/0" or "::/0"; at most `maxRoutes`.
+  # Those of IPv4 lead by way of `router` in its place, an address of the network's IPv4 subnet, where that is not empty.
   # The port is bound to its holder, as a TAP's; or, if it is `durable`, it stays whatever becomes of its capabilities, of its connection and of the service,
   # until `Port.release` or until the namespace ends, which is an end of both kinds. `sturdyRef` (32 bytes; empty for one that is not durable) restores a
   # durable one (`Network.restore`); only its hash is kept, so it cannot be asked for twice. A tenant's factory makes no durable ones.

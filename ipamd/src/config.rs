@@ -17,11 +17,12 @@ use crate::json::Json;
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "network",
     "type",
     "subnet",
     "gateway",
+    "router",
     "ipv6",
     "subnet6",
     "gateway6",
@@ -53,8 +54,10 @@ pub struct PoolConfig {
     pub network: String,
     /// Its subnet.
     pub subnet: Subnet,
-    /// The router's address, never handed out; of an isolated network, where there is none, its subnet's first.
+    /// The bridge's own address, or, of macvtap, the router's, never handed out; of an isolated network, where there is none, its subnet's first.
     pub gateway: Ipv4Addr,
+    /// Who else is the router there, of a VLAN; never handed out either.
+    pub router: Option<Ipv4Addr>,
     /// Its IPv6.
     pub ipv6: Ipv6,
     /// Bytes that a frame of it holds; `None` for what its bridge has, which is 1500 where it is new.
@@ -207,6 +210,7 @@ impl PoolConfig {
             kind,
             subnet,
             gateway,
+            router,
             ipv6,
             subnet6,
             gateway6,
@@ -243,6 +247,7 @@ impl PoolConfig {
             Some(value) => host("gateway", value, &subnet)?,
             None => Ipv4Addr::from(subnet.network().to_bits().saturating_add(1)),
         };
+        let router = router.map(|value| parse_router(value, &subnet, gateway, uplink.as_ref())).transpose()?;
         let is_macvtap = matches!(reach, Reach::Macvtap(_));
         let ipv6 = parse_ipv6(ipv6, subnet6, gateway6)?;
         if ipv6 == Ipv6::Auto && is_macvtap {
@@ -275,7 +280,7 @@ impl PoolConfig {
             return Err(error("pool.start", start, format!("it lies behind pool.end, {end}"), "Swap the two"));
         }
         let reservations = match reservations {
-            Some(value) => parse_reservations(value, &subnet, gateway)?,
+            Some(value) => parse_reservations(value, &subnet, gateway, router)?,
             None => BTreeMap::new(),
         };
         let policy = policy.map(parse_policy).transpose()?;
@@ -283,6 +288,7 @@ impl PoolConfig {
             network: name.to_owned(),
             subnet,
             gateway,
+            router,
             ipv6,
             mtu,
             start,
@@ -301,9 +307,9 @@ impl PoolConfig {
             self.reservations.iter().map(|(workload, address)| format!("\"{workload}\":\"{address}\"")).collect();
         // All but the name, which may be of a time with a wider rule, was checked to need no escape.
         let network = serde_json::Value::from(self.network.as_str());
-        let router = self.router();
+        let gateway = (self.reach != Reach::Nothing).then_some(self.gateway);
         format!(
-            "{{\"network\":{},{}{}{}\"subnet\":\"{}\",{}{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
+            "{{\"network\":{},{}{}{}\"subnet\":\"{}\",{}{}{}{}\"pool\":{{\"start\":\"{}\",\"end\":\"{}\"}},\"reservations\":{{{}}}{}}}",
             network,
             match self.reach {
                 Reach::Host => "",
@@ -322,8 +328,9 @@ impl PoolConfig {
             }),
             if self.isolate { "\"isolate\":true," } else { "" },
             self.subnet,
-            router.map_or_else(String::new, |router| format!("\"gateway\":\"{router}\",")),
-            self.ipv6.keys(router.is_some()),
+            gateway.map_or_else(String::new, |gateway| format!("\"gateway\":\"{gateway}\",")),
+            self.router.map_or_else(String::new, |router| format!("\"router\":\"{router}\",")),
+            self.ipv6.keys(gateway.is_some()),
             self.mtu.map_or_else(String::new, |mtu| format!("\"mtu\":{mtu},")),
             self.start,
             self.end,
@@ -338,12 +345,17 @@ impl PoolConfig {
 
     /// Who leads its guests elsewhere, if anybody does.
     pub fn router(&self) -> Option<Ipv4Addr> {
-        (self.reach != Reach::Nothing).then_some(self.gateway)
+        (self.reach != Reach::Nothing).then_some(self.router.unwrap_or(self.gateway))
+    }
+
+    /// Whether an address is none of a guest's: the bridge's own, or a router's.
+    pub fn is_taken(&self, address: Ipv4Addr) -> bool {
+        address == self.gateway || self.router == Some(address)
     }
 
     /// Whether an address may be handed out without a reservation.
     pub fn in_range(&self, address: Ipv4Addr) -> bool {
-        self.start <= address && address <= self.end && address != self.gateway
+        self.start <= address && address <= self.end && !self.is_taken(address)
     }
 }
 
@@ -627,10 +639,30 @@ fn host(key: &str, value: &Json, subnet: &Subnet) -> Result<Ipv4Addr, ConfigErro
     Ok(address)
 }
 
+/// Who is the router of a VLAN, in place of the host.
+fn parse_router(
+    value: &Json,
+    subnet: &Subnet,
+    gateway: Ipv4Addr,
+    uplink: Option<&Uplink>,
+) -> Result<Ipv4Addr, ConfigError> {
+    let router = host("router", value, subnet)?;
+    if uplink.is_none_or(|uplink| uplink.vlan == 0) {
+        let why = "nobody but the gateway is a router of a network that is no VLAN";
+        return Err(error("router", router, why, "Leave it out, or write \"parent\":\"eth0\",\"vlan\":100"));
+    }
+    if router == gateway {
+        let why = "it is the gateway, which is the host's own address there";
+        return Err(error("router", router, why, "Leave it out, or give the host another address as \"gateway\""));
+    }
+    Ok(router)
+}
+
 fn parse_reservations(
     value: &Json,
     subnet: &Subnet,
     gateway: Ipv4Addr,
+    router: Option<Ipv4Addr>,
 ) -> Result<BTreeMap<String, Ipv4Addr>, ConfigError> {
     let Json::Object(entries) = value else {
         return Err(error(
@@ -655,6 +687,9 @@ fn parse_reservations(
         let address = host(&key, value, subnet)?;
         if address == gateway {
             return Err(error(key, address, "it is the gateway's address", "Reserve another one"));
+        }
+        if Some(address) == router {
+            return Err(error(key, address, "it is the router's address", "Reserve another one"));
         }
         if let Some(owner) = owners.insert(address, workload) {
             return Err(error(

@@ -83,6 +83,29 @@ fn macvtap_is_taken_with_its_parent_in_each_mode_and_said_again() {
 }
 
 #[test]
+fn router_of_a_vlan_is_what_guests_are_told_and_nobody_s_address() {
+    let text = r#"{"network":"n","subnet":"10.0.0.0/24","gateway":"10.0.0.5","router":"10.0.0.9","parent":"eth0","vlan":7,
+        "pool":{"start":"10.0.0.1","end":"10.0.0.20"}}"#;
+    let config = PoolConfig::parse(text).unwrap();
+    assert_eq!((config.gateway, config.router()), (ip("10.0.0.5"), Some(ip("10.0.0.9"))));
+    let free: Vec<Ipv4Addr> = (1..=20).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
+    let free = free.into_iter().filter(|address| config.in_range(*address)).count();
+    assert_eq!(free, 18);
+    assert_eq!(PoolConfig::parse(&config.to_json()), Ok(config));
+    let without = PoolConfig::parse(&text.replace(r#""router":"10.0.0.9","#, "")).unwrap();
+    assert_eq!(without.router(), Some(ip("10.0.0.5")));
+    for (change, to, why) in [
+        (r#","parent":"eth0","vlan":7"#, "", "no VLAN"),
+        (r#""router":"10.0.0.9""#, r#""router":"10.0.0.5""#, "the host's own address"),
+        (r#""router":"10.0.0.9""#, r#""router":"10.0.1.9""#, "outside 10.0.0.0/24"),
+        (r#""router":"10.0.0.9""#, r#""router":"10.0.0.9","reservations":{"vm-a":"10.0.0.9"}"#, "the router's address"),
+    ] {
+        let refused = PoolConfig::parse(&text.replace(change, to)).unwrap_err().to_string();
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
 fn isolated_network_has_subnets_and_says_no_gateway() {
     let text = r#"{"network":"n","type":"isolated","subnet":"10.0.0.0/24","subnet6":"fd00:1::/64"}"#;
     let config = PoolConfig::parse(text).unwrap();

@@ -41,9 +41,9 @@ fn a_lease_is_allocated_looked_at_released_and_revoked() {
             assert_eq!(code(client.allocator(&pool, most).await), Some(Code::InvalidArgument));
         }
         client.allocator(&pool, 65_536).await.unwrap();
-        let fault = client.define(&CONFIG.replace("\"gateway\"", "\"router\"")).await.err().unwrap();
+        let fault = client.define(&CONFIG.replace("\"gateway\"", "\"portal\"")).await.err().unwrap();
         assert_eq!(fault.code, Code::InvalidArgument);
-        assert!(fault.to_string().contains("router"), "{fault}");
+        assert!(fault.to_string().contains("portal"), "{fault}");
     });
 }
 

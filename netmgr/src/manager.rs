@@ -17,6 +17,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     ops::Bound,
     os::fd::{OwnedFd, RawFd},
     sync::{
@@ -171,6 +172,8 @@ pub struct Veth {
     pub socket: OwnedFd,
     pub name: String,
     pub routes: Vec<Address>,
+    /// By way of whom those of IPv4 lead, in place of the gateway.
+    pub router: Option<Ipv4Addr>,
     /// The hash of the SturdyRef of one that is to be durable.
     pub hash: Option<[u8; 32]>,
 }
@@ -611,9 +614,9 @@ impl Manager {
         }
         let inside = match asked.veth.take() {
             None => None,
-            Some(Veth { namespace, socket, name, routes, .. }) => {
+            Some(Veth { namespace, socket, name, routes, router, .. }) => {
                 let handed = Handed::check(namespace, socket, &self.own_namespaces()?)?;
-                Some(Inside { handed, name, routes, gateways: Vec::new(), subnets: Vec::new() })
+                Some(Inside { handed, name, routes, router, gateways: Vec::new(), subnets: Vec::new() })
             }
         };
         if !self.isolated.is_empty() && account.quota.take().is_err() {

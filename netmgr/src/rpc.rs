@@ -494,7 +494,10 @@ impl port_factory::Server for Factory {
             names::check_inside(name)?;
             let routes = veth::routes(routes.iter().map(|route| text("route", route)))?;
             let hash = sturdy_ref.as_ref().map(|sturdy_ref| hash(sturdy_ref));
-            Ok(Veth { namespace, socket, name: name.to_owned(), routes, hash })
+            let router = text("router", params.get_router())?;
+            let no_address = |_| Error::argument("router", router, "it is no IPv4 address");
+            let router = if router.is_empty() { None } else { Some(router.parse().map_err(no_address)?) };
+            Ok(Veth { namespace, socket, name: name.to_owned(), routes, router, hash })
         };
         let veth = inside().map_err(&failed)?;
         let policy = self.context.given(params.has_policy(), params.get_policy()).await.map_err(&failed)?;

@@ -38,6 +38,8 @@ pub struct Inside {
     pub name: String,
     /// What it leads to by way of the gateway.
     pub routes: Vec<Address>,
+    /// Who is the router of IPv4 there, in place of the gateway.
+    pub router: Option<Ipv4Addr>,
     /// The network's gateways; set when the network is known.
     pub gateways: Vec<Address>,
     /// An address of each of its subnets, with the length of that one's prefix; likewise.
@@ -65,6 +67,14 @@ impl Inside {
     /// Whether it can be had on that network.
     pub fn check(&mut self, network: &Config, sources: &Sources) -> Result<(), Error> {
         (self.gateways, self.subnets) = (network.addresses().collect(), network.subnets().collect());
+        if let Some(router) = self.router {
+            if !network.address.is_some_and(|gateway| gateway.subnet().has_host(router)) {
+                let why = "it is no host's address of the network's IPv4 subnet";
+                return Err(Error::argument("router", &router.to_string(), why));
+            }
+            let of_ipv4 = self.gateways.iter_mut().filter(|gateway| gateway.ip.is_ipv4());
+            of_ipv4.for_each(|gateway| gateway.ip = router.into());
+        }
         self.routes.iter().try_for_each(|route| {
             let refuse = |why| Err(Error::argument("route", &route.to_string(), why));
             let has_address = sources.iter().any(|address| address.is_ipv4() == route.ip.is_ipv4());
@@ -76,7 +86,7 @@ impl Inside {
         })
     }
 
-    /// The network's own address of the same family as that one.
+    /// The router's address of the same family as that one.
     fn gateway(&self, like: IpAddr) -> Option<Address> {
         self.gateways.iter().copied().find(|gateway| gateway.ip.is_ipv4() == like.is_ipv4())
     }

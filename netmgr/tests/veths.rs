@@ -77,6 +77,15 @@ fn container_has_what_it_was_given_and_its_port_is_as_a_guest_s() {
                 routes.contains("default via 10.42.0.1") && routes.contains("10.99.0.0/16 via 10.42.0.1"),
                 "{routes}"
             );
+            let (behind, another) = (Container::new(), client.factory(&network, 1).await.unwrap());
+            let behind_a_router = client.veth(&another, "container-behind", &behind, |mut asked| {
+                set_list(&["10.42.0.10", "fd00::10"], asked.reborrow().init_addresses(2));
+                asked.set_router("10.42.0.254");
+                set_list(&["0.0.0.0/0"], asked.init_routes(1));
+            });
+            let (other, _) = behind_a_router.await.unwrap();
+            assert!(behind.ip("route show").contains("default via 10.42.0.254"));
+            client.release(&other).await.unwrap();
 
             let info = client.port(&port).await.unwrap();
             assert_eq!((info.workload.as_str(), info.interface.as_str()), ("container-db", "veth-db-h"));
@@ -331,6 +340,7 @@ fn what_cannot_be_had_within_is_refused_by_name_and_leaves_nothing_on_either_sid
             let before = container.ip("-o link show").lines().count();
             type Change = Box<dyn FnOnce(create_veth_params::Builder<'_>)>;
             let address = |asked: create_veth_params::Builder<'_>| set_list(&["10.42.0.9"], asked.init_addresses(1));
+            let router = |text: &'static str| move |mut asked: create_veth_params::Builder<'_>| asked.set_router(text);
             let routes = |list: &'static [&'static str]| {
                 move |mut asked: create_veth_params::Builder<'_>| {
                     set_list(&["10.42.0.9"], asked.reborrow().init_addresses(1));
@@ -339,7 +349,7 @@ fn what_cannot_be_had_within_is_refused_by_name_and_leaves_nothing_on_either_sid
             };
             let name =
                 |name: &'static str| move |mut asked: create_veth_params::Builder<'_>| asked.set_inside_name(name);
-            let cases: [(Change, Code, &str); 9] = [
+            let cases: [(Change, Code, &str); 12] = [
                 (Box::new(name("taken")), Code::Conflict, "taken within"),
                 (Box::new(name("lo")), Code::Conflict, "lo within"),
                 (Box::new(name("")), Code::InvalidArgument, "name of the interface within"),
@@ -347,6 +357,9 @@ fn what_cannot_be_had_within_is_refused_by_name_and_leaves_nothing_on_either_sid
                 (Box::new(name("sixteen-bytes-is")), Code::InvalidArgument, "name of the interface within"),
                 (Box::new(routes(&["10.99.0.0/16"])), Code::Conflict, "lead 10.99.0.0/16"),
                 (Box::new(routes(&["10.99.0.1/16"])), Code::InvalidArgument, "CIDR"),
+                (Box::new(router("10.43.0.9")), Code::InvalidArgument, "router"),
+                (Box::new(router("10.42.0.255")), Code::InvalidArgument, "router"),
+                (Box::new(router("fd00::1")), Code::InvalidArgument, "no IPv4"),
                 (Box::new(routes(&["10.1.0.0/16"; 17])), Code::InvalidArgument, "16 at most"),
                 (
                     Box::new(|asked| set_list(&["0.0.0.0/0"], asked.init_routes(1))),

@@ -18,6 +18,7 @@ fn built_in() -> PoolConfig {
         network: DEFAULT_NETWORK.into(),
         subnet: DEFAULT_SUBNET,
         gateway: DEFAULT_GATEWAY,
+        router: None,
         ipv6: Ipv6::None,
         mtu: None,
         start,
@@ -242,7 +243,7 @@ impl Ledger {
                         "Name the same address, or cancel that reservation first",
                     );
                 }
-                let fits = config.subnet.has_host(*address) && *address != config.gateway;
+                let fits = config.subnet.has_host(*address) && !config.is_taken(*address);
                 let belongs = fits && (keeps || durable || config.in_range(*address));
                 if (row.lease.is_some() && !belongs) || (durable && !fits) {
                     let what = if row.lease.is_some() { "leased" } else { "reserved" };

@@ -422,10 +422,10 @@ fn pools_of(store: &Store) -> Answer<HashMap<PoolId, Pool>> {
     Ok(pools)
 }
 
-/// Every address of the range but the gateway's.
+/// Every address of the range but the gateway's and the router's.
 fn all_of(config: &PoolConfig) -> FreeSet {
     let mut free = FreeSet::new(config.start.to_bits(), config.end.to_bits());
-    free.take(config.gateway.to_bits());
+    [Some(config.gateway), config.router].into_iter().flatten().for_each(|taken| _ = free.take(taken.to_bits()));
     free
 }
 

@@ -22,10 +22,10 @@ impl Ledger {
             "" => None,
             text => {
                 let address: Option<Ipv4Addr> =
-                    text.parse().ok().filter(|address| config.subnet.has_host(*address) && *address != config.gateway);
+                    text.parse().ok().filter(|address| config.subnet.has_host(*address) && !config.is_taken(*address));
                 let why = || {
                     format!(
-                        "{text:?} is not an address that a host of {} other than the gateway can have",
+                        "{text:?} is not an address that a host of {} other than the gateway or the router can have",
                         config.subnet
                     )
                 };

@@ -65,7 +65,7 @@ impl Ledger {
         let _ = self.lives.end(lease);
         if let Some((_, pool)) = pool
             && row.is_none()
-            && address != pool.config.gateway
+            && !pool.config.is_taken(address)
             && !self.strays.have(address)
         {
             pool.free.give(address.to_bits());

@@ -144,6 +144,8 @@ impl Services<'_> {
         fill(asked.reborrow().init_addresses(count(addresses)), addresses);
         let routes: Vec<&str> = attached.routes.iter().map(String::as_str).collect();
         fill(asked.reborrow().init_routes(count(&routes)), &routes);
+        // Of a VLAN it may be another than the network's gateway.
+        asked.set_router(attached.ips.first().map_or("", |(_, router)| router));
         namespace.write(asked.reborrow().init_netns());
         socket.write(asked.init_netlink());
         // Asked once: a second time, the descriptors are not there any more.
