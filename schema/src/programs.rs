@@ -160,6 +160,22 @@ pub const KEEPER: Process = Process {
     threads: &["main"],
 };
 
+/// What lets the namespace of an isolated network go, behind the command that defines or removes it.
+pub const UNPINNER: Process = Process {
+    name: "unpinner",
+    program: VOLT,
+    title: "volt-unpinner",
+    commands: &[],
+    started_by: Starter::Person,
+    user: User::Starter,
+    work: "waits for a command about an isolated network, and lets its namespace go",
+    holds: "the folder of those namespaces, to remove one, and the lock of that",
+    never: "anything a guest or a peer wrote",
+    loss: "the namespaces of isolated networks, to let them go",
+    capabilities: &[],
+    threads: &["main"],
+};
+
 /// A short command.
 pub const CLIENT: Process = Process {
     name: "client",
@@ -305,7 +321,7 @@ pub const KVM_PROBE: Process = Process {
 };
 
 /// All of them, in the order of the documents.
-pub const ALL: [&Process; 13] = [
+pub const ALL: [&Process; 14] = [
     &SUPERVISOR,
     &LAUNCHER,
     &JANITOR,
@@ -317,6 +333,7 @@ pub const ALL: [&Process; 13] = [
     &IPAMD,
     &KERNEL_STORE,
     &KEEPER,
+    &UNPINNER,
     &CLIENT,
     &KVM_PROBE,
 ];

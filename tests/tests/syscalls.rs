@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use schema::programs::{
     ALL, BLK_BACKEND, CLIENT, IPAMD, JANITOR, KEEPER, KERNEL_STORE, KVM_PROBE, LAUNCHER, NET_BACKEND, NETMGR, OPENER,
-    Process, SUPERVISOR, Starter, VMM_CORE,
+    Process, SUPERVISOR, Starter, UNPINNER, VMM_CORE,
 };
 use volt_tests::{
     docs,
@@ -51,7 +51,7 @@ const RUNS: [(&str, &[&str]); 21] = [
     ("kernel-store crash", &[]),
 ];
 /// Guests that end in every way, that are typed to and read from, clients, helpers that are kept waiting, what dies.
-const VOLT: [&str; 11] = [
+const VOLT: [&str; 12] = [
     "life::guest_that_resets_boots_again",
     "life::second_signal_ends",
     "life::stopped_vm_is_listed",
@@ -63,6 +63,7 @@ const VOLT: [&str; 11] = [
     "refusals::disk_of_another",
     "services::sockets_of_who_has_ended",
     "services::longest_list",
+    "isolated::namespace_that_cannot_be_let_go",
 ];
 /// How long one may take, beside another.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -72,7 +73,7 @@ const SIDE_BY_SIDE: usize = 2;
 const TRIES: usize = 3;
 
 /// How many system calls a thread may have at most, or all threads of a process together.
-const GOALS: [(&Process, Option<&str>, usize); 13] = [
+const GOALS: [(&Process, Option<&str>, usize); 14] = [
     (&VMM_CORE, Some("vcpu"), 8),
     (&VMM_CORE, Some("main"), 25),
     (&NET_BACKEND, Some("worker"), 12),
@@ -85,6 +86,7 @@ const GOALS: [(&Process, Option<&str>, usize); 13] = [
     (&CLIENT, None, 15),
     (&JANITOR, None, 10),
     (&KEEPER, None, 12),
+    (&UNPINNER, None, 4),
     (&KVM_PROBE, None, 4),
 ];
 

@@ -174,9 +174,6 @@ pub enum NetworkCommand {
     Define {
         /// The JSON file: network, type, subnet, gateway, mtu, pool, reservations, policy.
         file: PathBuf,
-        /// Internal: whoever has started this looks after the network's namespace.
-        #[arg(long, hide = true)]
-        noted: bool,
     },
     /// List the networks, their subnets, and how many of their addresses are free.
     List,
@@ -194,9 +191,6 @@ pub enum NetworkCommand {
     Remove {
         /// Name of the network.
         name: String,
-        /// Internal: whoever has started this looks after the network's namespace.
-        #[arg(long, hide = true)]
-        noted: bool,
     },
 }
 

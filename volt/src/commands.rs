@@ -1,14 +1,9 @@
 //! The short commands: list and stop VMs, define networks, keep kernels. Each opens what it needs, confines itself, then asks.
 
 use std::{
-    ffi::OsStr,
     fs,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::process::ExitStatusExt,
-    },
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
-    process,
     time::{Duration, Instant},
 };
 
@@ -37,7 +32,7 @@ use crate::{
         paths::Paths,
         published::{Guest, Held, Publish},
         services::{self, Service},
-        told,
+        told, unpinner,
     },
     output::{print, print_rows, printable, say},
 };
@@ -64,8 +59,8 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
     match command {
         Command::List => list(&paths, policy),
         Command::Stop(args) => stop(&paths, policy, args),
-        Command::Network(NetworkCommand::Define { file, noted }) => define_network(&paths, policy, file, *noted),
-        Command::Network(NetworkCommand::Remove { name, noted }) => remove_network(&paths, policy, name, *noted),
+        Command::Network(NetworkCommand::Define { file }) => define_network(&paths, policy, file),
+        Command::Network(NetworkCommand::Remove { name }) => remove_network(&paths, policy, name),
         Command::Network(NetworkCommand::List) => ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
             print_rows(&["NETWORK", "SUBNET", "FREE"], &networks::list(first(&links)?).await?)
         }),
@@ -177,9 +172,9 @@ fn stop(paths: &Paths, policy: Policy, args: &StopArgs) -> Result<i32, Error> {
     })
 }
 
-/// An isolated network is defined by another of this command, which this one starts: it reads what others say, and can neither mount nor unmount. What this
-/// one leaves where it is killed halfway is a namespace with nothing in it, which the next definition uses, and a removal takes away.
-fn define_network(paths: &Paths, policy: Policy, file: &Path, noted: bool) -> Result<i32, Error> {
+/// That of an isolated network is done in a process of its own: this one reads what others say, and can neither mount nor unmount ([`unpinner`]). What is left
+/// where one of both is killed halfway is a namespace with nothing in it, which the next definition uses, and a removal takes away.
+fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Error> {
     let tried = format!("define the network in {}", file.display());
     let unread = |source| Error::NetworkFileUnread { path: file.to_owned(), source };
     check_file("the network's configuration", file)?;
@@ -190,16 +185,17 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path, noted: bool) -> Re
     let config = fs::read_to_string(file).map_err(unread)?;
     let definition = isolated::Definition::read(&config);
     let network = definition.network();
-    if let Some(name) = network.filter(|_| definition.is_isolated() && !noted) {
-        let is_new = isolated::note(paths, name)?;
-        let code = another(paths, policy, "define", file.as_os_str());
-        if is_new && !matches!(code, Ok(0)) {
-            isolated::forget(paths, name)?;
+    let lock = match network.filter(|_| definition.is_isolated()) {
+        None => None,
+        Some(name) => {
+            let lock = isolated::lock(paths)?;
+            let is_new = isolated::note(paths, name)?;
+            unpinner::apart(paths, name, policy, &lock, |defined| is_new && !defined)?;
+            Some(lock)
         }
-        return code;
-    }
+    };
     let handed = network.map_or(Ok(None), |name| isolated::open(paths, name))?;
-    ask(paths, policy, &NETWORK, &sockets(handed.as_ref()), async |links| {
+    ask(paths, policy, &NETWORK, &kept(handed.as_ref(), lock.as_ref()), async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
         let defined = networks::define(netmgr, ipamd, &tried, &config, handed.as_ref()).await;
         defined.map_err(|error| error.of_file(&tried))
@@ -207,31 +203,21 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path, noted: bool) -> Re
 }
 
 /// As a definition.
-fn remove_network(paths: &Paths, policy: Policy, name: &str, noted: bool) -> Result<i32, Error> {
-    if !noted && isolated::is(paths, name) {
-        let code = another(paths, policy, "remove", name.as_ref())?;
-        if code == 0 {
-            isolated::forget(paths, name)?;
-        }
-        return Ok(code);
+fn remove_network(paths: &Paths, policy: Policy, name: &str) -> Result<i32, Error> {
+    let lock = if isolated::is(paths, name) { Some(isolated::lock(paths)?) } else { None };
+    if let Some(lock) = &lock {
+        unpinner::apart(paths, name, policy, lock, |removed| removed)?;
     }
     let handed = isolated::open(paths, name)?;
-    ask(paths, policy, &NETWORK, &sockets(handed.as_ref()), async |links| {
+    ask(paths, policy, &NETWORK, &kept(handed.as_ref(), lock.as_ref()), async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
         networks::remove(netmgr, ipamd, name, handed.as_ref()).await
     })
 }
 
-/// Runs a command of the same for an isolated network that is noted; what it has ended with.
-fn another(paths: &Paths, policy: Policy, command: &str, of: &OsStr) -> Result<i32, Error> {
-    let program = paths.program(CLIENT.program);
-    let mut volt = process::Command::new(&program);
-    volt.arg("--confinement").arg(policy.to_string()).args(["network", command, "--noted", "--"]).arg(of);
-    match volt.status() {
-        // As a shell says it of one that was killed.
-        Ok(status) => Ok(status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1)),
-        Err(source) => Err(Error::NoCommand { program, source }),
-    }
+/// Those, and what keeps others out.
+fn kept<'a>(handed: Option<&'a Handed>, lock: Option<&'a OwnedFd>) -> Vec<&'a OwnedFd> {
+    sockets(handed).into_iter().chain(lock).collect()
 }
 
 /// What is handed over, for the narrow phase.

@@ -197,9 +197,9 @@ pub enum Error {
     /// What says that it is isolated is lost, or was never there.
     #[error("use the network {0}: it is isolated, and its network namespace is not there")]
     NoNamespace(String),
-    /// The command that was to define, or to remove, an isolated network.
-    #[error("run {}", program.display())]
-    NoCommand { program: PathBuf, source: io::Error },
+    /// Where the network namespace of an isolated network is mounted, which is to go.
+    #[error("let go of the network namespace on {}", path.display())]
+    Pinned { path: PathBuf, source: io::Error },
     /// A port of the host that this user cannot have.
     #[error("hold the port {host}")]
     PortNotHeld { host: String, source: io::Error },
@@ -282,7 +282,7 @@ impl Error {
             Error::Namespace { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Code::PermissionDenied
             }
-            Error::Namespace { .. } | Error::NoNamespace(_) | Error::NoCommand { .. } => Code::Unavailable,
+            Error::Namespace { .. } | Error::NoNamespace(_) | Error::Pinned { .. } => Code::Unavailable,
             Error::Embedded { .. } => Code::WrongState,
             Error::NoVm { .. } | Error::Undefined(_) | Error::NoNetwork(_) => Code::NotFound,
             Error::Limit { .. } | Error::NoRoom { .. } => Code::Exhausted,
@@ -418,7 +418,7 @@ impl Error {
             Error::NoNamespace(name) => {
                 format!("Define it again: volt network export {name} >FILE.json, volt network define FILE.json").into()
             }
-            Error::NoCommand { .. } => "Keep Volt's programs in one folder".into(),
+            Error::Pinned { path, .. } => format!("Let it go by hand: umount {0}; rm {0}", shell(path)).into(),
             Error::Undefined(_) => "Define it: volt network define FILE.json".into(),
             Error::NoNetwork(_) => "See volt network list for those that are".into(),
             Error::ForeignFile(path) => format!("Move it away first: mv {0} {0}.old", shell(path)).into(),

@@ -15,7 +15,8 @@
 //!
 //! The janitor is there before there is anything to clear away, and the launcher last before the supervisor confines itself. Each
 //! sees another's end by its closed socket or pidfd, however that came. A short command (`volt list`) is a client: it starts a
-//! keeper where a service is missing, and has no other helper. `volt doctor` has a `vmm-core` look at KVM, and ends it if it does not
+//! keeper where a service is missing, and has no other helper; one that defines or removes an isolated network goes on as the child of an unpinner, which
+//! the process that was typed becomes. `volt doctor` has a `vmm-core` look at KVM, and ends it if it does not
 //! answer.
 //!
 //! | module | subject |

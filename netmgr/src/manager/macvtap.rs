@@ -18,7 +18,7 @@ use crate::{
 pub fn kind(network: &Config, within: bool) -> Result<Kind, Error> {
     match (network.kind, within) {
         (NetworkKind::Macvtap(_), true) => {
-            let why = "its ports are macvtaps, which have no end in another network namespace";
+            let why = "its ports are macvtaps, which have no end in a container; name a network of another type";
             Err(Error::argument("network", &network.name, why))
         }
         (NetworkKind::Macvtap(mode), false) => Ok(Kind::Macvtap(mode)),

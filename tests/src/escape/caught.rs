@@ -1,10 +1,10 @@
 //! Processes that answer one question and end: each is started as its user does it, under ptrace, and stands still from the
 //! moment on when its last wall is up. It has read nothing from anybody by then, and can be taken over like one that stays.
 
-use std::{fs::File, io, path::Path, process::Stdio, time::Instant};
+use std::{fs, fs::File, io, path::Path, process::Stdio, time::Instant};
 
 use anyhow::{Context, Result, bail};
-use schema::programs::{CLIENT, KVM_PROBE, Process};
+use schema::programs::{CLIENT, KVM_PROBE, Process, UNPINNER};
 
 use super::{
     foothold::{self, Foothold},
@@ -15,10 +15,19 @@ use super::{
 use crate::tracee::{self, Options, Stop, Tracee, Until};
 
 /// Which, and a command line of `volt` that leads to it: one that reaches VMs, and one that reaches a service and has a file.
-pub(super) const SHORT: [(&Process, &[&str]); 3] =
+const SHORT: [(&Process, &[&str]); 3] =
     [(&CLIENT, &["list"]), (&CLIENT, &["kernel", "import", KERNEL]), (&KVM_PROBE, &["doctor"])];
-/// Where [`Host`] has the guests' kernel.
+/// What root alone can have done.
+const BY_ROOT: [(&Process, &[&str]); 1] = [(&UNPINNER, &["network", "define", ISOLATED])];
+/// Where [`Host`] has the guests' kernel, and the definition of an isolated network.
 const KERNEL: &str = "/tmp/volt-tests/kernel";
+const ISOLATED: &str = "/tmp/volt-tests/isolated.json";
+
+/// Those that this user can start.
+pub(super) fn short(user: Option<u32>) -> impl Iterator<Item = (&'static Process, &'static [&'static str])> {
+    let by_root = BY_ROOT.into_iter().filter(move |_| user.is_none());
+    SHORT.into_iter().chain(by_root)
+}
 
 /// One of them, until it is dropped. Who started it stands still as well, or will with its next system call: it waits for
 /// nothing in vain.
@@ -31,6 +40,8 @@ pub(super) struct Caught {
 impl Caught {
     /// Has the host's user run that command, which becomes or starts that process.
     pub fn catch(host: &Host, process: &Process, words: &[&str]) -> Result<Caught> {
+        let isolated = r#"{"network":"iso0","type":"isolated","subnet":"10.77.0.0/24"}"#;
+        fs::write(ISOLATED, isolated)?;
         let mut command = tracee::gated(&host.volt.command(words), "<&2");
         terminal::give(&mut command, Path::new(DIR).join("short.err"))?;
         command.stdout(Stdio::from(File::create(Path::new(DIR).join("short.out"))?));

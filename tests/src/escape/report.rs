@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::{
     attempts::{self, Attempt},
-    caught::{Caught, SHORT},
+    caught::{self, Caught},
     foothold::{Foothold, Held, Layers, Outcome},
     scene::{Host, Target},
 };
@@ -36,7 +36,7 @@ pub fn attack(programs: &Path, user: Option<u32>, layers: &[Layers]) -> Result<(
         let done = Foothold::take(target.pid, target.tid).and_then(attack).and_then(|()| host.check());
         done.with_context(|| on(&host, &target))?;
     }
-    for (process, words) in SHORT {
+    for (process, words) in caught::short(host.user) {
         let caught = Caught::catch(&host, process, words)?;
         let attack = |mut foothold| attack_from(&host, &caught.target, &mut foothold, layers, &mut findings);
         let done = caught.foothold().and_then(attack).and_then(|()| host.check());
@@ -86,7 +86,7 @@ pub fn kill(programs: &Path) -> Result<Vec<(String, Outcome)>> {
         host.gone(target.pid).with_context(|| role.clone())?;
         host.restart().with_context(|| format!("After {role} was killed"))?;
     }
-    for (process, words) in SHORT {
+    for (process, words) in caught::short(host.user) {
         let caught = Caught::catch(&host, process, words)?;
         let outcome = caught.foothold().and_then(last_call).with_context(|| caught.target.to_string())?;
         outcomes.push((caught.target.to_string(), outcome));

@@ -15,7 +15,7 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags},
-    mount::{MountFlags, UnmountFlags},
+    mount::MountFlags,
     net::{
         self, AddressFamily, Protocol, SocketFlags, SocketType,
         netlink::{self, SocketAddrNetlink},
@@ -33,6 +33,8 @@ use crate::{
 
 /// The folder of the mounts, below the state directory.
 const FOLDER: &str = "netns";
+/// Which no network is called.
+const LOCK: &str = ".lock";
 /// Of the file system that namespaces' files are on (linux/magic.h).
 const NSFS: i64 = 0x6e73_6673;
 /// Bytes that the rules of a network may take when they are sent (`netmgr`'s longest batch).
@@ -75,7 +77,8 @@ impl Definition {
     }
 }
 
-fn path(paths: &Paths, network: &str) -> PathBuf {
+/// Where the namespace of a network is mounted.
+pub fn path(paths: &Paths, network: &str) -> PathBuf {
     paths.state.join(FOLDER).join(network)
 }
 
@@ -124,11 +127,20 @@ pub fn open(paths: &Paths, network: &str) -> Result<Option<Handed>, Error> {
     opened(network, &namespace).map(Some)
 }
 
+/// Keeps all others who define or remove isolated networks out, as long as it is open: a file of its own, as the folder is locked by who makes a namespace.
+pub fn lock(paths: &Paths) -> Result<OwnedFd, Error> {
+    let folder = paths.state.join(FOLDER);
+    let path = folder.join(LOCK);
+    let made = fs::create_dir_all(&folder);
+    let made = made.and_then(|()| File::options().append(true).create(true).mode(0o600).open(&path));
+    made.map_err(|source| Error::Unwritable { path: path.clone(), source })?;
+    take_lock(&path)
+}
+
 /// Has a network be known as an isolated one; whether it was not before.
 pub fn note(paths: &Paths, network: &str) -> Result<bool, Error> {
     let path = path(paths, network);
-    let noted = fs::create_dir_all(paths.state.join(FOLDER));
-    let noted = noted.and_then(|()| File::options().write(true).create_new(true).mode(0o600).open(&path));
+    let noted = File::options().write(true).create_new(true).mode(0o600).open(&path);
     match noted {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -136,27 +148,13 @@ pub fn note(paths: &Paths, network: &str) -> Result<bool, Error> {
     }
 }
 
-/// Forgets a network, and lets its namespace go.
-pub fn forget(paths: &Paths, network: &str) -> Result<(), Error> {
-    let path = path(paths, network);
-    let tried = |source| failed("let go of", network, source);
-    let _lock = take_lock(&paths.state.join(FOLDER))?;
-    // One, unless somebody has mounted another over it.
-    while found(&path).map_err(tried)?.is_some() {
-        rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|e| tried(e.into()))?;
-    }
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(tried(error)),
-        _ => Ok(()),
-    }
-}
-
-fn failed(tried: &'static str, network: &str, source: io::Error) -> Error {
+/// Why something about the namespace of a network failed.
+pub fn failed(tried: &'static str, network: &str, source: io::Error) -> Error {
     Error::Namespace { tried, network: network.to_owned(), source }
 }
 
 /// The namespace that is mounted there, if one is.
-fn found(path: &Path) -> io::Result<Option<OwnedFd>> {
+pub fn found(path: &Path) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Err(rustix::io::Errno::NOENT) => return Ok(None),

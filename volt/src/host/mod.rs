@@ -24,3 +24,4 @@ pub mod published;
 pub mod services;
 pub mod sockets;
 pub mod told;
+pub mod unpinner;

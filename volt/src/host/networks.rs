@@ -10,8 +10,8 @@ use ipc::{Code, Connection, Fault};
 use schema::{
     addresses_capnp::{ipam, pool, pool_info},
     host_capnp::host,
-    net::Mac,
-    network_capnp::{MacvtapMode, NetworkKind, network, policy, policy_rules, port_info},
+    net::{Mac, subnet_of_ipv6},
+    network_capnp::{IPV6_PREFIX_LENGTH, MacvtapMode, NetworkKind, network, policy, policy_rules, port_info},
     policy::{Rule, Rules},
 };
 
@@ -302,7 +302,7 @@ pub async fn show(
     handed: Option<&Handed>,
 ) -> Result<[String; 9], Error> {
     hand_over(netmgr, ipamd, handed).await?;
-    let (of_pool, kind, ipv6, mtu) = of_list(ipamd, name, |pool| {
+    let (of_pool, is_isolated, kind, ipv6, mtu) = of_list(ipamd, name, |pool| {
         let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
         let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
         let isolate = if pool.get_isolate() { ",isolate" } else { "" };
@@ -314,7 +314,8 @@ pub async fn show(
             (NetworkKind::Bridged, false, 0) => "bridged".to_owned(),
             (NetworkKind::Bridged, false, vlan) => format!("bridged,vlan={}/{vlan}", text(pool.get_parent()?)?),
         };
-        Ok((of_pool, kind + isolate, text(pool.get_ipv6()?)?, pool.get_mtu()))
+        let is_isolated = pool.get_kind() == Ok(NetworkKind::Isolated);
+        Ok((of_pool, is_isolated, kind + isolate, text(pool.get_ipv6()?)?, pool.get_mtu()))
     })
     .await?;
     let (ipv6, mtu, ports) = match info(netmgr, name).await? {
@@ -324,11 +325,18 @@ pub async fn show(
             (text(info.get_config()?.get_ipv6()?)?, info.get_config()?.get_mtu(), info.get_ports()?.len())
         }
     };
-    let mtu = if mtu == 0 { "-".to_owned() } else { mtu.to_string() };
-    let ipv6 = if ipv6.is_empty() { "-".to_owned() } else { ipv6 };
-    let [subnet, gateway, range, free] = of_pool;
-    // Nobody has it.
-    let gateway = if kind == "isolated" { "-".to_owned() } else { gateway };
+    let none = || "-".to_owned();
+    let mtu = if mtu == 0 { none() } else { mtu.to_string() };
+    let [mut subnet, mut gateway, range, free] = of_pool;
+    let mut ipv6 = if ipv6.is_empty() { none() } else { ipv6 };
+    // Nobody has them: the second says which subnet there is.
+    if is_isolated {
+        let address = ipv6.split('/').next().and_then(|address| address.parse().ok());
+        if let Some(subnet6) = address.map(subnet_of_ipv6) {
+            subnet = format!("{subnet},{subnet6}/{IPV6_PREFIX_LENGTH}");
+        }
+        (gateway, ipv6) = (none(), none());
+    }
     Ok([name.to_owned(), kind, subnet, gateway, ipv6, range, free, mtu, ports.to_string()])
 }
 

@@ -44,7 +44,8 @@ fn vm_on_an_isolated_network_keeps_its_port_whatever_becomes_of_netmgr_and_the_n
     assert!(is_mounted(&host) && is_listed(&host, "iso0") && !exists("iso0"));
     let shown = host.run(&mut host.volt(&["network", "show", "iso0"])).ok().out;
     let row: Vec<&str> = shown.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!((&row[..4], row[8]), (&["iso0", "isolated", "10.77.0.0/24", "-"][..], "0"), "{shown}");
+    assert_eq!((&row[..2], &row[3..5], row[8]), (&["iso0", "isolated"][..], &["-", "-"][..], "0"), "{shown}");
+    assert!(row[2].starts_with("10.77.0.0/24,fd") && row[2].ends_with("::/64"), "{shown}");
     let exported = host.run(&mut host.volt(&["network", "export", "iso0"])).ok().out;
     assert!(exported.contains(r#""type":"isolated""#) && !exported.contains("gateway"), "{exported}");
     define(&host, &exported).ok();
@@ -157,6 +158,44 @@ fn what_is_refused_or_ended_halfway_leaves_no_namespace_or_one_that_the_next_com
     remove(&host, "iso0").ok();
     nothing_is_left(&host);
     assert!(host.path("state/kept").exists());
+    host.clean();
+}
+
+#[test]
+fn namespace_that_cannot_be_let_go_of_is_said_and_goes_with_the_next_removal() {
+    let Some(host) = host() else { return };
+    define(&host, ISO).ok();
+    // Who lets it go has no right to what is another user's, though root's.
+    let folder = pin(&host).parent().unwrap().to_owned();
+    std::os::unix::fs::chown(&folder, Some(65_534), None).unwrap();
+    let pinned = pin(&host).display().to_string();
+    remove(&host, "iso0").refused(&[
+        "let go of the network namespace",
+        "Permission denied",
+        &format!("umount {pinned}"),
+    ]);
+    assert!(is_mounted(&host) && !is_listed(&host, "iso0"));
+    std::os::unix::fs::chown(&folder, Some(0), None).unwrap();
+    remove(&host, "iso0").ok();
+    nothing_is_left(&host);
+    host.clean();
+}
+
+/// Where both are at it, the network is there with its namespace, or neither is.
+#[test]
+fn network_that_is_defined_and_removed_at_once_is_whole_or_gone() {
+    let Some(host) = host() else { return };
+    let file = host.file("network.json", ISO.as_bytes());
+    for _ in 0..6 {
+        let defines = Running::start(&mut host.volt(&["network", "define", &file]));
+        let removes = Running::start(&mut host.volt(&["network", "remove", "iso0"]));
+        removes.end();
+        defines.end().ok();
+        assert_eq!((is_mounted(&host), pin(&host).exists()), (is_listed(&host, "iso0"), is_listed(&host, "iso0")));
+    }
+    define(&host, ISO).ok();
+    remove(&host, "iso0").ok();
+    nothing_is_left(&host);
     host.clean();
 }
 
