@@ -1,12 +1,12 @@
 //! Bench `forward`: what one guest sends another, on this machine, over ends of veths: on a network of Volt's with all of its rules, beside a bare bridge
-//! in the same run. In a network namespace of its own, with a namespace for each guest.
+//! in the same run. Each bridge is in a network namespace of its own, as is each guest.
 //!
-//! Ours are looked at as every guest is, and have a policy, which lets them send to each other; the bare bridge's frames meet no rule. Both are measured in
-//! turn, many times, so that other work on the machine burdens both alike. Throughput is that of one connection of TCP, whose segments are as large as
+//! Ours are looked at as every guest is, and have a policy, which lets them send to each other; where the bare bridge is there are neither rules nor hooks
+//! for any. The host's rules for IP are kept from both bridges (bridge-nf-call-*), as `volt doctor` advises. Both are measured in turn, many times, so that other work on the machine burdens both alike. Throughput is that of one connection of TCP, whose segments are as large as
 //! the kernels make them; packets are UDP's, of 64 bytes, as many as arrive.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
@@ -52,8 +52,20 @@ fn ip(arguments: &str) -> Result<()> {
     debian::run(Command::new("ip").args(arguments.split(' ')))
 }
 
+/// Keeps bridges of this namespace from the rules for IP. A kernel without that setting has no such way.
+fn without_rules_for_ip() -> Result<()> {
+    for family in ["ip", "ip6", "arp"] {
+        let setting = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
+        if Path::new(&setting).exists() {
+            fs::write(setting, "0")?;
+        }
+    }
+    Ok(())
+}
+
 fn all(netmgr: &Path, dir: &Path) -> Result<Vec<Row>> {
     let bare = bare()?;
+    without_rules_for_ip()?;
     let socket = dir.join("netmgr");
     let mut process = Command::new(netmgr).arg("--socket").arg(&socket).stdin(Stdio::null()).spawn()?;
     let rows = ipc::run(async {
@@ -78,11 +90,13 @@ fn guests(name: &str, addresses: [Ipv4Addr; 2]) -> Result<Pair> {
 fn bare() -> Result<Pair> {
     let addresses = [Ipv4Addr::new(10, 43, 0, 2), Ipv4Addr::new(10, 43, 0, 3)];
     let pair = guests("bare", addresses)?;
-    ip("link add bare0 type bridge mcast_snooping 0")?;
-    ip("link set bare0 up")?;
+    ip("netns add bare")?;
+    within(&File::open("/run/netns/bare")?, without_rules_for_ip)?;
+    ip("-n bare link add bare0 type bridge mcast_snooping 0")?;
+    ip("-n bare link set bare0 up")?;
     for (at, address) in addresses.iter().enumerate() {
-        ip(&format!("link add bare-{at} type veth peer name eth0 netns bare{at}"))?;
-        ip(&format!("link set bare-{at} master bare0 up"))?;
+        ip(&format!("-n bare link add bare-{at} type veth peer name eth0 netns bare{at}"))?;
+        ip(&format!("-n bare link set bare-{at} master bare0 up"))?;
         ip(&format!("-n bare{at} addr add {address}/24 dev eth0"))?;
         ip(&format!("-n bare{at} link set eth0 up"))?;
     }
