@@ -5,7 +5,7 @@ mod common;
 
 use std::{
     fs,
-    net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
         Arc,
@@ -19,7 +19,8 @@ use std::{
 use common::*;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use schema::network_capnp::{port, port_factory};
-use testkit::{skip, wait::PATIENCE};
+use testkit::skip;
+use testrig::udp::{socket, talk};
 
 const OWN: &str = "fd00:42::1/64";
 
@@ -136,30 +137,6 @@ fn join(one: &OwnedFd, other: &OwnedFd, ends: &AtomicBool) {
                 let _ = rustix::io::write(to, &frame[..length]);
             }
         }
-    }
-}
-
-/// A socket whose datagrams may not be taken apart.
-fn socket(address: IpAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(SocketAddr::new(address, 0)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let (level, option, whole) = match address {
-        IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
-        IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
-    };
-    // SAFETY: the option is one int, which outlives the call.
-    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const whole).cast(), 4) };
-    assert_eq!(set, 0);
-    socket
-}
-
-/// Sends that many bytes there and back.
-fn talk(one: &UdpSocket, other: &UdpSocket, length: usize) {
-    let (sent, mut heard) = (vec![0x5a; length], vec![0; 1 << 16]);
-    for (from, to) in [(one, other), (other, one)] {
-        assert_eq!(from.send_to(&sent, to.local_addr().unwrap()).unwrap(), length);
-        let (length, who) = to.recv_from(&mut heard).unwrap();
-        assert_eq!((&heard[..length], who), (&sent[..], from.local_addr().unwrap()));
     }
 }
 

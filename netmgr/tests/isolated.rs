@@ -26,7 +26,7 @@ use schema::{
     network_capnp::{NetworkKind, network, network_config, port, port_factory},
 };
 use testkit::wait::PATIENCE;
-use testrig::{container::Guest, service::eventually};
+use testrig::{container::Guest, service::eventually, udp};
 
 /// How long is waited for what must not come.
 const NEVER: Duration = Duration::from_millis(200);
@@ -264,6 +264,37 @@ fn guests_reach_each_other_and_nothing_else_and_the_host_has_nothing_of_it() {
             // The one of that name that comes next is another one.
             isolated(&client, "iso0", &place).await;
             assert_eq!(code(client.info(&network).await), Some(Code::Revoked));
+        });
+    });
+}
+
+#[test]
+fn guests_reach_each_other_with_8900_bytes_whole_where_the_network_has_frames_for_them() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let place = Container::new();
+            let sockets = Sockets::of(&place);
+            let jumbo = define(&client, "iso0", Some(&sockets), |mut config| config.set_mtu(9000)).await.unwrap();
+            let factory = client.factory(&jumbo, 2).await.unwrap();
+            let guests = [guest(&client, &factory, "vm-one", 11).await, guest(&client, &factory, "vm-two", 12).await];
+            for one in &guests {
+                assert_eq!(one.info.mtu, 9000);
+                one.guest.inside.ip("link set eth0 mtu 9000");
+            }
+            reach_each_other(&guests[0], &guests[1]);
+            for (subnet, headers) in [("10.77.0.", 28), ("fd00:77::", 48)] {
+                let [one, two] = guests.each_ref().map(|Held { guest, number, .. }| {
+                    let own = format!("{subnet}{number}").parse().unwrap();
+                    guest.inside.within(|| udp::socket(own))
+                });
+                for length in [1, 8900, 9000 - headers] {
+                    udp::talk(&one, &two, length);
+                }
+                let error = one.send_to(&vec![0; 9001 - headers], two.local_addr().unwrap()).unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+            }
         });
     });
 }

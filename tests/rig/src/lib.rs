@@ -20,3 +20,4 @@ pub mod messages;
 pub mod service;
 pub mod storm;
 pub mod tcp;
+pub mod udp;
