@@ -326,6 +326,7 @@ impl Model {
             }
             8 => {
                 let at = random.below(self.ports.len());
+                let held = self.held.clone();
                 let port = &mut self.ports[at];
                 let (before, mut after) = (port.given[0].clone(), port.given[0].clone());
                 let (workload, network) = (&port.workload, port.network);
@@ -341,6 +342,11 @@ impl Model {
                     }
                     (3, _) => after.rate = RATES[random.below(RATES.len())],
                     _ if before.published.contains(&published) => _ = after.published.remove(&published),
+                    // Another one's, since this netmgr has begun: nobody has a socket to publish it by.
+                    _ if held.contains(&published) => {
+                        assert!(TcpListener::bind(("0.0.0.0", published)).is_err(), "{published} is not held");
+                        return "nothing".into();
+                    }
                     _ => _ = after.published.insert(published),
                 }
                 let work = async {
