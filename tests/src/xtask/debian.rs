@@ -143,10 +143,11 @@ pub fn unpack_downloaded(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What Debian's podman, containerd and runc take beyond what each Debian has.
-const ENGINES: [&str; 11] = [
+/// What Debian's podman, containerd and runc take beyond what each Debian has; and the loopback interface of pods, which is a plugin.
+const ENGINES: [&str; 12] = [
     "conmon",
     "containerd",
+    "containernetworking-plugins",
     "golang-github-containers-common",
     "golang-github-containers-image",
     "libassuan0",
@@ -160,7 +161,8 @@ const ENGINES: [&str; 11] = [
 
 /// Debian's container engines, unpacked into `dir` and not installed: nothing of them is started, or stays on this machine.
 pub fn engines(dir: &Path) -> Result<()> {
-    if dir.join("complete").exists() {
+    let (complete, all) = (dir.join("complete"), ENGINES.join("\n"));
+    if fs::read_to_string(&complete).is_ok_and(|there| there == all) {
         return Ok(());
     }
     let _ = fs::remove_dir_all(dir);
@@ -172,8 +174,8 @@ pub fn engines(dir: &Path) -> Result<()> {
         downloaded()?;
     }
     unpack_downloaded(dir)?;
-    // Written last: its presence says that everything else is there.
-    Ok(fs::write(dir.join("complete"), "")?)
+    // Written last: it says what else is there.
+    Ok(fs::write(complete, all)?)
 }
 
 /// What the lab host under systemd has beyond what each Debian has.

@@ -139,8 +139,8 @@ fn unit(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 /// Real namespaces, netlink, sandboxes and processes, as root: everything in the crates' `tests` folders.
 fn host(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     debian::install(&["busybox-static", "iproute2", "nftables", "qemu-utils", "util-linux", "xz-utils"])?;
-    // Without them, the tests of clients in Python and in C++, and of what systemd makes of Volt's units, say that they are skipped.
-    for packages in [&["python3-venv"][..], &["g++", "capnproto", "libcapnp-dev"], &["systemd", "udev"]] {
+    // Without them, the tests of clients in Python and in C++, of pods, and of what systemd makes of Volt's units, say that they are skipped.
+    for packages in [&["python3-venv"][..], &["g++", "capnproto", "libcapnp-dev"], &["curl"], &["systemd", "udev"]] {
         if let Err(why) = debian::install(packages) {
             println!("Without {}: {why:#}", packages.join(", "));
         }

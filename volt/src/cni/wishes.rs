@@ -1,10 +1,10 @@
 //! What an engine asks for of one container by the capabilities `portMappings` and `bandwidth` (CNI's conventions, "Dynamic Plugin specific fields"), in
 //! the form of the plugins that others have for it, `portmap` and `bandwidth`. Pure. What would be done differently is refused by its name.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use schema::network_capnp::{MAX_RATE, MIN_RATE, published::Protocol};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{answer::Refusal, config::invalid};
 use crate::{
@@ -31,7 +31,7 @@ fn mapping(value: &Value) -> Result<Publish, Refusal> {
     let fields = fields(MAPPINGS, value, &["hostPort", "containerPort", "protocol", "hostIP"])?;
     let refused = |key: &str, why: &str| invalid(&format!("{MAPPINGS}.{key}"), why);
     let port = |key: &str| {
-        let port = fields.get(key).and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok());
+        let port = fields.get(key).and_then(|port| port.as_u64()).and_then(|port| u16::try_from(port).ok());
         port.filter(|port| *port != 0).ok_or_else(|| refused(key, "it must be there, and be a number from 1 to 65535"))
     };
     let text = |key: &str| match fields.get(key) {
@@ -82,13 +82,23 @@ pub fn bandwidth(value: &Value) -> Result<Rate, Refusal> {
     Ok(Rate { from_guest: rate("egressRate")?, to_guest: rate("ingressRate")? })
 }
 
-/// The fields of an object, which has no others.
-fn fields<'a>(of: &str, value: &'a Value, known: &[&str]) -> Result<&'a Map<String, Value>, Refusal> {
-    let fields = value.as_object().ok_or_else(|| invalid(of, "it is not an object, or has what is none in it"))?;
-    match fields.keys().find(|key| !known.contains(&key.as_str())) {
-        Some(key) => Err(invalid(&format!("{of}.{key}"), "this plugin does not know it")),
-        None => Ok(fields),
+/// The fields of an object, which has no others, each once. Of their names, upper and lower case are the same: some engines write `HostPort`.
+fn fields<'a>(
+    of: &str,
+    value: &'a Value,
+    known: &[&'static str],
+) -> Result<BTreeMap<&'static str, &'a Value>, Refusal> {
+    let object = value.as_object().ok_or_else(|| invalid(of, "it is not an object, or has what is none in it"))?;
+    let mut fields = BTreeMap::new();
+    for (key, value) in object {
+        let refused = |why: &str| invalid(&format!("{of}.{key}"), why);
+        let name = known.iter().find(|name| name.eq_ignore_ascii_case(key));
+        let name = *name.ok_or_else(|| refused("this plugin does not know it"))?;
+        if fields.insert(name, value).is_some() {
+            return Err(refused("it is there twice"));
+        }
     }
+    Ok(fields)
 }
 
 #[cfg(test)]
@@ -110,6 +120,11 @@ mod tests {
             read(json!([of("UDP", json!("")), of("tcp", json!("127.0.0.1"))])),
             ["53:5353/udp", "127.0.0.1:53:5353"]
         );
+        let by_containerd = json!({ "HostPort": 80, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": "" });
+        assert_eq!(read(json!([by_containerd])), ["80:8080"]);
+        let twice = json!([{ "HostPort": 80, "hostPort": 81, "containerPort": 80 }]);
+        let refused = mappings(&twice).unwrap_err().json(None);
+        assert!(refused["msg"].as_str().unwrap().contains("twice"), "{refused}");
         assert_eq!(read(json!([of("", json!("::")), of("", json!("0.0.0.0"))])), ["[::]:53:5353", "0.0.0.0:53:5353"]);
         let most: Vec<Value> = (1..=256).map(|port| one(port, port)).collect();
         assert_eq!(read(json!(most)), ["1-256:1-256"]);
@@ -133,6 +148,7 @@ mod tests {
             (json!({ "egressRate": 80_000_000_008_u64 }), "egressRate"),
             (json!({ "egressBurst": "1M" }), "egressBurst"),
             (json!({ "latency": 1 }), "latency"),
+            (json!({ "IngressRate": 8000, "ingressRate": 8000 }), "twice"),
         ] {
             let refused = bandwidth(&wrong).unwrap_err().json(None);
             assert!(refused["code"] == 7 && refused["msg"].as_str().unwrap().contains(key), "{refused}");

@@ -1,4 +1,5 @@
-//! Containers of engines that nobody here wrote, Debian's podman and containerd, on Volt's networks by the list that the documents show.
+//! Containers of engines that nobody here wrote, Debian's podman and containerd (whose pods are in `cri`), on Volt's networks by the list that the
+//! documents show.
 
 use std::{
     fs,
@@ -26,18 +27,18 @@ const GROUPS: &str = "/sys/fs/cgroup";
 const PLUGIN: &str = env!("CARGO_BIN_EXE_volt-cni");
 
 /// The engines of one test. What they write and mount is gone with it.
-struct Engines<'a> {
-    host: &'a Host,
-    programs: PathBuf,
+pub struct Engines<'a> {
+    pub host: &'a Host,
+    pub programs: PathBuf,
     /// Where what they keep is.
-    dir: PathBuf,
+    pub dir: PathBuf,
     /// Their containers' control group.
-    group: String,
+    pub group: String,
 }
 
 impl Engines<'_> {
     /// Or `None` after it was said why there are none.
-    fn new(host: &Host) -> Option<Engines<'_>> {
+    pub fn new(host: &Host) -> Option<Engines<'_>> {
         let Some(programs) = std::env::var_os(ENGINES).map(PathBuf::from) else {
             testkit::skip!(
                 "{ENGINES} names no folder with Debian's podman and containerd, as cargo xtask test unpacks them"
@@ -108,7 +109,7 @@ runc = ["{usr}/bin/runc"]
         command
     }
 
-    fn podman(&self, arguments: &str) -> Ended {
+    pub fn podman(&self, arguments: &str) -> Ended {
         self.try_podman(arguments).ok()
     }
 
@@ -122,12 +123,13 @@ runc = ["{usr}/bin/runc"]
     }
 
     /// Has podman know the root file system as an image.
-    fn import(&self) {
+    pub fn import(&self) {
         let archive = self.host.path("root.tar").display().to_string();
         let mut tar = Command::new("tar");
         tar.args(["-cf", &archive, "-C"]).arg(self.root()).arg(".").stderr(Stdio::piped());
         self.host.run(&mut tar).ok();
-        self.podman(&format!("import {archive} localhost/root"));
+        // Pods have what it runs of itself.
+        self.podman(&format!("import --change CMD=[\"/bin/sleep\",\"600\"] {archive} localhost/root"));
     }
 
     /// Starts a container of podman's, which waits.
@@ -143,10 +145,28 @@ runc = ["{usr}/bin/runc"]
         self.try_podman(&format!("run -d --network volt --cgroup-parent /{group} {limits} {options} {what}"))
     }
 
-    fn ctr(&self, arguments: &str) -> Ended {
+    pub fn ctr(&self, arguments: &str) -> Ended {
         let mut command = self.command("ctr");
         command.arg("--address").arg(self.dir.join("sock")).args(arguments.split_whitespace());
         self.host.run(&mut command)
+    }
+
+    /// Starts containerd, with these settings beside its folders and its socket.
+    pub fn containerd(&self, settings: &str) -> Ends {
+        let dir = self.dir.display();
+        let folders = format!(
+            "version = 2\nroot = \"{dir}/containerd\"\nstate = \"{dir}/state\"\n{settings}\n[grpc]\naddress = \"{dir}/sock\"\n"
+        );
+        let settings = self.host.file("containerd.toml", folders.as_bytes());
+        let log = fs::File::options().create(true).append(true).open(self.host.path("containerd.log")).unwrap();
+        let mut containerd = self.command("containerd");
+        let containerd =
+            Ends(containerd.args(["--config", &settings]).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        until("containerd answers", || match self.ctr("version") {
+            ended if ended.status.success() => Ok(()),
+            ended => Err(ended.err),
+        });
+        containerd
     }
 
     fn address(&self, name: &str) -> String {
@@ -174,7 +194,7 @@ fn remove_groups(group: &Path) {
     let _ = fs::remove_dir(group);
 }
 
-fn parsed(address: &str) -> [u8; 4] {
+pub fn parsed(address: &str) -> [u8; 4] {
     address.parse::<std::net::Ipv4Addr>().unwrap().octets()
 }
 
@@ -250,20 +270,8 @@ fn ports_that_podman_publishes_are_reached_from_everywhere_over_a_crash_and_go_w
 fn containers_of_containerd_share_a_network_and_leave_nothing() {
     let Some(host) = Host::new() else { return };
     let Some(engines) = Engines::new(&host) else { return };
-    let (dir, root) = (engines.dir.display(), engines.root());
-    let settings = format!(
-        "version = 2\nroot = \"{dir}/containerd\"\nstate = \"{dir}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-         [grpc]\naddress = \"{dir}/sock\"\n"
-    );
-    let settings = host.file("containerd.toml", settings.as_bytes());
-    let mut containerd = engines.command("containerd");
-    let log = fs::File::create(host.path("containerd.log")).unwrap();
-    containerd.args(["--config", &settings]).stdout(Stdio::null()).stderr(log);
-    let _ends = Ends(containerd.spawn().unwrap());
-    until("containerd answers", || match engines.ctr("version") {
-        ended if ended.status.success() => Ok(()),
-        ended => Err(ended.err),
-    });
+    let root = engines.root();
+    let _containerd = engines.containerd("disabled_plugins = [\"io.containerd.grpc.v1.cri\"]");
     let run = |options: &str, what: &str| {
         engines.ctr(&format!("run --cni --cgroup= {options} --rootfs {} {what}", root.display())).ok()
     };
@@ -287,7 +295,7 @@ fn containers_of_containerd_share_a_network_and_leave_nothing() {
 }
 
 /// A process that ends with a test.
-struct Ends(Child);
+pub struct Ends(Child);
 
 impl Drop for Ends {
     fn drop(&mut self) {

@@ -8,6 +8,7 @@ mod cgroups;
 mod cni;
 mod console;
 mod control;
+mod cri;
 mod crowded;
 mod ends;
 mod engines;
