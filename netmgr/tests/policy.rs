@@ -394,3 +394,38 @@ fn netmgr_that_is_killed_at_any_moment_leaves_nothing_of_a_policy_behind_the_nex
         }
     });
 }
+
+/// Of a guest that runs all the while.
+#[test]
+fn policy_that_is_taken_away_while_netmgr_is_killed_is_there_still_or_gone_and_never_one_that_allows_nothing() {
+    with_nft(|| {
+        let mut netmgr = Netmgr::start();
+        let tap = run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, &[]).await;
+            let port = web(&client, &factory(&client, &network, None).await, None).await.unwrap();
+            let tap = client.fd(&port).await.unwrap();
+            netmgr.kill();
+            tap
+        });
+        netmgr = Netmgr::start();
+        for moment in 0..48 {
+            run(async {
+                let client = netmgr.connect().await;
+                let network = client.network("volt0").await.unwrap();
+                let own = policy(&client, &network, &["vm-db"]).await.unwrap();
+                set_policy(&client, &network, "vm-web", Some(own)).await.unwrap();
+                let work = set_policy(&client, &network, "vm-web", None);
+                let _ = tokio::time::timeout(std::time::Duration::from_micros(moment * 100), work).await;
+                netmgr.kill();
+            });
+            netmgr = Netmgr::start();
+            run(async {
+                let client = netmgr.connect().await;
+                let has = had(&client, &client.network("volt0").await.unwrap(), "vm-web").await;
+                assert!(has.is_none() || has.as_deref() == Some(&["vm-db".to_owned()]), "{moment}: {has:?}");
+            });
+        }
+        drop(tap);
+    });
+}

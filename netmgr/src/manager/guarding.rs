@@ -207,6 +207,18 @@ impl Manager {
         let Manager { rtnl, filter, instance, networks, .. } = self;
         let network = find(networks, id)?;
         let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
+        let had = port.policy.is_some();
+        // A netmgr that does not find the rules again has to know that there were some. Who is killed here leaves rules that no mark tells of, which the
+        // next one finds, but no mark of rules that are not there, with which it would let nothing out.
+        if had && policy.is_none() {
+            let before = port.policy.take();
+            let unmarked = network.confirm(rtnl, instance, workload);
+            if let Some(port) = network.ports.get_mut(workload) {
+                port.policy = before;
+            }
+            unmarked?;
+        }
+        let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
         match filter {
             Some(filter) => {
                 put(filter, Sender { policy: policy.as_ref(), ..port.sends(workload, &id.name) }, port.kind)?;
@@ -214,11 +226,9 @@ impl Manager {
             None if policy.is_some() => return Err(no_filter()),
             None => {}
         }
-        let marked = port.policy.is_some() == policy.is_some();
         port.policy = policy;
         network.events.tell(Change::Changed, workload, &port.interface);
-        // A netmgr that does not find the rules again has to know that there were some.
-        if !marked {
+        if !had && port.policy.is_some() {
             network.confirm(rtnl, instance, workload)?;
         }
         Ok(())
