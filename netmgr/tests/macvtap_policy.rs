@@ -208,11 +208,10 @@ fn macvtap_s_policy_is_known_again_after_a_kill_with_its_counts_and_connections_
                 assert!(stats.get_allowed_packets() > counted_before.0, "it counts on");
                 assert_eq!(had(&client, &lan, "vm-6").await.unwrap(), ["10.7.0.2 udp"]);
                 // Somebody takes a part of it away: it is there again, and what was begun goes on.
-                for harm in ["flush chain netdev volt-vmm-mvt-5 policy_ipv4", "flush set netdev volt-vmm-mvt-5 allow4"]
-                {
+                for harm in ["flush chain netdev volt-vmm-mvt-5 policed", "flush set netdev volt-vmm-mvt-5 allow4"] {
                     nft(harm);
                     let is_whole = || {
-                        nft("list chain netdev volt-vmm-mvt-5 policy_ipv4").contains("goto policed_ipv4")
+                        nft("list chain netdev volt-vmm-mvt-5 policed").contains("goto policed_ipv4")
                             && nft("list set netdev volt-vmm-mvt-5 allow4").contains("7001")
                     };
                     settle(harm, is_whole).await;

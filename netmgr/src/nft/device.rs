@@ -8,14 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     CHANGE, Counts, Filter, LOOK, LOOKS, MOST_NOTED, Owner, Sender, Sent, after,
     elements::lists_of,
-    expression::{
-        Field::Interface,
-        Test::In,
-        Verdict::{Goto, Jump},
-    },
     is_kept, is_left, notes, policed,
     rules::{self, Element, Rule},
-    table::{Chain, Family, Set},
+    table::{Family, Set},
     unsent,
     wire::{Attributes, Kind, Life, Object, Request, Said},
     with_noted,
@@ -23,11 +18,7 @@ use super::{
 use crate::error::Error;
 
 /// What leaves by the interface.
-pub const EGRESS: &[Rule] = &[
-    ("beyond its rate", &[In(Interface, Set::RatesFrom)], Goto(Chain::OverFrom)),
-    ("what a guest sends", &[], Jump(Chain::Guest)),
-    ("and where to", &[], Goto(Chain::Policy)),
-];
+pub const EGRESS: &[Rule] = rules::PORT_RULES;
 /// What comes by it.
 pub const INGRESS: &[Rule] = policed::TOWARDS_RULES;
 

@@ -4,6 +4,7 @@
 //! A test whose field cannot be read ends its rule without a verdict (NFT_BREAK): what is let through has to be read and found right.
 
 use super::{
+    policies::NUMBER,
     table::{Chain, Set, Type},
     wire::{Attributes, DATA_VALUE},
 };
@@ -24,7 +25,7 @@ pub enum Field {
     Out,
     /// The index of that one.
     OutIndex,
-    /// Its mark, which is its port's policy behind [`Test::Marked`].
+    /// Its mark, which is what [`Set::Policies`] has for its port behind [`Test::Marked`].
     Mark,
     /// What the kernel takes it for: its type, behind a VLAN tag that was taken off.
     Protocol,
@@ -57,6 +58,8 @@ pub enum Field {
     Routing(u32, usize),
     /// The first half of the IPv6 address there in the network header, as the whole of it has it.
     Subnet(u32),
+    /// The number of its port's policy, of its mark.
+    Policy,
 }
 
 impl Field {
@@ -64,7 +67,7 @@ impl Field {
         match self {
             Field::Interface | Field::Out => libc::IFNAMSIZ,
             Field::State | Field::Status | Field::Local => 4,
-            Field::Index | Field::OutIndex | Field::Mark => WIDTH,
+            Field::Index | Field::OutIndex | Field::Mark | Field::Policy => WIDTH,
             Field::Subnet(_) => 16,
             Field::Protocol => 2,
             Field::Transport | Field::FamilyOf | Field::Direction => 1,
@@ -110,9 +113,11 @@ pub enum Test {
     Put(&'static [Field], Set, u64),
     /// No test: they are not in it any more.
     Take(&'static [Field], Set),
-    /// The port has a policy, whose number the frame's mark is from here on. (A key can have a mark in it and not what a map has for an interface:
-    /// nft(8) cannot read that.) A frame that has just come by a TAP has none.
+    /// The port has a policy, and what [`Set::Policies`] has for it is the frame's mark from here on. (A key can have a mark in it and not what a map
+    /// has for an interface: nft(8) cannot read that.) A frame that has just come by a TAP has none.
     Marked,
+    /// No test: the frame's mark is [`AGAIN`] from here on.
+    Again,
     /// No test: the frame has no mark any more.
     Unmarked,
 }
@@ -274,11 +279,12 @@ fn write_test(list: &mut Attributes, test: Test) {
             });
             mark(list);
         }
+        Test::Again => {
+            immediate(list, REGISTER, AGAIN);
+            mark(list);
+        }
         Test::Unmarked => {
-            // NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA.
-            one(list, "immediate", |data| {
-                data.number(1, REGISTER).nested(2, |data| _ = data.bytes(DATA_VALUE, &[0; WIDTH]));
-            });
+            immediate(list, REGISTER, &[0; WIDTH]);
             mark(list);
         }
     }
@@ -311,6 +317,13 @@ fn clamp(list: &mut Attributes) {
     // NFTA_EXTHDR_SREG, _TYPE (TCPOPT_MAXSEG), _OFFSET, _LEN, _OP (NFT_EXTHDR_OP_TCPOPT).
     one(list, "exthdr", |data| {
         data.number(7, REGISTER).bytes(2, &[2]).number(3, 2).number(4, LEN).number(6, 1);
+    });
+}
+
+/// NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA.
+fn immediate(list: &mut Attributes, register: u32, value: &[u8]) {
+    one(list, "immediate", |data| {
+        data.number(1, register).nested(2, |data| _ = data.bytes(DATA_VALUE, value));
     });
 }
 
@@ -388,12 +401,19 @@ fn load(list: &mut Attributes, field: Field, register: u32) {
         Field::Header(at, _) => one(list, "payload", payload(TRANSPORT, at)),
         Field::Fragment(at, _) => one(list, "exthdr", extension(FRAGMENT, at)),
         Field::Routing(at, _) => one(list, "exthdr", extension(ROUTING, at)),
+        Field::Policy => {
+            one(list, "meta", meta(libc::NFT_META_MARK as u32));
+            keep_at(list, register, &NUMBER.to_ne_bytes());
+        }
         Field::Subnet(at) => {
             one(list, "payload", payload(NETWORK, at));
             keep_at(list, register, &FIRST_HALF);
         }
     }
 }
+
+/// The mark of a frame that is as one was that was let through a moment ago. Nothing is let through for it.
+pub const AGAIN: &[u8] = b"volt";
 
 /// Of an IPv6 address.
 const FIRST_HALF: [u8; 16] = [255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0];

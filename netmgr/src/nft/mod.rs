@@ -10,6 +10,7 @@
 //! there, or it is a netmgr's first look, all of them is put there anew, in one batch: at each moment the old ones are in force or the new
 //! ones. What an earlier netmgr has left is not compared: it goes, with whatever anybody has made of it. Other tables are never touched.
 
+mod again;
 mod connections;
 mod device;
 mod elements;
@@ -41,7 +42,7 @@ pub use self::wire::{Said, concerns};
 use self::{
     device::Guard,
     elements::{NO_LIFE, count, lists_of},
-    policies::Policies,
+    policies::{NUMBER, Policies},
     rules::Element,
     table::{Family, Set},
     wire::{Attributes, ELEMENTS_SET, Item, Kind, Life, Object, Request, TABLE},
@@ -174,6 +175,7 @@ enum Owner {
     Host,
     /// All ports that are published.
     Published,
+
     /// A workload of a network that has an uplink: who comes by that is not taken for it.
     Inside(String, String),
 }
@@ -213,6 +215,8 @@ pub struct Filter {
     uplinks: BTreeSet<String>,
     /// The policies whose elements may be others now.
     touched: BTreeSet<u32>,
+    /// The last turn that a port is in.
+    turn: u16,
     known: Option<Known>,
     /// Who may have begun what was counted in tables that these have come in the place of.
     uncounted: BTreeSet<IpAddr>,
@@ -251,6 +255,7 @@ impl Filter {
             policies: Policies::default(),
             uplinks: BTreeSet::new(),
             touched: BTreeSet::new(),
+            turn: 0,
             known: None,
             uncounted: BTreeSet::new(),
             guards: BTreeMap::new(),
@@ -312,7 +317,7 @@ impl Filter {
         let mut note = |interface: &str, element: &Element| {
             if element.set == Set::Policies {
                 let number = element.item.data.as_slice().try_into().ok().map(u32::from_ne_bytes);
-                let policy = number.and_then(|number| policies.get(&number)).map(|(_, rules)| rules.clone());
+                let policy = number.and_then(|number| policies.get(&(number & NUMBER))).map(|(_, rules)| rules.clone());
                 subject.insert(interface.to_owned(), policy.unwrap_or_default());
             }
             if element.set.limits() {
@@ -512,8 +517,44 @@ impl Filter {
     }
 
     /// Has each of these have those elements and no others.
-    fn change(&mut self, wanted: Elements) -> Result<(), Error> {
+    fn change(&mut self, mut wanted: Elements) -> Result<(), Error> {
+        self.turn(&mut wanted);
         retried_if_passing(|| self.try_change(&wanted))
+    }
+
+    /// Has ports be in another turn of which something may not be let through any more, by such a change, that was: what is known of their frames is
+    /// nothing that anybody finds then.
+    fn turn(&mut self, wanted: &mut Elements) {
+        let none = BTreeSet::new();
+        let there = |owner: &Owner| self.elements.get(owner).unwrap_or(&none);
+        let host = wanted.get(&Owner::Host).is_some_and(|own| !own.is_subset(there(&Owner::Host)));
+        let narrower: BTreeSet<u32> = wanted
+            .iter()
+            .filter_map(|(owner, elements)| match owner {
+                Owner::Policy(number) if !there(owner).is_subset(elements) => Some(*number),
+                _ => None,
+            })
+            .collect();
+        let is_less = |subject: u32| host || narrower.contains(&(subject & NUMBER));
+        if host || !narrower.is_empty() {
+            let ports = self.elements.iter().filter(|(owner, _)| matches!(owner, Owner::Port(_)));
+            let less = ports.filter(|(owner, elements)| {
+                !wanted.contains_key(owner) && policies::subject_of(elements).is_some_and(is_less)
+            });
+            let less: Elements = less.map(|(owner, elements)| (owner.clone(), elements.clone())).collect();
+            wanted.extend(less);
+        }
+        for (owner, elements) in wanted.iter_mut().filter(|(owner, _)| matches!(owner, Owner::Port(_))) {
+            let there = self.elements.get(owner);
+            if let Some(subject) = there.and_then(policies::subject_of) {
+                policies::turn(elements, (subject >> 16) as u16);
+                if there == Some(elements) && !is_less(subject) {
+                    continue;
+                }
+            }
+            self.turn = self.turn.wrapping_add(1);
+            policies::turn(elements, self.turn);
+        }
     }
 
     fn try_change(&mut self, wanted: &Elements) -> Result<(), Error> {
@@ -797,9 +838,9 @@ fn is_kept(set: Set) -> bool {
     !set.has_timeouts() && set.fills_itself().is_none()
 }
 
-/// Whether rules note in it what is not to be lost: counts, and what policies go by; of what limits others, nothing is lost with it.
+/// Whether rules note in it what is not to be lost: counts, and what policies go by.
 fn notes(set: Set) -> bool {
-    set.counts() || set.family() == Family::Bridge && set.fills_itself().is_some()
+    set.counts() || set.notes()
 }
 
 /// Whether that is not at its end as yet.

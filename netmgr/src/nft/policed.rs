@@ -18,10 +18,11 @@
 //!   An ICMP error is as anything: for those that may be sent ICMP.
 
 use super::{
+    again,
     expression::{
-        Field::{self, Header, Index, Interface, Mark, Network, Out, OutIndex, Protocol, Routing, Subnet, Transport},
-        Test::{self, All, Any, In, Is, IsNot, Marked, Masked, NotIn, Put, Read, Take, Unmarked},
-        Verdict::{Drop, Goto, Return},
+        Field::{self, Header, Index, Interface, Network, Out, OutIndex, Policy, Protocol, Routing, Subnet, Transport},
+        Test::{self, All, Any, In, Is, IsNot, Masked, NotIn, Put, Read, Take, Unmarked},
+        Verdict::{Drop, Goto, Jump, Return},
     },
     rules::{
         ETHER_TYPE, ICMP, ICMPV6, IPV4, IPV4_SOURCE, IPV6, IPV6_SOURCE, LATER, LATER_OF_IPV6, MESSAGE_TYPE, Rule,
@@ -31,7 +32,7 @@ use super::{
 };
 
 pub const TCP: &[u8] = &[6];
-const FLAGS: Field = Header(13, 1);
+pub const FLAGS: Field = Header(13, 1);
 /// SYN, and not ACK.
 const BEGINS: Test = Masked(FLAGS, &[0x12], &[2]);
 /// FIN or RST.
@@ -46,21 +47,21 @@ pub const ESTABLISHED: u64 = 7440;
 /// And one that a side has ended, and UDP (RFC 4787, section 4.3: 2 minutes at least).
 pub const SHORT: u64 = 120;
 
-pub const POLICY_RULES: &[Rule] =
-    &[("IPv4", &[Is(Protocol, IPV4)], Goto(Chain::Policy4)), ("IPv6", &[Is(Protocol, IPV6)], Goto(Chain::Policy6))];
+pub const POLICED_RULES: &[Rule] = &[
+    ("what a guest sends", &[], Jump(Chain::Guest)),
+    ("IPv4", &[Is(Protocol, IPV4)], Goto(Chain::Policed4)),
+    ("IPv6", &[Is(Protocol, IPV6)], Goto(Chain::Policed6)),
+    ("ARP", &[Unmarked], Return),
+];
 
 pub const TO4: Field = Network(16, 4);
-const ALLOWED4: &[Field] = &[Mark, TO4, Transport, TARGET_PORT];
-const OF_HOST: &[Field] = &[Mark, Transport, TARGET_PORT];
+const ALLOWED4: &[Field] = &[Policy, TO4, Transport, TARGET_PORT];
+const OF_HOST: &[Field] = &[Policy, Transport, TARGET_PORT];
 /// What is found of a packet without ports, if all is allowed: the version and the length of a header are a protocol, of which no rule can be.
-const ALL4: &[Field] = &[Mark, TO4, Network(0, 1), Network(6, 2)];
+const ALL4: &[Field] = &[Policy, TO4, Network(0, 1), Network(6, 2)];
 const ASKED4: &[Field] = &[Index, TO4, TARGET_PORT, SOURCE_PORT];
 const BEGUN4: &[Field] = &[Index, TO4, Transport, TARGET_PORT, SOURCE_PORT];
 const ECHO4: &[Field] = &[Index, TO4, Transport, ECHO, ECHO];
-pub const POLICY4_RULES: &[Rule] = &[
-    ("by its policy", &[Marked], Goto(Chain::Policed4)),
-    ("the metadata of clouds", &[Is(TO4, &schema::policy::METADATA_4.octets())], Drop),
-];
 pub const POLICED4_RULES: &[Rule] = &[
     ("with options", &[IsNot(Network(0, 1), &[0x45])], Goto(Chain::Denied)),
     (
@@ -71,9 +72,19 @@ pub const POLICED4_RULES: &[Rule] = &[
     ("later fragment", &[LATER], Goto(Chain::Denied)),
     ("what the policy allows of the host", &[In(TO4, Set::Own4), All(OF_HOST, Set::Hosts)], Goto(Chain::Asks4)),
     ("the host", &[In(TO4, Set::Own4)], Goto(Chain::Answers4)),
-    ("what the policy allows", &[All(ALLOWED4, Set::Allow4)], Goto(Chain::Asks4)),
-    ("a name that the policy allows", &[All(&[Mark, TO4], Set::Names4)], Goto(Chain::Asks4)),
+    ("what the policy allows", &[All(ALLOWED4, Set::Allow4)], Goto(Chain::Goes4)),
+    ("a name that the policy allows", &[All(&[Policy, TO4], Set::Names4)], Goto(Chain::Asks4)),
     ("anything else", &[], Goto(Chain::Answers4)),
+];
+/// What a policy allows for its address, and so for as long as the policy does.
+pub const GOES4_RULES: &[Rule] = &[
+    (
+        "UDP, whose answers are none that others begin",
+        &[Is(Transport, UDP), Put(ASKED4, Set::Asked4, SHORT), In(Interface, Set::Allowed)],
+        Goto(Chain::Passed4),
+    ),
+    ("TCP", &[Is(Transport, TCP), In(Interface, Set::Allowed)], Goto(Chain::Passed4)),
+    ("anything else", &[], Goto(Chain::Allowed)),
 ];
 pub const ASKS4_RULES: &[Rule] = &[
     (
@@ -103,17 +114,13 @@ pub const ANSWERS4_RULES: &[Rule] = &[
     ("what nobody asked for", &[], Goto(Chain::Denied)),
 ];
 
-const TO6: Field = Network(24, 16);
-const ALLOWED6: &[Field] = &[Mark, TO6, Transport, TARGET_PORT];
-const ALL6: &[Field] = &[Mark, TO6, Network(0, 1), Network(4, 2)];
+pub const TO6: Field = Network(24, 16);
+const ALLOWED6: &[Field] = &[Policy, TO6, Transport, TARGET_PORT];
+const ALL6: &[Field] = &[Policy, TO6, Network(0, 1), Network(4, 2)];
 const ASKED6: &[Field] = &[Index, TO6, TARGET_PORT, SOURCE_PORT];
 const BEGUN6: &[Field] = &[Index, TO6, Transport, TARGET_PORT, SOURCE_PORT];
 const ECHO6: &[Field] = &[Index, TO6, Transport, ECHO, ECHO];
 const DISCOVERY: Test = In(MESSAGE_TYPE, Set::Discovery);
-pub const POLICY6_RULES: &[Rule] = &[
-    ("by its policy", &[Marked], Goto(Chain::Policed6)),
-    ("the metadata of clouds", &[Is(TO6, &schema::policy::METADATA_6.octets())], Drop),
-];
 pub const POLICED6_RULES: &[Rule] = &[
     ("routing header", &[Read(Routing(0, 1))], Goto(Chain::Denied)),
     (
@@ -139,9 +146,18 @@ pub const POLICED6_RULES: &[Rule] = &[
     ),
     ("what the policy allows of the host", &[In(TO6, Set::Own6), All(OF_HOST, Set::Hosts)], Goto(Chain::Asks6)),
     ("the host", &[In(TO6, Set::Own6)], Goto(Chain::Answers6)),
-    ("what the policy allows", &[All(ALLOWED6, Set::Allow6)], Goto(Chain::Asks6)),
-    ("a name that the policy allows", &[All(&[Mark, TO6], Set::Names6)], Goto(Chain::Asks6)),
+    ("what the policy allows", &[All(ALLOWED6, Set::Allow6)], Goto(Chain::Goes6)),
+    ("a name that the policy allows", &[All(&[Policy, TO6], Set::Names6)], Goto(Chain::Asks6)),
     ("anything else", &[], Goto(Chain::Answers6)),
+];
+pub const GOES6_RULES: &[Rule] = &[
+    (
+        "UDP, whose answers are none that others begin",
+        &[Is(Transport, UDP), Put(ASKED6, Set::Asked6, SHORT), In(Interface, Set::Allowed)],
+        Goto(Chain::Passed6),
+    ),
+    ("TCP", &[Is(Transport, TCP), In(Interface, Set::Allowed)], Goto(Chain::Passed6)),
+    ("anything else", &[], Goto(Chain::Allowed)),
 ];
 pub const ASKS6_RULES: &[Rule] = &[
     (
@@ -175,18 +191,14 @@ pub const ALLOWED_RULES: &[Rule] = &[("counted", &[Unmarked, In(Interface, Set::
 pub const DENIED_RULES: &[Rule] = &[("counted", &[In(Interface, Set::Denied)], Drop), ("not by its policy", &[], Drop)];
 
 pub const TOWARDS_RULES: &[Rule] = &[
+    again::TOWARDS,
     // What does not come through has begun nothing.
     ("beyond its rate", &[In(Out, Set::RatesTo)], Goto(Chain::OverTo)),
-    (
-        "IPv4 to a port with a policy",
-        &[In(Out, Set::Policed), Is(ETHER_TYPE, IPV4), Is(Protocol, IPV4), Read(Transport)],
-        Goto(Chain::Towards4),
-    ),
-    (
-        "IPv6 to a port with a policy",
-        &[In(Out, Set::Policed), Is(ETHER_TYPE, IPV6), Is(Protocol, IPV6), Read(Transport)],
-        Goto(Chain::Towards6),
-    ),
+    ("to a port with a policy", &[In(Out, Set::Policed)], Goto(Chain::TowardsPort)),
+];
+pub const TOWARDS_PORT_RULES: &[Rule] = &[
+    ("IPv4", &[Is(ETHER_TYPE, IPV4), Is(Protocol, IPV4), Read(Transport)], Goto(Chain::Towards4)),
+    ("IPv6", &[Is(ETHER_TYPE, IPV6), Is(Protocol, IPV6), Read(Transport)], Goto(Chain::Towards6)),
 ];
 
 /// The keys of an answer.

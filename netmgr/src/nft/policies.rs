@@ -14,6 +14,9 @@ use super::{
 };
 use crate::sources::Sources;
 
+/// The part of what [`Set::Policies`] has for a port that is its policy's number; the rest is its turn.
+pub const NUMBER: u32 = 0xffff;
+
 /// Which policy: what it says, and on which network the workloads are that it names; of one that names none that is no matter, and empty.
 type Identity = (String, Rules);
 
@@ -123,7 +126,7 @@ impl Policies {
         }
         // Not one that there has been: what others know by it may still be there.
         loop {
-            self.last = self.last.checked_add(1).unwrap_or(1);
+            self.last = if self.last < NUMBER { self.last + 1 } else { 1 };
             if !self.by_number.contains_key(&self.last) {
                 break;
             }
@@ -135,6 +138,9 @@ impl Policies {
 
     /// Takes over a policy of an earlier netmgr's under its number.
     pub fn adopt(&mut self, number: u32, network: String, policy: Rules) {
+        if number > NUMBER {
+            return;
+        }
         self.last = self.last.max(number);
         self.numbers.insert((network.clone(), policy.clone()), number);
         self.by_number.insert(number, (network, policy));
@@ -203,6 +209,21 @@ pub fn of_port(interface: &str, sources: &Sources, policy: u32) -> Vec<Element> 
 pub fn subject(interface: &str, policy: u32) -> Element {
     let (key, data) = (rules::name(interface).to_vec(), policy.to_ne_bytes().to_vec());
     Element { set: Set::Policies, item: Item { key, data, ..Item::default() } }
+}
+
+/// What it is that a port's elements have it subject to, if they do: which policy, and in which turn.
+pub fn subject_of(elements: &BTreeSet<Element>) -> Option<u32> {
+    let subject = elements.iter().find(|element| element.set == Set::Policies)?;
+    subject.item.data.as_slice().try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// Has it be subject to the same policy in that turn.
+pub fn turn(elements: &mut BTreeSet<Element>, turn: u16) {
+    let Some(mut subject) = elements.iter().find(|element| element.set == Set::Policies).cloned() else { return };
+    let Some(old) = subject_of(elements) else { return };
+    elements.remove(&subject);
+    subject.item.data = (old & NUMBER | u32::from(turn) << 16).to_ne_bytes().to_vec();
+    elements.insert(subject);
 }
 
 /// The host's own addresses.

@@ -18,14 +18,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use schema::net::Mac;
+use schema::{
+    net::Mac,
+    policy::{METADATA_4, METADATA_6},
+};
 
 use super::{
-    device,
+    again, device,
     expression::{
         self,
         Field::{self, Ether, Fragment, Header, Interface, Network, Protocol, Transport},
-        Test::{self, Any, In, Is, IsNot, Masked, NotOfPort, OfPort, Read},
+        Test::{self, Any, In, Is, IsNot, Marked, Masked, NotOfPort, OfPort, Read},
         Verdict::{self, Drop, Forged, Goto, Jump, Return},
     },
     outside, policed,
@@ -44,16 +47,23 @@ impl Chain {
         match self {
             // A set, and not a map of verdicts: with each element of such a map, the kernel walks the rules behind each of its elements.
             Chain::Source => &[
-                // First: what is too much costs the host no more than this.
-                ("beyond its rate", &[In(Interface, Set::RatesFrom)], Goto(Chain::OverFrom)),
-                ("what a guest sends", &[In(Interface, Set::Ports)], Jump(Chain::Guest)),
-                ("and where to", &[In(Interface, Set::Ports)], Goto(Chain::Policy)),
+                again::IPV4_DATAGRAM,
+                again::IPV4_SEGMENT,
+                again::IPV6_DATAGRAM,
+                again::IPV6_SEGMENT,
+                ("what comes from a port", &[In(Interface, Set::Ports)], Goto(Chain::Port)),
                 ("what comes from a VLAN", &[In(Interface, Set::Outside)], Goto(Chain::Outside)),
             ],
+            Chain::Port => PORT_RULES,
+            Chain::Policed => policed::POLICED_RULES,
+            Chain::Again => again::AGAIN_RULES,
+            Chain::Passed4 => again::PASSED4_RULES,
+            Chain::Passed6 => again::PASSED6_RULES,
             // Most frames for that group a bridge hands to the host without any other hook, and the host takes IPv4 and UDP out of them.
             Chain::Host => &[
                 ("for the bridge itself", &[In(Interface, Set::Ports), FOR_THE_BRIDGE], Forged),
                 ("for the bridge itself, from a VLAN", &[In(Interface, Set::Outside), FOR_THE_BRIDGE], Drop),
+                again::HOST,
             ],
             Chain::Guest => &[
                 ("for the bridge itself", &[FOR_THE_BRIDGE], Forged),
@@ -61,9 +71,9 @@ impl Chain {
                 ("another's MAC address", &[], Forged),
             ],
             Chain::Own => &[
-                ("ARP", &[Is(ETHER_TYPE, ARP), Is(Protocol, ARP), Read(ARP_TARGET)], Goto(Chain::Arp)),
                 ("IPv4", &[Is(ETHER_TYPE, IPV4), Is(Protocol, IPV4), Read(Transport)], Goto(Chain::Ipv4)),
                 ("IPv6", &[Is(ETHER_TYPE, IPV6), Is(Protocol, IPV6), Read(Transport)], Goto(Chain::Ipv6)),
+                ("ARP", &[Is(ETHER_TYPE, ARP), Is(Protocol, ARP), Read(ARP_TARGET)], Goto(Chain::Arp)),
                 ("nothing of these, as VLAN tags, SNAP, or cut off", &[], Forged),
             ],
             Chain::Arp => ARP_RULES,
@@ -87,11 +97,10 @@ impl Chain {
             Chain::OutsideArp => outside::ARP_RULES,
             Chain::Outside4 => outside::IPV4_RULES,
             Chain::Outside6 => outside::IPV6_RULES,
-            Chain::Policy => policed::POLICY_RULES,
-            Chain::Policy4 => policed::POLICY4_RULES,
-            Chain::Policy6 => policed::POLICY6_RULES,
             Chain::Policed4 => policed::POLICED4_RULES,
             Chain::Policed6 => policed::POLICED6_RULES,
+            Chain::Goes4 => policed::GOES4_RULES,
+            Chain::Goes6 => policed::GOES6_RULES,
             Chain::Asks4 => policed::ASKS4_RULES,
             Chain::Asks6 => policed::ASKS6_RULES,
             Chain::Answers4 => policed::ANSWERS4_RULES,
@@ -99,6 +108,7 @@ impl Chain {
             Chain::Allowed => policed::ALLOWED_RULES,
             Chain::Denied => policed::DENIED_RULES,
             Chain::Towards => policed::TOWARDS_RULES,
+            Chain::TowardsPort => policed::TOWARDS_PORT_RULES,
             Chain::Towards4 => policed::TOWARDS4_RULES,
             Chain::Towards6 => policed::TOWARDS6_RULES,
             Chain::OverFrom => rates::OVER_FROM_RULES,
@@ -110,10 +120,20 @@ impl Chain {
     }
 }
 
+/// What comes from a port.
+pub const PORT_RULES: &[Rule] = &[
+    // First: what is too much costs the host no more than this.
+    ("beyond its rate", &[In(Interface, Set::RatesFrom)], Goto(Chain::OverFrom)),
+    ("by its policy", &[Marked], Goto(Chain::Policed)),
+    ("what a guest sends", &[], Jump(Chain::Guest)),
+    ("the metadata of clouds", &[Is(Protocol, IPV4), Is(policed::TO4, &METADATA_4.octets())], Drop),
+    ("the metadata of clouds", &[Is(Protocol, IPV6), Is(policed::TO6, &METADATA_6.octets())], Drop),
+];
+
 /// What it is about, which nft(8) lists with it; the tests, all of which have to hold; and what then becomes of the frame.
 pub type Rule = (&'static str, &'static [Test], Verdict);
 
-const ETHER_TO: Field = Ether(0, 6);
+pub const ETHER_TO: Field = Ether(0, 6);
 pub const ETHER_SOURCE: Field = Ether(6, 6);
 pub const ETHER_TYPE: Field = Ether(12, 2);
 pub const ARP: &[u8] = &[0x08, 0x06];
@@ -199,7 +219,7 @@ pub const ICMPV6: &[u8] = &[58];
 const NO_ADDRESS: Test = Is(IPV6_SOURCE, &[0; 16]);
 pub const LATER_OF_IPV6: Test = Any(Fragment(2, 2), &[0xff, 0xf8]);
 const IPV6_LENGTH: Field = Network(4, 2);
-const IPV6_NEXT: Field = Network(6, 1);
+pub const IPV6_NEXT: Field = Network(6, 1);
 pub const IPV6_SOURCE: Field = Network(8, 16);
 const IPV6_RULES: &[Rule] = &[
     ("another's address", &[NotOfPort(IPV6_SOURCE, Set::Ipv6)], Forged),
@@ -440,13 +460,13 @@ fn describe(attributes: &mut Attributes, set: Set) {
     let ranges = if set.has_ranges() { INTERVAL | CONCAT } else { 0 };
     let map = if set.data().is_empty() { 0 } else { MAP };
     let timeouts = if set.has_timeouts() { TIMEOUT } else { 0 };
-    let size = set.fills_itself();
-    let flags = ranges | map | timeouts | size.map_or(0, |_| EVAL);
+    let eval = set.fills_itself().map_or(0, |_| EVAL);
+    let flags = ranges | map | timeouts | eval;
     attributes.text(SET_NAME, set.name()).number(3, flags).number(4, kind).number(5, len as u32);
     if map != 0 {
         attributes.number(6, data.0).number(7, data.1 as u32);
     }
-    if let Some(size) = size {
+    if let Some(size) = set.fills_itself() {
         // NFTA_SET_DESC_SIZE.
         attributes.nested(9, |desc| _ = desc.number(1, size));
     }

@@ -42,8 +42,10 @@ impl Family {
 
     /// Its chains, in an order in which each is there before what leads to it.
     pub fn chains(self) -> impl Iterator<Item = Chain> {
-        const OF_BRIDGES: [Chain; 7] = [
+        const OF_BRIDGES: [Chain; 9] = [
             Chain::Source,
+            Chain::Port,
+            Chain::Again,
             Chain::Host,
             Chain::Towards,
             Chain::Outside,
@@ -153,7 +155,7 @@ pub enum Set {
     Discovery,
     /// The ports that have a policy.
     Policed,
-    /// And which one.
+    /// And which one, with what tells what is known of the port's frames from what was.
     Policies,
     /// What each policy says, a rule in each element's comment; at 0 of which network the workloads are that it names.
     Rules,
@@ -189,6 +191,10 @@ pub enum Set {
     Asked4,
     /// The same of IPv6.
     Asked6,
+    /// What was let through a moment ago ([`again`](super::again)).
+    Passed4,
+    /// The same of IPv6.
+    Passed6,
     /// Ports with what their guests may send, each with a limit that is met beyond that.
     RatesFrom,
     /// And with what they may be sent.
@@ -249,7 +255,7 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 56] = [
+    pub const ALL: [Set; 58] = [
         Set::Ports,
         Set::Macs,
         Set::Ipv4,
@@ -278,6 +284,8 @@ impl Set {
         Set::Ended6,
         Set::Asked4,
         Set::Asked6,
+        Set::Passed4,
+        Set::Passed6,
         Set::RatesFrom,
         Set::RatesTo,
         Set::OverFrom,
@@ -357,6 +365,8 @@ impl Set {
             Set::Ended6 => "ended6",
             Set::Asked4 => "asked4",
             Set::Asked6 => "asked6",
+            Set::Passed4 => "passed4",
+            Set::Passed6 => "passed6",
             Set::RatesFrom => "rates_from",
             Set::RatesTo => "rates_to",
             Set::OverFrom => "over_from",
@@ -405,6 +415,9 @@ impl Set {
             // The port, who is at the other side, and the ports there and here; five fields are the most that nft(8) can name.
             Set::Begun4 => &[Type::Index, Type::Ipv4, Type::Protocol, Type::Service, Type::Service],
             Set::Begun6 => &[Type::Index, Type::Ipv6, Type::Protocol, Type::Service, Type::Service],
+            // Of more fields than nft(8) can name, which shows each two or more as one of their length.
+            Set::Passed4 => &[Type::Mark, Type::Index, Type::Ipv6, Type::Ipv6],
+            Set::Passed6 => &[Type::Mac, Type::Ipv6, Type::Ipv6, Type::Ipv6, Type::Mac],
             Set::Ended4 | Set::Asked4 => &[Type::Index, Type::Ipv4, Type::Service, Type::Service],
             Set::Ended6 | Set::Asked6 => &[Type::Index, Type::Ipv6, Type::Service, Type::Service],
         }
@@ -428,8 +441,13 @@ impl Set {
     /// How many elements it holds that the kernel puts there while it looks at packets; `None` for one whose elements are netmgr's.
     pub fn fills_itself(self) -> Option<u32> {
         let counted = matches!(self, Set::Counted4 | Set::Counted6 | Set::Rated4 | Set::Rated6);
-        let noted = matches!(self, Set::Begun4 | Set::Begun6 | Set::Ended4 | Set::Ended6 | Set::Asked4 | Set::Asked6);
-        (counted || noted).then_some(65_536)
+        let passed = matches!(self, Set::Passed4 | Set::Passed6);
+        (counted || passed || self.notes()).then_some(65_536)
+    }
+
+    /// Whether the kernel notes in it what others have begun, which is carried over where a table is put there anew.
+    pub fn notes(self) -> bool {
+        matches!(self, Set::Begun4 | Set::Begun6 | Set::Ended4 | Set::Ended6 | Set::Asked4 | Set::Asked6)
     }
 
     /// Whether each of its elements ends at a time of its own: what is in it is not compared.
@@ -473,6 +491,10 @@ pub enum Chain {
     /// What any bridge hands to the host itself.
     Host,
     /// What comes from a port of ours.
+    Port,
+    /// What was let through a moment ago.
+    Again,
+    /// Where a port's guest may send as.
     Guest,
     /// With its MAC address.
     Own,
@@ -510,12 +532,8 @@ pub enum Chain {
     Published,
     /// What leaves the host.
     Leave,
-    /// What was found to be a port's own.
-    Policy,
-    /// IPv4 of it.
-    Policy4,
-    /// IPv6.
-    Policy6,
+    /// What comes from a port with a policy.
+    Policed,
     /// IPv4 of a port with a policy.
     Policed4,
     /// IPv6.
@@ -524,6 +542,14 @@ pub enum Chain {
     Asks4,
     /// IPv6.
     Asks6,
+    /// IPv4 to where its policy allows, by address.
+    Goes4,
+    /// IPv6.
+    Goes6,
+    /// IPv4 that is let through.
+    Passed4,
+    /// IPv6.
+    Passed6,
     /// IPv4 to elsewhere.
     Answers4,
     /// IPv6.
@@ -534,7 +560,9 @@ pub enum Chain {
     Denied,
     /// What leaves any bridge.
     Towards,
-    /// IPv4 to a port with a policy.
+    /// What leaves to a port with a policy.
+    TowardsPort,
+    /// IPv4 of it.
     Towards4,
     /// IPv6.
     Towards6,
@@ -560,7 +588,7 @@ pub enum Chain {
 
 impl Chain {
     /// All of them but [`Chain::Egress`] and [`Chain::Ingress`], in an order in which each is there before what leads to it.
-    pub const ALL: [Chain; 42] = [
+    pub const ALL: [Chain; 47] = [
         Chain::Forged,
         Chain::OverFrom,
         Chain::OverTo,
@@ -568,19 +596,22 @@ impl Chain {
         Chain::Outside4,
         Chain::Outside6,
         Chain::Outside,
+        Chain::Again,
         Chain::Allowed,
         Chain::Denied,
+        Chain::Passed4,
+        Chain::Passed6,
+        Chain::Goes4,
+        Chain::Goes6,
         Chain::Asks4,
         Chain::Asks6,
         Chain::Answers4,
         Chain::Answers6,
         Chain::Policed4,
         Chain::Policed6,
-        Chain::Policy4,
-        Chain::Policy6,
-        Chain::Policy,
         Chain::Towards4,
         Chain::Towards6,
+        Chain::TowardsPort,
         Chain::Towards,
         Chain::Solicitation,
         Chain::Advertisement,
@@ -591,6 +622,8 @@ impl Chain {
         Chain::Ipv6,
         Chain::Own,
         Chain::Guest,
+        Chain::Policed,
+        Chain::Port,
         Chain::Host,
         Chain::Source,
         Chain::Published,
@@ -610,6 +643,8 @@ impl Chain {
         match self {
             Chain::Source => "source",
             Chain::Host => "host",
+            Chain::Port => "port",
+            Chain::Again => "again",
             Chain::Guest => "guest",
             Chain::Own => "guest_own",
             Chain::Arp => "guest_arp",
@@ -629,18 +664,21 @@ impl Chain {
             Chain::OwnRedirect => "redirect_own",
             Chain::Published => "published",
             Chain::Leave => "leave",
-            Chain::Policy => "policy",
-            Chain::Policy4 => "policy_ipv4",
-            Chain::Policy6 => "policy_ipv6",
+            Chain::Policed => "policed",
             Chain::Policed4 => "policed_ipv4",
             Chain::Policed6 => "policed_ipv6",
             Chain::Asks4 => "asks_ipv4",
             Chain::Asks6 => "asks_ipv6",
+            Chain::Goes4 => "goes_ipv4",
+            Chain::Goes6 => "goes_ipv6",
+            Chain::Passed4 => "passed_ipv4",
+            Chain::Passed6 => "passed_ipv6",
             Chain::Answers4 => "answers_ipv4",
             Chain::Answers6 => "answers_ipv6",
             Chain::Allowed => "policy_allows",
             Chain::Denied => "policy_denies",
             Chain::Towards => "towards",
+            Chain::TowardsPort => "towards_port",
             Chain::Towards4 => "towards_ipv4",
             Chain::Towards6 => "towards_ipv6",
             Chain::OverFrom => "over_rate_from",

@@ -1,5 +1,6 @@
 //! The filter on the kernel's own nf_tables: what it is, beside what nft(8) says of it; how it is kept; and what it does to real frames.
 
+mod again;
 mod frames;
 mod kept;
 mod outside;

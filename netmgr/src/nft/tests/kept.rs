@@ -6,6 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use schema::policy::{METADATA_4, METADATA_6};
 use serde_json::{Value, json};
 
 use super::{
@@ -100,6 +101,9 @@ fn is_field(said: &Value, field: Field) -> bool {
             ("icmpv6", "type", "th", 0, 1),
             ("th", "dport", "th", 2, 2),
             ("arp", "daddr ip", "nh", 24, 4),
+            ("ip", "daddr", "nh", 16, 4),
+            ("ip6", "daddr", "nh", 24, 16),
+            ("ip6", "nexthdr", "nh", 6, 1),
         ];
         let name = &said["payload"];
         let is_named = named.iter().any(|(protocol, name_of, of, offset, length)| {
@@ -113,6 +117,7 @@ fn is_field(said: &Value, field: Field) -> bool {
         Field::Out => *said == json!({"meta": {"key": "oifname"}}),
         Field::OutIndex => *said == json!({"meta": {"key": "oif"}}),
         Field::Mark => *said == json!({"meta": {"key": "mark"}}),
+        Field::Policy => *said == json!({"&": [{"meta": {"key": "mark"}}, 0xffff]}),
         Field::Routing(0, 1) => *said == json!({"exthdr": {"name": "rt", "field": "nexthdr"}}),
         Field::Subnet(at) => {
             let [of, by] = said["&"].as_array().map(Vec::as_slice).unwrap_or_default() else { return false };
@@ -151,6 +156,9 @@ fn is_number(said: &Value, bytes: &[u8]) -> bool {
         ("nd-neighbor-advert", &[136]),
         ("ipv6-icmp", &[58]),
         ("01:80:c2:00:00:00", &[1, 0x80, 0xc2, 0, 0, 0]),
+        ("0", &[0; 4]),
+        ("169.254.169.254", &METADATA_4.octets()),
+        ("fd00:ec2::254", &METADATA_6.octets()),
         ("ff:ff:ff:ff:ff:f0", &[0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]),
     ];
     said.as_u64().is_some_and(|said| u128::from(said) == number)
@@ -188,6 +196,7 @@ fn is_test(said: &Value, test: Test) -> bool {
             let policy = json!({"map": {"key": {"meta": {"key": "iifname"}}, "data": "@policies"}});
             return *said == json!({"mangle": {"key": mark, "value": policy}});
         }
+        Test::Again => return *said == json!({"mangle": {"key": mark, "value": u32::from_ne_bytes(*b"volt")}}),
         Test::Unmarked => return *said == json!({"mangle": {"key": mark, "value": 0}}),
         Test::Put(fields, set, seconds) => {
             let element = &said["set"]["elem"]["elem"];
@@ -211,12 +220,24 @@ fn is_test(said: &Value, test: Test) -> bool {
         _ => false,
     };
     match test {
+        Test::Is(Field::Network(0, 1), [0x45]) if left["payload"]["protocol"] == "ip" => {
+            let parts = [("version", 4), ("hdrlength", 5)];
+            how == "==" && parts.iter().any(|(part, is)| left["payload"]["field"] == *part && right == is)
+        }
+        // As the host has it.
+        Test::Is(Field::Mark, value) => {
+            how == "==" && is_field(left, Field::Mark) && *right == json!(u32::from_ne_bytes(value.try_into().unwrap()))
+        }
         Test::Is(field, value) => how == "==" && is_field(left, field) && is_number(right, value),
         Test::IsNot(field, value) => how == "!=" && is_field(left, field) && is_number(right, value),
         // TCP's, which it has names for.
         Test::Masked(Field::Header(13, 1), [0x12], [2]) => {
             let flags = json!([{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "ack"]]);
             how == "==" && left["&"] == flags && right == "syn"
+        }
+        Test::Masked(Field::Header(13, 1), [7], [0]) => {
+            let named = how == "!" && is_field(left, Field::Header(13, 1)) && *right == json!(["fin", "syn", "rst"]);
+            named || how == "==" && masked(Field::Header(13, 1), &[7]) && is_number(right, &[0])
         }
         Test::Any(Field::Header(13, 1), [5]) => {
             how == "in" && is_field(left, Field::Header(13, 1)) && *right == json!(["fin", "rst"])
@@ -233,7 +254,13 @@ fn is_test(said: &Value, test: Test) -> bool {
         Test::NotOfPort(field, set) => how == "!=" && of_port(field) && in_set(set),
         Test::NotIn(field, set) => how == "!=" && is_field(left, field) && in_set(set),
         Test::All(fields, set) => how == "==" && are_fields(left, fields) && in_set(set),
-        Test::Over(..) | Test::Faster(..) | Test::Marked | Test::Unmarked | Test::Put(..) | Test::Take(..) => false,
+        Test::Over(..)
+        | Test::Faster(..)
+        | Test::Marked
+        | Test::Unmarked
+        | Test::Again
+        | Test::Put(..)
+        | Test::Take(..) => false,
     }
 }
 
@@ -291,9 +318,17 @@ fn nft_lists_the_rules_of_the_model_and_the_elements_of_its_ports() {
                     let said = |part: &&Value| part["match"]["left"] == json!({"meta": {"key": "l4proto"}});
                     parts.iter().any(of_it) && !parts.iter().any(said)
                 };
+                // Nor of a packet. The version of IPv4 and its header's length it says one after the other then.
+                let says_length = parts.iter().any(|part| part["match"]["left"]["payload"]["field"] == "hdrlength");
+                let names_packet = |protocol: &[u8]| {
+                    let said = |part: &&Value| part["match"]["left"] == json!({"meta": {"key": "protocol"}});
+                    let of_it = |part: &&Value| protocols(part).iter().any(|of| is_number(of, protocol));
+                    parts.iter().any(of_it) && !parts.iter().any(said)
+                };
                 let expected = tests.iter().flat_map(|test| match test {
                     Test::Is(Field::Transport, protocol) if names(protocol) => vec![],
-                    Test::Is(Field::Protocol, [8, 6]) => vec![],
+                    Test::Is(Field::Protocol, protocol) if *protocol == [8, 6] || names_packet(protocol) => vec![],
+                    Test::Is(Field::Network(0, 1), [0x45]) if says_length => vec![*test, *test],
                     Test::Is(Field::Header(0, 4), _) if both => PORTS.to_vec(),
                     test => vec![*test],
                 });

@@ -14,8 +14,8 @@ use super::{
     *,
 };
 
-const FAR4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
-const FAR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
+pub const FAR4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+pub const FAR6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 const METADATA4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const METADATA6: Ipv6Addr = schema::policy::METADATA_6;
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
@@ -25,11 +25,11 @@ const SYN_ACK: u8 = 18;
 const FIN_ACK: u8 = 17;
 const RST: u8 = 4;
 
-fn rules(texts: &[&str]) -> Rules {
+pub fn rules(texts: &[&str]) -> Rules {
     Rules::new(texts.iter().copied()).unwrap()
 }
 
-fn tcp(from: u16, to: u16, flags: u8) -> Vec<u8> {
+pub fn tcp(from: u16, to: u16, flags: u8) -> Vec<u8> {
     [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 8], &[0x50, flags], &[0; 6]].concat()
 }
 
@@ -46,25 +46,25 @@ fn packet(from: IpAddr, to: IpAddr, protocol: u8, rest: &[u8]) -> (u16, Vec<u8>)
 }
 
 /// From the guest, and to it, of which it does not know where it is.
-fn out(to: impl Into<IpAddr>, protocol: u8, rest: &[u8]) -> Vec<u8> {
+pub fn out(to: impl Into<IpAddr>, protocol: u8, rest: &[u8]) -> Vec<u8> {
     let to = to.into();
     let (kind, packet) = packet(if to.is_ipv4() { OWN4.into() } else { OWN6.into() }, to, protocol, rest);
     own(kind, &packet)
 }
 
-fn into(from: impl Into<IpAddr>, protocol: u8, rest: &[u8]) -> Vec<u8> {
+pub fn into(from: impl Into<IpAddr>, protocol: u8, rest: &[u8]) -> Vec<u8> {
     let from = from.into();
     let (kind, packet) = packet(from, if from.is_ipv4() { OWN4.into() } else { OWN6.into() }, protocol, rest);
     frame(SOMEBODY, OTHER, kind, &packet)
 }
 
 /// A guest `tap-web`, another one `tap-db`, and what is known of its flows.
-struct Scene {
-    bridge: Bridge,
-    web: File,
+pub struct Scene {
+    pub bridge: Bridge,
+    pub web: File,
     _db: File,
-    filter: Filter,
-    sources: [Sources; 2],
+    pub filter: Filter,
+    pub sources: [Sources; 2],
     flows: Flows,
     policy: Option<Rules>,
 }
@@ -77,7 +77,7 @@ fn addresses_of(workload: &str) -> Vec<IpAddr> {
 }
 
 impl Scene {
-    fn new(policy: Option<&[&str]>) -> Scene {
+    pub fn new(policy: Option<&[&str]>) -> Scene {
         let bridge = Bridge::new();
         let (web, db) = (Bridge::tap("tap-web"), Bridge::tap("tap-db"));
         let sources = [sources(&["10.42.0.2", "fd00::2"]), sources(&["10.42.0.3", "fd00::3"])];
@@ -87,7 +87,7 @@ impl Scene {
         scene
     }
 
-    fn mend(&mut self, policy: Option<&[&str]>) {
+    pub fn mend(&mut self, policy: Option<&[&str]>) {
         self.policy = policy.map(rules);
         let Scene { filter, sources: [web, db], policy, .. } = self;
         let web = Sender { workload: "vm-web", policy: policy.as_ref(), ..sender("tap-web", mac(2), web) };
@@ -96,7 +96,7 @@ impl Scene {
     }
 
     /// Whether a frame of the guest's reaches the bridge's other ports, as the model says too.
-    fn goes(&mut self, frame: &[u8]) -> bool {
+    pub fn goes(&mut self, frame: &[u8]) -> bool {
         let Scene { sources: [web, _], policy, flows, .. } = self;
         let port = Sender { workload: "vm-web", policy: policy.as_ref(), ..sender("tap-web", mac(2), web) };
         let expected = model::goes(port, &World { own: &OWN_OF_HOST, workload: &addresses_of }, flows, frame);
@@ -106,7 +106,7 @@ impl Scene {
     }
 
     /// Has a frame come to the guest.
-    fn comes(&mut self, frame: &[u8]) {
+    pub fn comes(&mut self, frame: &[u8]) {
         if self.policy.is_some() {
             model::comes(&mut self.flows, frame);
         }
@@ -120,7 +120,7 @@ impl Scene {
         self.filter.counts().unwrap()["tap-web"].forged.packets
     }
 
-    fn counts(&mut self) -> Option<[u64; 2]> {
+    pub fn counts(&mut self) -> Option<[u64; 2]> {
         let counts = self.filter.counts().unwrap().remove("tap-web")?;
         self.policy.as_ref().map(|_| [counts.allowed.packets, counts.denied.packets])
     }
@@ -503,6 +503,8 @@ fn kernel_lets_go_what_the_model_does_of_any_packets_under_any_policies() {
                             scene.comes(frame);
                         } else {
                             went.set(went.get() + u32::from(scene.goes(frame)));
+                            // And once more, as a moment ago.
+                            scene.goes(frame);
                         }
                     }
                 }
