@@ -95,8 +95,6 @@ struct Model {
     vlans: bool,
     /// Whether somebody has taken rules away, and netmgr may not have lived to bring them back.
     lost: bool,
-    /// Ports of the host that the netmgr that runs holds.
-    held: BTreeSet<u16>,
 }
 
 /// How the names begin of containers whose ports end with their holders.
@@ -326,7 +324,7 @@ impl Model {
             }
             8 => {
                 let at = random.below(self.ports.len());
-                let held = self.held.clone();
+                let held = self.published();
                 let port = &mut self.ports[at];
                 let (before, mut after) = (port.given[0].clone(), port.given[0].clone());
                 let (workload, network) = (&port.workload, port.network);
@@ -342,7 +340,7 @@ impl Model {
                     }
                     (3, _) => after.rate = RATES[random.below(RATES.len())],
                     _ if before.published.contains(&published) => _ = after.published.remove(&published),
-                    // Another one's, since this netmgr has begun: nobody has a socket to publish it by.
+                    // Another one's: nobody has a socket to publish it by.
                     _ if held.contains(&published) => {
                         assert!(TcpListener::bind(("0.0.0.0", published)).is_err(), "{published} is not held");
                         return "nothing".into();
@@ -368,7 +366,7 @@ impl Model {
                         let at = format!("0.0.0.0:{published}");
                         if after.published.len() > before.published.len() {
                             assert!(TcpListener::bind(&at).is_err(), "{says}, and anybody has the port");
-                        } else {
+                        } else if after.published.len() < before.published.len() {
                             drop(tcp(&at));
                         }
                         port.given = vec![after];
@@ -422,7 +420,6 @@ impl Model {
                 None => settle("nothing is left within", || container.ip("-o link show").lines().count() == 1).await,
             }
         }
-        self.held.clear();
         let lost = std::mem::take(&mut self.lost);
         for port in &mut self.ports {
             let network = client.network(port.network).await.unwrap();
@@ -432,7 +429,6 @@ impl Model {
             let found = found.unwrap_or_else(|| panic!("{} has {now:?}, of {:?}", port.workload, port.given));
             // As who keeps what ports are given does.
             found.give(&now, client, &network, &port.workload).await.unwrap();
-            self.held.extend(found.published.difference(&now.published));
             port.given = vec![found];
         }
     }
@@ -476,12 +472,17 @@ impl Model {
         self.wrong_entry().or_else(|| self.wrong_rule()).or_else(|| self.wrong_socket())
     }
 
-    /// Which ports of the host are held that should not be, or are not.
+    /// Ports of the host that lead to guests.
+    fn published(&self) -> BTreeSet<u16> {
+        self.ports.iter().flat_map(|port| port.given[0].published.clone()).collect()
+    }
+
+    /// Which of them are held that should not be, or are not: by this netmgr, whichever has published them.
     fn wrong_socket(&self) -> Option<String> {
-        let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-        let rows = table.lines().filter_map(|line| line.split_whitespace().nth(1)?.rsplit_once(':'));
-        let held = rows.map(|(_, port)| u16::from_str_radix(port, 16).unwrap()).collect::<BTreeSet<_>>();
-        (held != self.held).then(|| format!("{held:?} are held, not {:?}", self.held))
+        let is_held = |port: &u16| TcpListener::bind(("0.0.0.0", *port)).is_err();
+        let held: BTreeSet<u16> = (FIRST..).take(PUBLISHED).filter(is_held).collect();
+        let wanted = self.published();
+        (held != wanted).then(|| format!("{held:?} are held, not {wanted:?}"))
     }
 
     /// What bridges have that they should not, or lack.

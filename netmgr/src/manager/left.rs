@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{link::Link, network::Network, nft::Adopted, published::Published};
+use crate::{link::Link, mark, network::Network, nft::Adopted, published::Published};
 
 /// What was read at the start for interfaces that are no port's of any network as yet. Nobody can change it before they are.
 #[derive(Default)]
@@ -28,7 +28,17 @@ impl Left {
         adopted.policies.retain(|name, _| indices.contains_key(name));
         adopted.rates.retain(|name, _| indices.contains_key(name));
         published.retain(|one| is_free(networks, one));
-        Left { adopted, indices, published }
+        let mut left = Left { adopted, indices, published };
+        left.forget_gone(links);
+        left
+    }
+
+    /// Forgets what led to guests that have gone, which nobody can be given any more: it would be held for good.
+    fn forget_gone(&mut self, links: &[Link]) {
+        let Left { indices, published, .. } = self;
+        let there = links.iter().filter(|link| indices.get(&link.name) == Some(&link.index));
+        let marks: Vec<_> = there.filter_map(|link| mark::read_port(&link.alias)).collect();
+        published.retain(|one| marks.iter().any(|mark| mark.sources.has(one.guest.ip())));
     }
 
     /// Which ports of the host were published for them, to be held.
@@ -59,6 +69,7 @@ impl Left {
             let names = links.iter().filter(|link| link.index == port.index).map(|link| &link.name);
             names.for_each(|name| _ = self.indices.remove(name));
         }
+        self.forget_gone(links);
     }
 }
 
