@@ -37,16 +37,16 @@ impl Forwarding {
 
     /// Has the host forward, from and to all interfaces.
     pub fn on(&self) -> io::Result<()> {
-        self.set("all/forwarding")
+        self.set("all/forwarding", *b"1")
     }
 
-    /// Lets what is from the loopback network leave by a bridge. (What a guest sends to that network, the rules drop.)
-    pub fn of_loopback(&self, bridge: &str) -> io::Result<()> {
-        self.set(&format!("{bridge}/route_localnet"))
+    /// Lets what is from the loopback network leave by a bridge, or not. (What a guest sends to that network, the rules drop.)
+    pub fn of_loopback(&self, bridge: &str, on: bool) -> io::Result<()> {
+        self.set(&format!("{bridge}/route_localnet"), if on { *b"1" } else { *b"0" })
     }
 
-    fn set(&self, setting: &str) -> io::Result<()> {
+    fn set(&self, setting: &str, value: [u8; ipv6::LENGTH]) -> io::Result<()> {
         let folder = self.0.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        ipv6::write(folder, setting, *b"1")
+        ipv6::write(folder, setting, value)
     }
 }

@@ -483,6 +483,7 @@ impl Manager {
         self.guard(&links)?;
         let Manager { rtnl, instance, networks, .. } = self;
         let network = find(networks, &id)?;
+        network.answer_loopback(rtnl);
         network.mend_ports(rtnl, instance, &links)?;
         network.mend_uplink(rtnl, instance, &links)?;
         Ok(id)

@@ -233,13 +233,16 @@ pub struct Network {
     pub events: Events,
     /// Why it is not as it should be, once that was said.
     trouble: Option<String>,
+    /// Whether its bridge was made to carry what the host sends from its loopback network.
+    answers_loopback: bool,
 }
 
 impl Network {
     /// One whose bridge has that index, without ports.
     pub fn new(serial: u64, index: u32, config: Config) -> Network {
         let (ports, events) = (BTreeMap::new(), Events::default());
-        Network { serial, index, config, policy: None, ports, events, left: Vec::new(), trouble: None }
+        let (left, trouble, answers_loopback) = (Vec::new(), None, false);
+        Network { serial, index, config, policy: None, ports, events, left, trouble, answers_loopback }
     }
 
     /// What the rules know of it, whose bridge has that name at present.
@@ -305,6 +308,16 @@ impl Network {
         self.ports.values().flat_map(|port| &port.published)
     }
 
+    /// Has its bridge carry what the host sends from its loopback network as long as a port of the host's leads to a guest there: also where it is
+    /// another bridge than before.
+    pub fn answer_loopback(&mut self, rtnl: &Rtnl) {
+        let answers = self.published().any(|one| one.guest.is_ipv4());
+        if answers || self.answers_loopback {
+            rtnl.answer_loopback(&self.config.name, answers);
+        }
+        self.answers_loopback = answers;
+    }
+
     /// Takes on those that an earlier netmgr has published for guests of this one.
     pub fn adopt_published(&mut self, published: &[Published]) {
         for port in self.ports.values_mut() {
@@ -362,6 +375,7 @@ impl Network {
 
     fn define_again(&mut self, rtnl: &mut Rtnl, owner: &Instance) -> Result<(), Error> {
         self.index = bridge::define(rtnl, bridge::Wanted { config: &self.config, owner }, Some(self.index))?;
+        self.answer_loopback(rtnl);
         Ok(())
     }
 

@@ -177,10 +177,12 @@ impl Rtnl {
         [self.socket.fd(), home].into_iter().chain(self.ipv4.fd()).chain(self.ipv6.fd()).chain(devices)
     }
 
-    /// Lets guests on a bridge answer what the host sends from its loopback network. Where that fails, published ports are reached under the host's other
-    /// addresses.
-    pub fn answer_loopback(&self, bridge: &str) {
-        if let Err(error) = self.ipv4.of_loopback(bridge) {
+    /// Lets guests on a bridge answer what the host sends from its loopback network, or not. Where that fails, published ports are reached under the
+    /// host's other addresses.
+    pub fn answer_loopback(&self, bridge: &str, on: bool) {
+        if let Err(error) = self.ipv4.of_loopback(bridge, on)
+            && on
+        {
             confine::say!(
                 "netmgr: ports that are published for guests on {bridge} are not reached over 127.0.0.1 ({error}). Let netmgr write to {}.",
                 ipv4::FOLDER

@@ -180,6 +180,69 @@ fn neighbour_who_sends_to_the_loopback_network_reaches_no_guest() {
     });
 }
 
+/// For which the bridge of a network that somebody publishes a port of carries the loopback network, and no guest gets anything out of that.
+#[test]
+fn loopback_network_is_the_host_s_own_and_its_ports_lead_to_guests_over_whatever_becomes_of_their_bridge() {
+    with_nft(|| {
+        let mut netmgr = Netmgr::start();
+        serve(7000);
+        let setting = "/proc/sys/net/ipv4/conf/volt0/route_localnet";
+        let carries = || std::fs::read_to_string(setting).is_ok_and(|on| on.trim() == "1");
+        let led = || reaches("127.0.0.1:8080".parse().unwrap(), PATIENCE) == Some([10, 50, 0, 1].into());
+        let web = run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, "volt0", "10.50.0.1", Kind::Nat).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            web.serves(82);
+            // Who has no loopback network of its own sends what is for that to whom it likes, from its own address, or from one of that.
+            web.ip("addr del 127.0.0.1/8 dev lo");
+            web.ip("route add 127.0.0.0/8 via 10.50.0.1");
+            web.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap());
+            assert!(!carries());
+            publish(&client, &network, "vm-web", vec![tcp("127.0.0.1:8080"), tcp("0.0.0.0:8081")], 82).await.unwrap();
+            assert!(carries() && led());
+            let holds = || {
+                // The host serves it, on all of its addresses.
+                assert_eq!(web.seen_as("10.50.0.1:7000"), "10.50.0.2");
+                let before = dropped("early", "for the loopback network");
+                for to in ["127.0.0.1:7000", "127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.2:7000"] {
+                    assert!(web.reaches(to).is_none(), "{to}");
+                }
+                assert!(dropped("early", "for the loopback network") > before);
+            };
+            holds();
+            web.ip("addr add 127.9.9.9/32 dev eth0");
+            assert!(web.reaches("127.0.0.1:7000").is_none());
+            web.ip("addr del 127.9.9.9/32 dev eth0");
+            // Another bridge has what the first one had: by netmgr's own look, by an attach, and by the next definition.
+            ip("link delete volt0");
+            settle("it carries that", carries).await;
+            forwards("tap-web").await;
+            assert!(led());
+            holds();
+            ip("link delete volt0");
+            let _db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+            assert!(carries() && led());
+            netmgr.kill();
+            web
+        });
+        ip("link delete volt0");
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, "volt0", "10.50.0.1", Kind::Nat).await.unwrap();
+            forwards("tap-web").await;
+            assert!(carries() && led());
+            // No longer than somebody needs it.
+            unpublish(&client, &network, "vm-web", "tcp 127.0.0.1:8080").await.unwrap();
+            assert!(carries());
+            unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8081").await.unwrap();
+            assert!(!carries());
+            drop(web);
+        });
+    });
+}
+
 #[test]
 fn datagrams_of_a_steady_client_go_where_the_port_leads_now() {
     with_nft(|| {

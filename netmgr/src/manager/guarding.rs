@@ -37,7 +37,7 @@ impl Manager {
     /// Has the TAPs on our bridges send no more than they may as yet, whether they can be told to be ports or not: somebody may have cleared
     /// the mark of one whose guest still runs.
     pub(super) fn keep_guarding(&mut self, links: &[Link]) {
-        let Manager { filter: Some(filter), networks, strays, left, .. } = self else { return };
+        let Manager { rtnl, filter: Some(filter), networks, strays, left, .. } = self else { return };
         let bridges: BTreeSet<u32> = networks.values().map(|network| network.index).collect();
         let ports = || links.iter().filter(|link| Kind::of(link).is_some() && bridges.contains(&link.master));
         let names: BTreeSet<&str> = ports().map(|link| link.name.as_str()).collect();
@@ -56,6 +56,7 @@ impl Manager {
             network.policy = adopted.policies.get(name).cloned();
             // Each is the one's that has the address. What leads to nobody goes with the first look.
             network.adopt_published(&published);
+            network.answer_loopback(rtnl);
             left::know_again(network, links, &adopted);
         }
         filter.hold_published(networks.values().flat_map(Network::published));

@@ -96,7 +96,6 @@ impl Manager {
         }
         // A network that leads nowhere is forwarded to all the same: who comes by the host's port is answered.
         self.rtnl.forward(new.iter().any(|one| one.guest.is_ipv6()))?;
-        self.rtnl.answer_loopback(&id.name);
         let Manager { filter, networks, .. } = self;
         if let Some(filter) = filter {
             filter.publish(networks.values().flat_map(Network::published).chain(&new))?;
@@ -104,6 +103,7 @@ impl Manager {
         // Also those that went to a service of the host's before.
         self.end_connections(&new);
         self.port(whose)?.published.extend(new.iter().cloned());
+        find(&mut self.networks, id)?.answer_loopback(&self.rtnl);
         Ok(new)
     }
 
@@ -183,6 +183,7 @@ impl Manager {
             filter.publish(self.networks.values().flat_map(Network::published))?;
         }
         self.end_connections(gone);
+        self.networks.values_mut().for_each(|network| network.answer_loopback(&self.rtnl));
         Ok(())
     }
 
