@@ -6,7 +6,8 @@ mod given;
 mod places;
 
 use std::{
-    net::{SocketAddr, TcpListener, UdpSocket},
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::OwnedFd,
     process::Command,
     time::Duration,
@@ -47,74 +48,83 @@ fn udp(at: &str) -> OwnedFd {
     testkit::wait::until(at, || UdpSocket::bind(at).map_err(|error| error.to_string())).into()
 }
 
-/// One that is for IPv6 alone, and does not listen.
-fn tcp6(port: u16) -> OwnedFd {
-    use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
-    let fd = socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
-    sockopt::set_ipv6_v6only(&fd, true).unwrap();
-    let at = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
-    testkit::wait::until("the port", || bind(&fd, &at).map_err(|error| error.to_string()));
-    fd
-}
-
 #[test]
 fn published_port_is_reached_by_whoever_reaches_the_host_and_until_it_is_taken_back() {
-    with_nft(|| {
-        let lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
-        lan.serves(8080);
-        for family in ["ip", "ip6"] {
-            let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), "0");
-        }
-        let netmgr = Netmgr::start();
-        run(async {
-            let client = netmgr.connect().await;
-            let network = define_both(&client, "volt0", "10.50.0.1", "fd50::1/64", Kind::HostOnly).await.unwrap();
-            define(&client, "volt1", "10.51.0.1", Kind::Nat).await.unwrap();
-            let (both, gateways) = (["10.50.0.2/24", "fd50::2/64"], ["10.50.0.1", "fd50::1"]);
-            let web = Guest::new(&client, "volt0", "vm-web", &both, &gateways).await;
-            let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
-            let other = Guest::new(&client, "volt1", "vm-other", &["10.51.0.2/24"], &["10.51.0.1"]).await;
-            web.serves(82);
-            publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8080"), tcp("0.0.0.0:8081")], 82).await.unwrap();
-            publish(&client, &network, "vm-web", vec![tcp6(8080)], 82).await.unwrap();
-            assert_eq!(
-                listed(&client, &network).await,
-                ["vm-web tcp 0.0.0.0 8080 82", "vm-web tcp 0.0.0.0 8081 83", "vm-web tcp :: 8080 82"]
-            );
-            assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
-            assert_eq!(lan.seen_as("[fd99::1]:8080"), "fd99::2");
-            // Under any address of the host's, and no other's.
-            assert_eq!(web.seen_as("192.0.2.2:8080"), "192.0.2.1");
-            assert_eq!(db.seen_as("192.0.2.1:8080"), "10.50.0.1");
-            assert_eq!(db.seen_as("10.50.0.1:8080"), "10.50.0.1");
-            assert_eq!(other.seen_as("192.0.2.1:8080"), "10.50.0.1");
-            // By itself, by the host, and over its loopback.
-            assert_eq!(web.seen_as("192.0.2.1:8080"), "10.50.0.1");
-            let here = |to: &str| reaches(to.parse().unwrap(), PATIENCE).map(|ip| ip.to_string());
-            assert!(here("192.0.2.1:8080").is_some());
-            assert_eq!(here("127.0.0.1:8080").as_deref(), Some("10.50.0.1"));
-            assert!(here("[fd99::1]:8080").is_some());
-            // Over ::1 nothing goes to a guest, and who tries is refused at once.
-            let over = std::net::TcpStream::connect("[::1]:8080").unwrap_err();
-            assert_eq!(over.kind(), std::io::ErrorKind::ConnectionRefused);
-            // And not by who routes to it.
-            lan.ip("route add 10.50.0.0/24 via 192.0.2.1");
-            assert!(lan.reaches("10.50.0.2:82").is_none() && other.reaches("10.50.0.2:82").is_none());
-            // Nobody else has the port as long as that.
-            assert!(TcpListener::bind("0.0.0.0:8080").is_err());
-            unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap();
-            let refused = unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap_err();
-            assert_eq!(refused.code, Code::NotFound);
-            assert!(lan.reaches("192.0.2.1:8080").is_none());
-            assert_eq!(lan.seen_as("[fd99::1]:8080"), "fd99::2");
-            eventually_free("0.0.0.0:8080");
-            // What is left goes with the port.
-            client.release(&web.port).await.unwrap();
-            eventually_free("0.0.0.0:8081");
-            let set = Command::new("nft").args(["list", "map", "inet", "volt-vmm", "published6"]).output().unwrap();
-            assert!(!String::from_utf8(set.stdout).unwrap().contains("elements"));
-        });
-    });
+    // Whether or not the host's rules for routed packets see what a bridge forwards, as Docker has it.
+    for filter in ["0", "1"] {
+        with_nft(move || {
+            let lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
+            lan.serves(8080);
+            for family in ["ip", "ip6"] {
+                let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), filter);
+            }
+            let netmgr = Netmgr::start();
+            run(async {
+                let client = netmgr.connect().await;
+                let network = define_both(&client, "volt0", "10.50.0.1", "fd50::1/64", Kind::HostOnly).await.unwrap();
+                define(&client, "volt1", "10.51.0.1", Kind::Nat).await.unwrap();
+                let (both, gateways) = (["10.50.0.2/24", "fd50::2/64"], ["10.50.0.1", "fd50::1"]);
+                let web = Guest::new(&client, "volt0", "vm-web", &both, &gateways).await;
+                let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+                let other = Guest::new(&client, "volt1", "vm-other", &["10.51.0.2/24"], &["10.51.0.1"]).await;
+                web.serves(82);
+                publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8080"), tcp("0.0.0.0:8081")], 82).await.unwrap();
+                publish(&client, &network, "vm-web", vec![tcp6(8080)], 82).await.unwrap();
+                assert_eq!(
+                    listed(&client, &network).await,
+                    ["vm-web tcp 0.0.0.0 8080 82", "vm-web tcp 0.0.0.0 8081 83", "vm-web tcp :: 8080 82"]
+                );
+                assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
+                assert_eq!(lan.seen_as("[fd99::1]:8080"), "fd99::2");
+                // Under any address of the host's, and no other's.
+                assert_eq!(web.seen_as("192.0.2.2:8080"), "192.0.2.1");
+                assert_eq!(web.seen_as("[fd99::2]:8080"), "fd99::1");
+                for to in ["192.0.2.2:8080", "[fd99::2]:8080"] {
+                    let own = if to.starts_with('[') { "fd99::1" } else { "192.0.2.1" };
+                    let taken_for = reaches(to.parse().unwrap(), PATIENCE).map(|ip| ip.to_string());
+                    assert_eq!(taken_for.as_deref(), Some(own), "what the host itself sends to {to}");
+                }
+                // A bridge forwards it itself, where it sees where that goes to.
+                let who = if filter == "0" { "10.50.0.1" } else { "10.50.0.3" };
+                assert_eq!(db.seen_as("192.0.2.1:8080"), who);
+                assert_eq!(db.seen_as("10.50.0.1:8080"), who);
+                assert_eq!(other.seen_as("192.0.2.1:8080"), "10.50.0.1");
+                // By itself, by the host, and over its loopback.
+                if filter == "0" {
+                    assert_eq!(web.seen_as("192.0.2.1:8080"), "10.50.0.1");
+                } else {
+                    // It would have to send it back by the port that it came by.
+                    assert!(web.reaches("192.0.2.1:8080").is_none());
+                }
+                let here = |to: &str| reaches(to.parse().unwrap(), PATIENCE).map(|ip| ip.to_string());
+                assert!(here("192.0.2.1:8080").is_some());
+                assert_eq!(here("127.0.0.1:8080").as_deref(), Some("10.50.0.1"));
+                assert!(here("[fd99::1]:8080").is_some());
+                // Over ::1 nothing goes to a guest, and who tries is refused at once.
+                let over = std::net::TcpStream::connect("[::1]:8080").unwrap_err();
+                assert_eq!(over.kind(), std::io::ErrorKind::ConnectionRefused);
+                // And not by who routes to it.
+                lan.ip("route add 10.50.0.0/24 via 192.0.2.1");
+                assert!(lan.reaches("10.50.0.2:82").is_none() && other.reaches("10.50.0.2:82").is_none());
+                // Nobody else has the port as long as that.
+                assert!(TcpListener::bind("0.0.0.0:8080").is_err());
+                unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap();
+                let refused = unpublish(&client, &network, "vm-web", "tcp 0.0.0.0:8080").await.unwrap_err();
+                assert_eq!(refused.code, Code::NotFound);
+                assert!(lan.reaches("192.0.2.1:8080").is_none());
+                assert_eq!(lan.seen_as("[fd99::1]:8080"), "fd99::2");
+                eventually_free("0.0.0.0:8080");
+                // What is left goes with the port, and nothing of others'.
+                client.release(&web.port).await.unwrap();
+                for guest in [&db, &other] {
+                    assert_eq!(guest.seen_as("192.0.2.2:8080"), "192.0.2.1");
+                }
+                eventually_free("0.0.0.0:8081");
+                let set = Command::new("nft").args(["list", "map", "inet", "volt-vmm", "published6"]).output().unwrap();
+                assert!(!String::from_utf8(set.stdout).unwrap().contains("elements"));
+            });
+        })
+    }
 }
 
 /// Of a host that forwards nothing as yet.
@@ -287,6 +297,108 @@ fn datagrams_of_a_steady_client_go_where_the_port_leads_now() {
     });
 }
 
+/// What was begun by a port ends with that, also where one side goes on; and what leads elsewhere goes on.
+#[test]
+fn connections_end_with_the_port_that_they_came_by_and_no_others_do() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+            // One port of the host's, under one address each.
+            publish(&client, &network, "vm-web", vec![tcp("192.0.2.1:8080")], 82).await.unwrap();
+            publish(&client, &network, "vm-db", vec![tcp("10.50.0.1:8080")], 83).await.unwrap();
+            assert!(TcpListener::bind("0.0.0.0:8080").is_err());
+            let begin = |from: &Place, to: &'static str, at: &TcpListener| {
+                let one = from.run(move || TcpStream::connect(to).unwrap());
+                let (other, _) = at.accept().unwrap();
+                [one, other]
+            };
+            let listens = |place: &Place, at: &'static str| place.run(move || TcpListener::bind(at).unwrap());
+            let by_port = begin(&lan, "192.0.2.1:8080", &listens(&web, "0.0.0.0:82"));
+            let by_other = begin(&web, "10.50.0.1:8080", &listens(&db, "0.0.0.0:83"));
+            let own = begin(&web, "192.0.2.2:7000", &listens(&lan, "0.0.0.0:7000"));
+            let talk = |[one, other]: &[TcpStream; 2]| {
+                for (mut from, mut to) in [(one, other), (other, one)] {
+                    to.set_read_timeout(Some(PATIENCE)).unwrap();
+                    from.write_all(b"x").unwrap();
+                    to.read_exact(&mut [0]).unwrap();
+                }
+            };
+            [&by_port, &by_other, &own].into_iter().for_each(talk);
+            // One that its guest has begun, and of which only who was asked says anything from now on: the host has to know it still.
+            let asks = web.run(|| UdpSocket::bind("10.50.0.2:8080").unwrap());
+            let answers = lan.run(|| UdpSocket::bind("192.0.2.2:8080").unwrap());
+            [&asks, &answers].into_iter().for_each(|socket| socket.set_read_timeout(Some(PATIENCE)).unwrap());
+            asks.send_to(b"x", "192.0.2.2:8080").unwrap();
+            let (_, host) = answers.recv_from(&mut [0; 16]).unwrap();
+            unpublish(&client, &network, "vm-web", "tcp 192.0.2.1:8080").await.unwrap();
+            let (mut outside, mut inside) = (&by_port[0], &by_port[1]);
+            inside.write_all(b"y").unwrap();
+            outside.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let heard = outside.read(&mut [0]).map_err(|error| error.kind());
+            assert!(heard.is_err(), "{heard:?}");
+            // The host itself says that there is nobody.
+            let over = || {
+                let _ = outside.write_all(b"z");
+                outside.read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+            };
+            eventually("it is over", over);
+            [&by_other, &own].into_iter().for_each(talk);
+            answers.send_to(b"x", host).unwrap();
+            asks.recv(&mut [0; 16]).unwrap();
+        });
+    });
+}
+
+/// A name service is what is most missed: a guest's questions for another one go where they are sent, whoever has that port here.
+#[test]
+fn published_port_of_udp_takes_nothing_that_is_for_another_host() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = define_both(&client, "volt0", "10.50.0.1", "fd50::1/64", Kind::HostOnly).await.unwrap();
+            let (both, gateways) = (["10.50.0.2/24", "fd50::2/64"], ["10.50.0.1", "fd50::1"]);
+            let web = Guest::new(&client, "volt0", "vm-web", &both, &gateways).await;
+            let both = ["10.50.0.3/24", "fd50::3/64"];
+            let db = Guest::new(&client, "volt0", "vm-db", &both, &gateways).await;
+            publish(&client, &network, "vm-web", vec![udp("0.0.0.0:53"), udp6(53)], 5353).await.unwrap();
+            let ear = |port: u16| {
+                let socket = UdpSocket::bind(("::", port)).unwrap();
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                socket
+            };
+            let (real, own) = (lan.run(move || ear(53)), web.run(move || ear(5353)));
+            let any = || UdpSocket::bind("[::]:0").unwrap();
+            let hears = |ear: &UdpSocket, from: &UdpSocket, to: &str| {
+                from.send_to(to.as_bytes(), to.parse::<SocketAddr>().map(mapped).unwrap()).unwrap();
+                let mut heard = [0; 64];
+                let length = ear.recv(&mut heard).unwrap();
+                assert_eq!(&heard[..length], to.as_bytes());
+            };
+            for asks in [web.run(any), db.run(any), any()] {
+                for (to, here) in [("192.0.2.2:53", "192.0.2.1:53"), ("[fd99::2]:53", "[fd99::1]:53")] {
+                    hears(&real, &asks, to);
+                    hears(&own, &asks, here);
+                }
+            }
+        });
+    });
+}
+
+/// As a socket of both families has it.
+fn mapped(at: SocketAddr) -> SocketAddr {
+    match at.ip() {
+        IpAddr::V4(ip) => (ip.to_ipv6_mapped(), at.port()).into(),
+        IpAddr::V6(_) => at,
+    }
+}
+
 #[test]
 fn socket_that_does_not_hold_a_port_here_is_refused_by_what_it_lacks() {
     with_nft(|| {
@@ -390,6 +502,39 @@ fn port_is_published_still_when_netmgr_was_killed() {
             });
             publish(&client, &network, "vm-db", vec![tcp("192.0.2.1:8082")], 80).await.unwrap();
             assert_eq!(listed(&client, &network).await, ["vm-db tcp 192.0.2.1 8082 80"]);
+        });
+    });
+}
+
+/// Nobody was there to see that, and what is in the kernel's map comes before anything that is new.
+#[test]
+fn port_of_a_guest_that_ended_while_there_was_no_netmgr_leads_to_the_next_one_s() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
+        let mut netmgr = Netmgr::start();
+        let web = run(async {
+            let client = netmgr.connect().await;
+            let network = define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
+            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
+            web.serves(82);
+            publish(&client, &network, "vm-web", vec![tcp("0.0.0.0:8080"), tcp("192.0.2.1:8081")], 82).await.unwrap();
+            assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
+            netmgr.kill();
+            web
+        });
+        drop(web);
+        eventually("the guest is gone", || interface("tap-web").is_none());
+        let maps = || ["published4", "published4_at"].map(|map| nft(&format!("list map inet volt-vmm {map}")));
+        assert!(maps().iter().all(|map| map.contains("elements")));
+        let next = Netmgr::start();
+        assert!(!maps().iter().any(|map| map.contains("elements")));
+        run(async {
+            let client = next.connect().await;
+            let network = client.network("volt0").await.unwrap();
+            let db = Guest::new(&client, "volt0", "vm-db", &["10.50.0.3/24"], &["10.50.0.1"]).await;
+            db.serves(83);
+            publish(&client, &network, "vm-db", vec![tcp("0.0.0.0:8080"), tcp("192.0.2.1:8081")], 83).await.unwrap();
+            assert_eq!(lan.seen_as("192.0.2.1:8080"), "192.0.2.2");
         });
     });
 }

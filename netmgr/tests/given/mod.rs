@@ -9,6 +9,7 @@ use std::{
 };
 
 use ipc::Fault;
+use rustix::net;
 use schema::network_capnp::{network, policy, policy_rules, published, rate};
 
 use crate::common::{Client, DEADLINE};
@@ -123,4 +124,22 @@ pub async fn unpublish(client: &Client, network: &network::Client, workload: &st
 /// Waits for the port where netmgr has refused another socket of it, or was killed: that one goes a moment later.
 pub fn tcp(at: &str) -> OwnedFd {
     testkit::wait::until(at, || TcpListener::bind(at).map_err(|error| error.to_string())).into()
+}
+
+/// One that is for IPv6 alone, and does not listen.
+pub fn tcp6(port: u16) -> OwnedFd {
+    of_ipv6(net::SocketType::STREAM, port)
+}
+
+/// The same of UDP.
+pub fn udp6(port: u16) -> OwnedFd {
+    of_ipv6(net::SocketType::DGRAM, port)
+}
+
+fn of_ipv6(kind: net::SocketType, port: u16) -> OwnedFd {
+    let fd = net::socket(net::AddressFamily::INET6, kind, None).unwrap();
+    net::sockopt::set_ipv6_v6only(&fd, true).unwrap();
+    let at = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    testkit::wait::until("the port", || net::bind(&fd, &at).map_err(|error| error.to_string()));
+    fd
 }
