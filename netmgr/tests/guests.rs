@@ -2,6 +2,7 @@
 //! a network namespace of its own, and each guest in one more, whose card is joined with the port's TAP as a VM's backend would.
 
 mod common;
+mod router;
 
 use std::{
     fs,
@@ -17,6 +18,7 @@ use std::{
 };
 
 use common::*;
+use router::advertise;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use schema::network_capnp::{port, port_factory};
 use testkit::skip;
@@ -173,28 +175,6 @@ fn guests_and_host_reach_one_another_by_ipv6_beside_ipv4_with_8900_bytes_whole_b
     });
 }
 
-/// A router advertisement (RFC 4861, section 4.2) of the network's subnet, from the bridge: what `radvd` or a DHCP service on the host sends.
-fn advertise() {
-    let mut message = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
-    message.extend([3, 4, 64, 0xc0, 0, 1, 0x51, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0]);
-    message.extend("fd00:42::".parse::<Ipv6Addr>().unwrap().octets());
-    let index = i32::try_from(interface("volt0").unwrap()["ifindex"].as_i64().unwrap()).unwrap();
-    // SAFETY: the options are one int each and the address is one sockaddr_in6, all of which outlive the calls.
-    unsafe {
-        let socket = libc::socket(libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_ICMPV6);
-        for (option, value) in [(libc::IPV6_MULTICAST_HOPS, 255_i32), (libc::IPV6_MULTICAST_IF, index)] {
-            assert_eq!(libc::setsockopt(socket, libc::IPPROTO_IPV6, option, (&raw const value).cast(), 4), 0);
-        }
-        let mut to: libc::sockaddr_in6 = std::mem::zeroed();
-        to.sin6_family = libc::AF_INET6 as u16;
-        to.sin6_addr.s6_addr = "ff02::1".parse::<Ipv6Addr>().unwrap().octets();
-        let length = size_of_val(&to) as u32;
-        let sent = libc::sendto(socket, message.as_ptr().cast(), message.len(), 0, (&raw const to).cast(), length);
-        assert_eq!(sent, message.len() as isize, "{}", std::io::Error::last_os_error());
-        libc::close(socket);
-    }
-}
-
 #[test]
 fn address_that_a_guest_s_own_kernel_makes_when_it_hears_of_the_subnet_is_the_one_its_port_has() {
     with_ipv6(|| {
@@ -207,7 +187,7 @@ fn address_that_a_guest_s_own_kernel_makes_when_it_hears_of_the_subnet_is_the_on
             forwards(&guest.info.interface).await;
             let own = format!("{}/64", guest.info.addresses[0]);
             let has_it = || {
-                advertise();
+                assert!(advertise("volt0", "fd00:42::"));
                 thread::sleep(Duration::from_millis(100));
                 let card = guest.does(|| interface("eth0").unwrap());
                 let infos = card["addr_info"].as_array().unwrap().clone();
@@ -222,6 +202,113 @@ fn address_that_a_guest_s_own_kernel_makes_when_it_hears_of_the_subnet_is_the_on
             let routes = guest.does(|| ip("-6 route show default"));
             assert!(routes.contains("via fe80::21:8dff:fe02:efbc dev eth0 proto ra"), "{routes}");
             guest.goes(&client).await;
+        });
+    });
+}
+
+/// On the host's bridge, and on another guest's card, which both would take it from a router.
+#[test]
+fn router_advertisement_of_a_guest_changes_no_route_of_the_host_s_or_another_guest_s() {
+    with_ipv6(|| {
+        // What some hosts have for all interfaces that come.
+        fs::write("/proc/sys/net/ipv6/conf/default/accept_ra", "2").unwrap();
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = client.define_both("volt0", "10.42.0.1", 24, 0, OWN).await.unwrap();
+            let factory = client.factory(&network, 2).await.unwrap();
+            let a = Guest::of(&client, &factory, "vm-a", 0xa, &["10.42.0.10", "::"]).await.has_its_addresses();
+            let b = Guest::of(&client, &factory, "vm-b", 0xb, &["10.42.0.11", "::"]).await.has_its_addresses();
+            forwards(&a.info.interface).await;
+            forwards(&b.info.interface).await;
+            let routes = || [ip("-6 route show table all"), b.does(|| ip("-6 route show table all"))];
+            let before = routes();
+            for _ in 0..3 {
+                eventually("it is a router's", || a.does(|| advertise("eth0", "fd00:66::")));
+                // What comes behind it has come.
+                let [in_a, in_b] = [&a, &b].map(|guest| guest.socket(&guest.info.addresses[1]));
+                talk(&in_a, &in_b, 100);
+                talk(&in_a, &socket("fd00:42::1".parse().unwrap()), 100);
+            }
+            assert_eq!(routes(), before);
+            // The same from the host is heard.
+            let is_heard = || {
+                assert!(advertise("volt0", "fd00:66::"));
+                b.does(|| ip("-6 route show")).contains("fd00:66::/64 dev eth0 proto kernel")
+            };
+            eventually("the host is a router", is_heard);
+            a.goes(&client).await;
+            b.goes(&client).await;
+        });
+    });
+}
+
+/// Each kernel has a link-local address by itself as soon as its card is up, and so would be in reach of the host, and of whoever is on the bridge.
+#[test]
+fn guest_without_ipv6_reaches_no_link_local_address_of_the_host_s_another_guest_s_or_beyond() {
+    with_ipv6(|| {
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            let network = client.define_both("volt0", "10.42.0.1", 24, 0, OWN).await.unwrap();
+            let factory = client.factory(&network, 3).await.unwrap();
+            let four = Guest::of(&client, &factory, "vm-four", 0xa, &["10.42.0.10"]).await.has_its_addresses();
+            let six = Guest::of(&client, &factory, "vm-six", 0xb, &["fd00:42::b"]).await.has_its_addresses();
+            let third = Guest::of(&client, &factory, "vm-third", 0xc, &["fd00:42::c"]).await.has_its_addresses();
+            // A host beyond an interface that somebody has put on the bridge.
+            let beyond = Container::new();
+            ip(&format!("link add up0 master volt0 type veth peer name eth0 netns {}", beyond.path()));
+            ip("link set up0 up");
+            beyond.ip("link set eth0 address 02:00:00:00:00:0d up");
+            for interface in ["up0", &four.info.interface, &six.info.interface, &third.info.interface] {
+                forwards(interface).await;
+            }
+            let listens = || {
+                let socket = UdpSocket::bind("[::]:7000").unwrap();
+                socket.set_nonblocking(true).unwrap();
+                socket
+            };
+            let ears = [
+                ("fe80::21:8dff:fe02:efbc", text(&interface("volt0").unwrap(), "address"), listens()),
+                ("fe80::ff:fe00:c", "02:00:00:00:00:0c".into(), third.does(listens)),
+                ("fe80::ff:fe00:d", "02:00:00:00:00:0d".into(), beyond.within(listens)),
+            ];
+            for (to, mac, ear) in &ears {
+                let sends = |guest: &Guest, what: &'static [u8]| {
+                    // Whose address this is, it asks in vain, if it may not; so it is told.
+                    let (to, mac): (Ipv6Addr, _) = (to.parse().unwrap(), mac.clone());
+                    guest.does(move || {
+                        ip(&format!("neigh replace {to} lladdr {mac} dev eth0 nud permanent"));
+                        let index = interface("eth0").unwrap()["ifindex"].as_u64().unwrap() as u32;
+                        let socket = UdpSocket::bind("[::]:0").unwrap();
+                        let to = std::net::SocketAddrV6::new(to, 7000, 0, index);
+                        // Once it has an address of its own there to use.
+                        eventually("it may send", || socket.send_to(what, to).is_ok());
+                    });
+                };
+                let hears = || {
+                    let mut buffer = [0; 16];
+                    let length = ear.recv(&mut buffer).ok()?;
+                    Some(buffer[..length].to_vec())
+                };
+                // As soon as that address is its own.
+                let is_heard = || {
+                    sends(&six, b"six");
+                    hears().is_some()
+                };
+                eventually(to, is_heard);
+                sends(&four, b"four");
+                sends(&six, b"last");
+                let mut heard = Vec::new();
+                eventually("what was sent last has come", || {
+                    heard.extend(hears());
+                    heard.last().is_some_and(|last| last == b"last")
+                });
+                assert!(heard.iter().all(|one| one != b"four"), "{to}");
+            }
+            for guest in [four, six, third] {
+                guest.goes(&client).await;
+            }
         });
     });
 }
