@@ -2,12 +2,16 @@
 //! Runs the program as root, each test in network namespaces of its own.
 
 mod common;
+mod given;
 mod places;
+mod router;
 
 use std::process::Command;
 
 use common::*;
+use given::publish;
 use places::*;
+use router::advertise;
 use testkit::skip;
 
 /// Runs a test in network namespaces of its own, if there is nft(8) to look at the rules with.
@@ -134,6 +138,65 @@ fn guests_of_two_networks_do_not_reach_each_other() {
                     is_dropped("early", early, || db.reaches("10.50.0.2:82").is_some());
                     client.release(&web.port).await.unwrap();
                     client.release(&db.port).await.unwrap();
+                }
+            });
+        });
+    }
+}
+
+/// Of whatever kinds the two are, both ways, and in both families.
+#[test]
+fn guests_of_two_networks_meet_by_published_ports_alone() {
+    for (filter, one, other) in [
+        ("0", Kind::Nat, Kind::HostOnly),
+        ("1", Kind::Nat, Kind::HostOnly),
+        ("0", Kind::HostOnly, Kind::Bridged),
+        ("1", Kind::HostOnly, Kind::Bridged),
+        ("0", Kind::Bridged, Kind::Nat),
+    ] {
+        with_nft(move || {
+            bridge_filter(filter);
+            let _lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
+            let netmgr = Netmgr::start();
+            run(async {
+                let client = netmgr.connect().await;
+                let mut guests = Vec::new();
+                for (number, kind) in [one, other].into_iter().enumerate() {
+                    let (name, net) = (format!("volt{number}"), 50 + number);
+                    let [four, six] = [format!("10.{net}.0.1"), format!("fd{net}::1")];
+                    let network = define_both(&client, &name, &four, &format!("{six}/64"), kind).await.unwrap();
+                    let own = [format!("10.{net}.0.2/24"), format!("fd{net}::2/64")];
+                    let own = own.each_ref().map(String::as_str);
+                    let workload = format!("vm-{number}");
+                    let guest = Guest::new(&client, &name, &workload, &own, &[&four, &six]).await;
+                    guest.serves(82);
+                    let port = 8080 + number as u16;
+                    for socket in [given::tcp(&format!("0.0.0.0:{port}")), given::tcp6(port)] {
+                        publish(&client, &network, &workload, vec![socket], 82).await.unwrap();
+                    }
+                    guests.push(guest);
+                }
+                for (from, to) in [(0, 1), (1, 0)] {
+                    let (guest, net) = (&guests[from], 50 + to);
+                    let early = "of a network's subnet, by another way";
+                    for direct in
+                        [format!("10.{net}.0.2:82"), format!("[fd{net}::2]:82"), format!("10.{net}.0.1:808{to}")]
+                    {
+                        is_dropped("early", early, || guest.reaches(&direct).is_some());
+                    }
+                    for gateway in [format!("10.{net}.0.1"), format!("fd{net}::1")] {
+                        is_dropped("early", early, || guest.pings(&gateway));
+                    }
+                    assert_eq!(
+                        guest.seen_as(&format!("192.0.2.1:808{to}")),
+                        format!("10.{net}.0.1"),
+                        "{one:?} {other:?}"
+                    );
+                    assert_eq!(
+                        guest.seen_as(&format!("[fd99::1]:808{to}")),
+                        format!("fd{net}::1"),
+                        "{one:?} {other:?}"
+                    );
                 }
             });
         });
@@ -293,34 +356,112 @@ fn guest_has_as_many_connections_as_one_source_may_and_the_host_has_its_own() {
     });
 }
 
+/// How long a segment a connection has, at most.
+fn longest_segment(stream: &std::net::TcpStream) -> i32 {
+    let mut segment = 0_i32;
+    let mut length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the option is an int, which lives through the call, as does its length.
+    let got = unsafe {
+        use std::os::fd::AsRawFd;
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_MAXSEG,
+            (&raw mut segment).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(got, 0);
+    segment
+}
+
+/// Of both ways, whoever begins: with the handshake alone, a way that takes less than the cards say would be found to be in order.
 #[test]
-fn longest_segment_is_what_the_way_to_the_outside_takes() {
+fn segments_are_as_long_as_the_way_to_the_outside_takes_and_all_of_many_arrive_both_ways() {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+    };
+    const BYTES: usize = 10 << 20;
     with_nft(|| {
-        let lan = Place::lan(&["192.0.2.1/24"], &["192.0.2.2/24"]);
-        ip("link set up0 mtu 1400");
+        let lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
+        // What is longer does not go through, either way, and who is there does not know.
+        ip("link set up0 mtu 1420");
         let netmgr = Netmgr::start();
         run(async {
             let client = netmgr.connect().await;
-            define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
-            let web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
-            let listener = lan.run(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap());
-            let _stream = web.run(|| std::net::TcpStream::connect("192.0.2.2:80").unwrap());
-            let (accepted, _) = listener.accept().unwrap();
-            let mut segment = 0_i32;
-            let mut length = size_of::<i32>() as libc::socklen_t;
-            // SAFETY: the option is an int, which lives through the call, as does its length.
-            let got = unsafe {
-                use std::os::fd::AsRawFd;
-                libc::getsockopt(
-                    accepted.as_raw_fd(),
-                    libc::IPPROTO_TCP,
-                    libc::TCP_MAXSEG,
-                    (&raw mut segment).cast(),
-                    &raw mut length,
-                )
-            };
-            // 20 bytes of IPv4, 20 of TCP, and 12 of its time stamps.
-            assert_eq!((got, segment), (0, 1400 - 52));
+            let network = define_both(&client, "volt0", "10.50.0.1", "fd50::1/64", Kind::HostOnly).await.unwrap();
+            let (both, gateways) = (["10.50.0.2/24", "fd50::2/64"], ["10.50.0.1", "fd50::1"]);
+            let web = Guest::new(&client, "volt0", "vm-web", &both, &gateways).await;
+            publish(&client, &network, "vm-web", vec![given::tcp("0.0.0.0:8080")], 82).await.unwrap();
+            let inside = web.run(|| TcpListener::bind("0.0.0.0:82").unwrap());
+            let outside = lan.run(|| TcpListener::bind("[::]:80").unwrap());
+            for (from, to, at, headers) in [
+                (&*web, "192.0.2.2:80", &outside, 20 + 20 + 12),
+                (&*web, "[fd99::2]:80", &outside, 40 + 20 + 12),
+                (&lan, "192.0.2.1:8080", &inside, 20 + 20 + 12),
+            ] {
+                let one = from.run(move || TcpStream::connect(to).unwrap());
+                let (other, _) = at.accept().unwrap();
+                for stream in [&one, &other] {
+                    stream.set_read_timeout(Some(testkit::wait::PATIENCE)).unwrap();
+                    // Of IP, of TCP, and of its time stamps.
+                    assert_eq!(longest_segment(stream), 1420 - headers, "{to}");
+                }
+                for (mut here, mut there) in [(&one, &other), (&other, &one)] {
+                    let sent: Vec<u8> = (0..BYTES).map(|at| (at * 7 >> 8) as u8).collect();
+                    std::thread::scope(|scope| {
+                        scope.spawn(|| here.write_all(&sent).unwrap());
+                        let mut heard = vec![0; BYTES];
+                        there.read_exact(&mut heard).unwrap();
+                        assert!(heard == sent, "{to}");
+                    });
+                }
+            }
+            // What cannot be cut is said to be too long, by the host, to who has sent it.
+            let asks = web.run(|| {
+                let socket = std::net::UdpSocket::bind("10.50.0.2:5000").unwrap();
+                let whole = libc::IP_PMTUDISC_DO;
+                // SAFETY: the option is one int, which outlives the call.
+                let set = unsafe {
+                    use std::os::fd::AsRawFd;
+                    let option = libc::IP_MTU_DISCOVER;
+                    libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, option, (&raw const whole).cast(), 4)
+                };
+                assert_eq!(set, 0);
+                socket
+            });
+            settle("it is told", || {
+                let sent = asks.send_to(&[0; 1400], "192.0.2.2:9");
+                sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE))
+            })
+            .await;
+        });
+    });
+}
+
+/// The host's way out is by a router that it has heard of: one that forwards hears none, unless it is told to, and forgets those that it knows.
+#[test]
+fn host_that_forwards_for_a_network_keeps_the_router_that_it_has_heard_of_and_goes_on_hearing_it() {
+    with_nft(|| {
+        let lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
+        std::fs::write("/proc/sys/net/ipv6/conf/up0/accept_ra", "1").unwrap();
+        let way_out = || ip("-6 route show default").contains(" dev up0 proto ra ");
+        let hears = || {
+            let sent = lan.run(|| advertise("eth0", "fd98::"));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            sent && way_out()
+        };
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            eventually("it has heard of a router", hears);
+            define_both(&client, "volt0", "10.50.0.1", "fd50::1/64", Kind::HostOnly).await.unwrap();
+            assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/forwarding").unwrap(), "1\n");
+            assert!(way_out());
+            ip("-6 route del default");
+            assert!(!way_out());
+            eventually("it hears it", hears);
         });
     });
 }
