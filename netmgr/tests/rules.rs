@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use common::*;
 use serde_json::Value;
+use testrig::container::try_send_frame;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
@@ -113,6 +114,87 @@ fn no_tap_is_on_a_bridge_without_its_elements() {
                 drop(ports);
             });
             assert!(watcher.join().unwrap() > 0);
+        });
+    });
+}
+
+/// From before its port is there until after that has gone, as fast as it can: of what somebody hears who is on the bridge, each frame is one that it may
+/// send.
+#[test]
+fn container_that_sends_all_the_time_sends_nothing_that_it_may_not_while_its_port_comes_and_goes() {
+    with_nft(|| {
+        let netmgr = Netmgr::start();
+        let container = Container::new();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        // An ARP request (RFC 826), whose target tells what it is; and UDP, which a policy forbids.
+        let arp = |mac: &[u8; 6], inner: &[u8; 6], sender: u8, what: u8| {
+            let head = [&[0xff; 6][..], mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], inner, &[10, 42, 0, sender]].concat();
+            [&head[..], &[0; 6], &[10, 42, 0, what]].concat()
+        };
+        const RIGHT: u8 = 200;
+        let other = [2, 0, 0, 0, 0, 0xa];
+        let udp = [&[0xff; 6][..], &MAC, &[8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 42, 0, 9]].concat();
+        let udp = [&udp[..], &[198, 51, 100, 7, 0, 7, 0, 54, 0, 8, 0, 0]].concat();
+        let frames = [
+            arp(&MAC, &MAC, 1, 201),
+            arp(&other, &other, 10, 202),
+            arp(&MAC, &other, 9, 203),
+            [&other[..], &other, &arp(&MAC, &MAC, 9, 204)[12..]].concat(),
+            udp,
+            arp(&MAC, &MAC, 9, RIGHT),
+        ];
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                container.within(|| {
+                    let mut sent = 0_u64;
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        sent += frames.iter().filter(|frame| try_send_frame("eth0", frame)).count() as u64;
+                    }
+                    sent
+                })
+            });
+            run(async {
+                let client = netmgr.connect().await;
+                let network = client.define_default().await;
+                let factory = client.factory(&network, 1).await.unwrap();
+                let ear = tap("up0");
+                ip("link set up0 master volt0 up");
+                forwards("up0").await;
+                let mut heard = 0;
+                for round in 0..30 {
+                    let mut made = network.policy_request();
+                    made.get().init_rules().init_allow(1).set(0, "198.51.100.0/24 udp 53");
+                    let policy = made.send().pipeline.get_policy();
+                    let (port, _) = client
+                        .veth(&factory, "container-db", &container, |mut asked| {
+                            asked.set_mac(&MAC);
+                            asked.set_policy(policy);
+                            asked.init_addresses(1).set(0, "10.42.0.9");
+                        })
+                        .await
+                        .unwrap();
+                    let (before, mut buffer) = (heard, [0; 2048]);
+                    let mut hears = || {
+                        while let Ok(length) = rustix::io::read(&ear, &mut buffer[..]) {
+                            let frame = &buffer[12..length];
+                            // That of the host's own, and what netmgr announces, apart.
+                            if frame[12..14] == [8, 6] && frame[41] > 199 {
+                                assert_eq!(frame, frames[5], "{round}");
+                                heard += 1;
+                            } else {
+                                assert_ne!(frame[..], frames[4][..], "{round}");
+                            }
+                        }
+                        heard
+                    };
+                    eventually("what it may send is heard", || hears() > before);
+                    client.release(&port).await.unwrap();
+                    hears();
+                }
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+                settle("nobody sends any more", || sender.is_finished()).await;
+            });
+            assert!(sender.join().unwrap() > 0);
         });
     });
 }

@@ -117,13 +117,25 @@ pub fn connect(socket: BorrowedFd<'_>, to: u32) {
 }
 
 /// Sends a frame out of an interface, as whoever is root in a container can.
+///
+/// # Panics
+/// Where that is not there, or down.
 pub fn send_frame(interface: &str, frame: &[u8]) {
+    assert!(try_send_frame(interface, frame));
+}
+
+/// The same, if it can.
+///
+/// # Panics
+/// Where no socket can be had.
+pub fn try_send_frame(interface: &str, frame: &[u8]) -> bool {
     let socket = net::socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
     // SAFETY: all-zero bytes are a valid sockaddr_ll, which lives through the call, as does the frame.
     let sent = unsafe {
         let mut to: libc::sockaddr_ll = std::mem::zeroed();
         to.sll_family = libc::AF_PACKET as u16;
-        to.sll_ifindex = rustix::net::netdevice::name_to_index(&socket, interface).unwrap() as i32;
+        let Ok(index) = rustix::net::netdevice::name_to_index(&socket, interface) else { return false };
+        to.sll_ifindex = index as i32;
         libc::sendto(
             socket.as_raw_fd(),
             frame.as_ptr().cast(),
@@ -133,7 +145,7 @@ pub fn send_frame(interface: &str, frame: &[u8]) {
             size_of::<libc::sockaddr_ll>() as u32,
         )
     };
-    assert_eq!(sent, frame.len() as isize);
+    sent == frame.len() as isize
 }
 
 /// A guest's kernel behind a TAP of ours: another TAP, in a namespace of its own, and a thread that carries frames between the two until it goes.
