@@ -5,6 +5,7 @@ mod common;
 
 use common::*;
 use ipc::Code;
+use testkit::skip;
 
 #[test]
 fn default_network_becomes_a_bridge_with_address_mark_mtu_and_no_stp() {
@@ -387,5 +388,75 @@ fn networks_are_listed_by_name_until_they_are_removed() {
             client.remove("volt0").await.unwrap();
             assert_eq!(client.networks().await.unwrap(), ["volt1"]);
         });
+    });
+}
+
+/// Interfaces of others that are called as netmgr's are, or are marked nearly so: it is by its own mark that it knows what is its own.
+#[test]
+fn interfaces_that_only_look_like_netmgr_s_are_left_as_they_are_whatever_it_takes_away() {
+    in_own_network(|| {
+        let mut netmgr = Netmgr::start();
+        let _tap = tap("tap-web");
+        for command in [
+            "link add volt1 type bridge stp_state 1",
+            "link set volt1 alias other-vmm",
+            "link add veth-db-h type veth peer name veth-db-c",
+            "link add up-volt0 type veth peer name up-other",
+            "link set tap-web master volt1",
+            "link set veth-db-h master volt1",
+            // Of another installation; of what netmgr would have marked otherwise; in a group of somebody's.
+            "link set veth-db-c alias volt-vmm",
+            "link add tap-two type bridge",
+            "link set tap-two group 77",
+            "link set up-other alias volt-vmm-network",
+            "addr add 192.0.2.1/24 dev up-volt0",
+            "link set volt1 up",
+            "link set up-volt0 up",
+        ] {
+            ip(command);
+        }
+        let marked = "volt-vmm port vm-nine 02:00:00:00:00:09 volt0 1500 other";
+        let status =
+            std::process::Command::new("ip").args(["link", "set", "tap-two", "alias", marked]).status().unwrap();
+        assert!(status.success());
+        // What some kernels lack.
+        for command in ["link add up-lan0 type vxlan id 7 dstport 4789", "link add mvt-web link up-other type macvtap"]
+        {
+            if !std::process::Command::new("ip").args(command.split(' ')).status().unwrap().success() {
+                skip!("this kernel refuses: ip {command}");
+            }
+        }
+        let facts = || {
+            let all: Vec<serde_json::Value> = serde_json::from_str(&ip("-j -d addr show")).unwrap();
+            let own = |link: &&serde_json::Value| link["ifname"] != "volt0" && link["master"] != "volt0";
+            let of = |link: &serde_json::Value| {
+                let fields = ["ifindex", "ifname", "ifalias", "address", "mtu", "master", "flags", "group", "altnames"];
+                (fields.map(|field| link[field].clone()), link["linkinfo"]["info_slave_data"]["learning"].clone())
+            };
+            all.iter().filter(own).map(of).collect::<Vec<_>>()
+        };
+        let before = facts();
+        assert!(before.len() >= 7);
+        run(async {
+            let client = netmgr.connect().await;
+            let factory = client.factory(&client.define_default().await, 3).await.unwrap();
+            // That name is taken; where another installation's port has the first one, there is a second.
+            let refused = client.tap(&factory, "vm-web").await.err().unwrap();
+            assert_eq!(refused.code, Code::Conflict, "{refused}");
+            let two = client.tap(&factory, "vm-two").await.unwrap();
+            assert_ne!(client.port(&two).await.unwrap().interface, "tap-two");
+            let port = client.tap(&factory, "vm-db").await.unwrap();
+            client.release(&port).await.unwrap();
+            let _killed = client.tap(&factory, "vm-db").await.unwrap();
+            netmgr.kill();
+        });
+        eventually("its ports have gone", || ip("-o link show master volt0").is_empty());
+        let netmgr = Netmgr::start();
+        assert_eq!(facts(), before);
+        run(async {
+            let client = netmgr.connect().await;
+            client.remove("volt0").await.unwrap();
+        });
+        assert_eq!(facts(), before);
     });
 }
