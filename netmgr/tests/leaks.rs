@@ -241,6 +241,49 @@ fn what_another_redirects_leads_no_guest_outside_that_has_no_way_there() {
     });
 }
 
+/// It is translated for no connection, so that it would leave as it came.
+#[test]
+fn segment_of_no_connection_does_not_leave_under_a_guest_s_own_address() {
+    with_nft(|| {
+        let lan = lan();
+        let netmgr = Netmgr::start();
+        run(async {
+            let client = netmgr.connect().await;
+            define(&client, "volt0", "10.50.0.1", Kind::Nat).await.unwrap();
+            let web = guest(&client, 0, "vm-web").await;
+            let raw = || {
+                let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::TCP)).unwrap();
+                let socket = UdpSocket::from(socket);
+                socket.set_read_timeout(Some(testkit::wait::PATIENCE)).unwrap();
+                socket
+            };
+            let (ear, sends) = (lan.run(raw), web.run(raw));
+            // SYN and ACK of what nobody has begun, SYN and FIN, none at all; and SYN.
+            for (to, flags) in [(7001_u16, 0x12_u8), (7002, 3), (7003, 0), (7004, 2)] {
+                let mut segment =
+                    [&5000_u16.to_be_bytes()[..], &to.to_be_bytes(), &[0; 8], &[0x50, flags, 32, 0]].concat();
+                segment.extend([0; 4]);
+                let pseudo = [&WEB.octets()[..], &LAN.octets(), &[0, 6, 0, 20], &segment].concat();
+                let sum: u32 = pseudo.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+                let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+                segment[16..18].copy_from_slice(&sum.to_be_bytes());
+                sends.send_to(&segment, (LAN, 0)).unwrap();
+            }
+            let mut heard = Vec::new();
+            while heard.last().is_none_or(|(_, to)| *to != 7004) {
+                let mut packet = [0; 64];
+                ear.recv(&mut packet).unwrap();
+                heard.push((
+                    Ipv4Addr::from(*packet[12..].first_chunk().unwrap()),
+                    u16::from_be_bytes([packet[22], packet[23]]),
+                ));
+            }
+            assert_eq!(heard, [(HOST, 7004)]);
+            assert_eq!(dropped("forward", "of no connection, from a network"), 3);
+        });
+    });
+}
+
 /// The host has room for so many neighbours, of all its networks together, and looks for each that it is to forward to.
 #[test]
 fn guest_has_the_host_look_for_no_neighbour_of_its_own_network() {
