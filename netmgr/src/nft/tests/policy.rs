@@ -177,14 +177,37 @@ fn guest_reaches_what_its_policy_lists_and_nothing_else() {
             ("TCP behind a routing header", out(FAR6, 43, &options(TCP, &tcp(1, 80, SYN))), false),
             ("later fragment of IPv6", out(FAR6, 44, &fragment(TCP, 9, false, &[0; 40])), false),
             ("first fragment of IPv6", out(FAR6, 44, &fragment(TCP, 0, true, &tcp(1, 80, SYN))), true),
+            // As small as they can be, of which the first has the ports and nothing more.
+            ("tiny fragment", own(IPV4, &ipv4(OWN4, FAR4, TCP, 0x2000, &tcp(1, 443, SYN)[..8])), true),
+            ("tiny fragment to another port", own(IPV4, &ipv4(OWN4, FAR4, TCP, 0x2000, &tcp(1, 444, SYN)[..8])), false),
+            ("what is behind it", own(IPV4, &ipv4(OWN4, FAR4, TCP, 1, &tcp(1, 444, SYN)[8..])), false),
+            ("tiny fragment of IPv6", out(FAR6, 44, &fragment(TCP, 0, true, &tcp(1, 90, SYN)[..8])), true),
+            (
+                "tiny fragment of IPv6 to another port",
+                out(FAR6, 44, &fragment(TCP, 0, true, &tcp(1, 91, SYN)[..8])),
+                false,
+            ),
+            ("what is behind that", out(FAR6, 44, &fragment(TCP, 1, false, &tcp(1, 91, SYN)[8..])), false),
+            (
+                "tiny fragment behind options",
+                out(FAR6, 60, &options(44, &fragment(TCP, 0, true, &tcp(1, 90, SYN)[..8]))),
+                true,
+            ),
+            (
+                "tiny fragment behind options to another port",
+                out(FAR6, 60, &options(44, &fragment(TCP, 0, true, &tcp(1, 91, SYN)[..8]))),
+                false,
+            ),
         ] {
             assert_eq!(scene.goes(&frame), expected, "{what}");
         }
         // All of them but ARP and neighbour discovery on the link.
-        assert_eq!(scene.counts(), Some([8, 17]));
+        assert_eq!(scene.counts(), Some([11, 22]));
         // Forged ones are none of the policy's.
         assert!(!scene.goes(&frame(SOMEBODY, OTHER, IPV4, &ipv4(OWN4, FAR4, TCP, 0, &tcp(1, 443, SYN)))));
-        assert_eq!(scene.counts(), Some([8, 17]));
+        // As is what has options within a fragment, behind which the ports of the next one might be.
+        assert!(!scene.goes(&out(FAR6, 44, &fragment(60, 0, true, &options(TCP, &tcp(1, 91, SYN)[..8])))));
+        assert_eq!(scene.counts(), Some([11, 22]));
     });
 }
 
@@ -269,6 +292,33 @@ fn what_others_began_is_answered_and_nothing_that_looks_like_an_answer() {
             let begun = elements("begun4");
             assert!(begun.contains("timeout 2m") && begun.contains("timeout 1m"), "{begun}");
             assert!(elements("ended6").contains("timeout 2m"));
+        }
+    });
+}
+
+/// A connection lasts as long as it is used, and not only as long as it was given when it began.
+#[test]
+fn what_others_began_is_kept_for_as_long_again_with_each_packet() {
+    in_own_network(|| {
+        let mut scene = Scene::new(Some(&[]));
+        let left = |scene: &mut Scene, set: Set| {
+            let (_, life) = scene.filter.items(set).unwrap().pop().unwrap();
+            [life.timeout, life.expiration].map(|time| u64::from_be_bytes(time.try_into().unwrap()))
+        };
+        for (set, first, again) in [
+            (Set::Begun4, into(FAR4, UDP, &udp(5000, 53, &[])), into(FAR4, UDP, &udp(5000, 53, &[]))),
+            (Set::Begun6, into(FAR6, TCP, &tcp(4000, 22, SYN)), into(FAR6, TCP, &tcp(4000, 22, SYN))),
+        ] {
+            scene.comes(&first);
+            let [given, begun] = left(&mut scene, set);
+            let mut before = begun;
+            testkit::wait::eventually("some of its time is over", || {
+                before = left(&mut scene, set)[1];
+                before + 100 < begun
+            });
+            scene.comes(&again);
+            let [still, now] = left(&mut scene, set);
+            assert!(still == given && now > before, "{set:?}: {now} of {given} ms, and {before} before");
         }
     });
 }
