@@ -153,6 +153,27 @@ fn an_interface_that_is_taken_away_ends_the_backend_with_a_line() {
     machine.backend.fails_saying(&["gone"]);
 }
 
+/// As somebody does by hand, or another tool while it sets the host up.
+#[test]
+fn an_interface_that_is_down_for_a_while_takes_no_frame_and_ends_nothing() {
+    let wire = Wire::new(false);
+    let (machine, mut receive, mut transmit) = wire.boot(MRG_RXBUF, 64);
+    still_connects(&wire, &machine, &mut receive, &mut transmit);
+    for _ in 0..50 {
+        wire.set_up(false);
+        for length in [1, 13, 60] {
+            let mut bytes = vec![0; 12];
+            bytes.extend(frame(60, 7));
+            machine.ram.write(OUT, &bytes);
+            // Those that are no frame at all as well.
+            assert_eq!(transmit.round_trip(&machine.ram, &[out(OUT, 12 + length)]), 0);
+        }
+        wire.set_up(true);
+    }
+    still_connects(&wire, &machine, &mut receive, &mut transmit);
+    machine.hang_up();
+}
+
 /// RTM_DELLINK.
 fn delete_link(index: i32) {
     use rustix::net::*;

@@ -105,6 +105,17 @@ impl Wire {
         wire
     }
 
+    /// Brings the interface up, or takes it down.
+    pub fn set_up(&self, up: bool) {
+        let mut flags = request("tap-test");
+        let up = if up { libc::IFF_UP } else { 0 };
+        flags.ifr_ifru.ifru_flags = (up | libc::IFF_NOARP) as i16;
+        // SAFETY: SIOCSIFFLAGS reads one ifreq.
+        check(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut flags) });
+        // That it is down is what the socket says next.
+        let _ = rustix::net::sockopt::socket_error(&self.socket);
+    }
+
     pub fn send(&self, frame: &[u8]) {
         rustix::net::send(&self.socket, frame, rustix::net::SendFlags::empty()).unwrap();
     }
