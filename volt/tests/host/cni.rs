@@ -240,6 +240,9 @@ fn collection_takes_what_is_not_valid_of_its_own_configuration_and_nothing_witho
 fn sixty_four_at_once_on_a_fresh_host_are_attached_beside_a_collection_and_removed_at_once() {
     let Some(host) = Host::new() else { return };
     let engine = Engine { host: &host, config: config() };
+    // What comes to be there under each container's name for it is never in this host's own namespace, not for a moment.
+    let mut watch =
+        std::process::Command::new("ip").args(["-o", "monitor", "link"]).stdout(Stdio::piped()).spawn().unwrap();
     let containers: Vec<(String, Container)> = (0..64).map(|n| (format!("c{n}"), Container::new())).collect();
     let begun: Vec<Running> =
         containers.iter().map(|(id, container)| engine.begin("ADD", id, &container.path())).collect();
@@ -255,6 +258,15 @@ fn sixty_four_at_once_on_a_fresh_host_are_attached_beside_a_collection_and_remov
     let begun: Vec<Running> = containers.iter().map(|(id, _)| engine.begin("DEL", id, "")).collect();
     begun.into_iter().for_each(|running| drop(running.end().ok()));
     nothing_is_left(&host);
+    watch.kill().unwrap();
+    let seen = String::from_utf8(watch.wait_with_output().unwrap().stdout).unwrap();
+    let names: std::collections::BTreeSet<&str> = seen
+        .lines()
+        .filter_map(|line| {
+            line.trim_start_matches("Deleted ").split([' ', '@', ':']).filter(|word| !word.is_empty()).nth(1)
+        })
+        .collect();
+    assert!(names.len() > 64 && names.contains("volt0") && !names.contains("eth0"), "{names:?}");
 }
 
 #[test]
