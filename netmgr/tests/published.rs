@@ -359,6 +359,9 @@ fn connections_end_with_the_port_that_they_came_by_and_no_others_do() {
 fn published_port_of_udp_takes_nothing_that_is_for_another_host() {
     with_nft(|| {
         let lan = Place::lan(&["192.0.2.1/24", "fd99::1/64"], &["192.0.2.2/24", "fd99::2/64"]);
+        for family in ["ip", "ip6"] {
+            let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"), "0");
+        }
         let netmgr = Netmgr::start();
         run(async {
             let client = netmgr.connect().await;
