@@ -112,6 +112,7 @@ struct PoolInfo {
   parent @14 :Text;
   isolate @15 :Bool;
   mode @16 :Net.MacvtapMode;
+  trust @17 :Bool;
   # As `NetworkConfig` has them.
 }
 

@@ -73,17 +73,20 @@ struct NetworkConfig {
   # What a port has that is made without a policy of its own. Ports that are there keep what they have. Null for none: its guest sends to wherever it
   # likes, but for the metadata of clouds (169.254.169.254, fd00:ec2::254).
   vlan @8 :UInt16;
-  # The VLAN that it is of `parent`, `minVlan` to `maxVlan`; 0 for none. Of a `bridged` network without `nat`. Guests' frames have no tag: it is put on where they
-  # leave. What comes from there may be from whomever, but not as a guest or as the bridge.
+  # The VLAN that it is of `parent`, `minVlan` to `maxVlan`; 0 for none. Of a `bridged` network without `nat`, or of an `sriov` one. Guests' frames have no tag:
+  # it is put on where they leave. What comes from there may be from whomever, but not as a guest or as the bridge.
   parent @9 :Text;
-  # The host's interface that carries that VLAN, or that the guests of a `macvtap` network are on beside the host, such as "eth0"; not one of Volt's; empty
-  # for none. `mtu` is at most that interface's, which is otherwise left as it is.
+  # The host's interface that carries that VLAN, that the guests of a `macvtap` network are on beside the host, or whose virtual functions those of an `sriov` one
+  # have, such as "eth0"; not one of Volt's; empty for none. `mtu` is at most that interface's, which is otherwise left as it is.
   isolate @10 :Bool;
   # Whether its guests are kept from one another: no frame goes from one port to another one, whatever it is, also not what all are sent. They reach the
   # bridge, and what is behind it or behind `parent`; one another only by what the host publishes. Of ports that are there too, at once. Not of `macvtap`,
-  # which has a `mode` for that.
+  # which has a `mode` for that, and not of `sriov`.
   mode @11 :MacvtapMode;
   # Of `macvtap`: whom its guests reach.
+  trust @12 :Bool;
+  # Of `sriov`: whether its guests' virtual functions are trusted, as those of routers are, to have what is others': some drivers let one that is take frames
+  # for whomever, or choose its MAC address. That the card lets out nothing from another MAC address holds for each.
 }
 
 enum NetworkKind {
@@ -98,6 +101,9 @@ enum NetworkKind {
   isolated @3;
   # Its guests reach one another, and nothing else: the bridge is in a network namespace of its own (`Host.defineNetwork`). Nobody has `gateway` or the address
   # of `ipv6`: they say which the subnets are. It has neither `nat` nor a VLAN, and nothing is published for its guests.
+  sriov @4;
+  # As `macvtap` in its mode `passthru`, each on a virtual function of the `parent`'s (SR-IOV), which is its alone: one that nobody uses is taken, with `vlan` and
+  # the guest's MAC address, and given back as it was. They are made by who runs the host, and never by the service.
 }
 
 enum MacvtapMode {
@@ -213,7 +219,7 @@ interface Policy {
 struct NetworkInfo {
   config @0 :NetworkConfig;
   index @1 :UInt32;
-  # Interface index of the bridge; of a `macvtap` network, of its parent.
+  # Interface index of the bridge; of a `macvtap` or `sriov` network, of its parent.
   ports @2 :List(PortInfo);
   # At most `maxPorts` of this file, and without their addresses, which `Network.ports` says.
 }
@@ -237,6 +243,7 @@ interface PortFactory {
   # (quota, or `maxPorts` on the bridge), unavailable (no /dev/net/tun).
   # On a network of macvtaps it is a macvtap, mvt-<id>, on the network's parent: whoever has this call has no other one to know, and what `Port.tap` gives
   # is used as a TAP. Such a port has no `policy`. Errors, beside: unavailable (no driver, no parent), conflict (the parent is a bridge's, or another's alone).
+  # So it is on a network of virtual functions. Errors, beside: exhausted (none is free), unavailable (the parent has none, or is down).
   # `policy` is in force before the port is up; null for what the factory's ports have (`policy` below), of which it is narrowed to what both allow.
   # `tap` is what `Port.tap` answers, for who asks for it by `handOut` and so need not ask again; else null. Where no token can be had (overloaded), no port is made.
 
@@ -314,6 +321,30 @@ interface Port {
   setRate @9 (rate :Rate) -> ();
   # Has it carry no more than that, from the next packet on, each way within what `Network.setRate` has said. Errors: revoked, invalidArgument, unavailable
   # (this kernel filters nothing on bridges).
+
+  virtualFunction @10 () -> (virtualFunction :VirtualFunction);
+  # The virtual function that it has, of a port on an `sriov` network. Errors: revoked.
+}
+
+interface VirtualFunction {
+  # Holding this allows looking at which virtual function a port has, for as long as it has it. It keeps neither; once the port has given it back, every call
+  # fails with `revoked`.
+
+  info @0 () -> (info :VirtualFunctionInfo);
+  # Errors: revoked, wrongState (the port is on a network of another kind, and has none).
+}
+
+struct VirtualFunctionInfo {
+  parent @0 :Text;
+  # The interface of the card's physical function.
+  number @1 :UInt32;
+  # Which of its virtual functions it is, from 0 on: as `ip link show` counts them.
+  address @2 :Text;
+  # Its PCI address, such as "0000:01:10.0".
+  mac @3 :Data;
+  # The MAC address that the card has for it, 6 bytes: the guest's.
+  vlan @4 :UInt16;
+  # The VLAN that the card puts on what it sends; 0 for none.
 }
 
 struct Published {

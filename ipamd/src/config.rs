@@ -17,7 +17,7 @@ use crate::json::Json;
 pub const MAX_CONFIG_BYTES: usize = schema::addresses_capnp::MAX_CONFIG_BYTES as usize;
 
 /// The keys of a network, and of its pool. `docs/network.schema.json` is for who writes one.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "network",
     "type",
     "subnet",
@@ -35,17 +35,18 @@ const KEYS: [&str; 17] = [
     "vlan",
     "isolate",
     "mode",
+    "trust",
 ];
 const POOL_KEYS: [&str; 2] = ["start", "end"];
 const POLICY_KEYS: [&str; 2] = ["default", "allow"];
 
-/// The kinds of networks that there are, the first one where none is said, and those that are to come.
-const KINDS: [&str; 4] = [BRIDGED, HOST_ONLY, MACVTAP, ISOLATED];
+/// The kinds of networks that there are, the first one where none is said.
+const KINDS: [&str; 5] = [BRIDGED, HOST_ONLY, MACVTAP, SRIOV, ISOLATED];
 const BRIDGED: &str = "bridged";
 const HOST_ONLY: &str = "host-only";
 const MACVTAP: &str = "macvtap";
+const SRIOV: &str = "sriov";
 const ISOLATED: &str = "isolated";
-const LATER_KINDS: [&str; 1] = ["sriov"];
 
 /// A checked configuration: the gateway and the range are host addresses of the subnet, so are the reservations, and those are unique.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub struct PoolConfig {
 pub struct Uplink {
     /// That interface's name.
     pub parent: String,
-    /// The VLAN's number; 0 where it is the interface itself, as of a network of macvtaps.
+    /// The VLAN's number; 0 where it is the interface itself, as of a network of macvtaps, or of virtual functions of none.
     pub vlan: u16,
 }
 
@@ -99,8 +100,20 @@ pub enum Reach {
     Outside,
     /// What an interface of the host's is on, in that mode: `"type":"macvtap"`.
     Macvtap(MacvtapMode),
+    /// The same, each by a virtual function of that interface's: `"type":"sriov"`.
+    Sriov {
+        /// Whether these are trusted.
+        trust: bool,
+    },
     /// Nothing: `"type":"isolated"`.
     Nothing,
+}
+
+impl Reach {
+    /// Whether guests are past the host, on the network that an interface of its is on.
+    fn is_past_host(self) -> bool {
+        matches!(self, Reach::Macvtap(_) | Reach::Sriov { .. })
+    }
 }
 
 /// What a network has of IPv6. Nothing of it is handed out here.
@@ -174,7 +187,7 @@ impl PoolConfig {
     /// Parses and checks a configuration text.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, in the order type, mode, parent, VLAN, subnet, gateway, IPv6, MTU, range, reservations, name.
+    /// The first thing that is wrong with it, in the order type, mode, trust, parent, VLAN, subnet, gateway, IPv6, MTU, range, reservations, name.
     pub fn parse(text: &str) -> Result<PoolConfig, ConfigError> {
         let config = PoolConfig::read(text)?;
         if names::is_network(&config.network) {
@@ -223,11 +236,12 @@ impl PoolConfig {
             vlan,
             isolate,
             mode,
+            trust,
         ] = fields("", &tree, KEYS)?;
 
         let name = required("network", network)?;
         let reach = parse_reach(kind, nat)?;
-        let reach = parse_mode(reach, mode)?;
+        let reach = parse_trust(parse_mode(reach, mode)?, trust)?;
         if reach == Reach::Nothing {
             for (key, given) in [("gateway", gateway), ("gateway6", gateway6)] {
                 if given.is_some() {
@@ -242,16 +256,21 @@ impl PoolConfig {
             let why = "guests of macvtaps are kept from one another by their mode";
             return Err(error("isolate", "true", why, "Leave it out, and write \"mode\":\"private\""));
         }
+        if isolate && matches!(reach, Reach::Sriov { .. }) {
+            let why = "which virtual functions reach one another is for their card to say";
+            return Err(error("isolate", "true", why, "Leave it out"));
+        }
         let subnet = parse_subnet(required("subnet", subnet)?)?;
         let gateway = match gateway {
             Some(value) => host("gateway", value, &subnet)?,
             None => Ipv4Addr::from(subnet.network().to_bits().saturating_add(1)),
         };
-        let router = router.map(|value| parse_router(value, &subnet, gateway, uplink.as_ref())).transpose()?;
-        let is_macvtap = matches!(reach, Reach::Macvtap(_));
+        // Of virtual functions the gateway is the router, in a VLAN too.
+        let bridged = uplink.as_ref().filter(|_| !reach.is_past_host());
+        let router = router.map(|value| parse_router(value, &subnet, gateway, bridged)).transpose()?;
         let ipv6 = parse_ipv6(ipv6, subnet6, gateway6)?;
-        if ipv6 == Ipv6::Auto && is_macvtap {
-            let why = "a network of macvtaps is on one that somebody else has numbered";
+        if ipv6 == Ipv6::Auto && reach.is_past_host() {
+            let why = "it is on a network that somebody else has numbered";
             return Err(error("ipv6", "true", why, "Name its subnet: \"subnet6\", and its router there: \"gateway6\""));
         }
         let mtu = mtu.map(parse_mtu).transpose()?;
@@ -316,6 +335,8 @@ impl PoolConfig {
                 Reach::All => "\"nat\":true,",
                 Reach::Outside => "\"type\":\"host-only\",",
                 Reach::Macvtap(_) => "\"type\":\"macvtap\",",
+                Reach::Sriov { trust: false } => "\"type\":\"sriov\",",
+                Reach::Sriov { trust: true } => "\"type\":\"sriov\",\"trust\":true,",
                 Reach::Nothing => "\"type\":\"isolated\",",
             },
             self.uplink.as_ref().map_or_else(String::new, |Uplink { parent, vlan }| match self.reach {
@@ -324,6 +345,7 @@ impl PoolConfig {
                     let mode = modes.filter(|(_, known)| *known == mode).map(|(name, _)| name).collect::<String>();
                     format!("\"parent\":\"{parent}\",\"mode\":\"{mode}\",")
                 }
+                _ if *vlan == 0 => format!("\"parent\":\"{parent}\","),
                 _ => format!("\"parent\":\"{parent}\",\"vlan\":{vlan},"),
             }),
             if self.isolate { "\"isolate\":true," } else { "" },
@@ -419,13 +441,8 @@ fn boolean(key: &str, value: &Json) -> Result<bool, ConfigError> {
 fn parse_reach(kind: Option<&Json>, nat: Option<&Json>) -> Result<Reach, ConfigError> {
     let kind = kind.map_or(Ok(BRIDGED), |kind| text("type", kind))?;
     if !KINDS.contains(&kind) {
-        let why = if LATER_KINDS.contains(&kind) {
-            "networks of this kind are not available in this version"
-        } else {
-            "there is no such kind of network"
-        };
         let remedy = format!("Write \"{}\", or leave it out, which is \"{BRIDGED}\"", KINDS.join("\" or \""));
-        return Err(error("type", format_args!("{kind:?}"), why, remedy));
+        return Err(error("type", format_args!("{kind:?}"), "there is no such kind of network", remedy));
     }
     let nat = nat.map(|nat| boolean("nat", nat)).transpose()?;
     match (kind, nat) {
@@ -434,12 +451,14 @@ fn parse_reach(kind: Option<&Json>, nat: Option<&Json>) -> Result<Reach, ConfigE
             Err(error("nat", "false", why, "Leave it out"))
         }
         (HOST_ONLY, _) => Ok(Reach::Outside),
-        (MACVTAP, Some(true)) => {
-            let why = "the guests of a network of macvtaps do not go by way of the host";
+        (MACVTAP | SRIOV, Some(true)) => {
+            let why = "the guests of a network of macvtaps or of virtual functions do not go by way of the host";
             Err(error("nat", "true", why, "Leave it out"))
         }
         // The one where none is said, which is read next.
         (MACVTAP, _) => Ok(Reach::Macvtap(MacvtapMode::Bridge)),
+        // Not, unless that is said, which is read next too.
+        (SRIOV, _) => Ok(Reach::Sriov { trust: false }),
         (ISOLATED, Some(true)) => {
             let why = "the guests of an isolated network reach one another, and nothing else";
             Err(error("nat", "true", why, "Leave it out"))
@@ -466,11 +485,23 @@ fn parse_mode(reach: Reach, mode: Option<&Json>) -> Result<Reach, ConfigError> {
     Ok(Reach::Macvtap(mode))
 }
 
+/// Whether the virtual functions of a network are trusted.
+fn parse_trust(reach: Reach, trust: Option<&Json>) -> Result<Reach, ConfigError> {
+    let Some(trust) = trust else { return Ok(reach) };
+    match reach {
+        Reach::Sriov { .. } => Ok(Reach::Sriov { trust: boolean("trust", trust)? }),
+        _ => {
+            let why = "only a network of type \"sriov\" has it";
+            Err(error("trust", trust.kind(), why, "Leave it out, or write \"type\":\"sriov\""))
+        }
+    }
+}
+
 fn parse_uplink(parent: Option<&Json>, vlan: Option<&Json>, reach: Reach) -> Result<Option<Uplink>, ConfigError> {
     const REMEDY: &str = "Write \"parent\":\"eth0\",\"vlan\":100, or leave both out";
     let is_macvtap = matches!(reach, Reach::Macvtap(_));
     let (parent, vlan) = match (parent, vlan) {
-        (parent, None) if is_macvtap => (required("parent", parent)?, None),
+        (parent, None) if reach.is_past_host() => (required("parent", parent)?, None),
         (None, None) => return Ok(None),
         (None, Some(_)) => {
             return Err(error("parent", "absent", "a VLAN is one of an interface of the host's", REMEDY));
@@ -481,7 +512,7 @@ fn parse_uplink(parent: Option<&Json>, vlan: Option<&Json>, reach: Reach) -> Res
         (Some(parent), vlan) => (text("parent", parent)?, vlan),
     };
     if !names::is_network(parent) {
-        let remedy = if is_macvtap { "Name an interface of the host's, such as \"eth0\"" } else { REMEDY };
+        let remedy = if reach.is_past_host() { "Name an interface of the host's, such as \"eth0\"" } else { REMEDY };
         return Err(error("parent", format_args!("{parent:?}"), names::NETWORK_RULE, remedy));
     }
     let Some(vlan) = vlan else { return Ok(Some(Uplink { parent: parent.to_owned(), vlan: 0 })) };
@@ -498,7 +529,7 @@ fn parse_uplink(parent: Option<&Json>, vlan: Option<&Json>, reach: Reach) -> Res
         let why = "the guests of an isolated network reach one another, and nothing else";
         return Err(error("vlan", vlan, why, "Leave it out, and \"parent\""));
     }
-    if reach != Reach::Host {
+    if !matches!(reach, Reach::Host | Reach::Sriov { .. }) {
         let why = "guests of a VLAN reach the outside by way of that";
         return Err(error("vlan", vlan, why, "Leave it out, or define the network as bridged, without NAT"));
     }

@@ -62,6 +62,22 @@ fn guests_are_kept_from_one_another_where_it_is_said_whatever_the_kind() {
 }
 
 #[test]
+fn virtual_functions_are_taken_with_their_parent_and_a_vlan_or_none_and_said_again() {
+    for (keys, vlan, trust) in [
+        ("", 0, false),
+        ("\"vlan\":4094,", 4094, false),
+        ("\"trust\":false,", 0, false),
+        ("\"vlan\":7,\"trust\":true,", 7, true),
+    ] {
+        let text = format!(r#"{{{keys}"type":"sriov","parent":"eth0","network":"n","subnet":"10.0.0.0/24"}}"#);
+        let config = PoolConfig::parse(&text).unwrap();
+        let uplink = Some(Uplink { parent: "eth0".into(), vlan });
+        assert_eq!((config.reach, &config.uplink), (Reach::Sriov { trust }, &uplink));
+        assert_eq!(PoolConfig::parse(&config.to_json()).unwrap(), config);
+    }
+}
+
+#[test]
 fn macvtap_is_taken_with_its_parent_in_each_mode_and_said_again() {
     let with = |keys: &str| {
         let text = format!(r#"{{{keys}"type":"macvtap","parent":"eth0","network":"n","subnet":"10.0.0.0/24"}}"#);
@@ -270,6 +286,9 @@ fn published_schema_allows_nothing_that_the_parser_refuses_for_its_keys_kinds_an
         ("\"network\":", "\"parent\":\"eth0\",\"vlan\":\"7\",\"network\":"),
         ("\"network\":", "\"parent\":0,\"vlan\":7,\"network\":"),
         ("\"network\":", "\"type\":\"sriov\",\"network\":"),
+        ("\"network\":", "\"type\":\"sriov\",\"parent\":\"eth0\",\"vlan\":4095,\"network\":"),
+        ("\"network\":", "\"type\":\"sriov\",\"parent\":\"eth0\",\"trust\":1,\"network\":"),
+        ("\"network\":", "\"type\":\"vxlan\",\"network\":"),
         ("\"network\":", "\"type\":\"macvtap\",\"network\":"),
         ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"eth0\",\"vlan\":7,\"network\":"),
         ("\"network\":", "\"mode\":\"bridge\",\"network\":"),
@@ -330,7 +349,7 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
             "gateway6",
             "nobody on an isolated network",
         ),
-        ("\"network\":", "\"type\":\"sriov\",\"network\":", "type", "not available in this version"),
+        ("\"network\":", "\"type\":\"vxlan\",\"network\":", "type", "no such kind"),
         ("\"network\":", "\"type\":\"macvtap\",\"network\":", "parent", "required"),
         ("\"network\":", "\"type\":\"macvtap\",\"parent\":\"a b\",\"network\":", "parent", "1 to 15 bytes"),
         ("\"network\":", "\"type\":\"macvtap\",\"parent\":7,\"network\":", "parent", "a string is needed"),
@@ -355,7 +374,31 @@ fn what_is_wrong_is_named_by_key_value_and_remedy() {
             "isolate",
             "by their mode",
         ),
-        ("\"network\":", "\"type\":\"sriov\",\"network\":", "type", "not available in this version"),
+        ("\"network\":", "\"type\":\"sriov\",\"network\":", "parent", "required"),
+        ("\"network\":", "\"type\":\"sriov\",\"parent\":\"a b\",\"network\":", "parent", "1 to 15 bytes"),
+        ("\"network\":", "\"type\":\"sriov\",\"parent\":\"eth0\",\"vlan\":0,\"network\":", "vlan", "1 to 4094"),
+        ("\"network\":", "\"type\":\"sriov\",\"parent\":\"eth0\",\"trust\":1,\"network\":", "trust", "true or false"),
+        ("\"network\":", "\"trust\":true,\"network\":", "trust", "sriov"),
+        (
+            "\"network\":",
+            "\"type\":\"sriov\",\"parent\":\"eth0\",\"vlan\":7,\"router\":\"10.42.0.5\",\"network\":",
+            "router",
+            "nobody but the gateway",
+        ),
+        ("\"network\":", "\"type\":\"sriov\",\"parent\":\"eth0\",\"mode\":\"bridge\",\"network\":", "mode", "macvtap"),
+        ("\"network\":", "\"type\":\"sriov\",\"parent\":\"eth0\",\"nat\":true,\"network\":", "nat", "way of the host"),
+        (
+            "\"network\":",
+            "\"type\":\"sriov\",\"parent\":\"eth0\",\"ipv6\":true,\"network\":",
+            "ipv6",
+            "somebody else has numbered",
+        ),
+        (
+            "\"network\":",
+            "\"type\":\"sriov\",\"parent\":\"eth0\",\"isolate\":true,\"network\":",
+            "isolate",
+            "their card",
+        ),
         ("\"network\":", "\"type\":\"Bridged\",\"network\":", "type", "no such kind"),
         ("\"network\":", "\"type\":[],\"network\":", "type", "a string is needed"),
         ("\"network\":", "\"mtu\":1279,\"network\":", "mtu", "1280 to 65521"),

@@ -311,6 +311,7 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
         Reach::Host | Reach::All => NetworkKind::Bridged,
         Reach::Outside => NetworkKind::HostOnly,
         Reach::Macvtap(_) => NetworkKind::Macvtap,
+        Reach::Sriov { .. } => NetworkKind::Sriov,
         Reach::Nothing => NetworkKind::Isolated,
     });
     to.set_nat(matches!(config.reach, Reach::All | Reach::Outside));
@@ -318,6 +319,7 @@ fn write_pool(mut to: pool_info::Builder, config: &PoolConfig, text: &str, free:
     if let Reach::Macvtap(mode) = config.reach {
         to.set_mode(mode);
     }
+    to.set_trust(config.reach == Reach::Sriov { trust: true });
     if let Some(Uplink { parent, vlan }) = &config.uplink {
         to.set_parent(parent);
         to.set_vlan(*vlan);

@@ -37,7 +37,7 @@ pub struct Config {
 pub struct Uplink {
     /// That interface.
     pub parent: String,
-    /// The VLAN's number; 0 where ports are macvtaps, which are on the interface itself.
+    /// The VLAN's number; 0 for the interface itself, which macvtaps are on, and for virtual functions of none.
     pub vlan: u16,
 }
 
@@ -53,6 +53,11 @@ pub enum Kind {
     HostOnly,
     /// The network of an interface of the host's, past the host.
     Macvtap(MacvtapMode),
+    /// The same, each by a virtual function of that interface's.
+    Sriov {
+        /// Whether these are trusted.
+        trust: bool,
+    },
     /// Nothing.
     Isolated,
 }
@@ -115,7 +120,7 @@ impl Config {
 
     /// Whether the host has IPv6 on its bridge.
     pub fn has_ipv6(&self) -> bool {
-        self.ipv6.is_some() && !matches!(self.kind, Kind::Isolated | Kind::Macvtap(_))
+        self.ipv6.is_some() && self.kind != Kind::Isolated && !self.is_macvtap()
     }
 
     /// The same, of that kind; one that leads outward does so by its gateway.
@@ -132,12 +137,17 @@ impl Config {
         Config { isolate, ..self }
     }
 
-    /// The same, on that interface of the host's: as that VLAN of it, or, where its ports are macvtaps, on itself. Neither is none.
+    /// The same, on that interface of the host's: as that VLAN of it, or, where its ports are macvtaps, on itself, or by its virtual functions, of that VLAN
+    /// or of none. Neither is none.
     pub fn on(self, parent: &str, vlan: u16) -> Result<Config, Error> {
         let refuse = |what, value: &str, why: &str| Err(Error::argument(what, value, why));
         match (self.kind, parent, vlan) {
             (Kind::Macvtap(_), "", _) => {
                 let why = "a network of macvtaps is on an interface of the host's; give its name, such as eth0";
+                return refuse("parent", parent, why);
+            }
+            (Kind::Sriov { .. }, "", _) => {
+                let why = "a network of virtual functions has those of an interface of the host's; give its name, such as eth0";
                 return refuse("parent", parent, why);
             }
             (Kind::Macvtap(_), _, 1..) => {
@@ -153,7 +163,7 @@ impl Config {
                 return refuse("parent", parent, why);
             }
             _ if !is_network(parent) => return refuse("parent", parent, NETWORK_RULE),
-            (Kind::Macvtap(_), ..) => {}
+            (Kind::Macvtap(_), ..) | (Kind::Sriov { .. }, _, 0) => {}
             _ if !is_vlan(vlan) => return refuse("VLAN", &vlan.to_string(), &vlan_rule()),
             (Kind::Isolated, ..) => {
                 let why = "guests of an isolated network reach nobody else; leave it out";
@@ -166,14 +176,14 @@ impl Config {
                     "its guests reach the outside by way of that; define it as bridged, without NAT",
                 );
             }
-            (Kind::Bridged, ..) => {}
+            (Kind::Bridged | Kind::Sriov { .. }, ..) => {}
         }
         Ok(Config { uplink: Some(Uplink { parent: parent.to_owned(), vlan }), ..self })
     }
 
     /// Whether it has no bridge, and its ports are macvtaps.
     pub fn is_macvtap(&self) -> bool {
-        matches!(self.kind, Kind::Macvtap(_))
+        matches!(self.kind, Kind::Macvtap(_) | Kind::Sriov { .. })
     }
 
     /// The VLAN that it is, if it is one.
@@ -341,6 +351,27 @@ mod tests {
         for kind in [Kind::Nat, Kind::HostOnly] {
             let config = Config::new("n", "10.42.0.1", 24, 0).unwrap().of_kind(kind).unwrap();
             assert!(config.on("eth0", 7).unwrap_err().to_string().contains("without NAT"));
+        }
+    }
+
+    #[test]
+    fn network_of_virtual_functions_is_on_an_interface_or_a_vlan_of_it() {
+        let of = |parent: &str, vlan| {
+            let config = Config::new("n", "10.42.0.1", 24, 0).unwrap().of_kind(Kind::Sriov { trust: false });
+            config.unwrap().on(parent, vlan)
+        };
+        for vlan in [0, 1, 4094] {
+            let config = of("eth0", vlan).unwrap();
+            assert_eq!((&config.uplink, config.vlan()), (&Some(Uplink { parent: "eth0".into(), vlan }), None));
+        }
+        for (parent, vlan, why) in [
+            ("", 0, "such as eth0"),
+            ("", 7, "such as eth0"),
+            ("eth0", 4095, "1 to 4094"),
+            ("eth 0", 0, "1 to 15 bytes"),
+        ] {
+            let error = of(parent, vlan).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
     }
 

@@ -87,6 +87,21 @@ pub enum Error {
     /// A bridge or a bond has it, or another macvtap has it alone, or it is no Ethernet.
     #[error("the kernel refused to {tried}: nothing more can be on its parent")]
     ParentBusy { tried: String, source: io::Error },
+    /// Nobody has made virtual functions.
+    #[error("{0} has no virtual functions")]
+    NoFunctions(String),
+    /// Each of them is somebody's.
+    #[error("no virtual function of {parent} is free: {} used, disabled, in another network namespace, or without an interface", if *count == 1 { "its one is".to_owned() } else { format!("all {count} are") })]
+    NoFreeFunction { parent: String, count: usize },
+    /// Virtual functions carry nothing then.
+    #[error("{0} is down, and with it its virtual functions")]
+    ParentDown(String),
+    /// Its card has come later, or sysfs says nothing of it.
+    #[error("netmgr has found no card of {0} when it started, and so does not know where its virtual functions are")]
+    UnknownCard(String),
+    /// What is asked of a port is a virtual function's to say.
+    #[error("it is on no virtual function")]
+    NotFunction,
     /// A network is one thing or the other.
     #[error("network {0} is there, and of another kind")]
     OtherKind(String),
@@ -198,7 +213,7 @@ impl Error {
             | Error::NotDurable(_)
             | Error::NoAddress { .. }
             | Error::NotPublished { .. } => Code::NotFound,
-            Error::NoTap => Code::WrongState,
+            Error::NoTap | Error::NotFunction => Code::WrongState,
             Error::TenantsDurable => Code::PermissionDenied,
             Error::Unheard(_) => Code::Unavailable,
             Error::Within { source, .. } => match source.raw_os_error() {
@@ -219,7 +234,9 @@ impl Error {
             | Error::TenantExists(_) => Code::AlreadyExists,
             Error::PortsAttached { .. } | Error::OtherKind(_) | Error::MacvtapLeft { .. } => Code::WrongState,
             Error::ParentBusy { .. } => Code::Conflict,
-            Error::Quota(_) | Error::Full { .. } | Error::BridgeFull(_) => Code::Exhausted,
+            Error::Quota(_) | Error::Full { .. } | Error::BridgeFull(_) | Error::NoFreeFunction { .. } => {
+                Code::Exhausted
+            }
             Error::Busy(_) => Code::Overloaded,
             Error::NoTun(_)
             | Error::NoMacvtap(_)
@@ -228,6 +245,9 @@ impl Error {
             | Error::NoIpv6 { .. }
             | Error::NoVlans(_)
             | Error::NoParent { .. }
+            | Error::NoFunctions(_)
+            | Error::ParentDown(_)
+            | Error::UnknownCard(_)
             | Error::NoRoutes
             | Error::NoForwarding { .. }
             | Error::Deadline { .. }
@@ -280,6 +300,11 @@ impl Error {
             Error::NoMacvtap(_) => "Load the driver (modprobe macvtap), and start netmgr again, as root; it needs /sys, which is of its network namespace, and opens the first 256 macvtaps of a host".into(),
             Error::NoEgress(_) => "Load the module (modprobe nf_tables), or boot a kernel (Linux 5.16 or later) with CONFIG_NF_TABLES_NETDEV and CONFIG_NETFILTER_EGRESS".into(),
             Error::ParentBusy { .. } => "Take the parent off its bridge or bond, and what is on it in mode passthru away, or choose another parent or mode".into(),
+            Error::NoFunctions(parent) => format!("Make some (echo 4 > /sys/class/net/{parent}/device/sriov_numvfs), where its card has SR-IOV"),
+            Error::NoFreeFunction { parent, .. } => format!("End a VM that has one, take away what an earlier netmgr has left (volt port list; ip link delete mvt-...), or, while none is used, make more (echo 0, and then how many, > /sys/class/net/{parent}/device/sriov_numvfs)"),
+            Error::ParentDown(parent) => format!("Bring it up first (ip link set {parent} up)"),
+            Error::UnknownCard(_) => "Start netmgr again; it needs /sys, and that is a card with SR-IOV on PCI, whose driver says so (Linux 5.14 or later)".into(),
+            Error::NotFunction => "Ask a port on a network of virtual functions".into(),
             Error::OtherKind(name) => format!("Remove it first (volt network remove {name}), or choose another name"),
             Error::MacvtapLeft { interface, .. } => format!("End that VM, and then take it away (ip link delete {interface}); starting the workload again does as much"),
             Error::NoFilter(_) => {

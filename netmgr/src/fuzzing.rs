@@ -68,6 +68,12 @@ pub fn interface_marks(data: &[u8]) {
         assert!(again.len() < 256, "IFALIASZ: {again}");
         assert_eq!(mark::read_bridge(&again), bridge);
     }
+    if let Some((function, owner)) = mark::read_function(alias) {
+        assert!(bridge.is_none() && port.is_none());
+        let again = mark::function(&function, &owner);
+        assert!(again.len() < 255, "IFALIASZ, and its NUL: {again}");
+        assert_eq!(mark::read_function(&again), Some((function, owner)));
+    }
     if let Some(PortMark { workload, mac, on: Some((network, mtu)), sources, policed, owner }) = &port {
         let again = mark::port(workload, *mac, network, *mtu, owner, sources, *policed);
         assert!(again.len() < 255, "IFALIASZ, and its NUL: {again}");

@@ -40,9 +40,11 @@ mod rpc;
 mod rtnl;
 mod sandbox;
 mod sources;
+mod sriov;
 mod tap;
 mod uplink;
 mod veth;
+mod vf;
 
 use std::{os::fd::RawFd, path::Path};
 
@@ -54,7 +56,7 @@ use service::{Options, Owner, Serving};
 
 use crate::{
     instance::Instance, macvtap::Devices, manager::Manager, monitor::Monitor, nft::Filter, opener::Opener, rpc::Host,
-    rtnl::Rtnl,
+    rtnl::Rtnl, sriov::Cards,
 };
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.
@@ -117,13 +119,15 @@ fn start(arguments: &Arguments) -> Result<(Serving, Owner<Manager>, Monitor), Fa
     let monitor = Monitor::open(filter.as_ref()).map_err(Failure::Rtnl)?;
     let mut rtnl = Rtnl::open().map_err(Failure::Rtnl)?;
     rtnl.macvtaps = opener.map(Devices::new).transpose().map_err(Failure::Opener)?.flatten();
+    let cards = Cards::find();
+    rtnl.cards = cards.clone();
     let manager = Manager::recover(rtnl, filter, instance).map_err(Failure::Rtnl)?;
     warn_of_bridge_filter();
     let fds: Vec<RawFd> = manager.fds().chain(monitor.fds()).collect();
 
     let wide = wide.keep(|sandbox| {
         let sandbox = if manager.filters() { sandbox } else { sandbox.lacks(Layer::PacketFilter) };
-        sandbox::keep(sandbox, arguments.options.user(), &fds)
+        sandbox::keep(sandbox, arguments.options.user(), &fds, cards.folders())
     })?;
     let mut starting = wide.confine::<Failure>()?;
     let manager = starting.thread("rtnl", &sandbox::rtnl(), || Ok(manager))?;

@@ -13,6 +13,7 @@ use crate::{
     mark::{self, BridgeMark},
     names,
     nft::Count,
+    vf::{self, Vf},
 };
 
 // What the libc crate lacks of linux/if_link.h and linux/ipv6.h.
@@ -32,6 +33,7 @@ const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_GROUP_FWD_MASK: u16 = 31;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_PARENT_DEV_NAME: u16 = 56;
 pub(crate) const IFLA_INET6_CONF: u16 = 2;
 /// What the libc crate lacks of linux/if_bridge.h.
 const BR_STATE_FORWARDING: u8 = 3;
@@ -98,6 +100,10 @@ pub struct Link {
     pub forwards: bool,
     /// The group that it is in; 0 unless somebody chose one.
     pub group: u32,
+    /// Which device it is of: its PCI address, of a card's function; empty for what is of none.
+    pub device: String,
+    /// Its virtual functions, of a card's, where these were asked for.
+    pub functions: Vec<Vf>,
     /// What came by it, where that was asked for: of a port, from its guest.
     pub came: Count,
     /// And what went.
@@ -129,6 +135,8 @@ impl Link {
                 libc::IFLA_PROP_LIST => link.read_properties(value)?,
                 libc::IFLA_AF_SPEC => link.read_families(value)?,
                 libc::IFLA_STATS64 => link.read_traffic(value)?,
+                libc::IFLA_VFINFO_LIST => link.functions = vf::read(value)?,
+                IFLA_PARENT_DEV_NAME => link.device = text(value),
                 _ => {}
             }
         }
@@ -356,6 +364,8 @@ mod tests {
             bytes.extend(attribute(libc::IFLA_AF_SPEC, &attribute(libc::AF_INET6 as u16, &conf)));
             let traffic: Vec<u8> = (1..=24_u64).flat_map(u64::to_ne_bytes).collect();
             bytes.extend(attribute(libc::IFLA_STATS64, &traffic));
+            bytes.extend(attribute(IFLA_PARENT_DEV_NAME, b"0000:01:00.0\0"));
+            bytes.extend(attribute(libc::IFLA_VFINFO_LIST, &attribute(1, &[])));
             bytes
         };
         let expected = Link {
@@ -387,6 +397,8 @@ mod tests {
             accept_ra: false,
             forwards: false,
             group: 3,
+            device: "0000:01:00.0".into(),
+            functions: vec![Vf::default()],
             came: Count { packets: 1, bytes: 3 },
             went: Count { packets: 2, bytes: 4 },
         };

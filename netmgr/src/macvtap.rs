@@ -6,7 +6,8 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    path::Path,
 };
 
 use rtnetlink::{
@@ -15,7 +16,8 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{
-            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, LinkAttribute, MacVtapMode,
+            AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoMacVtap, LinkAttribute, MacVtapFlags,
+            MacVtapMode,
         },
     },
 };
@@ -37,6 +39,7 @@ use crate::{
     opener::Opener,
     port::{Made, Wanted, call},
     rtnl::{Batch, LinkBuilder, Rtnl, Snapshot},
+    sriov::Function,
     tap, uplink, veth,
 };
 
@@ -86,14 +89,18 @@ impl Devices {
 
     /// Opens the device of an interface.
     fn open(&self, name: &str, index: u32) -> io::Result<OwnedFd> {
-        let path = format!("{name}/macvtap/tap{index}/dev");
-        let file = retry_on_intr(|| fs::openat(&self.folder, &path, OPEN, Mode::empty()))?;
-        let mut said = [0; LENGTH];
-        let length = retry_on_intr(|| rustix::io::read(&file, &mut said[..]))?;
-        let said = std::str::from_utf8(said.get(..length).unwrap_or_default()).unwrap_or_default();
-        let minor = said.trim().split_once(':').and_then(|(_, minor)| minor.parse().ok());
+        let said = read(&self.folder, Path::new(&format!("{name}/macvtap/tap{index}/dev")))?;
+        let minor = said.split_once(':').and_then(|(_, minor)| minor.parse().ok());
         self.opener.open(minor.ok_or(io::ErrorKind::InvalidData)?)
     }
+}
+
+/// The few words that a file of sysfs has.
+pub fn read(folder: impl AsFd, path: &Path) -> io::Result<String> {
+    let file = retry_on_intr(|| fs::openat(&folder, path, OPEN, Mode::empty()))?;
+    let mut said = [0; LENGTH];
+    let length = retry_on_intr(|| rustix::io::read(&file, &mut said[..]))?;
+    Ok(String::from_utf8_lossy(said.get(..length).unwrap_or_default()).trim().to_owned())
 }
 
 /// In which mode an interface is a macvtap.
@@ -108,14 +115,17 @@ pub fn mode_of(link: &Link) -> Option<MacvtapMode> {
     }
 }
 
-fn with(mode: MacvtapMode) -> LinkBuilder {
+/// On a virtual function it has what that one's card gives it, and asks for nothing else.
+fn with(mode: MacvtapMode, on_function: bool) -> LinkBuilder {
     let mode = match mode {
         MacvtapMode::Bridge => MacVtapMode::Bridge,
         MacvtapMode::PrivateMode => MacVtapMode::Private,
         MacvtapMode::Vepa => MacVtapMode::Vepa,
         MacvtapMode::Passthru => MacVtapMode::Passthrough,
     };
-    LinkBuilder::new_with_info_kind(InfoKind::MacVtap).set_info_data(InfoData::MacVtap(vec![InfoMacVtap::Mode(mode)]))
+    let flags = on_function.then_some(InfoMacVtap::Flags(MacVtapFlags::NoPromisc));
+    let data = [InfoMacVtap::Mode(mode)].into_iter().chain(flags).collect();
+    LinkBuilder::new_with_info_kind(InfoKind::MacVtap).set_info_data(InfoData::MacVtap(data))
 }
 
 /// The networks whose ports an earlier netmgr of `owner` has left, with their parents' indices: what is known of them is what a port's mark says, and the
@@ -125,9 +135,13 @@ pub fn existing(snapshot: &Snapshot, owner: &Instance) -> Vec<(u32, Config)> {
         let Some(Kind::Macvtap(mode)) = Kind::of(link) else { return None };
         let mark = mark::read_port(&link.alias).filter(|mark| mark.owner == *owner)?;
         let (name, mtu) = mark.on?;
-        let parent = snapshot.link(link.lower)?.name.clone();
-        let (kind, uplink) = (NetworkKind::Macvtap(mode), Some(Uplink { parent, vlan: 0 }));
-        Some((link.lower, Config { name, address: None, ipv6: None, mtu, kind, uplink, isolate: false }))
+        let lower = snapshot.link(link.lower)?;
+        let (parent, kind, vlan) = match Function::of(lower, owner) {
+            Some(Function { card, trust, vlan, .. }) => (snapshot.link(card)?, NetworkKind::Sriov { trust }, vlan),
+            None => (lower, NetworkKind::Macvtap(mode), 0),
+        };
+        let uplink = Some(Uplink { parent: parent.name.clone(), vlan });
+        Some((parent.index, Config { name, address: None, ipv6: None, mtu, kind, uplink, isolate: false }))
     });
     found.collect()
 }
@@ -150,18 +164,36 @@ pub fn attach(
 ) -> Result<Made, Error> {
     let filter = filter.as_mut().ok_or_else(no_filter)?;
     let nonce = rtnl.macvtaps.as_mut().ok_or_else(no_devices)?.nonce();
-    let Some(index) = retried_if_passing(|| make(rtnl, wanted, mode, nonce))? else { return Ok(Made::NameTaken) };
-    let made = open(rtnl, wanted, index, nonce).and_then(|device| {
+    // One on a virtual function has that one's address, which no nonce can be: its name is one at first.
+    let name = names::passing_macvtap(nonce);
+    let (first, address) = match wanted.function {
+        Some(_) => (Wanted { name: &name, ..*wanted }, wanted.mac),
+        None => (*wanted, nonce),
+    };
+    let Some(index) = retried_if_passing(|| make(rtnl, &first, mode, nonce))? else { return Ok(Made::NameTaken) };
+    let made = open(rtnl, &first, index, address).and_then(|device| {
+        if first.name != wanted.name && !rename(rtnl, wanted, index)? {
+            return Ok(None);
+        }
         filter.guard(wanted.sends())?;
         bring_up(rtnl, wanted, index)?;
-        Ok(device)
+        Ok(Some(device))
     });
-    if made.is_err() {
+    if !matches!(made, Ok(Some(_))) {
         // The error that is reported is the first one. What this leaves, the next netmgr takes away.
         let _ = rtnl.delete(index, |link| veth::is_half_made(link, wanted.owner) || wanted.may_be(link));
         let _ = filter.unguard(wanted.name);
     }
-    made.map(|device| Made::Port(Some(device), index))
+    Ok(made?.map_or(Made::NameTaken, |device| Made::Port(Some(device), index)))
+}
+
+/// Gives a macvtap its name; `false` if somebody has it.
+fn rename(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<bool, Error> {
+    let whom = LinkUnspec::new_with_index(index).name(wanted.name);
+    match rtnl.run(Batch::default().set(format!("give macvtap {} its name", wanted.name), whom)) {
+        Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        renamed => renamed.map(|_| true),
+    }
 }
 
 /// No filter of what guests send: then there is no macvtap either, whose guest would be anybody on a network that is not Volt's.
@@ -178,13 +210,14 @@ fn make(rtnl: &mut Rtnl, wanted: &Wanted<'_>, mode: MacvtapMode, nonce: Mac) -> 
     let Wanted { name, bridge: parent, mtu, owner, .. } = *wanted;
     let tried = format!("make macvtap {name}");
     let address = nonce.bytes().to_vec();
-    let link = with(mode).name(name).link(parent).address(address.clone()).mtu(mtu);
+    let on_function = wanted.function.is_some();
+    let link = with(mode, on_function).name(name).link(parent).address(address.clone()).mtu(mtu);
     let link = RouteNetlinkMessage::NewLink(link.link_group(veth::half_made(owner)).build());
     let mut cleared = false;
     loop {
         let mut batch = Batch::default();
         batch.add(tried.clone(), NLM_F_CREATE | NLM_F_EXCL, link.clone());
-        if mode == MacvtapMode::Passthru {
+        if mode == MacvtapMode::Passthru && !on_function {
             // One that is alone there has its parent's at first, whatever is asked for.
             batch
                 .set("set a macvtap's MAC address", LinkUnspec::new_with_name(name).address(address.clone()))
@@ -299,11 +332,31 @@ pub fn is(rtnl: &Rtnl, wanted: &Wanted<'_>, link: &Link) -> bool {
         && wanted.alternatives().iter().all(|name| link.alternatives.contains(name))
 }
 
+/// Takes a macvtap off the host, and gives the virtual function back that it was on.
+pub fn delete(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<(), Error> {
+    rtnl.delete(index, |link| wanted.may_be(link))?;
+    give_back(rtnl, wanted)
+}
+
+fn give_back(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<(), Error> {
+    wanted.function.map_or(Ok(()), |function| function.give_back(rtnl, wanted.owner))
+}
+
 /// Brings one that was made back to what it should be; `None` if it is there no more, else whether it was not as it should be.
 pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<bool>, Error> {
     let whom = || LinkUnspec::new_with_index(index);
-    let Some(link) = rtnl.link(whom())?.filter(|link| wanted.may_be(link)) else { return Ok(None) };
-    let changed = !is(rtnl, wanted, &link);
+    let Some(link) = rtnl.link(whom())?.filter(|link| wanted.may_be(link)) else {
+        // What this leaves, the next look gives back.
+        let _ = give_back(rtnl, wanted);
+        return Ok(None);
+    };
+    let mut changed = !is(rtnl, wanted, &link);
+    if let Some(function) = wanted.function
+        && !function.is_right(rtnl, wanted.mac, wanted.mtu, wanted.owner)?
+    {
+        function.settle(rtnl, wanted.mac, wanted.mtu, wanted.owner)?;
+        changed = true;
+    }
     if changed {
         let mut batch = Batch::default();
         if link.name != wanted.name {
@@ -314,7 +367,7 @@ pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
         if let Kind::Macvtap(mode) = wanted.kind
             && mode_of(&link) != Some(mode)
         {
-            let again = RouteNetlinkMessage::NewLink(with(mode).index(index).build());
+            let again = RouteNetlinkMessage::NewLink(with(mode, wanted.function.is_some()).index(index).build());
             batch.add(format!("set the mode of macvtap {} again", wanted.name), 0, again);
         }
         settle(&mut batch, wanted, index);

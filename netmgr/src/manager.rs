@@ -17,6 +17,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     net::Ipv4Addr,
     ops::Bound,
     os::fd::{OwnedFd, RawFd},
@@ -59,6 +60,7 @@ use crate::{
     rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
+    sriov::{self, Function},
     uplink,
     veth::{self, Inside},
 };
@@ -110,6 +112,18 @@ pub struct PortFacts {
     pub stats: Option<Stats>,
     /// Which ports of the host lead to it.
     pub published: Vec<Published>,
+    /// The virtual function that it has, if it has one.
+    pub function: Option<FunctionFacts>,
+}
+
+/// What `VirtualFunctionInfo` says.
+#[derive(Clone, Debug)]
+pub struct FunctionFacts {
+    pub parent: String,
+    pub number: u32,
+    pub address: String,
+    pub mac: Mac,
+    pub vlan: u16,
 }
 
 /// What `PortStats` says.
@@ -151,6 +165,13 @@ impl PortFacts {
             rate: port.rate,
             stats: None,
             published: port.published.clone(),
+            function: port.function.as_ref().map(|function| FunctionFacts {
+                parent: network.uplink.as_ref().map(|uplink| uplink.parent.clone()).unwrap_or_default(),
+                number: function.number,
+                address: function.address.clone(),
+                mac: port.mac,
+                vlan: function.vlan,
+            }),
         }
     }
 }
@@ -306,6 +327,7 @@ impl Manager {
                 rtnl.delete(link.index, left_over)?;
             }
         }
+        sriov::sweep_claims(&mut manager.rtnl, &snapshot.links)?;
         manager.keep_guarding(&snapshot.links);
         manager.sweep_guards();
         manager.mend_with(&snapshot);
@@ -354,7 +376,9 @@ impl Manager {
         }
         for network in networks.values_mut() {
             let concerned = |(workload, port): (&String, &Port)| {
-                let concerned = changes.links.contains(&port.index) || changes.macs.contains(&port.mac.bytes());
+                let function = port.function.iter().flat_map(|function| [function.interface, function.card]);
+                let concerned = function.chain([port.index]).any(|index| changes.links.contains(&index))
+                    || changes.macs.contains(&port.mac.bytes());
                 concerned.then(|| workload.clone())
             };
             let ports: Vec<String> = network.ports.iter().filter_map(concerned).take(MOST_LOOKS + 1).collect();
@@ -377,7 +401,7 @@ impl Manager {
     }
 
     fn mend_with(&mut self, snapshot: &Snapshot) -> bool {
-        self.doubt = false;
+        let in_doubt = mem::take(&mut self.doubt);
         self.find_gone(&snapshot.links);
         // Before a TAP comes onto a bridge again.
         let Ok(guarded) = self.guard(&snapshot.links) else { return false };
@@ -388,6 +412,16 @@ impl Manager {
         let harmed =
             networks.values_mut().filter_map(|network| (!network.mend(rtnl, instance, snapshot)).then_some(())).count();
         let lost = ports(networks) != before;
+        let kept = |function: &Function| {
+            let mut ports = networks.values().flat_map(|network| network.ports.values());
+            ports.any(|port| port.function.as_ref().is_some_and(|own| own.interface == function.interface))
+        };
+        if let Err(error) = sriov::sweep(rtnl, &snapshot.links, kept, instance) {
+            if !in_doubt {
+                confine::say!("netmgr: {}", error.fault("give back virtual functions that no port has"));
+            }
+            self.doubt = true;
+        }
         let forgotten = !lost || self.rtnl.links().and_then(|links| self.guard(&links)).is_ok();
         self.clear_after();
         guarded && harmed == 0 && forgotten
@@ -694,7 +728,7 @@ impl Manager {
         if !network.left.is_empty() {
             self.clear_after();
         }
-        let Manager { rtnl, filter, instance, networks, .. } = self;
+        let Manager { rtnl, filter, instance, networks, doubt, .. } = self;
         let network = find(networks, id)?;
         let Asked { workload, mac, sources, policy, .. } = asked;
         let kind = macvtap::kind(&network.config, inside.is_some())?;
@@ -718,11 +752,14 @@ impl Manager {
         let (name, bridge, network_name) = ("", network.index, &id.name);
         let (of_wanted, owner) = (reference.as_deref(), &*instance);
         let policy = has.as_ref();
+        let function = sriov::take(rtnl, &network.config, network.index, mac, owner);
+        // What that leaves, or the next step, the next look gives back.
+        let function = function.inspect_err(|_| *doubt = true)?;
         let wanted = Wanted {
             kind,
             name,
             network: network_name,
-            bridge,
+            bridge: function.as_ref().map_or(bridge, |function| function.interface),
             mtu,
             isolate,
             workload,
@@ -730,9 +767,14 @@ impl Manager {
             sources,
             reference: of_wanted,
             policy,
+            function: function.as_ref(),
             owner,
         };
-        let (tap, index, interface) = make(rtnl, filter, wanted, inside)?;
+        let made = make(rtnl, filter, wanted, inside);
+        if let (Err(_), Some(function)) = (&made, &function) {
+            *doubt |= function.give_back(rtnl, owner).is_err();
+        }
+        let (tap, index, interface) = made?;
         let (tap, (state, seen)) = (tap.map(Arc::new), watch::channel(PortState::Attached));
         let (tenant, slot) = (account.tenant, Some(slot));
         let held = Held { serial, tap: tap.clone(), announced: false, state, tenant, slot };
@@ -746,6 +788,7 @@ impl Manager {
             isolate,
             sources,
             reference,
+            function,
             policy: has,
             bound,
             rate: Rate::default(),

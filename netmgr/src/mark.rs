@@ -8,6 +8,8 @@ use crate::{
     instance::Instance,
     names,
     sources::Sources,
+    sriov::{Found, Function},
+    vf::Settings,
 };
 
 const BRIDGE: &str = "volt-vmm network";
@@ -15,6 +17,7 @@ const UPLINK: &str = "volt-vmm uplink";
 const PORT: &str = "volt-vmm port";
 /// That of one whose guest may not send to wherever it likes: as long, as a mark has no room for more.
 const POLICED: &str = "volt-vmm gate";
+const FUNCTION: &str = "volt-vmm function";
 const GONE: &str = "volt-vmm gone";
 /// What stands for an address that there is none of.
 const NONE: &str = Instance::NONE;
@@ -40,7 +43,7 @@ pub fn bridge(config: &Config, owner: &Instance) -> String {
     let ipv6 = ipv6.map_or_else(String::new, |ipv6| format!(" {ipv6}"));
     let kind = match kind {
         // A macvtap's network has no bridge.
-        Kind::Bridged | Kind::Macvtap(_) => "",
+        Kind::Bridged | Kind::Macvtap(_) | Kind::Sriov { .. } => "",
         Kind::Nat => " nat",
         Kind::HostOnly => " host-only",
         Kind::Isolated => " isolated",
@@ -168,6 +171,25 @@ pub fn read_port(alias: &str) -> Option<PortMark> {
     Some(PortMark { workload: (*workload).to_owned(), mac: mac.parse().ok()?, on, sources, policed, owner })
 }
 
+/// Makes the mark of a virtual function's interface that is taken for a port: for which network, and what it was before.
+pub fn function(function: &Function, owner: &Instance) -> String {
+    let Function { network, card, number, vlan, trust, found, .. } = function;
+    let Found { settings, mac, mtu, ipv6 } = found;
+    format!("{FUNCTION} {network} {owner} {card} {number} {vlan} {trust} {} {mac} {mtu} {ipv6}", settings.words())
+}
+
+/// Reads it, but for which interface it is on, and whose it is; `None` for an alias that is no such.
+pub fn read_function(alias: &str) -> Option<(Function, Instance)> {
+    let words: Vec<&str> = alias.strip_prefix(FUNCTION)?.strip_prefix(' ')?.split(' ').collect();
+    let [network, owner, card, number, vlan, trust, settings @ .., mac, mtu, ipv6] = &words[..] else { return None };
+    names::check_network(network).ok()?;
+    let (card, number, vlan) = (card.parse().ok()?, number.parse().ok()?, vlan.parse().ok()?);
+    let settings = Settings::read(settings.try_into().ok()?)?;
+    let found = Found { settings, mac: mac.parse().ok()?, mtu: mtu.parse().ok()?, ipv6: ipv6.parse().ok()? };
+    let (network, trust, interface, address) = ((*network).to_owned(), trust.parse().ok()?, 0, String::new());
+    Some((Function { interface, address, card, number, network, vlan, trust, found }, instance(owner)?))
+}
+
 /// Makes the mark of an interface whose port was given up: whoever finds it takes it off the host.
 pub fn gone(owner: &Instance) -> String {
     format!("{GONE} {owner}")
@@ -238,6 +260,49 @@ mod tests {
             "volt-vmm port vm-web 02:00:00:00:00:01",
         ] {
             assert_eq!(read_bridge(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn function_mark_reads_back_and_nothing_else_does() {
+        let settings = Settings {
+            mac: Mac::new([2, 0xa, 0xb, 0xc, 0xd, 0xe]),
+            vlan: (4094, 7),
+            rates: (u32::MAX, u32::MAX),
+            spoof_check: Some(false),
+            trust: Some(false),
+        };
+        let own = Mac::new([2, 1, 2, 3, 4, 5]).unwrap();
+        let most = Function {
+            interface: 0,
+            address: String::new(),
+            card: u32::MAX,
+            number: 255,
+            network: "exactly15bytes_".into(),
+            vlan: 4094,
+            trust: false,
+            found: Found { settings, mac: own, mtu: 65_535, ipv6: false },
+        };
+        let found = Found { settings: Settings::default(), mac: own, mtu: 1500, ipv6: true };
+        let least = Function { card: 2, number: 0, network: "n".into(), vlan: 0, trust: true, found, ..most.clone() };
+        for owner in [Instance::default(), "0123456789abcdef0123456789abcdef".parse().unwrap()] {
+            for of in [&most, &least] {
+                let mark = function(of, &owner);
+                assert!(mark.len() < 255, "IFALIASZ, and its NUL: {mark}");
+                assert_eq!(read_function(&mark), Some((of.clone(), owner.clone())));
+                assert_eq!((read_port(&mark), read_bridge(&mark), read_uplink(&mark)), (None, None, None));
+                assert_eq!(read_function(&format!("{mark} x")), None);
+                assert_eq!(read_function(mark.rsplit_once(' ').unwrap().0), None);
+            }
+        }
+        for foreign in [
+            "",
+            "volt-vmm function",
+            "volt-vmm function lan0 -",
+            "volt-vmm functions",
+            "volt-vmm port vm-web 02:00:00:00:00:01",
+        ] {
+            assert_eq!(read_function(foreign), None, "{foreign:?}");
         }
     }
 

@@ -112,6 +112,12 @@ pub fn passing(network: &str, name: &str, owner: &Instance) -> String {
     format!("{PASSING}{}", hash(digits, &["passing", network, name, &owner.to_string()]))
 }
 
+/// What a macvtap on a virtual function is called until its device is open.
+pub fn passing_macvtap(nonce: Mac) -> String {
+    let [.., a, b, c, d, e] = nonce.bytes();
+    format!("mvt-{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}")
+}
+
 /// What is looked for as the other end of a container's veth.
 pub fn within(workload: &str) -> String {
     format!("veth-{}-c", id(Kind::Veth, workload))

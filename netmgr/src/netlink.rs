@@ -28,8 +28,9 @@ use crate::{attribute, message::Message};
 
 /// The longest that one exchange with the kernel may take.
 pub const DEADLINE: Duration = Duration::from_secs(5);
-/// What the kernel builds dump answers for: it takes the largest buffer it was ever read with, up to 32 KiB.
-const BUFFER: usize = 32 * 1024;
+/// What the kernel builds dump answers for: it takes the largest buffer it was ever read with, up to 32 KiB. What it says of one card with some hundred virtual
+/// functions is longer.
+const BUFFER: usize = 64 * 1024;
 /// The most messages that are left of an exchange: its answers, or a list of some ten thousand interfaces.
 const LEFT: usize = 4096;
 /// NLM_F_CAPPED (linux/netlink.h): a refusal without what it refuses.

@@ -33,6 +33,7 @@ use crate::{
     rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
+    sriov::Function,
     uplink,
 };
 
@@ -117,6 +118,8 @@ pub struct Port {
     pub rate_bound: Rate,
     /// The alternative name by which a durable one is found.
     pub reference: Option<String>,
+    /// The virtual function that it is on, if it is on one.
+    pub function: Option<Function>,
     /// `None` for a port of an earlier netmgr that is not durable, which is there as long as some process has its TAP open, or its other end's
     /// network namespace is.
     pub held: Option<Held>,
@@ -173,7 +176,7 @@ impl Port {
     fn announce(&mut self, link: &Link) {
         if let Some(held) = &mut self.held
             && let Some(tap) = &held.tap
-            && (link.open || matches!(self.kind, names::Kind::Macvtap(_)) && link.up)
+            && (link.open || matches!(self.kind, names::Kind::Macvtap(_)) && link.up && !link.no_carrier)
             && !mem::replace(&mut held.announced, true)
         {
             announce::announce(&**tap, self.mac, &self.sources);
@@ -184,8 +187,9 @@ impl Port {
     pub fn wanted<'a>(&'a self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
         let Port { kind, interface: name, mac, mtu, isolate, sources, .. } = self;
         let (kind, mac, mtu, isolate) = (*kind, *mac, *mtu, *isolate);
-        let (reference, policy) = (self.reference.as_deref(), self.policy.as_ref());
-        Wanted { kind, name, network, bridge, mtu, isolate, workload, mac, sources, reference, policy, owner }
+        let (reference, policy, function) = (self.reference.as_deref(), self.policy.as_ref(), self.function.as_ref());
+        let bridge = function.map_or(bridge, |function| function.interface);
+        Wanted { kind, name, network, bridge, mtu, isolate, workload, mac, sources, reference, policy, function, owner }
     }
 
     /// What may come from it.
@@ -297,6 +301,10 @@ impl Network {
                     rate: Rate::default(),
                     rate_bound: Rate::default(),
                     reference: reference.map(str::to_owned),
+                    function: links
+                        .iter()
+                        .find(|lower| lower.index == link.lower)
+                        .and_then(|lower| Function::of(lower, owner)),
                     held,
                 });
             }
@@ -437,11 +445,18 @@ impl Network {
         let kept = if ports.is_empty() || !forwards { Vec::new() } else { rtnl.forwarding(*bridge)? };
         let kept: BTreeSet<(u32, [u8; 6])> =
             kept.into_iter().map(|Entry { index, mac }| (index, mac.bytes())).collect();
+        let of_card = ports.values().any(|port| port.function.is_some());
+        let functions = if of_card { rtnl.functions(*bridge)? } else { Vec::new() };
         let (mut mended, mut failed) = (false, None);
         ports.retain(|workload, port| {
             let wanted = port.wanted(workload, &config.name, *bridge, owner);
             let is = |link: &&Link| match wanted.kind {
-                names::Kind::Macvtap(_) => macvtap::is(rtnl, &wanted, link),
+                names::Kind::Macvtap(_) => {
+                    let is = |function: &Function| {
+                        function.is(links.get(&function.interface).copied(), &functions, wanted.mac, wanted.mtu, owner)
+                    };
+                    macvtap::is(rtnl, &wanted, link) && wanted.function.is_none_or(is)
+                }
                 _ => wanted.is(link) && !rtnl.port_has_ipv6(link),
             };
             let is_kept = !forwards || kept.contains(&(port.index, port.mac.bytes()));
@@ -473,7 +488,7 @@ impl Network {
     pub fn take_left(&mut self, rtnl: &mut Rtnl, owner: &Instance, workload: &str) -> Result<(), Error> {
         if let Some(port) = self.ports.get(workload) {
             let wanted = port.wanted(workload, &self.config.name, self.index, owner);
-            rtnl.delete(port.index, |link| wanted.may_be(link))?;
+            macvtap::delete(rtnl, &wanted, port.index)?;
             self.events.tell(Change::Gone, workload, &port.interface);
             self.ports.remove(workload);
         }
@@ -486,7 +501,10 @@ impl Network {
         let wanted = port.wanted(workload, &self.config.name, self.index, owner);
         let Some(link) = rtnl.link(LinkUnspec::new_with_index(port.index))? else { return Ok(false) };
         let right = match wanted.kind {
-            names::Kind::Macvtap(_) => macvtap::is(rtnl, &wanted, &link),
+            names::Kind::Macvtap(_) => {
+                let is = |function: &Function| function.is_right(rtnl, wanted.mac, wanted.mtu, owner);
+                wanted.function.map_or(Ok(true), is)? && macvtap::is(rtnl, &wanted, &link)
+            }
             _ => {
                 let is = wanted.is(&link) && !rtnl.port_has_ipv6(&link);
                 is && rtnl.forwards(port.index, port.mac)? == Some(wanted.entry(port.index))

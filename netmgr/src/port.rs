@@ -28,6 +28,7 @@ use crate::{
     rate::Rate,
     rtnl::{Batch, LinkBuilder, Rtnl},
     sources::Sources,
+    sriov::Function,
     tap,
     veth::{self, Inside},
 };
@@ -73,6 +74,8 @@ pub struct Wanted<'a> {
     pub reference: Option<&'a str>,
     /// Where to.
     pub policy: Option<&'a Rules>,
+    /// The virtual function that it is on, if it is on one, whose interface is its parent then.
+    pub function: Option<&'a Function>,
     /// Whose it is.
     pub owner: &'a Instance,
 }
@@ -374,7 +377,7 @@ pub fn cut_off(rtnl: &mut Rtnl, ports: &[(u32, Wanted<'_>)]) -> Vec<Result<(), E
     let now = try_cut_off(rtnl, ports).unwrap_or_default();
     let each = ports.iter().map(|(index, wanted)| {
         let is_cut = |link: &Link| link.index == *index && !link.up && mark::is_gone(&link.alias, wanted.owner);
-        if now.iter().any(is_cut) { Ok(()) } else { rtnl.delete(*index, |link| wanted.may_be(link)) }
+        if now.iter().any(is_cut) { Ok(()) } else { macvtap::delete(rtnl, wanted, *index) }
     });
     each.collect()
 }
@@ -465,6 +468,7 @@ mod tests {
                 sources: &sources,
                 reference: None,
                 policy: None,
+                function: None,
                 owner: &owner,
             };
             let mut gone = 0;

@@ -2,6 +2,7 @@
 //! Touches the fd lane. Must never make a system call about the network.
 
 mod answers;
+mod functions;
 mod policies;
 mod published;
 mod watcher;
@@ -22,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 use self::{
     answers::{read_rate, write_addresses, write_config, write_port, write_rate, write_stats},
+    functions::Function,
     policies::{Policy, rules, write_rules},
     published::{publish, unpublish},
     watcher::Watcher,
@@ -187,6 +189,9 @@ impl host::Server for Host {
 }
 
 fn kind_of(config: network_config::Reader<'_>) -> Result<Kind, Error> {
+    if config.get_trust() && !matches!(config.get_kind(), Ok(NetworkKind::Sriov)) {
+        return Err(Error::argument("trust", "true", "it is of virtual functions alone; leave it out"));
+    }
     match (config.get_kind(), config.get_nat()) {
         (Ok(NetworkKind::Bridged), nat) => Ok(if nat { Kind::Nat } else { Kind::Bridged }),
         (Ok(NetworkKind::HostOnly), _) => Ok(Kind::HostOnly),
@@ -196,6 +201,11 @@ fn kind_of(config: network_config::Reader<'_>) -> Result<Kind, Error> {
         },
         (Ok(NetworkKind::Macvtap), true) => {
             Err(Error::argument("nat", "true", "guests of macvtaps do not go by way of the host; leave it out"))
+        }
+        (Ok(NetworkKind::Sriov), false) => Ok(Kind::Sriov { trust: config.get_trust() }),
+        (Ok(NetworkKind::Sriov), true) => {
+            let why = "guests on virtual functions do not go by way of the host; leave it out";
+            Err(Error::argument("nat", "true", why))
         }
         (Ok(NetworkKind::Isolated), false) => Ok(Kind::Isolated),
         (Ok(NetworkKind::Isolated), true) => {
@@ -700,6 +710,18 @@ impl port::Server for Port {
         let (failed, id) = (self.failed("set the rate of"), self.held.port.id.clone());
         let rate = read_rate(params.get()?.get_rate()).map_err(&failed)?;
         self.context.on(self.network(), move |manager, _| manager.set_rate(&id, rate)).await.map_err(failed)
+    }
+
+    async fn virtual_function(
+        self: Rc<Self>,
+        _: port::VirtualFunctionParams,
+        mut results: port::VirtualFunctionResults,
+    ) -> Result<(), capnp::Error> {
+        self.check()?;
+        let NewPort { facts, state, .. } = &self.held.port;
+        let function = Function { facts: facts.clone(), state: state.clone() };
+        results.get().set_virtual_function(new_client(function));
+        Ok(())
     }
 
     async fn release(self: Rc<Self>, _: port::ReleaseParams, _: port::ReleaseResults) -> Result<(), capnp::Error> {

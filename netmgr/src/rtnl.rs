@@ -35,6 +35,8 @@ use crate::{
     message::Message,
     netlink::{self, Request, Socket},
     route::{Nexthop, Route},
+    sriov::Cards,
+    vf::Vf,
 };
 
 /// An interface, and what is asked of it or to be changed.
@@ -76,6 +78,8 @@ pub struct Rtnl {
     ipv6_stays: bool,
     /// The way to macvtaps' devices, where there is one.
     pub macvtaps: Option<Devices>,
+    /// The network cards that can have virtual functions.
+    pub cards: Cards,
     /// The network namespace that all of this is in; nothing where the kernel does not tell.
     namespace: Option<Identity>,
 }
@@ -106,6 +110,12 @@ impl Batch {
         self.add("look at an interface", 0, RouteNetlinkMessage::GetLink(brief(whom).build()))
     }
 
+    /// How many steps there are.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
     /// Whether there is no step.
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()
@@ -133,7 +143,8 @@ impl Rtnl {
         let (socket, home) = (Socket::open().map_err(&refused)?, Socket::open().map_err(refused)?);
         let (ipv4, ipv6, namespace) = (Forwarding::open(), Sysctl::open(), Identity::of_socket(&socket).ok());
         let home = Arc::new(Mutex::new(home));
-        Ok(Rtnl { socket, home, there: None, ipv4, ipv6_stays: ipv6.fd().is_none(), ipv6, macvtaps: None, namespace })
+        let (ipv6_stays, there, macvtaps, cards) = (ipv6.fd().is_none(), None, None, Cards::default());
+        Ok(Rtnl { socket, home, there, ipv4, ipv6_stays, ipv6, macvtaps, cards, namespace })
     }
 
     /// That of a namespace that was handed over. The kernel's settings there are out of reach.
@@ -143,7 +154,8 @@ impl Rtnl {
             return Err(Error::argument("descriptor", "rtnetlink", handed::USED));
         }
         let (home, there, ipv4, ipv6) = (self.home.clone(), Some(namespace), Forwarding::none(), Sysctl::none());
-        Ok(Rtnl { socket, home, there, ipv4, ipv6, ipv6_stays: true, macvtaps: None, namespace: Some(identity) })
+        let (ipv6_stays, macvtaps, cards, namespace) = (true, None, Cards::default(), Some(identity));
+        Ok(Rtnl { socket, home, there, ipv4, ipv6, ipv6_stays, macvtaps, cards, namespace })
     }
 
     /// The network namespace that all this is of, where the kernel tells.
@@ -243,6 +255,11 @@ impl Rtnl {
         off.is_ok() && self.ipv6.fd().is_some()
     }
 
+    /// Switches it on again there, where it was on before. Where that fails, that is for who wants it on.
+    pub fn ipv6_on_port(&self, interface: &str) {
+        let _ = self.ipv6.set_on(interface, true);
+    }
+
     /// Whether the host's IPv6 on a bridge is on or off as it should be, or cannot be switched off.
     pub fn ipv6_is(&self, bridge: &Link, on: bool) -> bool {
         (bridge.ipv6 == on || bridge.ipv6 && self.ipv6_stays) && (!bridge.accept_ra || self.ipv6_stays)
@@ -266,6 +283,17 @@ impl Rtnl {
     /// The interface with that index, if there is one, with what has come and gone by it.
     pub fn link_with_traffic(&mut self, index: u32) -> Result<Option<Link>, Error> {
         self.link_as(LinkUnspec::new_with_index(index))
+    }
+
+    /// The interface with that index, if there is one, with its virtual functions.
+    pub fn card(&mut self, index: u32) -> Result<Option<Link>, Error> {
+        let with = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats, LinkExtentMask::Vf]);
+        self.link_as(LinkUnspec::new_with_index(index).append_extra_attribute(with))
+    }
+
+    /// Its virtual functions alone; none of one that is not there.
+    pub fn functions(&mut self, card: u32) -> Result<Vec<Vf>, Error> {
+        Ok(self.card(card)?.map(|card| card.functions).unwrap_or_default())
     }
 
     fn link_as(&mut self, whom: LinkBuilder) -> Result<Option<Link>, Error> {

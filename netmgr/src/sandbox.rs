@@ -6,9 +6,14 @@ use confine::{Capability, Error, Filter, Limit, Root, Rule, Sandbox, User, base}
 
 use crate::{announce, handed, ipv4, ipv6, macvtap, opener, published, tap};
 
-/// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun and the interfaces' IPv4 and IPv6
-/// settings if they are there; as `user`, and with no other file in sight, if there is one to become.
-pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandbox, Error> {
+/// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun, what sysfs has of macvtaps and of these cards, and the
+/// interfaces' IPv4 and IPv6 settings if they are there; as `user`, and with no other file in sight, if there is one to become.
+pub fn keep<'a>(
+    sandbox: Sandbox,
+    user: Option<User>,
+    fds: &[RawFd],
+    cards: impl Iterator<Item = &'a Path>,
+) -> Result<Sandbox, Error> {
     let sandbox = sandbox.keep_capability(Capability::CAP_NET_ADMIN).limit(Limit::AddressSpace, 1 << 30);
     let mut sandbox = fds.iter().fold(sandbox, |sandbox, fd| sandbox.keep_fd(*fd));
     let tun = Path::new(tap::DEVICE);
@@ -25,9 +30,9 @@ pub fn keep(sandbox: Sandbox, user: Option<User>, fds: &[RawFd]) -> Result<Sandb
         );
     }
     let devices = Path::new(macvtap::FOLDER);
-    if devices.exists() {
-        sandbox = sandbox.allow_dir_ro(devices);
-        root = root.folder(devices, macvtap::FOLDER);
+    for folder in cards.chain(devices.exists().then_some(devices)) {
+        sandbox = sandbox.allow_dir_ro(folder);
+        root = root.folder(folder, &folder.to_string_lossy());
     }
     for folder in [ipv4::FOLDER, ipv6::FOLDER] {
         let settings = Path::new(folder);

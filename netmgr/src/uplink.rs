@@ -115,7 +115,8 @@ fn parent<'a>(links: &'a [Link], uplink: &Uplink, network: &str) -> Result<&'a L
 pub fn is_foreign(link: &Link, parent: &str) -> Result<(), Error> {
     let ours = link.bridge_mark().is_some()
         || mark::read_port(&link.alias).is_some()
-        || mark::read_uplink(&link.alias).is_some();
+        || mark::read_uplink(&link.alias).is_some()
+        || mark::read_function(&link.alias).is_some();
     if ours { Err(Error::argument("parent", parent, "it is an interface of Volt's own")) } else { Ok(()) }
 }
 

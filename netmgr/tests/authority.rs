@@ -14,7 +14,7 @@ use common::*;
 use ipc::{Code, Connection};
 use schema::{
     host_capnp::{host, tenant},
-    network_capnp::{network, policy, port, port_factory, port_watcher},
+    network_capnp::{network, policy, port, port_factory, port_watcher, virtual_function},
 };
 use testrig::{
     handed::{hand_over, know_only},
@@ -35,7 +35,11 @@ fn what_is_narrow_leads_to_nothing_wider() {
             let policy = made.get().unwrap().get_policy().unwrap();
             let watched = owner.connection.call("watch", DEADLINE, network.watch_request().send()).await.unwrap();
             let watcher = watched.get().unwrap().get_watcher().unwrap();
+            let asked = port.virtual_function_request();
+            let had = owner.connection.call("ask for its virtual function", DEADLINE, asked.send()).await.unwrap();
+            let function = had.get().unwrap().get_virtual_function().unwrap();
             let narrow = [
+                (&function.client, virtual_function::Client::TYPE_ID),
                 (&watcher.client, port_watcher::Client::TYPE_ID),
                 (&policy.client, policy::Client::TYPE_ID),
                 (&port.client, port::Client::TYPE_ID),
@@ -50,6 +54,11 @@ fn what_is_narrow_leads_to_nothing_wider() {
             let holder = Client::from(hand_over(&factory.client));
             assert_eq!(code(holder.tap(&holder.connection.bootstrap(), "vm-b").await), Some(Code::Exhausted));
             owner.fd(&port).await.unwrap();
+            // Of a TAP's it says nothing; and it ends with the port.
+            let info = || owner.connection.call("look at it", DEADLINE, function.info_request().send());
+            assert_eq!(code(info().await.map(drop)), Some(Code::WrongState));
+            owner.release(&port).await.unwrap();
+            assert_eq!(code(info().await.map(drop)), Some(Code::Revoked));
         });
     });
 }

@@ -336,6 +336,61 @@ fn macvtap_outlives_netmgr_with_its_guest_and_ends_where_its_workload_has_anothe
 }
 
 #[test]
+fn what_a_network_of_virtual_functions_cannot_be_is_refused_by_name_and_a_parent_without_any_says_what_to_do() {
+    on_a_lan(|_neighbour| {
+        let netmgr = Netmgr::start();
+        session(&netmgr, async |client| {
+            let define = async |change: Change<'_>| {
+                let sriov = |mut config: network_config::Builder<'_>| {
+                    config.set_kind(NetworkKind::Sriov);
+                    change(config);
+                };
+                lan::define(&client, "lan", MacvtapMode::Bridge, sriov).await
+            };
+            for (change, code, said) in [
+                (
+                    &(|mut c: network_config::Builder<'_>| c.set_parent("")) as Change<'_>,
+                    Code::InvalidArgument,
+                    "parent",
+                ),
+                (&|mut c| c.set_parent("none0"), Code::Unavailable, "none0"),
+                (&|mut c| c.set_nat(true), Code::InvalidArgument, "nat"),
+                (&|mut c| c.set_ipv6("auto"), Code::InvalidArgument, "IPv6"),
+                (&|mut c| c.set_isolate(true), Code::InvalidArgument, "isolate"),
+                (&|mut c| c.set_mtu(1501), Code::InvalidArgument, "up0"),
+                (&|mut c| c.set_vlan(4095), Code::InvalidArgument, "VLAN"),
+            ] {
+                let refused = define(change).await.err().unwrap();
+                assert!(refused.code == code && refused.to_string().contains(said), "{said}: {refused}");
+            }
+            let trusted = async |kind| {
+                let change = |mut config: network_config::Builder<'_>| {
+                    config.set_kind(kind);
+                    config.set_trust(true);
+                };
+                lan::define(&client, "lan", MacvtapMode::Bridge, change).await.err().unwrap()
+            };
+            for kind in [NetworkKind::Bridged, NetworkKind::HostOnly, NetworkKind::Macvtap, NetworkKind::Isolated] {
+                let refused = trusted(kind).await;
+                assert!(refused.code == Code::InvalidArgument && refused.to_string().contains("trust"), "{refused}");
+            }
+            assert!(client.networks().await.unwrap().is_empty());
+            let lan = define(&|mut c| c.set_vlan(7)).await.unwrap();
+            let answer = client.connection.call("look", DEADLINE, lan.info_request().send()).await.unwrap();
+            let config = answer.get().unwrap().get_info().unwrap().get_config().unwrap();
+            assert_eq!((config.get_kind().unwrap(), config.get_vlan()), (NetworkKind::Sriov, 7));
+            assert!(!config.get_trust() && config.get_parent().unwrap() == "up0");
+            let before = interfaces();
+            let refused = Station::on(&client, &lan, 5).await.err().unwrap();
+            let remedy = "/sys/class/net/up0/device/sriov_numvfs";
+            assert!(refused.code == Code::Unavailable && refused.to_string().contains(remedy), "{refused}");
+            assert_eq!(interfaces(), before);
+            client.remove("lan").await.unwrap();
+        });
+    });
+}
+
+#[test]
 fn what_a_network_of_macvtaps_cannot_be_is_refused_by_name() {
     on_a_lan(|_neighbour| {
         let netmgr = Netmgr::start();

@@ -131,6 +131,7 @@ impl Manager {
             .map(|(bridge, id, port)| (port.index, port.wanted(&id.workload, &id.network.name, *bridge, instance)));
         let wanted: Vec<(u32, Wanted<'_>)> = wanted.collect();
         let outcomes = port::cut_off(rtnl, &wanted);
+        *doubt |= outcomes.iter().any(Result::is_err);
         if let Some(filter) = filter {
             // What this leaves there, the next look takes away.
             *doubt |= filter.cut_off(wanted.iter().map(|(_, wanted)| wanted.name)).is_err();

@@ -190,7 +190,7 @@ impl Manager {
 
     /// Has a port that is there carry so much from the next packet on.
     fn carry(&mut self, id: &NetworkId, workload: &str, rate: Rate) -> Result<(), Error> {
-        let Manager { filter, networks, .. } = self;
+        let Manager { rtnl, filter, networks, .. } = self;
         let network = find(networks, id)?;
         let Some(port) = network.ports.get_mut(workload) else { return Ok(()) };
         match filter {
@@ -199,6 +199,9 @@ impl Manager {
             None => {}
         }
         port.rate = rate;
+        if let Some(function) = &port.function {
+            function.carry(rtnl, rate)?;
+        }
         network.events.tell(Change::Changed, workload, &port.interface);
         Ok(())
     }

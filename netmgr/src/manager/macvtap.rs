@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use schema::network_capnp::MacvtapMode;
+
 use crate::{
     config::{AUTO, Config, Kind as NetworkKind},
     error::Error,
@@ -17,11 +19,12 @@ use crate::{
 /// What a port of a network is made of: a veth's, if it is to have an end in a namespace.
 pub fn kind(network: &Config, within: bool) -> Result<Kind, Error> {
     match (network.kind, within) {
-        (NetworkKind::Macvtap(_), true) => {
+        (NetworkKind::Macvtap(_) | NetworkKind::Sriov { .. }, true) => {
             let why = "its ports are macvtaps, which have no end in a container; name a network of another type";
             Err(Error::argument("network", &network.name, why))
         }
         (NetworkKind::Macvtap(mode), false) => Ok(Kind::Macvtap(mode)),
+        (NetworkKind::Sriov { .. }, false) => Ok(Kind::Macvtap(MacvtapMode::Passthru)),
         (_, true) => Ok(Kind::Veth),
         (_, false) => Ok(Kind::Tap),
     }
@@ -53,7 +56,12 @@ impl Manager {
         }
         let config = config.with_ipv6(ipv6, &self.instance)?;
         if config.isolate {
-            let why = "guests of macvtaps are kept from one another by the mode private; leave it out";
+            let why = match config.kind {
+                NetworkKind::Sriov { .. } => {
+                    "which virtual functions reach one another is for their card to say; leave it out"
+                }
+                _ => "guests of macvtaps are kept from one another by the mode private; leave it out",
+            };
             return Err(Error::argument("isolate", "true", why));
         }
         if self.filter.is_none() {

@@ -18,11 +18,13 @@ pub fn write_config(mut to: network_config::Builder<'_>, config: &Config) {
         Kind::Bridged | Kind::Nat => NetworkKind::Bridged,
         Kind::HostOnly => NetworkKind::HostOnly,
         Kind::Macvtap(_) => NetworkKind::Macvtap,
+        Kind::Sriov { .. } => NetworkKind::Sriov,
         Kind::Isolated => NetworkKind::Isolated,
     });
     if let Kind::Macvtap(mode) = config.kind {
         to.set_mode(mode);
     }
+    to.set_trust(config.kind == Kind::Sriov { trust: true });
     to.set_nat(config.kind.leads_outward());
     to.set_isolate(config.isolate);
     if let Some(address) = config.address {

@@ -15,6 +15,7 @@ mod namespaces;
 mod netlink;
 mod network;
 mod probe;
+mod sriov;
 mod user;
 
 use std::io;
@@ -144,6 +145,7 @@ fn examine(policy: Policy) -> Vec<Check> {
         network::bridge(owned),
         network::vlans(owned),
         network::macvtaps(owned),
+        sriov::functions(),
     ];
     let groups = cgroups::check();
     let policy = confinement::policy(policy, [&users, &others], &groups);

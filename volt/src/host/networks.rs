@@ -41,6 +41,7 @@ pub struct Definition {
     vlan: u16,
     isolate: bool,
     mode: MacvtapMode,
+    trust: bool,
     /// What ports have that are made without one of their own.
     policy: Option<Vec<String>>,
 }
@@ -80,6 +81,7 @@ impl Definition {
             vlan: info.get_vlan(),
             isolate: info.get_isolate(),
             mode: info.get_mode().map_err(capnp::Error::from)?,
+            trust: info.get_trust(),
             policy: info.has_policy().then(|| read_rules(info.get_policy()?)).transpose()?,
         })
     }
@@ -195,7 +197,8 @@ pub async fn bridge(
     definition: &Definition,
     handed: Option<&Handed>,
 ) -> Result<network::Client, Error> {
-    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, isolate, mode, policy } = definition;
+    let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, isolate, mode, trust, policy } =
+        definition;
     let tried = format!("make the network {name}");
     let sockets = match (kind, handed.filter(|handed| handed.name == *name)) {
         (NetworkKind::Isolated, None) => return Err(Error::NoNamespace(name.clone())),
@@ -225,6 +228,7 @@ pub async fn bridge(
         config.set_vlan(*vlan);
         config.set_isolate(*isolate);
         config.set_mode(*mode);
+        config.set_trust(*trust);
         if let Some(policy) = policy {
             write_texts(config.init_policy(), policy);
         }
@@ -274,6 +278,7 @@ async fn current(netmgr: &Connection, name: &str) -> Result<Option<Definition>, 
         vlan: config.get_vlan(),
         isolate: config.get_isolate(),
         mode: config.get_mode().map_err(capnp::Error::from)?,
+        trust: config.get_trust(),
         policy: config.has_policy().then(|| read_rules(config.get_policy()?)).transpose()?,
     }))
 }
@@ -309,6 +314,8 @@ pub async fn show(
         let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat(), pool.get_vlan()) {
             (NetworkKind::HostOnly, ..) => "host-only".to_owned(),
             (NetworkKind::Macvtap, ..) => "macvtap".to_owned(),
+            (NetworkKind::Sriov, _, 0) => format!("sriov,parent={}", text(pool.get_parent()?)?),
+            (NetworkKind::Sriov, _, vlan) => format!("sriov,vlan={}/{vlan}", text(pool.get_parent()?)?),
             (NetworkKind::Isolated, ..) => "isolated".to_owned(),
             (NetworkKind::Bridged, true, _) => "bridged,nat".to_owned(),
             (NetworkKind::Bridged, false, 0) => "bridged".to_owned(),
