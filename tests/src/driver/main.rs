@@ -4,6 +4,7 @@
 mod bench;
 mod doctor;
 mod functional;
+mod functions;
 mod peers;
 mod report;
 mod suite;
@@ -37,8 +38,9 @@ fn run(scenario: &str, report: &mut Report) -> Result<()> {
         "bench-footprint" => bench::footprint(&volt(), report),
         "demo" => demo(report),
         "functional" => functional::run(&volt(), report),
+        "functions" => functions::run(&volt(), report),
         "systemd" => systemd::run(&volt(), report),
-        "tests" => suite::run(Path::new("/tests"), report),
+        "tests" => suite::run(Path::new("/tests"), &[], report),
         other => bail!("There is no scenario {other:?}"),
     }
 }

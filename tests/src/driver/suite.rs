@@ -24,8 +24,9 @@ const PATH: &str = "/usr/sbin:/usr/bin:/bin";
 /// Of what a failed test has printed, so much is told.
 const TOLD: usize = 1500;
 
-/// Runs all tests of all programs in `dir`.
-pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
+/// Runs all tests of all programs in `dir`, which find `given` in their environment.
+pub fn run(dir: &Path, given: &[(&str, &str)], report: &mut Report) -> Result<()> {
+    let command = |program: &Path, arguments: &[&str]| command(program, arguments, given);
     let place = PathBuf::from(OsString::from_vec(fs::read(PLACE)?));
     fs::create_dir_all(place.parent().context("A program has a folder")?)?;
     symlink(PROGRAM, place)?;
@@ -38,7 +39,7 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
         for line in String::from_utf8_lossy(&listed.stdout).lines() {
             let Some(test) = line.strip_suffix(": test") else { continue };
             let name = format!("{suite}: {test}");
-            match run_one(&program, test) {
+            match run_one(command(&program, &["--exact", test, "--show-output"])) {
                 Ok(None) => report.check(&name, Ok(()))?,
                 Ok(Some(why)) => report.skip(&name, &why)?,
                 Err(why) => report.check(&name, Err(why))?,
@@ -49,8 +50,8 @@ pub fn run(dir: &Path, report: &mut Report) -> Result<()> {
 }
 
 /// Runs one test; why it was skipped, if it was.
-fn run_one(program: &Path, test: &str) -> Result<Option<String>> {
-    let out = volt::finish(command(program, &["--exact", test, "--show-output"]), DEADLINE)?;
+fn run_one(test: Command) -> Result<Option<String>> {
+    let out = volt::finish(test, DEADLINE)?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     if !out.status.success() {
         let end = text.len().saturating_sub(TOLD);
@@ -62,8 +63,8 @@ fn run_one(program: &Path, test: &str) -> Result<Option<String>> {
     Ok(skipped.map(|why| why.split_once(": ").map_or(why, |(_, why)| why).to_owned()))
 }
 
-fn command(program: &Path, arguments: &[&str]) -> Command {
+fn command(program: &Path, arguments: &[&str], given: &[(&str, &str)]) -> Command {
     let mut command = Command::new(program);
-    command.args(arguments).env("PATH", PATH).stdin(Stdio::null());
+    command.args(arguments).envs(given.iter().copied()).env("PATH", PATH).stdin(Stdio::null());
     command
 }

@@ -168,6 +168,7 @@ fn measure(
     debian::say(&format!("measuring {} in the lab; this takes a few minutes", bench.name));
     let dir = workspace.lab().join("runs").join(&scenario);
     let lab = Lab {
+        cards: false,
         emulator,
         kernel,
         image,

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::kernel_image;
 
-/// A stock Debian cloud kernel, unpacked.
+/// A stock Debian kernel, unpacked.
 pub struct Kernel {
-    /// The series that tests and figures name it by: "6.1" or "6.12".
+    /// The series that tests and figures name it by: "6.1" or "6.12", or "full".
     pub series: &'static str,
     /// The image as Debian ships it.
     pub bzimage: PathBuf,
@@ -24,8 +24,10 @@ pub struct Kernel {
     modules: PathBuf,
 }
 
-/// The kernel series of Debian 12 and the package that always depends on the newest of each.
-const SERIES: [(&str, &str); 2] = [("6.1", "linux-image-cloud-amd64"), ("6.12", "linux-image-6.12-cloud-amd64")];
+/// The kernel series of Debian 12 and the package that always depends on the newest of each: of clouds, which have no drivers of network cards, and of other
+/// machines.
+const SERIES: [(&str, &str); 3] =
+    [("6.1", "linux-image-cloud-amd64"), ("6.12", "linux-image-6.12-cloud-amd64"), ("full", "linux-image-amd64")];
 
 impl Kernel {
     /// Fetches and unpacks the newest kernel of `series`, unless `lab` holds one already.

@@ -70,6 +70,7 @@ fn in_lab(workspace: &Workspace, lab: &Path, kernel: &Kernel, initrd: Vec<u8>) -
     let programs = workspace.release(programs().chain(["lab-driver"]))?;
     let archive = image::host(kernel, &programs, &[(kernel, initrd)])?;
     let boot = Lab {
+        cards: false,
         emulator: &emulator,
         kernel,
         image: archive.finish(),

@@ -16,7 +16,8 @@ use crate::debian::{self, Kernel};
 const GUEST_MODULES: [&str; 5] = ["virtio_mmio", "virtio_blk", "virtio_net", "button", "evdev"];
 
 /// KVM, and what networks take, which an ordinary host loads when it is asked for; module names as in modules.dep. What a kernel has built in is none.
-const HOST_MODULES: [&str; 21] = [
+const HOST_MODULES: [&str; 24] = [
+    "crc32c_generic",
     "kvm-amd",
     "tun",
     "bridge",
@@ -38,6 +39,8 @@ const HOST_MODULES: [&str; 21] = [
     "nft_reject_inet",
     "nft_meta_bridge",
     "nf_conntrack_netlink",
+    "igb",
+    "igbvf",
 ];
 
 /// What tests of networks look at the kernel's side with.

@@ -48,6 +48,22 @@ impl std::fmt::Display for StoodStill {
 
 impl std::error::Error for StoodStill {}
 
+/// Two network cards with virtual functions (SR-IOV), on one wire.
+const CARDS: [&str; 12] = [
+    "-device",
+    "pcie-root-port,id=port1,slot=1",
+    "-netdev",
+    "hubport,id=end1,hubid=0",
+    "-device",
+    "igb,bus=port1,netdev=end1,mac=52:54:00:00:00:01",
+    "-device",
+    "pcie-root-port,id=port2,slot=2",
+    "-netdev",
+    "hubport,id=end2,hubid=0",
+    "-device",
+    "igb,bus=port2,netdev=end2,mac=52:54:00:00:00:02",
+];
+
 /// How the lab host's time passes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
@@ -115,6 +131,8 @@ pub struct Lab<'a> {
     pub image: Vec<u8>,
     /// What `lab-driver` is to do.
     pub scenario: &'a str,
+    /// Whether it has [`CARDS`].
+    pub cards: bool,
     /// How time passes in it.
     pub clock: Clock,
     /// Wall time after which it is ended.
@@ -202,6 +220,7 @@ impl Lab<'_> {
         };
         // One CPU: with two, guests and the host itself stood still or crashed in one boot of ten to a hundred, be it QEMU 7.2 or
         // 10.0, and be it Volt or QEMU's own microvm that ran the guests.
+        qemu.args(CARDS.into_iter().filter(|_| self.cards));
         qemu.args(["-M", "q35", "-smp", "1", "-m", "3072"])
             .args(["-nodefaults", "-display", "none", "-no-reboot"])
             .arg("-kernel")

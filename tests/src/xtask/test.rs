@@ -1,4 +1,4 @@
-//! `cargo xtask test`: the tiers unit, host and lab, the fast ones first, and kernels where it is named. The last line of its output is always
+//! `cargo xtask test`: the tiers unit, host and lab, the fast ones first, and others where they are named. The last line of its output is always
 //! `N passed, N failed, N skipped`; a test that was skipped is named with its reason, and before it are the ten that took longest, among
 //! the lab's checks too. (Tests of one program run side by side: what one takes is what it took beside the others.)
 //!
@@ -86,11 +86,17 @@ impl Tally {
 
 type Tier = fn(&Workspace, &mut Tally) -> Result<()>;
 
-const TIERS: [(&str, Tier); 5] =
-    [("unit", unit), ("host", host), ("kernels", kernels), ("systemd", systemd), ("lab", lab)];
+const TIERS: [(&str, Tier); 6] = [
+    ("unit", unit),
+    ("host", host),
+    ("kernels", kernels),
+    ("systemd", systemd),
+    ("functions", functions),
+    ("lab", lab),
+];
 
 /// What is run where it is named, and not otherwise: with it, a machine of two cores takes longer than an hour's three quarters.
-const ON_REQUEST: [&str; 2] = ["kernels", "systemd"];
+const ON_REQUEST: [&str; 3] = ["kernels", "systemd", "functions"];
 
 /// Runs the tiers that are named, or all but those on request.
 pub fn run(workspace: &Workspace, only: &[&str]) -> Result<ExitCode> {
@@ -205,8 +211,10 @@ fn stock_kernels(workspace: &Workspace) -> Result<[Kernel; 2]> {
     Ok([Kernel::fetch(&lab, "6.1")?, Kernel::fetch(&lab, "6.12")?])
 }
 
-/// Of netmgr's tests, those that are about netmgr and its clients, whatever the kernel is, or that wait most of their time.
-const ELSEWHERE: [&str; 7] = ["addresses", "authority", "guests", "mending", "networks", "ports", "process"];
+/// Of netmgr's tests, those that are about netmgr and its clients, whatever the kernel is, that wait most of their time, or that take a card.
+const ELSEWHERE: [&str; 8] = ["addresses", "authority", FUNCTIONS, "guests", "mending", "networks", "ports", "process"];
+/// Those that take one with virtual functions.
+const FUNCTIONS: &str = "functions";
 
 /// Those of netmgr's tests that are about what a kernel makes of frames and rules, on the kernels of the lab.
 fn kernels(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
@@ -214,13 +222,8 @@ fn kernels(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let (emulator, kernels) = (Emulator::fetch(&workspace.lab())?, stock_kernels(workspace)?);
     let driver = workspace.release(["lab-driver"])?;
     workspace.debug()?;
-    let tests = workspace.tests(&["--test", "*"])?.into_iter().filter_map(|(name, command)| {
-        let name = name.strip_prefix("netmgr ").filter(|name| !ELSEWHERE.contains(name))?;
-        Some((name.to_owned(), PathBuf::from(command.get_program())))
-    });
-    let tests: Vec<_> = tests.collect();
-    let (_, beside) = tests.first().context("netmgr has no tests")?;
-    let netmgr = beside.parent().and_then(Path::parent).context("A test has a folder")?.join("netmgr");
+    let tests = netmgr_tests(workspace, |name| !ELSEWHERE.contains(&name))?;
+    let netmgr = netmgr_beside(&tests)?;
     let boots = kernels.iter().map(|kernel| {
         let mut image = image::host(kernel, &driver, &[])?;
         image::add_tests(&mut image, &tests, &netmgr)?;
@@ -259,10 +262,41 @@ fn systemd(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     side_by_side("systemd host", workspace, &boots, tally)
 }
 
+/// Networks of virtual functions, on cards that QEMU emulates.
+fn functions(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    debian::install(&["busybox-static", "iproute2", "nftables", "util-linux"])?;
+    let lab = workspace.lab();
+    let emulator = Emulator::fetch(&lab)?;
+    let (host, guest) = (Kernel::fetch(&lab, "full")?, Kernel::fetch(&lab, "6.1")?);
+    let programs = workspace.release(of_the_lab())?;
+    workspace.debug()?;
+    let tests = netmgr_tests(workspace, |name| name == FUNCTIONS)?;
+    let mut image = image::host(&host, &programs, &[(&guest, image::guest(&guest, "")?)])?;
+    image::add_tests(&mut image, &tests, &netmgr_beside(&tests)?)?;
+    let boots = [Lab { cards: true, ..boot(&emulator, &host, FUNCTIONS, image) }];
+    side_by_side("host with cards", workspace, &boots, tally)
+}
+
+/// The tests of netmgr's whose names are `chosen`.
+fn netmgr_tests(workspace: &Workspace, chosen: impl Fn(&str) -> bool) -> Result<Vec<(String, PathBuf)>> {
+    let tests = workspace.tests(&["--test", "*"])?.into_iter().filter_map(|(name, command)| {
+        let name = name.strip_prefix("netmgr ").filter(|name| chosen(name))?;
+        Some((name.to_owned(), PathBuf::from(command.get_program())))
+    });
+    Ok(tests.collect())
+}
+
+/// The program that they run.
+fn netmgr_beside(tests: &[(String, PathBuf)]) -> Result<PathBuf> {
+    let (_, test) = tests.first().context("netmgr has no tests")?;
+    Ok(test.parent().and_then(Path::parent).context("A test has a folder")?.join("netmgr"))
+}
+
 fn boot<'a>(emulator: &'a Emulator, kernel: &'a Kernel, scenario: &'a str, image: Archive) -> Lab<'a> {
     let deadline = Duration::from_secs(900);
     // Checks may take long, and one that stands still is a fault.
-    Lab { emulator, kernel, image: image.finish(), scenario, clock: Clock::Wall, deadline, silence: None }
+    let (image, cards, clock, silence) = (image.finish(), false, Clock::Wall, None);
+    Lab { emulator, kernel, image, scenario, cards, clock, deadline, silence }
 }
 
 /// Boots lab hosts at the same time: each has one CPU, which is one thread of this machine's.
