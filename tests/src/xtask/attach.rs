@@ -1,5 +1,5 @@
 //! Bench `attach`: what a workload's port costs, from the question to a TAP in hand and back, on this machine: beside CNI's `bridge` with `host-local`,
-//! and netavark, which do the same for containers, each with as many ports on its bridge. In a network namespace of its own.
+//! and netavark, which do the same for containers, each with as many ports on its bridge, and what the kernel alone takes. In a network namespace of its own.
 //!
 //! Ours has an address, the rules that keep a guest to it, and a policy; the peers have an address. Ours is asked over its socket, as `volt` does; theirs are
 //! programs that are started for each, as engines do. CPU is all that was used for it, on both sides of the socket, until nothing is left of it.
@@ -25,7 +25,7 @@ use schema::{
 
 use crate::{
     bench::{Row, apart, row},
-    debian,
+    debian, kernel_alone,
 };
 
 /// How many ports there are beside the one that is measured.
@@ -43,7 +43,9 @@ const NAMESPACE: &str = "/run/netns/volt-bench";
 struct Figures {
     /// Attach and detach, in ms, in order of length.
     both: Vec<f64>,
-    /// Of these, what a detach takes its caller.
+    /// Of these, the attach.
+    attach: Vec<f64>,
+    /// And what a detach takes its caller.
     detach: Vec<f64>,
     /// Of a processor, each.
     cpu: f64,
@@ -51,9 +53,9 @@ struct Figures {
 
 impl Figures {
     fn of(mut both: Vec<f64>, mut detach: Vec<f64>, cpu: f64) -> Figures {
-        both.sort_by(f64::total_cmp);
-        detach.sort_by(f64::total_cmp);
-        Figures { both, detach, cpu }
+        let mut attach: Vec<f64> = both.iter().zip(&detach).map(|(both, detach)| both - detach).collect();
+        [&mut both, &mut attach, &mut detach].into_iter().for_each(|of| of.sort_by(f64::total_cmp));
+        Figures { both, attach, detach, cpu }
     }
 }
 
@@ -77,6 +79,18 @@ fn all(netmgr: &Path, dir: &Path) -> Result<Vec<Row>> {
             [("CNI bridge and host-local", &Cni { dir: cni }), ("netavark", &Netavark { dir: netavark })];
         debian::say(&format!("attaching beside {count} ports"));
         let ours = ours(netmgr, dir, count)?;
+        let [made, alone] = kernel_alone::measure(count)?;
+        for (what, ours, alone) in
+            [("attach, p50", &ours.attach, &made), ("attach and detach, p50", &ours.both, &alone)]
+        {
+            let metric = format!("{what}, {}", beside(count));
+            rows.push(row(
+                metric,
+                "ms",
+                Some(percentile(ours, 50)),
+                Some((percentile(alone, 50), "the system calls alone")),
+            ));
+        }
         for (name, peer) in peers {
             let theirs = theirs(peer, count).with_context(|| format!("Cannot measure {name}"))?;
             for (what, of) in [
@@ -86,12 +100,16 @@ fn all(netmgr: &Path, dir: &Path) -> Result<Vec<Row>> {
                 ("detach, p99", |f| percentile(&f.detach, 99)),
                 ("attach and detach, CPU", |f| f.cpu),
             ] {
-                let metric = format!("{what}, {count} other port{}", if count == 1 { "" } else { "s" });
+                let metric = format!("{what}, {}", beside(count));
                 rows.push(row(metric, "ms", Some(of(&ours)), Some((of(&theirs), name))));
             }
         }
     }
     Ok(rows)
+}
+
+fn beside(count: usize) -> String {
+    format!("{count} other port{}", if count == 1 { "" } else { "s" })
 }
 
 /// Time of a processor that a process has used, all of its threads; in ms.

@@ -14,6 +14,7 @@ mod forward;
 mod fuzz;
 mod harness;
 mod image;
+mod kernel_alone;
 mod kernel_image;
 mod kvm;
 mod lab;
