@@ -160,7 +160,7 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
     beside_the_host(volt)?;
     let mut interrupted = Console::start("one", volt.boot(&Vm { network: LAN, ..files.0.vm("one", 1) }))?;
     let mut killed = Console::start("two", volt.boot(&files.1.vm("two", 2)))?;
-    steps.step("a guest on a macvtap pings a neighbour beyond the parent", || {
+    steps.step("a guest on a macvtap pings a neighbour beyond the parent, as its policy lets it", || {
         ready(&mut interrupted)?;
         interrupted.command("ping:10.7.0.2", ANSWER)
     })?;
@@ -233,7 +233,8 @@ fn beside_the_host(volt: &Volt) -> Result<()> {
     }
     let (file, pool) = ("/tmp/lan.json", r#"{"start":"10.7.0.200","end":"10.7.0.219"}"#);
     let of_parent = r#""type":"macvtap","parent":"up0","subnet":"10.7.0.0/24","gateway":"10.7.0.254""#;
-    fs::write(file, format!(r#"{{"network":"{LAN}",{of_parent},"pool":{pool}}}"#))?;
+    let policy = r#""policy":{"allow":["10.7.0.2 icmp"]}"#;
+    fs::write(file, format!(r#"{{"network":"{LAN}",{of_parent},{policy},"pool":{pool}}}"#))?;
     let out = volt.run(&["network", "define", file], END)?;
     ensure!(out.status.success(), "It is not defined: {}", String::from_utf8_lossy(&out.stderr));
     Ok(())
