@@ -228,7 +228,7 @@ mod tests {
         let names: Vec<&str> = store.methods.iter().map(|method| method.name.as_str()).collect();
         assert_eq!((store.name.as_str(), names), ("KernelStore", vec!["importKernel", "get", "list", "remove"]));
         assert_eq!(schema().reachable(store.id), BTreeSet::from([store.id, kernel::Client::TYPE_ID]));
-        for (root, last, len) in [(ROOTS[0], port::Client::TYPE_ID, 7), (ROOTS[1], lease::Client::TYPE_ID, 5)] {
+        for (root, last, len) in [(ROOTS[0], port::Client::TYPE_ID, 8), (ROOTS[1], lease::Client::TYPE_ID, 5)] {
             let reached = schema().reachable(root);
             assert!(reached.contains(&last) && reached.len() == len, "{reached:x?}");
         }
