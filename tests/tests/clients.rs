@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -42,7 +43,7 @@ impl Ipamd {
         command.arg("--state-dir").arg(dir.path().join("state")).arg("--socket").arg(&socket).stdin(Stdio::null());
         let service = Ipamd { process: command.spawn()?, socket, _state: dir };
         let begun = Instant::now();
-        while !testkit::wait::is_listening(&service.socket) {
+        while UnixStream::connect(&service.socket).is_err() {
             ensure!(begun.elapsed() < PATIENCE, "ipamd does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
