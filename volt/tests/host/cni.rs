@@ -1,7 +1,10 @@
 //! `volt-cni` as an engine runs it: containers, which are namespaces, attached, checked, removed and collected, by every version of CNI, twice, out of
 //! order, at once, and with whatever has been lost.
 
-use std::{io::Write, process::Stdio};
+use std::{
+    io::{BufRead, Write},
+    process::Stdio,
+};
 
 use serde_json::{Value, json};
 use testrig::container::{Container, Guest};
@@ -241,8 +244,11 @@ fn sixty_four_at_once_on_a_fresh_host_are_attached_beside_a_collection_and_remov
     let Some(host) = Host::new() else { return };
     let engine = Engine { host: &host, config: config() };
     // What comes to be there under each container's name for it is never in this host's own namespace, not for a moment.
-    let mut watch =
-        std::process::Command::new("ip").args(["-o", "monitor", "link"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watch = std::process::Command::new("ip")
+        .args(["-rcvbuf", "16777216", "-o", "monitor", "link"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let containers: Vec<(String, Container)> = (0..64).map(|n| (format!("c{n}"), Container::new())).collect();
     let begun: Vec<Running> =
         containers.iter().map(|(id, container)| engine.begin("ADD", id, &container.path())).collect();
@@ -258,8 +264,16 @@ fn sixty_four_at_once_on_a_fresh_host_are_attached_beside_a_collection_and_remov
     let begun: Vec<Running> = containers.iter().map(|(id, _)| engine.begin("DEL", id, "")).collect();
     begun.into_iter().for_each(|running| drop(running.end().ok()));
     nothing_is_left(&host);
+    // What is made last is heard of last.
+    let last = std::process::Command::new("ip").args(["link", "add", "last", "type", "bridge"]).status().unwrap();
+    assert!(last.success());
+    let mut seen = String::new();
+    let mut heard = std::io::BufReader::new(watch.stdout.take().unwrap());
+    while !seen.contains(": last: ") {
+        assert_ne!(heard.read_line(&mut seen).unwrap(), 0, "it has ended: {seen}");
+    }
     watch.kill().unwrap();
-    let seen = String::from_utf8(watch.wait_with_output().unwrap().stdout).unwrap();
+    watch.wait().unwrap();
     let names: std::collections::BTreeSet<&str> = seen
         .lines()
         .filter_map(|line| {
