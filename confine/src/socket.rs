@@ -67,17 +67,17 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
-    use rustix::net::{SocketFlags, socket, socketpair};
+    use rustix::net::{SocketFlags, socket_with, socketpair};
 
     #[test]
     fn each_kind_is_itself_and_no_other_and_whatever_is_none_of_them_is_refused_with_what_it_is() {
         const ALL: [UnixSocket; 4] =
             [UnixSocket::Stream, UnixSocket::SeqPacket, UnixSocket::StreamListener, UnixSocket::SeqPacketListener];
         let dir = tempfile::tempdir().unwrap();
-        let unbound = |kind| socket(AddressFamily::UNIX, kind, None).unwrap();
+        let unbound = |kind| socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
         let (stream, _other) = UnixStream::pair().unwrap();
         let (packets, _other) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::empty(), None).unwrap();
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();
         let packet_listener = unbound(SocketType::SEQPACKET);
         rustix::net::bind(&packet_listener, &rustix::net::SocketAddrUnix::new(dir.path().join("p")).unwrap()).unwrap();

@@ -12,7 +12,7 @@ use std::{
 
 use common::*;
 use places::*;
-use rustix::net::{AddressFamily, SocketType, ipproto};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use testkit::skip;
 
 /// How long is waited for what must not come.
@@ -77,7 +77,8 @@ fn unreachable(place: &Place, to: Ipv4Addr, from: (Ipv4Addr, u16), at: (Ipv4Addr
         message.push(b'x');
         let of_all = sum(&message);
         message[2..4].copy_from_slice(&of_all);
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP)).unwrap();
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMP)).unwrap();
         UdpSocket::from(socket).send_to(&message, (to, 0)).unwrap();
     });
 }
@@ -252,7 +253,9 @@ fn segment_of_no_connection_does_not_leave_under_a_guest_s_own_address() {
             define(&client, "volt0", "10.50.0.1", Kind::Nat).await.unwrap();
             let web = guest(&client, 0, "vm-web").await;
             let raw = || {
-                let socket = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::TCP)).unwrap();
+                let socket =
+                    socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::TCP))
+                        .unwrap();
                 let socket = UdpSocket::from(socket);
                 socket.set_read_timeout(Some(testkit::wait::PATIENCE)).unwrap();
                 socket
@@ -351,10 +354,10 @@ fn what_closed_connections_of_a_guest_leave_in_the_host_s_table_is_limited_and_o
                 web.run(move || {
                     for n in 0..count {
                         let to = rustix::net::SocketAddrV4::new(LAN, 1000 + n % 50_000);
-                        let socket = rustix::net::socket_with(
+                        let socket = socket_with(
                             AddressFamily::INET,
                             SocketType::STREAM,
-                            rustix::net::SocketFlags::NONBLOCK,
+                            SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC),
                             None,
                         );
                         let socket = socket.unwrap();

@@ -17,6 +17,7 @@ use common::*;
 use given::*;
 use ipc::Code;
 use places::*;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use schema::network_capnp::{network, published};
 use testkit::{skip, wait::PATIENCE};
 
@@ -370,7 +371,10 @@ fn published_port_of_udp_takes_nothing_that_is_for_another_host() {
             let web = Guest::new(&client, "volt0", "vm-web", &both, &gateways).await;
             let both = ["10.50.0.3/24", "fd50::3/64"];
             let db = Guest::new(&client, "volt0", "vm-db", &both, &gateways).await;
-            publish(&client, &network, "vm-web", vec![udp("0.0.0.0:53"), udp6(53)], 5353).await.unwrap();
+            // In one call, the second would lead to the next of the guest's ports.
+            for socket in [udp("0.0.0.0:53"), udp6(53)] {
+                publish(&client, &network, "vm-web", vec![socket], 5353).await.unwrap();
+            }
             let ear = |port: u16| {
                 let socket = UdpSocket::bind(("::", port)).unwrap();
                 socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -412,7 +416,7 @@ fn socket_that_does_not_hold_a_port_here_is_refused_by_what_it_lacks() {
             let network = define(&client, "volt0", "10.50.0.1", Kind::HostOnly).await.unwrap();
             let _web = Guest::new(&client, "volt0", "vm-web", &["10.50.0.2/24"], &["10.50.0.1"]).await;
             let _none = client.tap(&client.factory(&network, 1).await.unwrap(), "vm-none").await.unwrap();
-            let unbound = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
+            let unbound = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None);
             let shared = UdpSocket::bind("0.0.0.0:7001").unwrap();
             rustix::net::sockopt::set_socket_reuseaddr(&shared, true).unwrap();
             for (socket, why) in [

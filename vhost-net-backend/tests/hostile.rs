@@ -177,7 +177,7 @@ fn an_interface_that_is_down_for_a_while_takes_no_frame_and_ends_nothing() {
 /// RTM_DELLINK.
 fn delete_link(index: i32) {
     use rustix::net::*;
-    let socket = socket(AddressFamily::NETLINK, SocketType::RAW, None).unwrap();
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
     let mut message = 32u32.to_ne_bytes().to_vec();
     message.extend(libc::RTM_DELLINK.to_ne_bytes());
     message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());

@@ -137,7 +137,7 @@ pub fn udp6(port: u16) -> OwnedFd {
 }
 
 fn of_ipv6(kind: net::SocketType, port: u16) -> OwnedFd {
-    let fd = net::socket(net::AddressFamily::INET6, kind, None).unwrap();
+    let fd = net::socket_with(net::AddressFamily::INET6, kind, net::SocketFlags::CLOEXEC, None).unwrap();
     net::sockopt::set_ipv6_v6only(&fd, true).unwrap();
     let at = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
     testkit::wait::until("the port", || net::bind(&fd, &at).map_err(|error| error.to_string()));

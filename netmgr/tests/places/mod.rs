@@ -18,7 +18,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    net::{AddressFamily, SocketType, ipproto},
+    net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with},
 };
 use schema::network_capnp::{NetworkKind, network, port};
 pub use testrig::tcp::{reaches, serve};
@@ -117,7 +117,7 @@ fn pings(to: IpAddr) -> bool {
         IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, 8, 0, 20),
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, 128, 129, 0),
     };
-    let socket = UdpSocket::from(rustix::net::socket(family, SocketType::RAW, Some(protocol)).unwrap());
+    let socket = UdpSocket::from(socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol)).unwrap());
     // Of the echo's eight bytes, two are the checksum's, which the kernel makes in IPv6 alone; then a number that is this one's.
     let sum = !(u16::from(request) << 8).wrapping_add(77);
     let [high, low] = sum.to_be_bytes();

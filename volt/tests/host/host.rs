@@ -341,7 +341,7 @@ impl Running {
     pub fn says(&self, text: &str) {
         until(text, || {
             let said = String::from_utf8_lossy(&self.out.0.lock().unwrap()).into_owned();
-            if said.contains(text) { Ok(()) } else { Err(said) }
+            if said.contains(text) { Ok(()) } else { Err(format!("{said}, and to standard error: {}", self.said())) }
         });
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketType};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::{
     cgroups,
@@ -133,14 +133,14 @@ fn vm_that_does_not_answer_is_listed_as_unreachable_beside_the_others_with_a_cod
     vms.iter().for_each(|vm| vm.says("up"));
     // One whose queue is full, one that nobody serves any more, and one that is no VM's.
     let socket = |name: &str| {
-        let bound = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let bound = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         let address = SocketAddrUnix::new(host.path("run/vms").join(name)).unwrap();
         net::bind(&bound, &address).unwrap();
         (bound, address)
     };
     let (full, address) = socket("full.sock");
     net::listen(&full, 0).unwrap();
-    let waiting = net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let waiting = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
     net::connect(&waiting, &address).unwrap();
     drop((socket("dead.sock"), socket("No VM.sock")));
 
