@@ -4,13 +4,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use schema::net::DEFAULT_NETWORK;
+use testkit::wait;
 use volt_tests::{
     console::Console,
     leftovers::{self, Allowed},
@@ -157,7 +158,7 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
 
 fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
     let files = (Files::new("one", "6.1")?, Files::new("two", "6.12")?);
-    beside_the_host(volt)?;
+    let _neighbour = beside_the_host(volt)?;
     let mut interrupted = Console::start("one", volt.boot(&Vm { network: LAN, ..files.0.vm("one", 1) }))?;
     let mut killed = Console::start("two", volt.boot(&files.1.vm("two", 2)))?;
     steps.step("a guest on a macvtap pings a neighbour beyond the parent, as its policy lets it", || {
@@ -222,22 +223,32 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
     })
 }
 
-/// Defines a network of macvtaps, on one end of a pair of interfaces. What answers on it is the other end.
-fn beside_the_host(volt: &Volt) -> Result<()> {
-    for arguments in
-        ["link add up0 type veth", "link set up0 up", "link set veth0 up", "addr add 10.7.0.2/24 dev veth0"]
-    {
-        let mut ip = Command::new("ip");
-        ip.args(arguments.split(' '));
-        ensure!(finish(ip, END)?.status.success(), "ip {arguments} failed");
-    }
+/// Defines a network of macvtaps, on one end of a pair of interfaces. What answers on it has the other end, in a namespace of its own: to a policy an
+/// address of the host's is no neighbour's. It answers as long as what is returned lives.
+fn beside_the_host(volt: &Volt) -> Result<Neighbour> {
+    let script = "ip link add up0 type veth; ip addr add 10.7.0.2/24 dev veth0; ip link set veth0 up
+        ip link set up0 netns 1; exec sleep 86400";
+    let neighbour = Neighbour(Command::new("unshare").args(["-n", "sh", "-c", script]).spawn()?);
+    let there = Path::new("/sys/class/net/up0");
+    wait::until("the neighbour's other end", || there.exists().then_some(()).ok_or("there is none".into()));
+    let mut up = Command::new("ip");
+    up.args(["link", "set", "up0", "up"]);
+    ensure!(finish(up, END)?.status.success(), "up0 does not come up");
     let (file, pool) = ("/tmp/lan.json", r#"{"start":"10.7.0.200","end":"10.7.0.219"}"#);
     let of_parent = r#""type":"macvtap","parent":"up0","subnet":"10.7.0.0/24","gateway":"10.7.0.254""#;
     let policy = r#""policy":{"allow":["10.7.0.2 icmp"]}"#;
     fs::write(file, format!(r#"{{"network":"{LAN}",{of_parent},{policy},"pool":{pool}}}"#))?;
     let out = volt.run(&["network", "define", file], END)?;
     ensure!(out.status.success(), "It is not defined: {}", String::from_utf8_lossy(&out.stderr));
-    Ok(())
+    Ok(neighbour)
+}
+
+struct Neighbour(Child);
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
 }
 
 fn ended_for_memory(vm: &mut Console) -> Result<()> {
