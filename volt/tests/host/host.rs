@@ -1,14 +1,15 @@
 //! One installation of Volt for one test, what runs in it, and what is left of it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, hash_map::RandomState},
     fs,
+    hash::{BuildHasher, Hasher},
     io::Read,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -34,8 +35,12 @@ const POOL: u32 = 253;
 /// Users that each test has, sixteen of them for services.
 const USERS: u32 = 96;
 
-/// How many tests have begun.
-static TESTS: AtomicU32 = AtomicU32::new(0);
+/// The first of the next test's users: of one of a million places of the range that is for tests, or one beside it. Whoever is one of them is the test's own
+/// process, and ends with it; so those of others who test on this machine at the same time must not be.
+static USER: LazyLock<AtomicU32> = LazyLock::new(|| {
+    let place = RandomState::new().build_hasher().finish() as u32 % (1 << 20);
+    AtomicU32::new(0x7200_0000 + place * USERS)
+});
 
 impl Host {
     /// A host of the calling thread's own, or `None` after it was said why there cannot be one.
@@ -52,7 +57,7 @@ impl Host {
             let host = Host {
                 dir: tempfile::tempdir().unwrap(),
                 namespace: fs::read_link("/proc/thread-self/ns/net").unwrap(),
-                user: 0x7200_0000 + TESTS.fetch_add(1, Ordering::Relaxed) * USERS,
+                user: USER.fetch_add(USERS, Ordering::Relaxed),
             };
             host.file("disk", &[0; 64 << 10]);
             return Some(host);
