@@ -202,14 +202,14 @@ fn define_network(paths: &Paths, policy: Policy, file: &Path) -> Result<i32, Err
     })
 }
 
-/// As a definition.
+/// As a definition. Which kind the network is, is asked when nobody else can be about to define an isolated one of that name.
 fn remove_network(paths: &Paths, policy: Policy, name: &str) -> Result<i32, Error> {
-    let lock = if isolated::is(paths, name) { Some(isolated::lock(paths)?) } else { None };
-    if let Some(lock) = &lock {
-        unpinner::apart(paths, name, policy, lock, |removed| removed)?;
+    let lock = isolated::lock(paths)?;
+    if isolated::is(paths, name) {
+        unpinner::apart(paths, name, policy, &lock, |removed| removed)?;
     }
     let handed = isolated::open(paths, name)?;
-    ask(paths, policy, &NETWORK, &kept(handed.as_ref(), lock.as_ref()), async |links| {
+    ask(paths, policy, &NETWORK, &kept(handed.as_ref(), Some(&lock)), async |links| {
         let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
         networks::remove(netmgr, ipamd, name, handed.as_ref()).await
     })

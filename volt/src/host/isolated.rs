@@ -33,8 +33,6 @@ use crate::{
 
 /// The folder of the mounts, below the state directory.
 const FOLDER: &str = "netns";
-/// Which no network is called.
-const LOCK: &str = ".lock";
 /// Of the file system that namespaces' files are on (linux/magic.h).
 const NSFS: i64 = 0x6e73_6673;
 /// Bytes that the rules of a network may take when they are sent (`netmgr`'s longest batch).
@@ -127,20 +125,16 @@ pub fn open(paths: &Paths, network: &str) -> Result<Option<Handed>, Error> {
     opened(network, &namespace).map(Some)
 }
 
-/// Keeps all others who define or remove isolated networks out, as long as it is open: a file of its own, as the folder is locked by who makes a namespace.
+/// Keeps out all others who define isolated networks, or remove any network, as long as it is open.
 pub fn lock(paths: &Paths) -> Result<OwnedFd, Error> {
-    let folder = paths.state.join(FOLDER);
-    let path = folder.join(LOCK);
-    let made = fs::create_dir_all(&folder);
-    let made = made.and_then(|()| File::options().append(true).create(true).mode(0o600).open(&path));
-    made.map_err(|source| Error::Unwritable { path: path.clone(), source })?;
-    take_lock(&path)
+    take_lock(&paths.state)
 }
 
 /// Has a network be known as an isolated one; whether it was not before.
 pub fn note(paths: &Paths, network: &str) -> Result<bool, Error> {
     let path = path(paths, network);
-    let noted = File::options().write(true).create_new(true).mode(0o600).open(&path);
+    let folder = fs::create_dir_all(paths.state.join(FOLDER));
+    let noted = folder.and_then(|()| File::options().write(true).create_new(true).mode(0o600).open(&path));
     match noted {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),

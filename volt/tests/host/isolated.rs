@@ -186,7 +186,7 @@ fn namespace_that_cannot_be_let_go_of_is_said_and_goes_with_the_next_removal() {
 fn network_that_is_defined_and_removed_at_once_is_whole_or_gone() {
     let Some(host) = host() else { return };
     let file = host.file("network.json", ISO.as_bytes());
-    for _ in 0..6 {
+    for _ in 0..20 {
         let defines = Running::start(&mut host.volt(&["network", "define", &file]));
         let removes = Running::start(&mut host.volt(&["network", "remove", "iso0"]));
         removes.end();
