@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd};
 
-use ipc::{Code, Connection, Fault};
+use ipc::{Code, Connection, Fault, retry};
 use schema::{
     addresses_capnp::{lease_info, pool, reservation},
     host_capnp::host,
@@ -125,31 +125,35 @@ impl Services<'_> {
             request.send()
         };
         let factory = netmgr.ask(TRIED, CALL_DEADLINE, factory).await?.get()?.get_factory()?;
-        let namespace = netmgr.deposit(handed.namespace.as_fd()).await?;
-        let socket = netmgr.deposit(handed.socket.as_fd()).await?;
-        let mut request = factory.create_veth_request();
-        let mut asked = request.get();
-        asked.set_workload(workload);
-        asked.set_inside_name(&call.interface);
-        asked.set_durable(true);
-        if let Some(mac) = &call.mac {
-            asked.set_mac(&mac.bytes());
-        }
         let fill = |mut list: capnp::text_list::Builder<'_>, texts: &[&str]| {
             for (at, text) in (0..list.len()).zip(texts) {
                 list.set(at, text);
             }
         };
         let count = |texts: &[&str]| u32::try_from(texts.len()).unwrap_or(u32::MAX);
-        fill(asked.reborrow().init_addresses(count(addresses)), addresses);
         let routes: Vec<&str> = attached.routes.iter().map(String::as_str).collect();
-        fill(asked.reborrow().init_routes(count(&routes)), &routes);
         // Of a VLAN it may be another than the network's gateway.
-        asked.set_router(attached.ips.first().map_or("", |(_, router)| router));
-        namespace.write(asked.reborrow().init_netns());
-        socket.write(asked.init_netlink());
-        // Asked once: a second time, the descriptors are not there any more.
-        let port = netmgr.call(TRIED, CALL_DEADLINE, request.send()).await?.get()?.get_port()?;
+        let router = attached.ips.first().map_or("", |(_, router)| router);
+        let create = async |left| {
+            // A token is good for one call, so new ones go with each.
+            let namespace = netmgr.deposit(handed.namespace.as_fd()).await?;
+            let socket = netmgr.deposit(handed.socket.as_fd()).await?;
+            let mut request = factory.create_veth_request();
+            let mut asked = request.get();
+            asked.set_workload(workload);
+            asked.set_inside_name(&call.interface);
+            asked.set_durable(true);
+            if let Some(mac) = &call.mac {
+                asked.set_mac(&mac.bytes());
+            }
+            fill(asked.reborrow().init_addresses(count(addresses)), addresses);
+            fill(asked.reborrow().init_routes(count(&routes)), &routes);
+            asked.set_router(router);
+            namespace.write(asked.reborrow().init_netns());
+            socket.write(asked.init_netlink());
+            netmgr.call(TRIED, left, request.send()).await
+        };
+        let port = retry(CALL_DEADLINE, create).await?.get()?.get_port()?;
         let described = async {
             let answer = netmgr.ask(TRIED, CALL_DEADLINE, || port.info_request().send()).await?;
             self.describe(answer.get()?.get_info()?, attached)?;

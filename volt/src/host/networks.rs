@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use capnp::capability::Response;
 use futures::future::{join_all, try_join_all};
-use ipc::{Code, Connection, Fault};
+use ipc::{Code, Connection, Fault, retry};
 use schema::{
     addresses_capnp::{ipam, pool, pool_info},
     host_capnp::host,
@@ -200,14 +200,15 @@ pub async fn bridge(
     let Definition { name, gateway, prefix, mtu, ipv6, kind, nat, parent, vlan, isolate, mode, trust, policy } =
         definition;
     let tried = format!("make the network {name}");
-    let sockets = match (kind, handed.filter(|handed| handed.name == *name)) {
+    let own = handed.filter(|handed| handed.name == *name);
+    let within = match (kind, own) {
         (NetworkKind::Isolated, None) => return Err(Error::NoNamespace(name.clone())),
-        (NetworkKind::Isolated, Some(handed)) => {
-            try_join_all(handed.sockets.iter().map(|socket| netmgr.deposit(socket.as_fd()))).await?
-        }
-        _ => Vec::new(),
+        (NetworkKind::Isolated, Some(handed)) => &handed.sockets[..],
+        _ => &[],
     };
-    let send = || {
+    let define = async |left| {
+        // A token is good for one call, so new ones go with each.
+        let sockets = try_join_all(within.iter().map(|socket| netmgr.deposit(socket.as_fd()))).await?;
         let mut request = netmgr.bootstrap::<host::Client>().define_network_request();
         if let [rtnetlink, nfnetlink, link_changes, rule_changes] = &sockets[..] {
             let mut namespace = request.get().init_within();
@@ -232,13 +233,9 @@ pub async fn bridge(
         if let Some(policy) = policy {
             write_texts(config.init_policy(), policy);
         }
-        request.send()
+        netmgr.call(&tried, left, request.send()).await
     };
-    // Asked once where something is handed over: a second time, the descriptors are not there any more.
-    let answer = match sockets[..] {
-        [] => netmgr.ask(&tried, CALL_DEADLINE, send).await?,
-        _ => netmgr.call(&tried, CALL_DEADLINE, send()).await?,
-    };
+    let answer = retry(CALL_DEADLINE, define).await?;
     Ok(answer.get()?.get_network()?)
 }
 
