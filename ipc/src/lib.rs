@@ -55,7 +55,7 @@ pub use nearby::look_at;
 pub use queue::{Gone, Receiver, Refused, Sender, mailbox, queue};
 pub use random::random;
 pub use retry::retry;
-pub use serve::{serve, serve_lane_link, serve_link, serve_until};
+pub use serve::{Idle, serve, serve_lane_link, serve_link, serve_until};
 pub use stream::watch;
 pub use turns::{ClientId, Room};
 

@@ -13,6 +13,7 @@ use std::{
 use capnp::capability::Client;
 use capnp_rpc::{rpc_capnp, rpc_twoparty_capnp::Side};
 use confine::UnixSocket;
+use futures::future::LocalBoxFuture;
 use rustix::{io::Errno, net::SocketFlags};
 use schema::fd_lane_capnp as wire;
 use tokio::{
@@ -38,9 +39,30 @@ const REST: Duration = Duration::from_millis(100);
 /// How long calls may take to be answered, and their answers to be written, once a vat was asked to stop.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// When a vat to which nobody is connected ends.
+pub struct Idle {
+    after: Duration,
+    stays: Option<Stays>,
+}
+
+/// Whether there is something to be done for which nobody is connected.
+type Stays = Box<dyn Fn() -> LocalBoxFuture<'static, bool>>;
+
+impl Idle {
+    /// After so long.
+    pub fn after(after: Duration) -> Idle {
+        Idle { after, stays: None }
+    }
+
+    /// Only where `stays` then says that there is nothing to be done; else that is asked again as much later.
+    pub fn unless<F: Future<Output = bool> + 'static>(self, stays: impl Fn() -> F + 'static) -> Idle {
+        Idle { stays: Some(Box::new(move || Box::pin(stays()))), ..self }
+    }
+}
+
 /// Serves `bootstrap(peer)` to each of `clients` that connects to `endpoint`, and `lane` beside it. Whoever else connects is refused on both.
 ///
-/// With `idle`, returns once no connection has been open for that long, and removes the sockets that [`Endpoint::bind`] made.
+/// With `idle`, returns once there was none for that long, and removes the sockets that [`Endpoint::bind`] made.
 /// A peer for which `bootstrap` gives a fault (or panics) is told so and its connection ends. Dropping the future ends every
 /// connection. A line on stderr says when a connection ended for any other reason than that its peer left, one a second at most.
 pub async fn serve(
@@ -48,7 +70,7 @@ pub async fn serve(
     clients: Clients,
     lane: Lane,
     limits: Limits,
-    idle: Option<Duration>,
+    idle: Option<Idle>,
     bootstrap: impl Fn(Peer) -> Result<Client, Fault> + 'static,
 ) -> Result<(), Error> {
     serve_until(endpoint, clients, lane, limits, idle, std::future::pending(), bootstrap).await
@@ -61,7 +83,7 @@ pub async fn serve_until(
     clients: Clients,
     lane: Lane,
     limits: Limits,
-    idle: Option<Duration>,
+    idle: Option<Idle>,
     stop: impl Future<Output = ()>,
     bootstrap: impl Fn(Peer) -> Result<Client, Fault> + 'static,
 ) -> Result<(), Error> {
@@ -300,9 +322,9 @@ impl Listener {
         }
     }
 
-    /// Returns once no connection has been open for `idle`, and none waits.
-    async fn idle(&self, idle: Option<Duration>) {
-        let Some(idle) = idle else { return std::future::pending().await };
+    /// Returns once no connection has been open for as long as `idle` says, none waits, and nothing else is to be done.
+    async fn idle(&self, idle: Option<Idle>) {
+        let Some(Idle { after, stays }) = idle else { return std::future::pending().await };
         loop {
             let changed = self.places.changed();
             if self.places.taken() > 0 {
@@ -311,7 +333,15 @@ impl Listener {
             }
             let waits =
                 || rustix::event::poll(&mut [self.pollfd()], Some(&rustix::event::Timespec::default())) != Ok(0);
-            if tokio::time::timeout(idle, changed).await.is_err() && !waits() {
+            if tokio::time::timeout(after, changed).await.is_ok() || waits() {
+                continue;
+            }
+            let stays = match &stays {
+                Some(stays) => stays().await,
+                None => false,
+            };
+            // Somebody may have come while that was asked.
+            if !stays && self.places.taken() == 0 && !waits() {
                 return;
             }
         }

@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    cell::Cell,
     os::{
         fd::OwnedFd,
         unix::{
@@ -11,11 +12,12 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
 use common::*;
-use ipc::{Connection, Endpoint, Error, Lane, Limits};
+use ipc::{Connection, Endpoint, Error, Idle, Lane, Limits};
 
 fn folder() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -178,7 +180,7 @@ fn a_link_takes_a_connected_socket_only() {
 fn serving_ends_after_the_idle_time_without_a_connection_and_not_before() {
     run(async {
         let idle = Duration::from_secs(2);
-        let served = Served::new(Limits::default(), Some(idle));
+        let served = Served::new(Limits::default(), Some(Idle::after(idle)));
         let (connection, store) = served.connect().await;
         get_kernel(&connection, &store, "k").await.unwrap();
         tokio::time::sleep(idle + idle / 4).await;
@@ -199,8 +201,23 @@ fn serving_ends_after_the_idle_time_without_a_connection_and_not_before() {
 #[test]
 fn serving_that_nobody_ever_connects_to_ends_too() {
     run(async {
-        let served = Served::new(Limits::default(), Some(Duration::from_millis(50)));
+        let served = Served::new(Limits::default(), Some(Idle::after(Duration::from_millis(50))));
         served.task.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn serving_that_has_something_to_do_for_which_nobody_is_connected_ends_once_it_has_not() {
+    run(async {
+        let asked = Rc::new(Cell::new(0));
+        let counts = asked.clone();
+        let idle = Idle::after(Duration::from_millis(50)).unless(move || {
+            counts.set(counts.get() + 1);
+            std::future::ready(counts.get() < 4)
+        });
+        let served = Served::new(Limits::default(), Some(idle));
+        served.task.await.unwrap().unwrap();
+        assert_eq!(asked.get(), 4);
     });
 }
 

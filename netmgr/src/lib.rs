@@ -93,14 +93,19 @@ pub fn main() -> ! {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (serving, manager, monitor) = start(arguments)?;
-    let (lane, watching) = (Lane::new(), manager.clone());
+    let (lane, watching, guarding) = (Lane::new(), manager.clone(), manager.clone());
     let offered = lane.clone();
     let bootstrap = move |peer| Ok(Host::bootstrap(&manager, &offered, peer));
     let watch = async move {
         let Err(why) = monitor.watch(&watching, None).await;
         Failure::Monitor(why)
     };
-    serving.serve(lane, bootstrap, watch)
+    // A guest that nobody is connected for, as a container, is kept to its rules as well, whatever somebody does to them.
+    let guards = move || {
+        let manager = guarding.clone();
+        async move { manager.ask(|manager| Ok::<_, error::Error>(manager.guards())).await.unwrap_or(false) }
+    };
+    serving.unless(guards).serve(lane, bootstrap, watch)
 }
 
 fn start(arguments: &Arguments) -> Result<(Serving, Owner<Manager>, Monitor), Failure> {

@@ -338,6 +338,12 @@ impl Manager {
         Ok(manager)
     }
 
+    /// Whether there is a port that a guest may have, whose rules are to be kept as they are.
+    pub fn guards(&self) -> bool {
+        let has_ports = |network: &Network| network.ports.values().any(|port| !port.is_left());
+        self.networks.values().any(has_ports) || self.isolated.values().any(|isolated| isolated.manager.guards())
+    }
+
     /// Whether what guests send can be looked at.
     pub fn filters(&self) -> bool {
         self.filter.is_some()

@@ -126,6 +126,25 @@ fn inherited_sockets_are_served_and_idle_netmgr_ends_with_0_and_leaves_its_netwo
 }
 
 #[test]
+fn netmgr_to_which_nobody_is_connected_keeps_a_guest_to_its_rules_and_ends_once_that_has_gone() {
+    in_own_network(|| {
+        let mut netmgr = Netmgr::start_with(|command| _ = command.args(["--idle-exit", &IDLE.as_secs().to_string()]));
+        let container = testrig::container::Container::new();
+        run(async {
+            let client = netmgr.connect().await;
+            let factory = client.factory(&client.define_default().await, 1).await.unwrap();
+            client.veth(&factory, "container-db", &container, |mut asked| asked.set_durable(true)).await.unwrap();
+        });
+        std::thread::sleep(3 * IDLE);
+        assert_eq!(netmgr.process.try_wait().unwrap(), None);
+        nft("flush ruleset");
+        eventually("its rules are there again", || nft("list ruleset").contains("veth-db-h"));
+        drop(container);
+        eventually("it ends", || netmgr.process.try_wait().unwrap().is_some_and(|status| status.success()));
+    });
+}
+
+#[test]
 fn without_the_right_it_does_not_start_and_names_it() {
     in_own_network(|| {
         let dir = tempfile::tempdir().unwrap();

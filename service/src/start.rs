@@ -9,7 +9,7 @@ use std::{
 use capnp::capability::Client;
 use confine::{Confined, Filter, Limit, Rule, Sandbox, User, base};
 use futures::future::select_all;
-use ipc::{Clients, Endpoint, Fault, Lane, Limits, Peer, Runtime};
+use ipc::{Clients, Endpoint, Fault, Idle, Lane, Limits, Peer, Runtime};
 use rustix::fs::Mode;
 use schema::programs::Process;
 use tokio::{sync::oneshot, task::LocalSet, time::timeout};
@@ -32,7 +32,7 @@ struct Served {
     endpoint: Endpoint,
     clients: Clients,
     limits: Limits,
-    idle: Option<Duration>,
+    idle: Option<Idle>,
 }
 
 /// Phase 1: the sockets are there, and nothing that a client sent has been read.
@@ -54,7 +54,7 @@ impl Options {
         let limits = Limits::of_service();
         let sandbox = Sandbox::new(program.title, self.confinement).limit(Limit::OpenFiles, ipc::OPEN_FILES);
         let sandbox = endpoint.as_fds().iter().fold(sandbox, |sandbox, fd| sandbox.keep_fd(fd.as_raw_fd()));
-        let served = Served { endpoint, clients, limits, idle: self.listen.idle_exit() };
+        let served = Served { endpoint, clients, limits, idle: self.listen.idle_exit().map(Idle::after) };
         Ok(Wide { served, user: self.user, sandbox })
     }
 }
@@ -154,6 +154,12 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// Has nobody's being connected be no reason to end as long as `stays` says so.
+    pub fn unless<F: Future<Output = bool> + 'static>(mut self, stays: impl Fn() -> F + 'static) -> Serving {
+        self.served.idle = self.served.idle.map(|idle| idle.unless(stays));
+        self
+    }
+
     /// Serves until nobody has been connected for as long as the arguments say, one of the threads ends, or `own` does, which says why. Then
     /// has the threads do what they have been told, and end.
     ///

@@ -235,11 +235,11 @@ pub struct Served {
 }
 
 impl Served {
-    pub fn new(limits: Limits, idle: Option<Duration>) -> Served {
+    pub fn new(limits: Limits, idle: Option<ipc::Idle>) -> Served {
         Served::with(Service::new(), limits, idle)
     }
 
-    pub fn with(service: Service, limits: Limits, idle: Option<Duration>) -> Served {
+    pub fn with(service: Service, limits: Limits, idle: Option<ipc::Idle>) -> Served {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
