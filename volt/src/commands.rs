@@ -62,7 +62,7 @@ pub fn main(policy: Policy, command: &Command) -> Result<i32, Error> {
         Command::Network(NetworkCommand::Define { file }) => define_network(&paths, policy, file),
         Command::Network(NetworkCommand::Remove { name }) => remove_network(&paths, policy, name),
         Command::Network(NetworkCommand::List) => ask(&paths, policy, &[Service::Ipamd], &[], async |links| {
-            print_rows(&["NETWORK", "SUBNET", "FREE"], &networks::list(first(&links)?).await?)
+            print_rows(&["NETWORK", "TYPE", "SUBNET", "FREE"], &networks::list(first(&links)?).await?)
         }),
         Command::Network(NetworkCommand::Show { name }) => {
             let handed = isolated::open(&paths, name)?;

@@ -307,19 +307,8 @@ pub async fn show(
     let (of_pool, is_isolated, kind, ipv6, mtu) = of_list(ipamd, name, |pool| {
         let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
         let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
-        let isolate = if pool.get_isolate() { ",isolate" } else { "" };
-        let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat(), pool.get_vlan()) {
-            (NetworkKind::HostOnly, ..) => "host-only".to_owned(),
-            (NetworkKind::Macvtap, ..) => "macvtap".to_owned(),
-            (NetworkKind::Sriov, _, 0) => format!("sriov,parent={}", text(pool.get_parent()?)?),
-            (NetworkKind::Sriov, _, vlan) => format!("sriov,vlan={}/{vlan}", text(pool.get_parent()?)?),
-            (NetworkKind::Isolated, ..) => "isolated".to_owned(),
-            (NetworkKind::Bridged, true, _) => "bridged,nat".to_owned(),
-            (NetworkKind::Bridged, false, 0) => "bridged".to_owned(),
-            (NetworkKind::Bridged, false, vlan) => format!("bridged,vlan={}/{vlan}", text(pool.get_parent()?)?),
-        };
         let is_isolated = pool.get_kind() == Ok(NetworkKind::Isolated);
-        Ok((of_pool, is_isolated, kind + isolate, text(pool.get_ipv6()?)?, pool.get_mtu()))
+        Ok((of_pool, is_isolated, kind(pool)?, text(pool.get_ipv6()?)?, pool.get_mtu()))
     })
     .await?;
     let (ipv6, mtu, ports) = match info(netmgr, name).await? {
@@ -500,16 +489,29 @@ fn port_row(network: &str, port: port_info::Reader<'_>) -> Result<PortRow, Error
     Ok(PortRow { who: [network.to_owned(), workload, interface, mac, addresses, published], counts })
 }
 
-/// Names of all networks with their subnets and how many addresses are free.
-pub async fn list(ipamd: &Connection) -> Result<Vec<[String; 3]>, Error> {
+/// What kind of network a pool is of, in a word and what it has of its own.
+fn kind(pool: pool_info::Reader<'_>) -> Result<String, Error> {
+    let isolate = if pool.get_isolate() { ",isolate" } else { "" };
+    let kind = match (pool.get_kind().map_err(capnp::Error::from)?, pool.get_nat(), pool.get_vlan()) {
+        (NetworkKind::HostOnly, ..) => "host-only".to_owned(),
+        (NetworkKind::Macvtap, ..) => "macvtap".to_owned(),
+        (NetworkKind::Sriov, _, 0) => format!("sriov,parent={}", text(pool.get_parent()?)?),
+        (NetworkKind::Sriov, _, vlan) => format!("sriov,vlan={}/{vlan}", text(pool.get_parent()?)?),
+        (NetworkKind::Isolated, ..) => "isolated".to_owned(),
+        (NetworkKind::Bridged, true, _) => "bridged,nat".to_owned(),
+        (NetworkKind::Bridged, false, 0) => "bridged".to_owned(),
+        (NetworkKind::Bridged, false, vlan) => format!("bridged,vlan={}/{vlan}", text(pool.get_parent()?)?),
+    };
+    Ok(kind + isolate)
+}
+
+/// The networks that are defined, and the built-in one: name, type, subnet, free addresses.
+pub async fn list(ipamd: &Connection) -> Result<Vec<[String; 4]>, Error> {
     let answer = ipamd
         .ask("list the networks", CALL_DEADLINE, || ipamd.bootstrap::<ipam::Client>().list_request().send())
         .await?;
-    let pools = answer.get()?.get_pools()?;
-    try_join_all(
-        pools
-            .iter()
-            .map(|p| async move { Ok([text(p.get_network()?)?, text(p.get_subnet()?)?, p.get_free().to_string()]) }),
-    )
-    .await
+    let row = |pool: pool_info::Reader<'_>| {
+        Ok([text(pool.get_network()?)?, kind(pool)?, text(pool.get_subnet()?)?, pool.get_free().to_string()])
+    };
+    answer.get()?.get_pools()?.iter().map(row).collect()
 }
