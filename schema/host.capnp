@@ -42,8 +42,9 @@ interface Host {
   removeNetwork @3 (network :Text) -> ();
   # Takes a network that has no ports off the host. Errors: notFound, wrongState (ports are attached).
 
-  networks @4 () -> (networks :List(Text));
-  # The names of all networks, in order; `maxNetworks` at most.
+  networks @4 () -> (networks :List(Text), lost :List(Text));
+  # The names of all networks, in order; `maxNetworks` at most. `lost`: those of networks that are not there, though ports of theirs are, as
+  # somebody has deleted a bridge while no `netmgr` ran; as many at most. Once such a network is defined again, it has them again.
 }
 
 struct Namespace {

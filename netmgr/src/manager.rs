@@ -546,6 +546,16 @@ impl Manager {
         all.into_iter().cloned().collect()
     }
 
+    /// Names of networks that are not there, though ports of theirs are.
+    pub fn lost(&mut self) -> Result<Vec<String>, Error> {
+        let links = self.rtnl.links()?;
+        let marks =
+            links.iter().filter(|link| names::Kind::of(link).is_some()).filter_map(|link| mark::read_port(&link.alias));
+        let named = marks.filter(|mark| mark.owner == self.instance).filter_map(|mark| Some(mark.on?.0));
+        let lost: BTreeSet<String> = named.filter(|name| !self.networks.contains_key(name)).collect();
+        Ok(lost.into_iter().take(MAX_NETWORKS).collect())
+    }
+
     /// Takes a network off the host.
     pub fn remove(&mut self, name: &str) -> Result<(), Error> {
         let id = self.network(name)?;

@@ -178,13 +178,17 @@ impl host::Server for Host {
         mut results: host::NetworksResults,
     ) -> Result<(), capnp::Error> {
         let failed = while_trying("list the networks".into());
-        let names = self.0.manager.ask(|manager| Ok(manager.names())).await.map_err(failed)?;
-        let count = u32::try_from(names.len()).unwrap_or(0);
-        let mut list = results.get().init_networks(count);
-        for (at, name) in (0..count).zip(&names) {
-            list.set(at, name);
-        }
+        let asked = self.0.manager.ask(|manager| Ok((manager.names(), manager.lost()?)));
+        let (names, lost) = asked.await.map_err(failed)?;
+        fill(results.get().init_networks(names.len() as u32), &names);
+        fill(results.get().init_lost(lost.len() as u32), &lost);
         Ok(())
+    }
+}
+
+fn fill(mut list: capnp::text_list::Builder<'_>, texts: &[String]) {
+    for (at, text) in (0..list.len()).zip(texts) {
+        list.set(at, text);
     }
 }
 

@@ -225,7 +225,7 @@ fn sockets<'a>(handed: impl IntoIterator<Item = &'a Handed>) -> Vec<&'a OwnedFd>
     handed.into_iter().flat_map(|handed| &handed.sockets).collect()
 }
 
-/// Asks `netmgr`, which is to know of these isolated networks.
+/// Asks `netmgr`, which is to know of these isolated networks, and of all others that have ports.
 fn ask_netmgr(
     paths: &Paths,
     policy: Policy,
@@ -234,13 +234,13 @@ fn ask_netmgr(
     work: impl AsyncFnOnce(&Connection) -> Result<(), Error>,
 ) -> Result<i32, Error> {
     let handed: Vec<Handed> = handed.into_iter().collect();
-    let wanted: &[Service] = if handed.is_empty() { &[Service::Netmgr] } else { &NETWORK };
     let keep = [sockets(&handed), keep.to_vec()].concat();
-    ask(paths, policy, wanted, &keep, async |links| {
-        let netmgr = links.last().ok_or(Error::NoLink)?;
+    ask(paths, policy, &NETWORK, &keep, async |links| {
+        let [ipamd, netmgr] = links.as_slice() else { return Err(Error::NoLink) };
         for one in &handed {
-            networks::hand_over(netmgr, first(&links)?, Some(one)).await?;
+            networks::hand_over(netmgr, ipamd, Some(one)).await?;
         }
+        networks::make_again(netmgr, ipamd).await?;
         work(netmgr).await
     })
 }

@@ -178,6 +178,24 @@ pub async fn definition(ipamd: &Connection, pool: &pool::Client) -> Result<Defin
     Definition::of(answer.get()?.get_info()?)
 }
 
+/// Has a `netmgr` that finds ports of networks, and not these, as somebody has deleted a bridge while there was none, have them again.
+pub async fn make_again(netmgr: &Connection, ipamd: &Connection) -> Result<(), Error> {
+    let answer = listed(netmgr).await?;
+    for name in answer.get()?.get_lost()? {
+        match pool(ipamd, &text(name?)?).await {
+            // It is not defined any more.
+            Err(Error::Undefined(_)) => {}
+            pool => _ = bridge(netmgr, &definition(ipamd, &pool?).await?, None).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn listed(netmgr: &Connection) -> Result<Response<host::networks_results::Owned>, Error> {
+    let send = || netmgr.bootstrap::<host::Client>().networks_request().send();
+    Ok(netmgr.ask("list the networks", CALL_DEADLINE, send).await?)
+}
+
 /// Has a `netmgr` that was started again know of an isolated network that is defined.
 pub async fn hand_over(netmgr: &Connection, ipamd: &Connection, handed: Option<&Handed>) -> Result<(), Error> {
     let Some(Handed { name, .. }) = handed else { return Ok(()) };
@@ -304,6 +322,7 @@ pub async fn show(
     handed: Option<&Handed>,
 ) -> Result<[String; 9], Error> {
     hand_over(netmgr, ipamd, handed).await?;
+    make_again(netmgr, ipamd).await?;
     let (of_pool, is_isolated, kind, ipv6, mtu) = of_list(ipamd, name, |pool| {
         let range = format!("{}-{}", text(pool.get_range_start()?)?, text(pool.get_range_end()?)?);
         let of_pool = [text(pool.get_subnet()?)?, text(pool.get_gateway()?)?, range, pool.get_free().to_string()];
@@ -420,8 +439,7 @@ pub struct PortRow {
 /// All ports of all networks of this host.
 pub async fn ports(netmgr: &Connection) -> Result<Vec<PortRow>, Error> {
     const TRIED: &str = "list the ports";
-    let answer =
-        netmgr.ask(TRIED, CALL_DEADLINE, || netmgr.bootstrap::<host::Client>().networks_request().send()).await?;
+    let answer = listed(netmgr).await?;
     let names = answer.get()?.get_networks()?;
     let listed = names.iter().map(|name| async move {
         let name = text(name?)?;

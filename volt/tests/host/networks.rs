@@ -300,6 +300,35 @@ fn card_may_send_from_the_address_that_its_vm_has_a_lease_of_whatever_netmgr_end
     host.clean();
 }
 
+/// A `netmgr` knows of a network by its bridge, and of a guest by its TAP.
+#[test]
+fn bridge_that_goes_while_there_is_no_netmgr_is_there_again_with_the_first_question() {
+    let Some(host) = Host::new() else { return };
+    define(&host, LAB).ok();
+    let spin = host.kernel("spin", &[&print("up"), SPIN]);
+    let vm = Running::start(host.plain("web", &spin).args(["--net", "lab0", "--publish", "8080:80"]));
+    vm.says("up");
+    let volt = |arguments: &[&str]| host.run(&mut host.volt(arguments)).ok().out;
+    volt(&["port", "policy", "lab0", "web", "--allow", "any tcp 443"]);
+    let listed = volt(&["port", "list"]);
+    assert!(listed.contains("tap-web") && listed.contains("8080:80"), "{listed}");
+    for question in [&["port", "list"][..], &["port", "policy", "lab0", "web"], &["network", "show", "lab0"]] {
+        host.end(["netmgr"], libc::SIGKILL);
+        ip("link delete lab0");
+        volt(question);
+        assert!(ip("link show dev tap-web").contains("master lab0"), "{question:?}");
+        assert_eq!(addresses("lab0"), "10.9.0.1/24");
+        assert_eq!(
+            (volt(&["port", "list"]), volt(&["port", "policy", "lab0", "web"])),
+            (listed.clone(), "any tcp 443\n".into())
+        );
+    }
+    host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
+    vm.end().ok();
+    remove(&host, "lab0").ok();
+    host.clean();
+}
+
 #[test]
 fn deleted_tap_of_a_running_vm_is_said_in_one_line() {
     let Some(host) = Host::new() else { return };
