@@ -96,6 +96,9 @@ pub enum Error {
     /// Virtual functions carry nothing then.
     #[error("{0} is down, and with it its virtual functions")]
     ParentDown(String),
+    /// A network's MTU is more than what its parent takes.
+    #[error("frames of {mtu} bytes do not go through {parent}")]
+    ParentMtu { parent: String, mtu: u32 },
     /// Its card has come later, or sysfs says nothing of it.
     #[error("netmgr has found no card of {0} when it started, and so does not know where its virtual functions are")]
     UnknownCard(String),
@@ -207,7 +210,7 @@ impl Error {
     /// The name of this failure for programs.
     pub fn code(&self) -> Code {
         match self {
-            Error::Argument { .. } => Code::InvalidArgument,
+            Error::Argument { .. } | Error::ParentMtu { .. } => Code::InvalidArgument,
             Error::NoSuchNetwork(_)
             | Error::NoSuchPort { .. }
             | Error::NotDurable(_)
@@ -302,6 +305,9 @@ impl Error {
             Error::ParentBusy { .. } => "Take the parent off its bridge or bond, and what is on it in mode passthru away, or choose another parent or mode".into(),
             Error::NoFunctions(parent) => format!("Make some (echo 4 > /sys/class/net/{parent}/device/sriov_numvfs), where its card has SR-IOV"),
             Error::NoFreeFunction { parent, .. } => format!("End a VM that has one, take away what an earlier netmgr has left (volt port list; ip link delete mvt-...), or, while none is used, make more (echo 0, and then how many, > /sys/class/net/{parent}/device/sriov_numvfs)"),
+            Error::ParentMtu { parent, mtu } => {
+                format!("Define a smaller MTU, or have that interface, and what it is on, take these (ip link set {parent} mtu {mtu})")
+            }
             Error::ParentDown(parent) => format!("Bring it up first (ip link set {parent} up)"),
             Error::UnknownCard(_) => "Start netmgr again; it needs /sys, and that is a card with SR-IOV on PCI, whose driver says so (Linux 5.14 or later)".into(),
             Error::NotFunction => "Ask a port on a network of virtual functions".into(),

@@ -202,6 +202,6 @@ fn configure(rtnl: &mut Rtnl, link: &Link, wanted: Wanted<'_>, bridge: u32) -> R
 
 /// A network's MTU is more than what its parent takes.
 pub fn too_large(uplink: Option<&Uplink>, mtu: u32) -> Error {
-    let parent = uplink.map_or("its parent", |uplink| &uplink.parent);
-    Error::argument("MTU", &mtu.to_string(), &format!("frames of that many bytes do not go through {parent}"))
+    let parent = uplink.map(|uplink| uplink.parent.clone()).unwrap_or_default();
+    Error::ParentMtu { parent, mtu }
 }

@@ -357,7 +357,7 @@ fn what_a_network_of_virtual_functions_cannot_be_is_refused_by_name_and_a_parent
                 (&|mut c| c.set_nat(true), Code::InvalidArgument, "nat"),
                 (&|mut c| c.set_ipv6("auto"), Code::InvalidArgument, "IPv6"),
                 (&|mut c| c.set_isolate(true), Code::InvalidArgument, "isolate"),
-                (&|mut c| c.set_mtu(1501), Code::InvalidArgument, "up0"),
+                (&|mut c| c.set_mtu(1501), Code::InvalidArgument, "ip link set up0 mtu 1501"),
                 (&|mut c| c.set_vlan(4095), Code::InvalidArgument, "VLAN"),
             ] {
                 let refused = define(change).await.err().unwrap();
@@ -410,7 +410,7 @@ fn what_a_network_of_macvtaps_cannot_be_is_refused_by_name() {
                 (&|mut c| c.set_nat(true), Code::InvalidArgument, "nat"),
                 (&|mut c| c.set_ipv6("auto"), Code::InvalidArgument, "somebody else"),
                 (&|mut c| c.set_isolate(true), Code::InvalidArgument, "private"),
-                (&|mut c| c.set_mtu(1501), Code::InvalidArgument, "up0"),
+                (&|mut c| c.set_mtu(1501), Code::InvalidArgument, "ip link set up0 mtu 1501"),
                 (&|mut c| c.set_vlan(7), Code::InvalidArgument, "VLAN"),
                 (&|mut c| c.set_name("volt0"), Code::WrongState, "another kind"),
                 (&|mut c| c.set_kind(NetworkKind::Bridged), Code::InvalidArgument, "parent"),
