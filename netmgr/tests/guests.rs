@@ -222,6 +222,8 @@ fn router_advertisement_of_a_guest_changes_no_route_of_the_host_s_or_another_gue
             forwards(&a.info.interface).await;
             forwards(&b.info.interface).await;
             let routes = || [ip("-6 route show table all"), b.does(|| ip("-6 route show table all"))];
+            // The kernels' own addresses of the link come by themselves, a moment after it is up.
+            eventually("they have those", || routes().iter().all(|routes| routes.contains("local fe80::")));
             let before = routes();
             for _ in 0..3 {
                 eventually("it is a router's", || a.does(|| advertise("eth0", "fd00:66::")));
