@@ -174,18 +174,21 @@ pub fn read_port(alias: &str) -> Option<PortMark> {
 /// Makes the mark of a virtual function's interface that is taken for a port: for which network, and what it was before.
 pub fn function(function: &Function, owner: &Instance) -> String {
     let Function { network, card, number, vlan, trust, found, .. } = function;
-    let Found { settings, mac, mtu, ipv6 } = found;
-    format!("{FUNCTION} {network} {owner} {card} {number} {vlan} {trust} {} {mac} {mtu} {ipv6}", settings.words())
+    let Found { settings, mac, mtu, ipv6, arp } = found;
+    format!("{FUNCTION} {network} {owner} {card} {number} {vlan} {trust} {} {mac} {mtu} {ipv6} {arp}", settings.words())
 }
 
 /// Reads it, but for which interface it is on, and whose it is; `None` for an alias that is no such.
 pub fn read_function(alias: &str) -> Option<(Function, Instance)> {
     let words: Vec<&str> = alias.strip_prefix(FUNCTION)?.strip_prefix(' ')?.split(' ').collect();
-    let [network, owner, card, number, vlan, trust, settings @ .., mac, mtu, ipv6] = &words[..] else { return None };
+    let [network, owner, card, number, vlan, trust, settings @ .., mac, mtu, ipv6, arp] = &words[..] else {
+        return None;
+    };
     names::check_network(network).ok()?;
     let (card, number, vlan) = (card.parse().ok()?, number.parse().ok()?, vlan.parse().ok()?);
     let settings = Settings::read(settings.try_into().ok()?)?;
-    let found = Found { settings, mac: mac.parse().ok()?, mtu: mtu.parse().ok()?, ipv6: ipv6.parse().ok()? };
+    let (mtu, ipv6, arp) = (mtu.parse().ok()?, ipv6.parse().ok()?, arp.parse().ok()?);
+    let found = Found { settings, mac: mac.parse().ok()?, mtu, ipv6, arp };
     let (network, trust, interface, address) = ((*network).to_owned(), trust.parse().ok()?, 0, String::new());
     Some((Function { interface, address, card, number, network, vlan, trust, found }, instance(owner)?))
 }
@@ -281,9 +284,9 @@ mod tests {
             network: "exactly15bytes_".into(),
             vlan: 4094,
             trust: false,
-            found: Found { settings, mac: own, mtu: 65_535, ipv6: false },
+            found: Found { settings, mac: own, mtu: 65_535, ipv6: false, arp: false },
         };
-        let found = Found { settings: Settings::default(), mac: own, mtu: 1500, ipv6: true };
+        let found = Found { settings: Settings::default(), mac: own, mtu: 1500, ipv6: true, arp: true };
         let least = Function { card: 2, number: 0, network: "n".into(), vlan: 0, trust: true, found, ..most.clone() };
         for owner in [Instance::default(), "0123456789abcdef0123456789abcdef".parse().unwrap()] {
             for of in [&most, &least] {

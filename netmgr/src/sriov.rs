@@ -120,6 +120,8 @@ pub struct Found {
     pub mtu: u32,
     /// Whether the host's IPv6 was on on it.
     pub ipv6: bool,
+    /// Whether the host answered ARP there.
+    pub arp: bool,
 }
 
 impl Function {
@@ -141,7 +143,8 @@ impl Function {
         let is_set = card.iter().any(|vf| vf.number == self.number && vf.settings.meets(&self.wanted(mac)));
         is_set
             && link.is_some_and(|link| {
-                (link.up, link.all_multicast, link.mtu, link.mac) == (true, true, mtu, Some(mac))
+                (link.up, link.all_multicast, link.no_arp) == (true, true, true)
+                    && (link.mtu, link.mac) == (mtu, Some(mac))
                     && link.alias == mark::function(self, owner)
             })
     }
@@ -168,7 +171,9 @@ impl Function {
             rtnl.run(&mut batch)?;
         }
         rtnl.ipv6_off_port(&name);
-        batch.set(format!("set the MTU of virtual function {}", self.number), whom().mtu(mtu).allmulticast(true));
+        // Whatever is for everybody comes to the host as well, which would answer ARP as that guest, and be sent what is the host's: to the guest.
+        let guest_s = whom().mtu(mtu).allmulticast(true).arp(false);
+        batch.set(format!("set the MTU of virtual function {}", self.number), guest_s);
         // A driver may refuse whatever its card has said; the address is that one's then.
         batch.set("set a virtual function's MAC address", whom().address(mac.bytes().to_vec())).optional();
         batch.set(format!("bring virtual function {} up", self.number), whom().up());
@@ -201,14 +206,14 @@ impl Function {
         let Some(link) = rtnl.link(whom())?.filter(|link| Function::of(link, owner).as_ref() == Some(self)) else {
             return Ok(());
         };
-        let Found { settings, mac, mtu, ipv6 } = &self.found;
+        let Found { settings, mac, mtu, ipv6, arp } = &self.found;
         let (mut batch, card) = (Batch::default(), rtnl.functions(self.card)?);
         if let Some(has) = card.iter().find(|vf| vf.number == self.number) {
             settings.set(&mut batch, self.card, self.number, &has.settings);
         }
         // It takes what its card has said when it goes down.
         batch.set("take a virtual function down", whom().down());
-        batch.set("set a virtual function's MTU again", whom().mtu(*mtu).allmulticast(false));
+        batch.set("set a virtual function's MTU again", whom().mtu(*mtu).allmulticast(false).arp(*arp));
         rtnl.run(&mut batch)?;
         if rtnl.link(whom())?.and_then(|link| link.mac) != Some(*mac) {
             batch.set("set a virtual function's MAC address again", whom().address(mac.bytes().to_vec())).optional();
@@ -279,7 +284,8 @@ pub fn take(
             Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => continue,
             claimed => _ = claimed?,
         }
-        let found = Found { settings: vf.settings.clone(), mac: own, mtu: link.mtu, ipv6: link.ipv6 };
+        let found =
+            Found { settings: vf.settings.clone(), mac: own, mtu: link.mtu, ipv6: link.ipv6, arp: !link.no_arp };
         let (network, vlan) = (config.name.clone(), uplink.vlan);
         let function =
             Function { interface: link.index, address, card, number: vf.number, network, vlan, trust, found };

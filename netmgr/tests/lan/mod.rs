@@ -154,4 +154,23 @@ impl Ear {
         }
         heard
     }
+
+    /// From which MAC addresses it was answered where 10.7.0.`what` is (ARP), up to and with that one.
+    pub fn answers_until(&self, what: u8, last: &str) -> Vec<String> {
+        let (mut heard, mut frame, end) = (Vec::new(), [0; 2048], Instant::now() + PATIENCE);
+        while heard.last().is_none_or(|heard| heard != last) {
+            match rustix::net::recv(&self.0, &mut frame[..], rustix::net::RecvFlags::empty()) {
+                Ok(_) if frame[12..14] == [8, 6] && frame[20..22] == [0, 2] && frame[28..32] == [10, 7, 0, what] => {
+                    heard.push(frame[22..28].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error, Errno::AGAIN);
+                    assert!(Instant::now() < end, "{last} has not answered, but {heard:?}");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        heard
+    }
 }

@@ -1,5 +1,5 @@
-//! Networks of virtual functions (SR-IOV), on the card that the lab host has: netmgr's own tests first, then guests that have them. On its wire is another
-//! card, the neighbour.
+//! Networks of virtual functions (SR-IOV), on the card that the lab host has: netmgr's own tests first, then guests that have them. On its wire is
+//! another card, the neighbour.
 
 use std::{
     fs,
@@ -24,6 +24,8 @@ use crate::{
 
 const CLASS: &str = "/sys/class/net";
 const LAN: &str = "lan0";
+/// Whose namespace is the neighbour's.
+const NEIGHBOUR: &str = "neighbour";
 
 /// Runs every check.
 pub fn run(volt: &Volt, report: &mut Report) -> Result<()> {
@@ -34,12 +36,34 @@ pub fn run(volt: &Volt, report: &mut Report) -> Result<()> {
         .collect();
     cards.sort();
     let [card, peer] = &cards[..] else { bail!("There are {cards:?} for a card and its neighbour") };
+    // What one is called that is elsewhere may be what the next function is called.
+    let [card, peer] = [(card, "card0"), (peer, "peer0")].map(|(found, name)| {
+        ip(&format!("link set {found} down"))?;
+        ip(&format!("link set {found} name {name}")).map(|_| name)
+    });
+    let (card, peer) = (card?, peer?);
     suite::run(Path::new("/tests"), &[("VOLT_TEST_CARD", &format!("{card} {peer}"))], report)?;
     guests(volt, card, peer, &mut Steps::new(report))
 }
 
 fn guests(volt: &Volt, card: &str, peer: &str, steps: &mut Steps<'_>) -> Result<()> {
-    prepare(volt, card, peer)?;
+    neighbour(card, peer)?;
+    let doctor = |expected: &str| {
+        let out = volt.run(&["doctor", "--json"], END)?;
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        ensure!(said.contains(&format!("{card} has {expected}")), "It says {said}");
+        Ok(())
+    };
+    steps.step("volt doctor says how many virtual functions a card may have, has, and has free", || {
+        doctor("none, of 7")?;
+        prepare(volt, card)?;
+        doctor("2, 2 of them free")?;
+        let one = first(card)?;
+        ip(&format!("link set {one} up"))?;
+        doctor("2, 1 of them free")?;
+        ip(&format!("link set {one} down"))?;
+        doctor("2, 2 of them free")
+    })?;
     let before = functions(card)?;
     let files = (Files::new("one", "6.1")?, Files::new("two", "6.1")?);
     let mut one = Console::start("one", volt.boot(&Vm { network: LAN, ..files.0.vm("one", 1) }))?;
@@ -50,13 +74,10 @@ fn guests(volt: &Volt, card: &str, peer: &str, steps: &mut Steps<'_>) -> Result<
         one.command("ping:10.7.0.2", ANSWER)?;
         two.command("ping:10.7.0.2", ANSWER)
     })?;
-    steps.step("volt doctor and volt port list say which card has virtual functions, and who has one", || {
-        let said = |arguments: &[&str]| {
-            let out = volt.run(arguments, END)?;
-            Ok::<_, anyhow::Error>(String::from_utf8_lossy(&out.stdout).into_owned())
-        };
-        let (doctor, ports) = (said(&["doctor", "--json"])?, said(&["port", "list"])?);
-        ensure!(doctor.contains(&format!("{card} has 2, 0 of them free")), "It says {doctor}");
+    steps.step("volt doctor and volt port list say that no virtual function is free, and who has one", || {
+        doctor("2, 0 of them free")?;
+        let out = volt.run(&["port", "list"], END)?;
+        let ports = String::from_utf8_lossy(&out.stdout).into_owned();
         ensure!(ports.contains("mvt-one") && ports.contains("mvt-two"), "It says {ports}");
         Ok(())
     })?;
@@ -80,7 +101,7 @@ fn guests(volt: &Volt, card: &str, peer: &str, steps: &mut Steps<'_>) -> Result<
         loop {
             let after = functions(card)?;
             if after == before {
-                return Ok(());
+                return doctor("2, 2 of them free");
             }
             ensure!(Instant::now() < end, "They were {before} and are {after}");
             thread::sleep(Duration::from_millis(100));
@@ -88,13 +109,34 @@ fn guests(volt: &Volt, card: &str, peer: &str, steps: &mut Steps<'_>) -> Result<
     })
 }
 
-/// Has the card have two, and the neighbour an address; and defines a network.
-fn prepare(volt: &Volt, card: &str, peer: &str) -> Result<()> {
-    for arguments in
-        [format!("link set {card} up"), format!("link set {peer} up"), format!("addr replace 10.7.0.2/24 dev {peer}")]
-    {
+/// Has the neighbour be another host than this one, at 10.7.0.2: this one answers by each interface that it has on that wire.
+fn neighbour(card: &str, peer: &str) -> Result<()> {
+    let end = Instant::now() + END;
+    // What a test had taken elsewhere comes back a moment later.
+    while !Path::new(CLASS).join(peer).exists() {
+        ensure!(Instant::now() < end, "{peer} is not there");
+        thread::sleep(Duration::from_millis(10));
+    }
+    for arguments in [
+        format!("link set {card} up"),
+        format!("netns add {NEIGHBOUR}"),
+        format!("link set {peer} netns {NEIGHBOUR}"),
+        format!("-n {NEIGHBOUR} link set {peer} up"),
+        format!("-n {NEIGHBOUR} addr add 10.7.0.2/24 dev {peer}"),
+    ] {
         ip(&arguments)?;
     }
+    Ok(())
+}
+
+/// The interface of a card's first function.
+fn first(card: &str) -> Result<String> {
+    let mut found = fs::read_dir(Path::new(CLASS).join(card).join("device/virtfn0/net"))?;
+    Ok(found.next().context("It has no interface")??.file_name().to_string_lossy().into_owned())
+}
+
+/// Has the card have two, and defines a network.
+fn prepare(volt: &Volt, card: &str) -> Result<()> {
     fs::write(Path::new(CLASS).join(card).join("device/sriov_numvfs"), "2").context("Cannot make virtual functions")?;
     let (file, pool) = ("/tmp/lan.json", r#"{"start":"10.7.0.200","end":"10.7.0.219"}"#);
     let of_card = r#""subnet":"10.7.0.0/24","gateway":"10.7.0.254""#;

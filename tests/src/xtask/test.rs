@@ -212,8 +212,8 @@ fn stock_kernels(workspace: &Workspace) -> Result<[Kernel; 2]> {
 }
 
 /// Of netmgr's tests, those that are about netmgr and its clients, whatever the kernel is, that wait most of their time, or that take a card.
-const ELSEWHERE: [&str; 8] = ["addresses", "authority", FUNCTIONS, "guests", "mending", "networks", "ports", "process"];
-/// Those that take one with virtual functions.
+const ELSEWHERE: [&str; 7] = ["addresses", "authority", "guests", "mending", "networks", "ports", "process"];
+/// How those begin that take one with virtual functions.
 const FUNCTIONS: &str = "functions";
 
 /// Those of netmgr's tests that are about what a kernel makes of frames and rules, on the kernels of the lab.
@@ -222,7 +222,7 @@ fn kernels(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let (emulator, kernels) = (Emulator::fetch(&workspace.lab())?, stock_kernels(workspace)?);
     let driver = workspace.release(["lab-driver"])?;
     workspace.debug()?;
-    let tests = netmgr_tests(workspace, |name| !ELSEWHERE.contains(&name))?;
+    let tests = netmgr_tests(workspace, |name| !name.starts_with(FUNCTIONS) && !ELSEWHERE.contains(&name))?;
     let netmgr = netmgr_beside(&tests)?;
     let boots = kernels.iter().map(|kernel| {
         let mut image = image::host(kernel, &driver, &[])?;
@@ -270,7 +270,7 @@ fn functions(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let (host, guest) = (Kernel::fetch(&lab, "full")?, Kernel::fetch(&lab, "6.1")?);
     let programs = workspace.release(of_the_lab())?;
     workspace.debug()?;
-    let tests = netmgr_tests(workspace, |name| name == FUNCTIONS)?;
+    let tests = netmgr_tests(workspace, |name| name.starts_with(FUNCTIONS))?;
     let mut image = image::host(&host, &programs, &[(&guest, image::guest(&guest, "")?)])?;
     image::add_tests(&mut image, &tests, &netmgr_beside(&tests)?)?;
     let boots = [Lab { cards: true, ..boot(&emulator, &host, FUNCTIONS, image) }];
