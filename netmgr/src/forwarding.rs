@@ -91,6 +91,13 @@ pub fn neighbour(bridge: u32, address: IpAddr) -> NeighbourMessage {
     message
 }
 
+/// Has an interface be sent what is for a group (`self` in bridge(8)).
+pub fn group(index: u32, group: [u8; 6]) -> NeighbourMessage {
+    let mut message = question(index, NeighbourFlags::Own, NeighbourState::Permanent);
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(group.to_vec()));
+    message
+}
+
 fn question(index: u32, flags: NeighbourFlags, state: NeighbourState) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header =

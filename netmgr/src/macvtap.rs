@@ -5,7 +5,9 @@
 //! What the interface gets while nobody has it open comes to the host, which therefore has no IPv6 there and answers no ARP.
 
 use std::{
+    collections::BTreeSet,
     io, mem,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::Path,
 };
@@ -31,6 +33,7 @@ use crate::{
     ask::{incomplete, retried_if_passing},
     config::{Config, Kind as NetworkKind, Uplink},
     error::Error,
+    forwarding,
     instance::Instance,
     link::Link,
     mark,
@@ -297,7 +300,7 @@ fn bring_up(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<(), Erro
     };
     rtnl.run(&mut batch).map_err(taken)?;
     rtnl.set_ipv6(wanted.name, false)?;
-    batch.set(format!("bring macvtap {} up", wanted.name), whom().up());
+    up(&mut batch, wanted, index);
     let links = rtnl.run(batch.get(whom())).map_err(taken)?;
     let link = links.into_iter().next().ok_or_else(|| incomplete("make a macvtap"))?;
     if !is(rtnl, wanted, &link) {
@@ -318,6 +321,34 @@ fn settle(batch: &mut Batch, wanted: &Wanted<'_>, index: u32) {
     // What the guest hears of is the guest's to say, and not the host's.
     let marked = marked.arp(false).allmulticast(true);
     batch.set(format!("mark macvtap {name}, and set its MAC address and its MTU of {}", wanted.mtu), marked);
+}
+
+/// Brings it up, as the last of all. (The host's IPv6 is off then, whose own groups go with that.)
+fn up(batch: &mut Batch, wanted: &Wanted<'_>, index: u32) {
+    let name = wanted.name;
+    for group in groups(wanted.mac, wanted.sources.iter()) {
+        let heard = RouteNetlinkMessage::NewNeighbour(forwarding::group(index, group));
+        // One that it is sent already is refused.
+        batch.add(format!("have macvtap {name} be sent what is for its guest"), NLM_F_CREATE, heard).optional();
+    }
+    batch.set(format!("bring macvtap {name} up"), LinkUnspec::new_with_index(index).up());
+}
+
+/// The groups by which others find a guest that has IPv6, and routers tell it of themselves (RFC 4291, 2.7.1; RFC 2464, 7): some drivers, as of
+/// virtual functions, let in those alone that they are told of, and say nothing when they are asked for all.
+fn groups(mac: Mac, addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<[u8; 6]> {
+    let solicited = |[.., a, b, c]: [u8; 16]| [0x33, 0x33, 0xff, a, b, c];
+    let mut groups: BTreeSet<[u8; 6]> = addresses
+        .filter_map(|address| match address {
+            IpAddr::V6(address) => Some(solicited(address.octets())),
+            IpAddr::V4(_) => None,
+        })
+        .collect();
+    if !groups.is_empty() {
+        let [.., a, b, c] = mac.bytes();
+        groups.extend([[0x33, 0x33, 0xff, a, b, c], [0x33, 0x33, 0, 0, 0, 1]]);
+    }
+    groups
 }
 
 /// Whether the interface is just so.
@@ -376,7 +407,27 @@ pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
         }
         rtnl.run(&mut batch)?;
         rtnl.set_ipv6(wanted.name, false)?;
-        rtnl.run(batch.set(format!("bring macvtap {} up", wanted.name), whom().up()))?;
+        up(&mut batch, wanted, index);
+        rtnl.run(&mut batch)?;
     }
     Ok(Some(changed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::groups;
+
+    #[test]
+    fn guest_with_ipv6_is_found_by_each_of_its_addresses_and_one_without_hears_no_group() {
+        let mac = "02:00:00:0a:0b:0c".parse().unwrap();
+        let groups = |addresses: &[&str]| {
+            let found = groups(mac, addresses.iter().map(|address| address.parse().unwrap()));
+            found.iter().map(|[a, b, c, d, e, f]| format!("{a:x}:{b:x}:{c:x}:{d:x}:{e:x}:{f:x}")).collect::<Vec<_>>()
+        };
+        let own = ["33:33:0:0:0:1", "33:33:ff:a:b:c"];
+        assert_eq!(groups(&["10.7.0.5"]), [""; 0]);
+        // The one that follows from its MAC address.
+        assert_eq!(groups(&["10.7.0.5", "2001:db8::ff:fe0a:b0c"]), own);
+        assert_eq!(groups(&["2001:db8::1:2:3"]), ["33:33:0:0:0:1", "33:33:ff:2:0:3", "33:33:ff:a:b:c"]);
+    }
 }

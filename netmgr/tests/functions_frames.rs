@@ -6,12 +6,15 @@ mod common;
 mod given;
 mod lan;
 
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr, UdpSocket},
+    time::Duration,
+};
 
 use card::*;
 use common::*;
 use given::*;
-use lan::{Ear, Station, mac, request};
+use lan::{BROADCAST, Ear, Station, mac, request};
 use testkit::wait::PATIENCE;
 use testrig::{
     container::{Guest, send_frame},
@@ -122,6 +125,51 @@ fn host_answers_by_its_own_interface_alone_who_asks_for_it_beside_its_guests() {
             assert!(has_flag(&interface(&function).unwrap(), "NOARP"));
         });
     });
+}
+
+const SUBNET: &str = "2001:db8:0:7::fe/64";
+
+/// Whose last bytes are those of 10.7.0.`station`.
+const fn of(station: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 7, 0, 0, 0x0a07, station)
+}
+
+#[test]
+fn guest_on_a_function_has_ipv6_as_on_a_macvtap_and_is_found_by_a_neighbour() {
+    on_a_card(|card| {
+        card.neighbour.ip(&format!("addr add {}/64 dev {} nodad", of(2), card.peer));
+        let netmgr = Netmgr::start();
+        session(&netmgr, async |client| {
+            let lan = define(&client, card, "lan", |mut config| config.set_ipv6(SUBNET)).await.unwrap();
+            let factory = client.factory(&lan, 2).await.unwrap();
+            let addresses = ["10.7.0.5", &of(5).to_string()];
+            let port = client.tap_from(&factory, "vm-5", &mac(5), &addresses).await.unwrap();
+            settle("it is on the wire", || has_flag(&interface("mvt-5").unwrap(), "LOWER_UP")).await;
+            let one = guest(Station(client.fd(&port).await.unwrap()), 5);
+            one.inside.ip(&format!("addr add {}/64 dev eth0 nodad", of(5)));
+            one.inside.pings(IpAddr::from(of(2)));
+            card.neighbour.ip(&format!("neigh flush dev {}", card.peer));
+            card.neighbour.pings(IpAddr::from(of(5)));
+            // Neither does it send from another's, nor the host have any there.
+            let ear = Ear::at(&card.neighbour, &card.peer);
+            let (_other, two) = station(&client, &lan, 6).await;
+            let echo = |from: Ipv6Addr, which: u8| {
+                let head = [&BROADCAST[..], &mac(6), &[0x86, 0xdd, 0x60, 0, 0, 0, 0, 12, 58, 255]].concat();
+                let message = [128, 0, 0, 0, 0, 1, 0, 1, 10, 7, 0, which];
+                [&head[..], &from.octets(), &of(2).octets(), &message].concat()
+            };
+            two.sends(&echo(of(5), 11));
+            two.sends(&request(6, 12));
+            assert_eq!(ear.hears_until(12), [12]);
+            for name in [card.function(0), "mvt-5".into()] {
+                assert!(addresses_of(&name).is_empty());
+            }
+        });
+    });
+}
+
+fn addresses_of(name: &str) -> Vec<String> {
+    addresses(&interface(name).unwrap())
 }
 
 #[test]
