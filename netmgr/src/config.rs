@@ -1,6 +1,9 @@
 //! A network's configuration, checked. Pure; touches nothing.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use schema::{
     names::{NETWORK_RULE, is_network},
@@ -60,6 +63,19 @@ pub enum Kind {
     },
     /// Nothing.
     Isolated,
+}
+
+/// As a network's JSON has it in `"type"`.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Bridged | Kind::Nat => "bridged",
+            Kind::HostOnly => "host-only",
+            Kind::Macvtap(_) => "macvtap",
+            Kind::Sriov { .. } => "sriov",
+            Kind::Isolated => "isolated",
+        })
+    }
 }
 
 impl Kind {

@@ -6,7 +6,7 @@ use ipc::{Code, Fault};
 use schema::network_capnp::MAX_PORTS;
 use service::Unserved;
 
-use crate::{address::Address, instance::Instance};
+use crate::{address::Address, config::Kind, instance::Instance};
 
 /// Why a request was not met. Nothing is left behind by a request that failed.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +132,14 @@ pub enum Error {
     /// The port has no address that it could lead to.
     #[error("{workload} has no address of that family to which {host} could lead")]
     NoAddress { workload: String, host: String },
+    /// The host has no way to guests of networks of that kind.
+    #[error("no port of the host can lead to a guest of {network}, a network of type {kind}: {}", if *kind == Kind::Isolated { "nothing of the host's is on it" } else { "its guests are past the host, which has no way to them" })]
+    NotPublishable { network: String, kind: Kind },
+    /// Nor has it an end for a container.
+    #[error(
+        "no container can be on {network}, a network of type {kind}: its ports are macvtaps, which have no end in a network namespace"
+    )]
+    NotForContainers { network: String, kind: Kind },
     /// That port of the host leads somewhere already.
     #[error("{host} is published already, for {workload}")]
     Published { host: String, workload: String },
@@ -210,7 +218,10 @@ impl Error {
     /// The name of this failure for programs.
     pub fn code(&self) -> Code {
         match self {
-            Error::Argument { .. } | Error::ParentMtu { .. } => Code::InvalidArgument,
+            Error::Argument { .. }
+            | Error::NotPublishable { .. }
+            | Error::NotForContainers { .. }
+            | Error::ParentMtu { .. } => Code::InvalidArgument,
             Error::NoSuchNetwork(_)
             | Error::NoSuchPort { .. }
             | Error::NotDurable(_)
@@ -335,6 +346,9 @@ impl Error {
             Error::Within { .. } => "See what is there (ip address, ip route), and take it away or choose another".into(),
             Error::NotDurable(_) => "Make one first".into(),
             Error::NoAddress { .. } => "Publish a port of the other family, or give it an address of this one".into(),
+            Error::NotPublishable { kind: Kind::Isolated, .. } => "Give the workload a first card on a network of another type, such as bridged, and publish its ports there".into(),
+            Error::NotPublishable { .. } => "Reach its guests under their own addresses there; or give the workload a first card on a network of type bridged or host-only, and publish its ports there".into(),
+            Error::NotForContainers { .. } => "Attach it to a network of type bridged, host-only or isolated".into(),
             Error::Published { .. } => "Take that back first (volt port unpublish), or choose another port or address".into(),
             Error::NotPublished { .. } => "See volt port list for what is".into(),
             Error::NoRight(_) => NET_ADMIN_REMEDY.into(),

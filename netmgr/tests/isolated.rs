@@ -250,7 +250,8 @@ fn guests_reach_each_other_and_nothing_else_and_the_host_has_nothing_of_it() {
             token.write(request.get().init_sockets(1).get(0));
             let refused = client.connection.call("publish", DEADLINE, request.send()).await.map(drop).unwrap_err();
             assert_eq!(refused.code, Code::InvalidArgument);
-            assert!(refused.why.contains("iso0") && refused.why.contains("isolated"), "{refused}");
+            assert!(refused.why.contains("iso0, a network of type isolated"), "{refused}");
+            assert!(refused.to_string().contains("a first card on a network of another type"), "{refused}");
 
             // It goes when its ports have, from the namespace too.
             assert_eq!(code(client.remove("iso0").await), Some(Code::WrongState));

@@ -422,7 +422,9 @@ fn what_a_network_of_macvtaps_cannot_be_is_refused_by_name() {
             let lan = define(&client, "lan", bridge, |mut config| config.set_mtu(1400)).await.unwrap();
             let factory = client.factory(&lan, 4).await.unwrap();
             let veth = client.veth(&factory, "container-a", &Container::new(), |_| ()).await.err().unwrap();
-            assert!(veth.code == Code::InvalidArgument && veth.to_string().contains("macvtap"), "{veth}");
+            let [kind, remedy] = ["lan, a network of type macvtap", "of type bridged, host-only or isolated"];
+            let said = veth.to_string();
+            assert!(veth.code == Code::InvalidArgument && said.contains(kind) && said.contains(remedy), "{veth}");
             let of_gateway = client.tap_from(&factory, "vm-g", &[], &["10.7.0.254"]).await.err().unwrap();
             assert!(of_gateway.to_string().contains("gateway"), "{of_gateway}");
             // The parent's own, which the kernel refuses where it is brought up.
@@ -437,8 +439,9 @@ fn what_a_network_of_macvtaps_cannot_be_is_refused_by_name() {
             request.get().set_guest_port(80);
             request.get().init_sockets(1).get(0).set_bytes(token.as_bytes());
             let published = client.connection.call("publish", DEADLINE, request.send()).await.err().unwrap();
+            let (said, remedy) = (published.to_string(), "under their own addresses");
             assert!(
-                published.code == Code::InvalidArgument && published.to_string().contains("macvtap"),
+                published.code == Code::InvalidArgument && said.contains(kind) && said.contains(remedy),
                 "{published}"
             );
             let moved = define(&client, "lan", MacvtapMode::Vepa, |_| ()).await.err().unwrap();

@@ -19,25 +19,13 @@ use crate::{
 /// What a port of a network is made of: a veth's, if it is to have an end in a namespace.
 pub fn kind(network: &Config, within: bool) -> Result<Kind, Error> {
     match (network.kind, within) {
-        (NetworkKind::Macvtap(_) | NetworkKind::Sriov { .. }, true) => {
-            let why = "its ports are macvtaps, which have no end in a container; name a network of another type";
-            Err(Error::argument("network", &network.name, why))
+        (kind @ (NetworkKind::Macvtap(_) | NetworkKind::Sriov { .. }), true) => {
+            Err(Error::NotForContainers { network: network.name.clone(), kind })
         }
         (NetworkKind::Macvtap(mode), false) => Ok(Kind::Macvtap(mode)),
         (NetworkKind::Sriov { .. }, false) => Ok(Kind::Macvtap(MacvtapMode::Passthru)),
         (_, true) => Ok(Kind::Veth),
         (_, false) => Ok(Kind::Tap),
-    }
-}
-
-/// Whether ports of the host can lead to a guest by such a port.
-pub fn check_published(kind: Kind) -> Result<(), Error> {
-    match kind {
-        Kind::Macvtap(_) => {
-            let why = "a guest on a macvtap is past the host, which has no way to it; reach it under its own address";
-            Err(Error::argument("port", "", why))
-        }
-        _ => Ok(()),
     }
 }
 

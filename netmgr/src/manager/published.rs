@@ -9,9 +9,9 @@ use std::{
 
 use schema::network_capnp::{MAX_PUBLISHED, MAX_PUBLISHED_BY_HOST};
 
-use super::{Manager, NetworkId, PortId, find, macvtap};
+use super::{Manager, NetworkId, PortId, find};
 use crate::{
-    config::Kind,
+    config::{Config, Kind},
     error::Error,
     network::{Network, Port},
     published::{HostPort, Published, held},
@@ -36,6 +36,16 @@ impl Whose {
         match self {
             Whose::Of(_, workload) => workload,
             Whose::Held(id) => &id.workload,
+        }
+    }
+}
+
+/// Whether ports of the host can lead to guests of that network.
+fn check_published(network: &Config) -> Result<(), Error> {
+    match network.kind {
+        Kind::Bridged | Kind::Nat | Kind::HostOnly => Ok(()),
+        kind @ (Kind::Macvtap(_) | Kind::Sriov { .. } | Kind::Isolated) => {
+            Err(Error::NotPublishable { network: network.name.clone(), kind })
         }
     }
 }
@@ -66,13 +76,9 @@ impl Manager {
             return Err(Error::NoRoutes);
         }
         let id = whose.network();
-        if find(&mut self.networks, id)?.config.kind == Kind::Isolated {
-            let why = "it is isolated: no port of the host leads to its guests";
-            return Err(Error::argument("network", &id.name, why));
-        }
+        check_published(&find(&mut self.networks, id)?.config)?;
         let (own, workload) = (self.rtnl.socket(), whose.workload());
         let port = self.port(whose)?;
-        macvtap::check_published(port.kind)?;
         let mut new: Vec<Published> = Vec::new();
         for (socket, guest) in sockets.into_iter().zip(u32::from(first)..) {
             let host = held(&socket, own)?;

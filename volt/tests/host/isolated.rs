@@ -75,7 +75,8 @@ fn vm_on_an_isolated_network_keeps_its_port_whatever_becomes_of_netmgr_and_the_n
     host.end(["netmgr"], libc::SIGKILL);
     host.run(&mut host.volt(&["port", "policy", "iso0", "vm-web", "--deny-all"])).ok();
     assert!(is_mounted(&host));
-    host.run(&mut host.volt(&["port", "publish", "iso0", "vm-web", "8080:80"])).refused(&["iso0", "isolated"]);
+    host.run(&mut host.volt(&["port", "publish", "iso0", "vm-web", "8080:80"]))
+        .refused(&["iso0, a network of type isolated", "a first card on a network of another type"]);
 
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();

@@ -4,8 +4,11 @@ use std::{fs, io::Write, process::Command};
 
 use ipc::Connection;
 use schema::{addresses_capnp::ipam, host_capnp::host};
+use serde_json::json;
+use testrig::container::Container;
 
 use crate::{
+    cni::{Engine, refused, with},
     host::{Host, PATIENCE, Running, kill, outliving, until},
     kernel::{POWEROFF, SPIN, print},
 };
@@ -134,6 +137,11 @@ fn vm_on_a_macvtap_has_its_card_past_the_host_and_leaves_nothing() {
     assert_eq!(policy(&[]), "10.9.0.1 udp 53\n");
     policy(&["--allow", "any tcp 443"]);
     assert_eq!(policy(&[]), "any tcp 443\n");
+    let of_type = "office0, a network of type macvtap";
+    let publish = ["port", "publish", "office0", "vm-web", "8080:80"];
+    host.run(&mut host.volt(&publish)).refused(&[of_type, "Reach its guests under their own addresses there"]);
+    let engine = Engine { host: &host, config: with(json!({ "network": "office0" })) };
+    refused(&engine.run("ADD", "aaaa", &Container::new().path()), 7, of_type);
     remove(&host, "office0").refused(&["office0 has 1 port."]);
     host.run(&mut host.volt(&["stop", "web", "--grace", "0"])).ok();
     vm.end().ok();
