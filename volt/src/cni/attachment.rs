@@ -250,6 +250,7 @@ impl Services<'_> {
             return differs(&format!("its port is not that of {}", address.ip));
         }
         let interface = &self.call.interface;
+        let mut addresses = Vec::new();
         for own in has {
             let own = text(own?)?;
             if !is_said(&own) {
@@ -258,9 +259,10 @@ impl Services<'_> {
             if !handed.found.iter().any(|(name, found)| name == interface && found.to_string() == own) {
                 return differs(&format!("{interface} within has no address {own}"));
             }
+            addresses.extend(own.parse::<IpAddr>());
         }
         let published = self.published(&network, workload).await?;
-        match self.call.publish.iter().find(|publish| !publish.is_among(&published)) {
+        match self.call.publish.iter().find(|publish| !publish.is_among(&published, &addresses)) {
             Some(publish) => differs(&format!("{publish} of the host is not published for it")),
             None => Ok(()),
         }

@@ -132,16 +132,18 @@ impl Publish {
         together
     }
 
-    /// Whether all of it is among what is published: what is for all addresses, for those of IPv4 at least.
-    pub fn is_among(&self, published: &[Publish]) -> bool {
-        let address = self.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-        let leads = |publish: &Publish, port: u16| {
+    /// Whether all of it is among what is published for a guest of these addresses: what is for all of the host's, in each family that the guest has.
+    pub fn is_among(&self, published: &[Publish], guest: &[IpAddr]) -> bool {
+        let leads = |publish: &Publish, address: IpAddr, port: u16| {
             (publish.protocol, publish.address) == (self.protocol, Some(address))
                 && (publish.first..=publish.last).contains(&port)
                 && port.abs_diff(publish.first).checked_add(publish.guest)
                     == port.abs_diff(self.first).checked_add(self.guest)
         };
-        (self.first..=self.last).all(|port| published.iter().any(|publish| leads(publish, port)))
+        let has_family = |address: &IpAddr| guest.iter().any(|own| own.is_ipv4() == address.is_ipv4());
+        let mut wanted = self.addresses().into_iter().filter(|address| self.address.is_some() || has_family(address));
+        let is_published = |address, port| published.iter().any(|publish| leads(publish, address, port));
+        wanted.all(|address| (self.first..=self.last).all(|port| is_published(address, port)))
     }
 
     /// How many ports they are.
@@ -432,6 +434,20 @@ mod tests {
         assert!(std::net::TcpListener::bind(host).is_err() && publish.hold().is_err());
         let error = "192.0.2.77:80:80".parse::<Publish>().unwrap().hold().err().unwrap();
         assert_eq!(error.code(), Code::InvalidArgument, "{}", error.fault());
+    }
+
+    #[test]
+    fn what_is_for_all_addresses_is_among_what_is_published_in_each_family_of_the_guest_s() {
+        let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<Publish>>();
+        let [v4, v6] = ["10.42.0.2", "fd00::2"].map(|address| address.parse::<IpAddr>().unwrap());
+        let both = read(&["0.0.0.0:80-81:8080-8081", "[::]:81-82:8081-8082"]);
+        let is = |text: &str, guest: &[IpAddr]| text.parse::<Publish>().unwrap().is_among(&both, guest);
+        assert!(is("80:8080", &[v4]) && is("82:8082", &[v6]) && is("81:8081", &[v4, v6]));
+        assert!(!is("80:8080", &[v4, v6]) && !is("82:8082", &[v4, v6]) && !is("80-81:8080-8081", &[v6]));
+        assert!(!is("81:8080", &[v4]) && !is("81:8081/udp", &[v4]) && !is("83:8083", &[v6]));
+        // One that is named is of its own family, whatever the guest has.
+        assert!(is("0.0.0.0:80:8080", &[v4, v6]) && is("[::]:82:8082", &[v4, v6]));
+        assert!(!is("10.0.0.1:80:8080", &[v4]));
     }
 
     #[test]

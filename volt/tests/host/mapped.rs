@@ -192,9 +192,38 @@ fn no_port_of_the_host_leads_to_a_container_on_an_isolated_network_and_none_is_l
     config["network"] = "apart0".into();
     let engine = Engine { host: &host, config };
     let container = Container::new();
-    refused(&engine.run("ADD", "aaaa", &container.path()), 7, "isolated");
+    refused(&engine.run("ADD", "aaaa", &container.path()), 7, "apart0, a network of type isolated");
     assert_eq!(container.ip("-o link show").lines().count(), 1);
     is_free("0.0.0.0:8080");
+    nothing_is_left(&host);
+}
+
+/// Without an address of the host's, a port is of both families for who has both, and CHECK says so when one of them is missing.
+#[test]
+fn port_of_all_addresses_is_checked_in_each_family_that_the_container_has() {
+    let Some(host) = Host::new() else { return };
+    if !std::fs::exists("/proc/sys/net/ipv6").unwrap() {
+        return testkit::skip!("the kernel has no IPv6");
+    }
+    let both = r#"{"network":"both0","subnet":"10.9.0.0/24","subnet6":"fd00:9::/64"}"#;
+    host.run(&mut host.volt(&["network", "define", &host.file("both.json", both.as_bytes())])).ok();
+    let mut config = mapped(&json!([mapping(8080, 80)]));
+    config["network"] = "both0".into();
+    let mut engine = Engine { host: &host, config };
+    let container = Container::new();
+    engine.config["prevResult"] = engine.add("aaaa", &container);
+    let check = || engine.run("CHECK", "aaaa", &container.path());
+    let workload = ports(&host).remove(0);
+    let port = |words: &[&str]| host.run(&mut host.volt(&[&["port"], words].concat())).ok();
+    for family in ["0.0.0.0:8080", "[::]:8080"] {
+        check().ok();
+        port(&["unpublish", "both0", &workload, family]);
+        refused(&check(), 102, "8080:80 of the host is not published");
+        port(&["publish", "both0", &workload, &format!("{family}:80")]);
+    }
+    check().ok();
+    engine.config.as_object_mut().unwrap().remove("prevResult");
+    engine.del("aaaa");
     nothing_is_left(&host);
 }
 
