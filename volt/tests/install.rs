@@ -60,7 +60,7 @@ fn text(output: &Output) -> String {
 fn what_was_installed_is_known_again_and_taken_away_and_nothing_else() {
     let root = installed();
     let files = tree(root.path());
-    assert_eq!(files.len(), 3 * 2 + 3 + 5 + 1, "units, links, network files, the instance: {files:?}");
+    assert_eq!(files.len(), 3 * 2 + 3 + 6 + 1 + 1, "units, links, network files, rules, the instance: {files:?}");
     for file in files.iter().filter(|file| !file.is_symlink() && !file.ends_with("instance")) {
         assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o644, "{file:?}");
     }
@@ -254,12 +254,14 @@ fn bridge_that_systemd_networkd_made_is_taken_on_and_neither_changes_it_back() {
         chown -R systemd-network /run/systemd/netif
         chmod 700 /run/volt /run/state
         cp "$FILES"/etc/systemd/network/* /run/systemd/network
+        mkdir -p /run/udev/rules.d
+        cp "$FILES"/etc/udev/rules.d/* /run/udev/rules.d
         ip link set lo up
         export SYSTEMD_LOG_LEVEL=debug VOLT_RUNTIME_DIR=/run/volt VOLT_STATE_DIR=/run/state
         until_said() { for n in $(seq 600); do ! grep -q "$2" "$1" || return 0; sleep 0.1; done; cat "$1"; exit 9; }
         "$NETWORKD" >/run/first 2>&1 & networkd=$!
         until_said /run/first 'volt0: State changed: configuring -> configured'
-        udevadm test-builtin net_setup_link /sys/class/net/volt0 >/run/udev 2>&1
+        udevadm test-builtin net_setup_link /sys/class/net/volt0 >/run/udev.said 2>&1
         before=$(cat /sys/class/net/volt0/ifindex)
         echo '{"network":"volt0","subnet":"10.42.0.0/24","gateway":"10.42.0.1","pool":{"start":"10.42.0.2","end":"10.42.0.254"}}' >/run/n.json
         "$VOLT" network define /run/n.json
@@ -286,6 +288,12 @@ fn bridge_that_systemd_networkd_made_is_taken_on_and_neither_changes_it_back() {
         [ "$(ip -o -6 addr show volt0 | wc -l)" = 0 ]
         ! grep -q 'something else on this host had changed it' /run/state/services.log || { cat /run/state/services.log; exit 8; }
         ! grep -iq deleted /run/changes || { cat /run/changes; exit 7; }
+        # What is netmgr's udev knows, whatever it is called, and nothing else.
+        echo '{"network":"up-lab","subnet":"10.51.0.0/24"}' >/run/lab.json
+        "$VOLT" network define /run/lab.json
+        ip link add up-theirs type bridge
+        marks() { udevadm test --action=add "/sys/class/net/$1" 2>/dev/null | grep -cx -e VOLT_VMM=1 -e NM_UNMANAGED=1 || true; }
+        [ "$(marks up-lab) $(marks up-theirs) $(marks volt0)" = '2 0 0' ]
     "#;
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script]);

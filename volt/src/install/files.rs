@@ -18,6 +18,7 @@ pub const MARK: &str = "# Made by `volt install`; `volt uninstall` takes it away
 pub const UNITS: &str = "etc/systemd/system";
 const WANTS: &str = "etc/systemd/system/sockets.target.wants";
 const NETWORK: &str = "etc/systemd/network";
+const RULES: &str = "etc/udev/rules.d";
 /// NetworkManager's own, where it is installed.
 pub const MANAGER: &str = "etc/NetworkManager";
 
@@ -72,12 +73,14 @@ pub fn files(installation: &Installation<'_>, user: impl Fn(Service) -> Option<U
     let network = [
         ("volt0.netdev", include_str!("volt0.netdev")),
         ("volt0.network", include_str!("volt0.network")),
+        ("10-volt-vmm-networks.network", include_str!("10-volt-vmm-networks.network")),
         ("10-volt-vmm-ports.network", include_str!("10-volt-vmm-ports.network")),
         ("90-volt-vmm.link", include_str!("90-volt-vmm.link")),
         ("90-volt0.link", include_str!("90-volt0.link")),
     ];
     let manager = File::new(&format!("{MANAGER}/conf.d"), "90-volt-vmm.conf", include_str!("90-volt-vmm.conf"));
-    services.chain(network.map(|(name, text)| File::new(NETWORK, name, text))).chain([manager]).collect()
+    let rules = File::new(RULES, "70-volt-vmm.rules", include_str!("70-volt-vmm.rules"));
+    services.chain(network.map(|(name, text)| File::new(NETWORK, name, text))).chain([rules, manager]).collect()
 }
 
 /// Both sockets of a service, in the order in which [`service_unit`] numbers them.
