@@ -4,14 +4,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use schema::net::DEFAULT_NETWORK;
-use testkit::wait;
 use volt_tests::{
     console::Console,
     leftovers::{self, Allowed},
@@ -19,7 +17,9 @@ use volt_tests::{
 };
 
 use crate::{
-    doctor,
+    doctor, kinds,
+    neighbour::Neighbour,
+    published,
     report::{Report, Steps},
     walls,
 };
@@ -28,8 +28,6 @@ use crate::{
 pub const BOOT: Duration = Duration::from_secs(180);
 pub const ANSWER: Duration = Duration::from_secs(90);
 pub const END: Duration = Duration::from_secs(30);
-/// A network of macvtaps.
-const LAN: &str = "lan0";
 /// MiB of a disk in memory.
 const LARGE: u32 = 300;
 
@@ -42,8 +40,9 @@ pub fn run(volt: &Volt, report: &mut Report) -> Result<()> {
         .step("services have nothing of whoever came first, a cgroup of their own and a reserve", || {
             walls::services(volt, BOOT)
         })?;
-    two_guests(volt, &mut Steps::new(report))?;
-    ways_to_end(volt, &mut Steps::new(report))?;
+    let neighbour = Neighbour::start()?;
+    two_guests(volt, &neighbour, &mut Steps::new(report))?;
+    ways_to_end(volt, &neighbour, &mut Steps::new(report))?;
     let mut steps = Steps::new(report);
     steps.step("services end by themselves and leave no process, interface or socket", || {
         leftovers::none(volt, Allowed::Networks, leftovers::IDLE)
@@ -73,10 +72,12 @@ impl Files {
     }
 }
 
-fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
+fn two_guests(volt: &Volt, neighbour: &Neighbour, steps: &mut Steps<'_>) -> Result<()> {
     let (web_files, db_files) = (Files::new("web", "6.1")?, Files::new("db", "6.12")?);
     // One from flags, the other one from a file.
-    let mut web = Console::start("web", volt.boot(&web_files.vm("web", 2)))?;
+    let mut published = volt.boot(&web_files.vm("web", 2));
+    published.args(published::FROM_THE_START);
+    let mut web = Console::start("web", published)?;
     let mut db = Console::start("db", volt.boot_from_file(&db_files.vm("db", 1), Path::new("/tmp"))?)?;
 
     let mut addresses = [String::new(), String::new()];
@@ -100,6 +101,7 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
         db.command(&to_web, ANSWER)?;
         web.answer(&to_db, ANSWER)
     })?;
+    published::check(volt, steps, neighbour, [&mut web, &mut db], &addresses[0])?;
     steps.step("volt list shows running guests", || {
         let out = volt.run(&["list"], END)?;
         let text = String::from_utf8_lossy(&out.stdout);
@@ -137,8 +139,9 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
         db.command("read:second", ANSWER)?;
         web.answer("read:first", ANSWER)
     })?;
-    steps.step("guests have the same address after a reboot and still reach each other", || {
-        web.command(&format!("ping:{}", addresses[1]), ANSWER)
+    steps.step("guests have the same address and port after a reboot and still reach each other", || {
+        web.command(&format!("ping:{}", addresses[1]), ANSWER)?;
+        published::check_again(neighbour, &mut web, &mut db)
     })?;
     steps.step("powering off ends volt with 0 and leaves no process, interface, lease or file", || {
         web.command("poweroff", ANSWER)?;
@@ -148,6 +151,7 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
             ensure!(status.success(), "{} ended with {status}; {}", vm.label, vm.last());
         }
         nothing_left(volt)?;
+        published::check_gone(neighbour)?;
         ensure!(volt.free_addresses()? == POOL_SIZE, "{} addresses are free", volt.free_addresses()?);
         // The disk's file has what the guest wrote: 1 MiB of "first" lines at 64 KiB.
         let disk = fs::read(&web_files.disk)?;
@@ -156,15 +160,9 @@ fn two_guests(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
     })
 }
 
-fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
+fn ways_to_end(volt: &Volt, neighbour: &Neighbour, steps: &mut Steps<'_>) -> Result<()> {
     let files = (Files::new("one", "6.1")?, Files::new("two", "6.12")?);
-    let _neighbour = beside_the_host(volt)?;
-    let mut interrupted = Console::start("one", volt.boot(&Vm { network: LAN, ..files.0.vm("one", 1) }))?;
-    let mut killed = Console::start("two", volt.boot(&files.1.vm("two", 2)))?;
-    steps.step("a guest on a macvtap pings a neighbour beyond the parent, as its policy lets it", || {
-        ready(&mut interrupted)?;
-        interrupted.command("ping:10.7.0.2", ANSWER)
-    })?;
+    let [mut interrupted, mut killed] = kinds::check(volt, steps, neighbour, [&files.0, &files.1])?;
     steps.step("Ctrl-C lets the guest power off and gives everything back", || {
         interrupted.signal(Signal::INT)?;
         let status = interrupted.wait(END)?;
@@ -172,7 +170,6 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
         Ok(())
     })?;
     steps.step("memory beyond a VM's limit ends that VM, says so, and ends no other", || {
-        ready(&mut killed)?;
         let mut greedy = Console::start("greedy", volt.boot(&files.0.vm("greedy", 1)))?;
         walls::overflow("greedy", ANSWER)?;
         ended_for_memory(&mut greedy)?;
@@ -221,34 +218,6 @@ fn ways_to_end(volt: &Volt, steps: &mut Steps<'_>) -> Result<()> {
             std::thread::sleep(Duration::from_secs(2));
         }
     })
-}
-
-/// Defines a network of macvtaps, on one end of a pair of interfaces. What answers on it has the other end, in a namespace of its own: to a policy an
-/// address of the host's is no neighbour's. It answers as long as what is returned lives.
-fn beside_the_host(volt: &Volt) -> Result<Neighbour> {
-    let script = "ip link add up0 type veth; ip addr add 10.7.0.2/24 dev veth0; ip link set veth0 up
-        ip link set up0 netns 1; exec sleep 86400";
-    let neighbour = Neighbour(Command::new("unshare").args(["-n", "sh", "-c", script]).spawn()?);
-    let there = Path::new("/sys/class/net/up0");
-    wait::until("the neighbour's other end", || there.exists().then_some(()).ok_or("there is none".into()));
-    let mut up = Command::new("ip");
-    up.args(["link", "set", "up0", "up"]);
-    ensure!(finish(up, END)?.status.success(), "up0 does not come up");
-    let (file, pool) = ("/tmp/lan.json", r#"{"start":"10.7.0.200","end":"10.7.0.219"}"#);
-    let of_parent = r#""type":"macvtap","parent":"up0","subnet":"10.7.0.0/24","gateway":"10.7.0.254""#;
-    let policy = r#""policy":{"allow":["10.7.0.2 icmp"]}"#;
-    fs::write(file, format!(r#"{{"network":"{LAN}",{of_parent},{policy},"pool":{pool}}}"#))?;
-    let out = volt.run(&["network", "define", file], END)?;
-    ensure!(out.status.success(), "It is not defined: {}", String::from_utf8_lossy(&out.stderr));
-    Ok(neighbour)
-}
-
-struct Neighbour(Child);
-
-impl Drop for Neighbour {
-    fn drop(&mut self) {
-        let _ended = self.0.kill().and_then(|()| self.0.wait());
-    }
 }
 
 fn ended_for_memory(vm: &mut Console) -> Result<()> {

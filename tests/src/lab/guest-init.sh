@@ -23,14 +23,30 @@ for event in /dev/input/event*; do
     [ -c "$event" ] && (head -c 1 "$event" >/dev/null && sync && poweroff -f) &
 done
 
-set_address() { # addr::gateway:netmask:name::off, as the kernel's own ip= has it
+set_address() { # addr::gateway:netmask:name:device:off, as the kernel's own ip= has it; without a device, of the only card
     IFS=:
     set -- $1
     unset IFS
     hostname "$5"
     ifconfig lo 127.0.0.1 up
-    ifconfig eth0 "$1" netmask "$4" up && route add default gw "$3" &&
-        echo "lab: address $1 gateway $3 name $5"
+    ifconfig "${6:-eth0}" "$1" netmask "$4" up && { [ -z "$3" ] || route add default gw "$3"; } &&
+        echo "lab: address $1 gateway $3 name $5${6:+ on $6}"
+}
+
+set_ipv6() { # addr/prefix,gateway,device, as volt.ipv6= has it
+    IFS=,
+    set -- $1
+    unset IFS
+    device=${3:-eth0}
+    ip link set "$device" up
+    ip addr add "$1" dev "$device" && { [ -z "$2" ] || ip -6 route add default via "$2" dev "$device"; } &&
+        echo "lab: ipv6 ${1%/*} on $device"
+}
+
+# How many fragments this guest has been sent or has made, of either family.
+fragments() {
+    awk '/^Ip: [0-9]/ { n += $15 + $20 } /^Ip6(ReasmReqds|FragCreates) / { n += $2 } END { print n + 0 }' \
+        /proc/net/snmp /proc/net/snmp6
 }
 
 pattern() { yes "$1" | head -c 1048576; }
@@ -43,6 +59,25 @@ obey() {
             tries=$((tries + 1))
             [ $tries -lt 15 ] || { echo "lab: $1 failed: no answer"; return; }
         done ;;
+    jumbo:*) # 8900 bytes, each time in one frame
+        before=$(fragments)
+        ping -c 3 -W 5 -s 8900 "${1#*:}" >/dev/null 2>&1 || { echo "lab: $1 failed: no answer"; return; }
+        [ "$(fragments)" = "$before" ] || { echo "lab: $1 failed: it went in fragments"; return; } ;;
+    silent:*) # from a card, to an address: nobody answers
+        set -- "$1" ${1#*:}
+        ! ping -c 2 -W 3 -I "$2" "$3" >/dev/null 2>&1 || { echo "lab: $1 failed: there is an answer"; return; } ;;
+    serve:*) # this guest's name, to whoever connects
+        nc -ll -p "${1#*:}" -e hostname 2>/nc.log &
+        tries=0
+        until grep -q " 0*:$(printf %04X "${1#*:}") 0*:0000 0A " /proc/net/tcp6; do
+            tries=$((tries + 1))
+            [ $tries -lt 50 ] || { echo "lab: $1 failed: nobody listens: $(cat /nc.log)"; return; }
+            sleep 0.1
+        done ;;
+    hear:*) # at an address and port, that word, or nothing
+        set -- "$1" ${1#*:}
+        heard=$(nc -w 5 "$2" "$3" </dev/null 2>/dev/null)
+        [ "$heard" = "$4" ] || { echo "lab: $1 failed: it says '$heard'"; return; } ;;
     write:*) # 1 MiB at 64 KiB, forced to the disk
         pattern "${1#*:}" | dd of=/dev/vda bs=65536 seek=1 conv=fsync,notrunc iflag=fullblock 2>/dev/null ||
             { echo "lab: $1 failed: dd says $?"; return; } ;;
@@ -76,6 +111,7 @@ commands=
 for word in $(cat /proc/cmdline); do
     case $word in
     ip=*) set_address "${word#ip=}" ;;
+    volt.ipv6=*) set_ipv6 "${word#volt.ipv6=}" ;;
     lab.do=*) commands=$(echo "${word#lab.do=}" | tr , ' ') ;;
     esac
 done
