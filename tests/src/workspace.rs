@@ -85,6 +85,12 @@ impl Workspace {
         Ok(artifacts.into_iter().filter_map(program).collect())
     }
 
+    /// The names of a crate's test programs.
+    pub fn tests_of(&self, package: &str) -> impl Iterator<Item = &str> {
+        let targets = self.packages.iter().filter(move |of| of.name == package).flat_map(|of| &of.targets);
+        targets.filter(|target| target.kind.iter().any(|kind| kind == "test")).map(|target| target.name.as_str())
+    }
+
     /// The programs that the members build, by crate.
     pub fn programs(&self) -> impl Iterator<Item = (&str, &str)> {
         let targets =

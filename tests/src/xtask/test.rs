@@ -222,12 +222,13 @@ fn kernels(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let (emulator, kernels) = (Emulator::fetch(&workspace.lab())?, stock_kernels(workspace)?);
     let driver = workspace.release(["lab-driver"])?;
     workspace.debug()?;
-    let tests = netmgr_tests(workspace, |name| !name.starts_with(FUNCTIONS) && !ELSEWHERE.contains(&name))?;
+    let mut tests = netmgr_tests(workspace, |name| !name.starts_with(FUNCTIONS) && !ELSEWHERE.contains(&name))?;
     let netmgr = netmgr_beside(&tests)?;
+    tests.extend(netmgr_units(workspace)?);
     let boots = kernels.iter().map(|kernel| {
         let mut image = image::host(kernel, &driver, &[])?;
         image::add_tests(&mut image, &tests, &netmgr)?;
-        Ok(boot(&emulator, kernel, "tests", image))
+        Ok(Lab { deadline: LONG, ..boot(&emulator, kernel, "tests", image) })
     });
     side_by_side("lab tests", workspace, &boots.collect::<Result<Vec<_>>>()?, tally)
 }
@@ -279,11 +280,20 @@ fn functions(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 
 /// The tests of netmgr's whose names are `chosen`.
 fn netmgr_tests(workspace: &Workspace, chosen: impl Fn(&str) -> bool) -> Result<Vec<(String, PathBuf)>> {
-    let tests = workspace.tests(&["--test", "*"])?.into_iter().filter_map(|(name, command)| {
-        let name = name.strip_prefix("netmgr ").filter(|name| chosen(name))?;
+    let chosen = |name: &&str| chosen(name);
+    let select: Vec<&str> = workspace.tests_of("netmgr").filter(chosen).flat_map(|name| ["--test", name]).collect();
+    let tests = workspace.tests(&select)?.into_iter().filter_map(|(name, command)| {
+        let name = name.strip_prefix("netmgr ")?;
         Some((name.to_owned(), PathBuf::from(command.get_program())))
     });
     Ok(tests.collect())
+}
+
+/// Those in its sources, under a name of their own.
+fn netmgr_units(workspace: &Workspace) -> Result<Option<(String, PathBuf)>> {
+    let of_netmgr = |(name, _): &(String, Command)| name.split(' ').next() == Some("netmgr");
+    let units = workspace.tests(&["--lib"])?.into_iter().find(of_netmgr);
+    Ok(units.map(|(_, command)| ("units".to_owned(), PathBuf::from(command.get_program()))))
 }
 
 /// The program that they run.
@@ -291,6 +301,9 @@ fn netmgr_beside(tests: &[(String, PathBuf)]) -> Result<PathBuf> {
     let (_, test) = tests.first().context("netmgr has no tests")?;
     Ok(test.parent().and_then(Path::parent).context("A test has a folder")?.join("netmgr"))
 }
+
+/// How long all of netmgr's tests may take together, each in a process of its own.
+const LONG: Duration = Duration::from_secs(2400);
 
 fn boot<'a>(emulator: &'a Emulator, kernel: &'a Kernel, scenario: &'a str, image: Archive) -> Lab<'a> {
     let deadline = Duration::from_secs(900);
