@@ -166,6 +166,11 @@ pub fn attach(
     mode: MacvtapMode,
 ) -> Result<Made, Error> {
     let filter = filter.as_mut().ok_or_else(no_filter)?;
+    if let Some(function) = wanted.function
+        && let Some(beneath) = rtnl.link(LinkUnspec::new_with_index(function.interface))?
+    {
+        filter.keep_off_also(&beneath.name)?;
+    }
     let nonce = rtnl.macvtaps.as_mut().ok_or_else(no_devices)?.nonce();
     // One on a virtual function has that one's address, which no nonce can be: its name is one at first.
     let name = names::passing_macvtap(nonce);

@@ -127,6 +127,45 @@ fn host_answers_by_its_own_interface_alone_who_asks_for_it_beside_its_guests() {
     });
 }
 
+/// UDP for everybody on a wire, to that port of 192.0.2.1.
+fn broadcast(port: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 7, 0, 9, 192, 0, 2, 1];
+    let sum: u32 = packet.chunks_exact(2).map(|two| u32::from(u16::from_be_bytes([two[0], two[1]]))).sum();
+    packet[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+    packet.extend([[0x10, 0], port.to_be_bytes(), [0, 12], [0, 0], [1, 2], [3, 4]].concat());
+    [&BROADCAST[..], &mac(9), &[8, 0], &packet].concat()
+}
+
+/// The host is in that VLAN by its guests' functions alone.
+#[test]
+fn host_is_sent_nothing_by_what_a_guest_has_alone() {
+    on_a_card(|card| {
+        ip("addr replace 192.0.2.1/32 dev lo");
+        let netmgr = Netmgr::start();
+        session(&netmgr, async |client| {
+            let lan = in_vlan(&client, card).await;
+            let (port, one) = station(&client, &lan, 5).await;
+            let host = UdpSocket::bind("0.0.0.0:5009").unwrap();
+            host.set_read_timeout(Some(BRIEF)).unwrap();
+            let heard = || {
+                card.neighbour.within(|| [broadcast(5009), request(9, 13)].map(|frame| send_frame("nb7", &frame)));
+                one.hears_until(13);
+                host.recv(&mut [0; 8]).is_ok()
+            };
+            assert!(!heard());
+            let rules = || nft("list set inet volt-vmm beneath");
+            let function = card.function(0);
+            assert!(rules().contains(&function), "{}", rules());
+            nft("flush set inet volt-vmm beneath");
+            settle("it is there again", || rules().contains(&function)).await;
+            assert!(!heard());
+            client.release(&port).await.unwrap();
+            settle("it is the host's again", || !rules().contains(&function)).await;
+        });
+        ip("addr delete 192.0.2.1/32 dev lo");
+    });
+}
+
 const SUBNET: &str = "2001:db8:0:7::fe/64";
 
 /// Whose last bytes are those of 10.7.0.`station`.

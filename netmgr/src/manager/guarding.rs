@@ -80,13 +80,17 @@ impl Manager {
             let renamed = names.get(&port.index).filter(|name| **name != port.interface);
             [Some(sends), renamed.map(|interface| Sender { interface, ..sends })].into_iter().flatten()
         });
-        let bridges: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
-        let reach = bridged().map(|(_, network)| network.reach(bridges.get(&network.index).copied()));
+        let all: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
+        let reach = bridged().map(|(_, network)| network.reach(all.get(&network.index).copied()));
         let defaults = networks.iter().filter_map(|(name, network)| Some((name.as_str(), network.policy.as_ref()?)));
         let own = rtnl.own()?;
         let mended = filter.mend(ports, reach, defaults, own.into_iter(), |interface| there.contains(interface));
         let outcome =
             mended.and_then(|changed| filter.publish(networks.values().flat_map(Network::published)).map(|()| changed));
+        let functions =
+            networks.values().flat_map(|network| network.ports.values()).filter_map(|port| port.function.as_ref());
+        let beneath = functions.filter_map(|function| all.get(&function.interface).copied());
+        let outcome = outcome.and_then(|changed| filter.keep_off(beneath).map(|()| changed));
         let outcome = outcome.and_then(|changed| Ok(filter.mend_guards(macvtap::senders(networks))? || changed));
         let trouble =
             outcome.as_ref().err().map(|error| error.fault("mend the rules of what guests may send").to_string());

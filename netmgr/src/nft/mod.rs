@@ -175,7 +175,8 @@ enum Owner {
     Host,
     /// All ports that are published.
     Published,
-
+    /// All interfaces that guests have alone.
+    Beneath,
     /// A workload of a network that has an uplink: who comes by that is not taken for it.
     Inside(String, String),
 }
@@ -372,7 +373,7 @@ impl Filter {
         let gone = known.filter(|owner| match owner {
             Owner::Port(interface) => !wanted.contains_key(owner) && !there(interface),
             Owner::Network(_) | Owner::Default(_) | Owner::Inside(..) => !wanted.contains_key(owner),
-            Owner::Policy(_) | Owner::Host | Owner::Published => false,
+            Owner::Policy(_) | Owner::Host | Owner::Published | Owner::Beneath => false,
         });
         let gone: BTreeSet<Owner> = gone.cloned().collect();
         let stays = |name: &str| {
@@ -506,6 +507,19 @@ impl Filter {
     /// Has these ports be published, and no others.
     pub fn publish<'a>(&mut self, published: impl Iterator<Item = &'a Published>) -> Result<(), Error> {
         self.change(Elements::from([(Owner::Published, published.map(routed::published).collect())]))
+    }
+
+    /// Has nothing come to the host by these interfaces, which guests have alone, and by no others of such.
+    pub fn keep_off<'a>(&mut self, interfaces: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+        let elements = interfaces.map(routed::beneath).filter(|_| self.routes()).collect();
+        self.change(Elements::from([(Owner::Beneath, elements)]))
+    }
+
+    /// Nor by that one.
+    pub fn keep_off_also(&mut self, interface: &str) -> Result<(), Error> {
+        let mut elements = self.elements.get(&Owner::Beneath).cloned().unwrap_or_default();
+        elements.extend(self.routes().then(|| routed::beneath(interface)));
+        self.change(Elements::from([(Owner::Beneath, elements)]))
     }
 
     /// Takes the tables away, where there is no port any more.

@@ -13,6 +13,7 @@
 //! * What a guest has begun at one time is limited by its address, before the kernel keeps any of it, so that no guest fills the host's table of
 //!   connections; and, as the kernel keeps those that are over for a while, how fast it begins others.
 //! * What belongs to no connection that the kernel knows of would leave under the guest's own address, and is dropped, from and to networks of ours alone.
+//! * By what a guest has alone beneath its macvtap, nothing comes to the host.
 //! * A published port is an element of a map, and is looked at where the packet is for an address of the host's own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -103,6 +104,8 @@ const ASTRAY: &str = "of a network's subnet, by another way";
 
 /// Before the kernel's own table of connections (-200), and behind what puts fragments together (-400).
 pub const EARLY: &[Rule] = &[
+    // A macvtap in mode passthru takes what is for its guest; what is for everybody there comes to the host as well, by the interface beneath.
+    ("by what a guest has alone", &[In(Interface, Set::Beneath)], Drop),
     // The host takes them from a bridge, where it answers guests by way of a published port of its own loopback.
     ("for the loopback network", &[OF_OURS, IPV4, LOOPBACK_NET], Drop),
     ("the host's own", &[Is(Interface, LO)], Return),
@@ -234,6 +237,11 @@ pub fn elements(network: Reach<'_>, bridge: &str) -> Vec<Element> {
         on(&gateway.octets(), &first.octets(), &last.octets(), [Set::Subnets6, Set::Ours6, Set::Gateways6], 10);
     }
     elements
+}
+
+/// What a set has of an interface that a guest has alone.
+pub fn beneath(interface: &str) -> Element {
+    Element::new(Set::Beneath, rules::name(interface).to_vec())
 }
 
 /// What there is where somebody on a network has connections.

@@ -221,6 +221,8 @@ pub enum Set {
     Outward,
     /// Those of them from which no service of the host's is reached.
     Closed,
+    /// The interfaces beneath macvtaps that are a guest's alone: virtual functions'.
+    Beneath,
     /// Which IPv4 subnet is on each.
     Subnets4,
     /// Which IPv6 subnet is on each.
@@ -255,7 +257,7 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Set; 58] = [
+    pub const ALL: [Set; 59] = [
         Set::Ports,
         Set::Macs,
         Set::Ipv4,
@@ -299,6 +301,7 @@ impl Set {
         Set::Pairs,
         Set::Outward,
         Set::Closed,
+        Set::Beneath,
         Set::Subnets4,
         Set::Subnets6,
         Set::Ours4,
@@ -330,6 +333,7 @@ impl Set {
             Set::Pairs => "pairs",
             Set::Outward => "outward",
             Set::Closed => "closed",
+            Set::Beneath => "beneath",
             Set::Subnets4 => "subnets4",
             Set::Subnets6 => "subnets6",
             Set::Ours4 => "ours4",
@@ -395,7 +399,7 @@ impl Set {
             Set::Hidden => &[Type::Protocol],
             Set::Messages | Set::Reports | Set::Discovery => &[Type::Icmpv6],
             Set::Memberships => &[Type::Igmp],
-            Set::Networks | Set::Outward | Set::Closed => &[Type::Interface],
+            Set::Networks | Set::Outward | Set::Closed | Set::Beneath => &[Type::Interface],
             Set::Pairs => &[Type::Interface, Type::Interface],
             Set::Subnets4 | Set::Gateways4 | Set::Counted4 | Set::Rated4 => &[Type::Interface, Type::Ipv4],
             Set::Subnets6 | Set::Gateways6 | Set::Counted6 | Set::Rated6 => &[Type::Interface, Type::Ipv6],
