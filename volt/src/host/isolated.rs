@@ -33,6 +33,8 @@ use crate::{
 
 /// The folder of the mounts, below the state directory.
 const FOLDER: &str = "netns";
+/// In the state directory.
+const LOCK: &str = "networks.lock";
 /// Of the file system that namespaces' files are on (linux/magic.h).
 const NSFS: i64 = 0x6e73_6673;
 /// Bytes that the rules of a network may take when they are sent (`netmgr`'s longest batch).
@@ -125,9 +127,12 @@ pub fn open(paths: &Paths, network: &str) -> Result<Option<Handed>, Error> {
     opened(network, &namespace).map(Some)
 }
 
-/// Keeps out all others who define isolated networks, or remove any network, as long as it is open.
+/// Keeps out all others who define isolated networks, or remove any network, as long as it is open: a file, as whoever has a folder open can look out of that.
 pub fn lock(paths: &Paths) -> Result<OwnedFd, Error> {
-    take_lock(&paths.state)
+    let path = paths.state.join(LOCK);
+    let made = File::options().append(true).create(true).mode(0o600).open(&path);
+    made.map_err(|source| Error::Unwritable { path: path.clone(), source })?;
+    take_lock(&path)
 }
 
 /// Has a network be known as an isolated one; whether it was not before.
