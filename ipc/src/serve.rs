@@ -62,7 +62,7 @@ impl Idle {
 
 /// Serves `bootstrap(peer)` to each of `clients` that connects to `endpoint`, and `lane` beside it. Whoever else connects is refused on both.
 ///
-/// With `idle`, returns once there was none for that long, and removes the sockets that [`Endpoint::bind`] made.
+/// With `idle`, returns once no connection has been open for as long as that says, and removes the sockets that [`Endpoint::bind`] made.
 /// A peer for which `bootstrap` gives a fault (or panics) is told so and its connection ends. Dropping the future ends every
 /// connection. A line on stderr says when a connection ended for any other reason than that its peer left, one a second at most.
 pub async fn serve(

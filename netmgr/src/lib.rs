@@ -100,10 +100,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         let Err(why) = monitor.watch(&watching, None).await;
         Failure::Monitor(why)
     };
-    // A guest that nobody is connected for, as a container, is kept to its rules as well, whatever somebody does to them.
+    // A guest that nobody is connected for, as a container, is kept to its rules as well, whatever somebody does to them. Who has no time to answer may have
+    // such a one; it is asked again.
     let guards = move || {
         let manager = guarding.clone();
-        async move { manager.ask(|manager| Ok::<_, error::Error>(manager.guards())).await.unwrap_or(false) }
+        async move { manager.ask(|manager| Ok::<_, error::Error>(manager.guards())).await.unwrap_or(true) }
     };
     serving.unless(guards).serve(lane, bootstrap, watch)
 }
