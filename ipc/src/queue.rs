@@ -146,11 +146,6 @@ impl<T> Receiver<T> {
         self.0.lock().waiting.next()
     }
 
-    /// The next request, if one waits already.
-    pub fn asked_now(&self) -> Option<T> {
-        self.0.lock().waiting.next_asked()
-    }
-
     /// The next thing sent, if one waits already: for whoever has to know of all of them before it serves a request.
     pub fn sent_now(&self) -> Option<T> {
         self.0.lock().waiting.next_told()
@@ -215,7 +210,7 @@ mod tests {
         );
         sender.send(3).unwrap();
         assert_eq!(sender.asked(), 1);
-        assert_eq!((receiver.receive(), receiver.asked_now(), receiver.sent_now()), (Ok(1), None, Some(3)));
+        assert_eq!((receiver.receive(), receiver.sent_now()), (Ok(1), Some(3)));
         let thread = std::thread::spawn(move || receiver.receive());
         sender.ask(ClientId::OWN, 4).unwrap();
         assert_eq!(thread.join().unwrap(), Ok(4));

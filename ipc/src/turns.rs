@@ -126,7 +126,7 @@ impl<T> Turns<T> {
         }
     }
 
-    pub(crate) fn next_asked(&mut self) -> Option<T> {
+    fn next_asked(&mut self) -> Option<T> {
         let ((turn, _), (client, value)) = self.asked.pop_first()?;
         self.turn = turn;
         if let Some(waiting) = self.clients.get_mut(&client) {

@@ -63,7 +63,8 @@ pub trait State: Sized + 'static {
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
 enum Message<S> {
-    Job(Job<S>),
+    Told(Job<S>),
+    Asked(Job<S>),
     Work(ClientId, Steps<S>),
 }
 
@@ -185,7 +186,7 @@ impl<S: 'static> Owner<S> {
         job: impl FnOnce(&mut S, Answer<T, E>) + Send + 'static,
     ) -> Result<T, E> {
         let (answer, answered) = oneshot::channel();
-        self.send(Message::Job(Box::new(move |state: &mut S| job(state, answer))))?;
+        self.send(Message::Asked(Box::new(move |state: &mut S| job(state, answer))))?;
         let answered = match self.deadline {
             Some(limit) => timeout(limit, answered).await.map_err(|_| Unserved::Late(limit))?,
             None => answered.await,
@@ -196,7 +197,7 @@ impl<S: 'static> Owner<S> {
     /// Has `job` done, without an answer and without a limit: for `Drop`. Never waits.
     pub fn tell(&self, job: impl FnOnce(&mut S) + Send + 'static) {
         // Fails only where the thread has ended, and the process with it.
-        let _ = self.messages.send(Message::Job(Box::new(job)));
+        let _ = self.messages.send(Message::Told(Box::new(job)));
     }
 
     /// Has `step` called on the state until it has an answer, for at most `limit` of the thread's time (a [`Duration`], or what is left of an
@@ -261,14 +262,21 @@ impl<S: State> Inbox<S> {
                 message => message,
             };
             let idle = message.is_none();
-            match message {
-                Some(Message::Job(job)) => {
-                    self.serve(job, &mut state)?;
-                    (jobs, tidied) = (jobs + 1, false);
+            // What was told before a request came is done before that request.
+            let told = std::iter::from_fn(|| match message {
+                Some(Message::Asked(_) | Message::Work(..)) => self.0.sent_now(),
+                Some(Message::Told(_)) | None => None,
+            });
+            for message in told.collect::<Vec<_>>().into_iter().chain(message) {
+                match message {
+                    Message::Told(job) | Message::Asked(job) => {
+                        guard(&mut state, job)?;
+                        tidied = false;
+                    }
+                    Message::Work(client, steps) => turns.add(client, steps),
                 }
-                Some(Message::Work(client, steps)) => turns.add(client, steps),
-                None => {}
             }
+            jobs += usize::from(!idle);
             // A step after each message: whoever sends without end does not keep others' work from going on.
             let mut kept = Ok(());
             turns.step(|steps| match guard(&mut state, |state| steps(state)) {
@@ -284,15 +292,6 @@ impl<S: State> Inbox<S> {
                 jobs = 0;
             }
         }
-    }
-
-    fn serve(&self, job: Job<S>, state: &mut S) -> Result<(), Lost> {
-        // What was told before a request came is done before that request.
-        let told = std::iter::from_fn(|| match self.0.sent_now() {
-            Some(Message::Job(job)) => Some(job),
-            Some(Message::Work(..)) | None => None,
-        });
-        told.chain([job]).try_for_each(|job| guard(state, job).map(drop))
     }
 }
 

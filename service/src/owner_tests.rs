@@ -209,6 +209,27 @@ fn what_can_wait_is_done_before_the_thread_ends() {
 }
 
 #[test]
+fn what_is_told_is_done_in_its_order_and_before_what_is_asked_after_it() {
+    for asked in [false, true] {
+        let (owner, inbox) = owner::<Notes>();
+        let said = Arc::new(Mutex::new(String::new()));
+        let say = |name: char| {
+            let said = said.clone();
+            move |_: &mut Notes| said.lock().unwrap().push(name)
+        };
+        ['a', 'b', 'c'].into_iter().for_each(|name| owner.tell(say(name)));
+        block_on(async {
+            let ask = say('J');
+            let mut job = Box::pin(owner.ask(move |state| Ok::<_, Fault>(ask(state))));
+            assert!(!asked || poll!(&mut job).is_pending());
+        });
+        drop(owner);
+        inbox.run(Notes::default()).unwrap();
+        assert_eq!(*said.lock().unwrap(), if asked { "abcJ" } else { "abc" });
+    }
+}
+
+#[test]
 fn what_is_due_is_done_although_nobody_asks_for_anything() {
     with_thread(async |owner| {
         owner.tell(|state| state.due = Some(Instant::now() + Duration::from_millis(10)));
@@ -240,7 +261,7 @@ fn clients_and_what_each_asks_for_have_a_step_in_turn_and_a_job_goes_in_front_of
         let (mut state, mut turns) = (Notes::default(), Turns::new());
         while let Some(message) = inbox.0.receive_now() {
             match message {
-                Message::Job(job) => job(&mut state),
+                Message::Told(job) | Message::Asked(job) => job(&mut state),
                 Message::Work(client, steps) => turns.add(client, steps),
             }
         }
