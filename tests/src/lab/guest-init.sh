@@ -39,8 +39,19 @@ set_ipv6() { # addr/prefix,gateway,device, as volt.ipv6= has it
     unset IFS
     device=${3:-eth0}
     ip link set "$device" up
-    ip addr add "$1" dev "$device" && { [ -z "$2" ] || ip -6 route add default via "$2" dev "$device"; } &&
+    ip addr add "$1" dev "$device" && found "$device" && { [ -z "$2" ] || ip -6 route add default via "$2" dev "$device"; } &&
         echo "lab: ipv6 ${1%/*} on $device"
+}
+
+# Waits until a card's IPv6 addresses are known to be nobody else's: before that, nothing is sent under them.
+found() {
+    tries=0
+    # Tentative is the bit 6 of the flags, of which there are eight.
+    while grep -q " [4567cdef]. *$1\$" /proc/net/if_inet6; do
+        tries=$((tries + 1))
+        [ $tries -lt 300 ] || { echo "lab: ipv6 of $1 is tentative for ever"; return 1; }
+        sleep 0.1
+    done
 }
 
 # How many fragments this guest has been sent or has made, of either family.
@@ -76,7 +87,8 @@ obey() {
         done ;;
     hear:*) # at an address and port, that word, or nothing
         set -- "$1" ${1#*:}
-        heard=$(nc -w 5 "$2" "$3" </dev/null 2>/dev/null)
+        [ -n "$4" ] && patience=60 || patience=5
+        heard=$(nc -w $patience "$2" "$3" </dev/null 2>/dev/null)
         [ "$heard" = "$4" ] || { echo "lab: $1 failed: it says '$heard'"; return; } ;;
     write:*) # 1 MiB at 64 KiB, forced to the disk
         pattern "${1#*:}" | dd of=/dev/vda bs=65536 seek=1 conv=fsync,notrunc iflag=fullblock 2>/dev/null ||
