@@ -57,6 +57,11 @@ impl Refusal {
     }
 }
 
+/// Why what a configuration has by that key is not taken.
+pub fn invalid(key: &str, why: &str) -> Refusal {
+    Refusal::new(CONFIG, &format!("read {key}"), why)
+}
+
 impl From<Error> for Refusal {
     fn from(error: Error) -> Refusal {
         let fault = error.fault();

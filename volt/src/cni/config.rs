@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{
-    answer::{self, NEWEST, Refusal, VERSIONS},
+    answer::{self, NEWEST, Refusal, VERSIONS, invalid},
     wishes,
 };
 use crate::{config::Rate, host::published::Publish};
@@ -302,10 +302,6 @@ fn version(config: &Map<String, Value>, command: Command) -> Result<String, Refu
     }
     let why = if said.is_empty() { "it is not there".to_owned() } else { format!("{said:?} is none of these") };
     Err(Refusal::new(answer::VERSION, "read cniVersion", why).remedy(&format!("Use one of {}", VERSIONS.join(", "))))
-}
-
-pub fn invalid(key: &str, why: &str) -> Refusal {
-    Refusal::new(answer::CONFIG, &format!("read {key}"), why)
 }
 
 fn required<'a>(config: &'a Map<String, Value>, key: &str) -> Result<&'a str, Refusal> {

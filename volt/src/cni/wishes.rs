@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use schema::network_capnp::{MAX_RATE, MIN_RATE, published::Protocol};
 use serde_json::Value;
 
-use super::{answer::Refusal, config::invalid};
+use super::answer::{Refusal, invalid};
 use crate::{
     config::{Rate, check_published},
     host::published::Publish,
