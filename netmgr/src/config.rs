@@ -1,16 +1,14 @@
 //! A network's configuration, checked. Pure; touches nothing.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use schema::{
     names::{NETWORK_RULE, is_network},
     net::{ipv6_rule, is_mtu, is_of_hosts, is_of_ipv6_hosts, is_prefix, is_vlan, mtu_rule, prefix_rule, vlan_rule},
-    network_capnp::{IPV6_PREFIX_LENGTH, MacvtapMode},
+    network_capnp::IPV6_PREFIX_LENGTH,
 };
 
+pub use crate::kind::Kind;
 use crate::{address::Address, error::Error, instance::Instance, names};
 
 /// What the kernel gives an interface whose MTU nobody chose, in bytes.
@@ -42,47 +40,6 @@ pub struct Uplink {
     pub parent: String,
     /// The VLAN's number; 0 for the interface itself, which macvtaps are on, and for virtual functions of none.
     pub vlan: u16,
-}
-
-/// What the guests of a network reach beside one another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
-    /// The host.
-    #[default]
-    Bridged,
-    /// The host, and, under its address, what is beyond it.
-    Nat,
-    /// What is beyond the host, and no service of its own.
-    HostOnly,
-    /// The network of an interface of the host's, past the host.
-    Macvtap(MacvtapMode),
-    /// The same, each by a virtual function of that interface's.
-    Sriov {
-        /// Whether these are trusted.
-        trust: bool,
-    },
-    /// Nothing.
-    Isolated,
-}
-
-/// As a network's JSON has it in `"type"`.
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Bridged | Kind::Nat => "bridged",
-            Kind::HostOnly => "host-only",
-            Kind::Macvtap(_) => "macvtap",
-            Kind::Sriov { .. } => "sriov",
-            Kind::Isolated => "isolated",
-        })
-    }
-}
-
-impl Kind {
-    /// Whether they reach what is beyond the host.
-    pub fn leads_outward(self) -> bool {
-        matches!(self, Kind::Nat | Kind::HostOnly)
-    }
 }
 
 impl Config {
@@ -253,6 +210,7 @@ fn gateway_address(gateway: &str, prefix: u8) -> Result<Address<Ipv4Addr>, Error
 #[cfg(test)]
 mod tests {
     use super::*;
+    use schema::network_capnp::MacvtapMode;
 
     #[test]
     fn default_network_is_accepted() {

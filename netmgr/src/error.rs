@@ -6,7 +6,7 @@ use ipc::{Code, Fault};
 use schema::network_capnp::MAX_PORTS;
 use service::Unserved;
 
-use crate::{address::Address, config::Kind, instance::Instance};
+use crate::{address::Address, instance::Instance, kind::Kind};
 
 /// Why a request was not met. Nothing is left behind by a request that failed.
 #[derive(Debug, thiserror::Error)]

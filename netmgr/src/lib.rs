@@ -21,6 +21,7 @@ mod handed;
 mod instance;
 mod ipv4;
 mod ipv6;
+mod kind;
 mod link;
 mod macvtap;
 mod manager;
@@ -41,10 +42,12 @@ mod rtnl;
 mod sandbox;
 mod sources;
 mod sriov;
+mod sysfs;
 mod tap;
 mod uplink;
 mod veth;
 mod vf;
+mod wanted;
 
 use std::{os::fd::RawFd, path::Path};
 
@@ -55,8 +58,14 @@ use schema::programs::NETMGR;
 use service::{Options, Owner, Serving};
 
 use crate::{
-    instance::Instance, macvtap::Devices, manager::Manager, monitor::Monitor, nft::Filter, opener::Opener, rpc::Host,
-    rtnl::Rtnl, sriov::Cards,
+    instance::Instance,
+    manager::Manager,
+    monitor::Monitor,
+    nft::Filter,
+    opener::Opener,
+    rpc::Host,
+    rtnl::Rtnl,
+    sysfs::{Cards, Devices},
 };
 
 /// Makes bridges and TAPs for Volt's VMs, and hands them out over Cap'n Proto.

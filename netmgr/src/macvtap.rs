@@ -8,8 +8,7 @@ use std::{
     collections::BTreeSet,
     io, mem,
     net::IpAddr,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-    path::Path,
+    os::fd::{AsRawFd, OwnedFd},
 };
 
 use rtnetlink::{
@@ -23,10 +22,6 @@ use rtnetlink::{
         },
     },
 };
-use rustix::{
-    fs::{self, CWD, Mode, OFlags},
-    io::retry_on_intr,
-};
 use schema::{net::Mac, network_capnp::MacvtapMode};
 
 use crate::{
@@ -39,84 +34,16 @@ use crate::{
     mark,
     names::{self, Kind},
     nft::Filter,
-    opener::Opener,
-    port::{Made, Wanted, call},
     rtnl::{Batch, LinkBuilder, Rtnl, Snapshot},
-    sriov::Function,
     tap, uplink, veth,
+    vf::Function,
+    wanted::{Made, Wanted, call},
 };
 
-/// Where the kernel says of each interface's device which one it is.
-pub const FOLDER: &str = "/sys/devices/virtual/net";
-/// How such a file is opened; the filter knows no other way. (Rustix adds O_LARGEFILE.)
-pub const OPEN: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::LARGEFILE);
-/// Bytes that are read of it; the filter knows how many. A major and a minor number fit.
-pub const LENGTH: usize = 24;
 /// What the libc crate lacks for some of its targets: the MAC address of an interface, by its device.
 const SIOCGIFHWADDR: libc::Ioctl = 0x8927;
 /// The requests that the filter lets through.
 pub const REQUESTS: [libc::Ioctl; 2] = [libc::TUNGETIFF, SIOCGIFHWADDR];
-
-/// The way to the devices of macvtaps.
-pub struct Devices {
-    folder: OwnedFd,
-    opener: Opener,
-    /// From which follow MAC addresses that no interface has.
-    seed: String,
-    count: u64,
-}
-
-impl Devices {
-    /// Has what it takes to open one; `None` where the host has no sysfs.
-    ///
-    /// # Errors
-    /// Where there are no random bytes to be had.
-    pub fn new(opener: Opener) -> io::Result<Option<Devices>> {
-        let folder = fs::openat(CWD, FOLDER, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let Ok(folder) = folder else { return Ok(None) };
-        let seed: [u8; 16] = ipc::random()?;
-        Ok(Some(Devices { folder, opener, seed: u128::from_ne_bytes(seed).to_string(), count: 0 }))
-    }
-
-    /// The descriptors that the sandbox has to keep.
-    pub fn fds(&self) -> [RawFd; 2] {
-        [self.folder.as_raw_fd(), self.opener.fd()]
-    }
-
-    /// A MAC address by which an interface is known as the one that was just made, whatever others are called.
-    fn nonce(&mut self) -> Mac {
-        self.count += 1;
-        let [a, b, c, d, e, ..] = names::digest(&["macvtap", &self.seed, &self.count.to_string()]);
-        Mac::local([a, b, c, d, e])
-    }
-
-    /// Opens the device of an interface.
-    fn open(&self, name: &str, index: u32) -> io::Result<OwnedFd> {
-        let said = read(&self.folder, Path::new(&format!("{name}/macvtap/tap{index}/dev")))?;
-        let minor = said.split_once(':').and_then(|(_, minor)| minor.parse().ok());
-        self.opener.open(minor.ok_or(io::ErrorKind::InvalidData)?)
-    }
-}
-
-/// The few words that a file of sysfs has.
-pub fn read(folder: impl AsFd, path: &Path) -> io::Result<String> {
-    let file = retry_on_intr(|| fs::openat(&folder, path, OPEN, Mode::empty()))?;
-    let mut said = [0; LENGTH];
-    let length = retry_on_intr(|| rustix::io::read(&file, &mut said[..]))?;
-    Ok(String::from_utf8_lossy(said.get(..length).unwrap_or_default()).trim().to_owned())
-}
-
-/// In which mode an interface is a macvtap.
-pub fn mode_of(link: &Link) -> Option<MacvtapMode> {
-    // MACVLAN_MODE_*.
-    match link.mode {
-        1 => Some(MacvtapMode::PrivateMode),
-        2 => Some(MacvtapMode::Vepa),
-        4 => Some(MacvtapMode::Bridge),
-        8 => Some(MacvtapMode::Passthru),
-        _ => None,
-    }
-}
 
 /// On a virtual function it has what that one's card gives it, and asks for nothing else.
 fn with(mode: MacvtapMode, on_function: bool) -> LinkBuilder {
@@ -401,7 +328,7 @@ pub fn mend(rtnl: &mut Rtnl, wanted: &Wanted<'_>, index: u32) -> Result<Option<b
             batch.set(format!("give {} its name {} again", link.name, wanted.name), whom().name(wanted.name));
         }
         if let Kind::Macvtap(mode) = wanted.kind
-            && mode_of(&link) != Some(mode)
+            && Kind::of(&link) != Some(wanted.kind)
         {
             let again = RouteNetlinkMessage::NewLink(with(mode, wanted.function.is_some()).index(index).build());
             batch.add(format!("set the mode of macvtap {} again", wanted.name), 0, again);

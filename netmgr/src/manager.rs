@@ -57,12 +57,13 @@ use crate::{
     names::{self, Kind},
     network::{Held, Network, Port, PortState, TenantId},
     nft::Filter,
-    port::{self, Made, Wanted},
+    port,
     rate::Rate,
     rtnl::{Rtnl, Snapshot},
-    sriov::{self, Function},
-    uplink,
+    sriov, uplink,
     veth::{self, Inside},
+    vf::Function,
+    wanted::{Made, Wanted},
 };
 
 const MAX_NETWORKS: usize = schema::host_capnp::MAX_NETWORKS as usize;

@@ -8,8 +8,7 @@ use crate::{
     instance::Instance,
     names,
     sources::Sources,
-    sriov::{Found, Function},
-    vf::Settings,
+    vf::{Found, Function, Settings},
 };
 
 const BRIDGE: &str = "volt-vmm network";

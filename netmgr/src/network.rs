@@ -28,13 +28,14 @@ use crate::{
     mark::{self, PortMark},
     names,
     nft::{Reach, Sender},
-    port::{self, Wanted},
+    port,
     published::Published,
     rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
-    sriov::Function,
     uplink,
+    vf::Function,
+    wanted::Wanted,
 };
 
 /// A tenant.

@@ -31,11 +31,10 @@ use crate::{
     ipv4::{self, Forwarding},
     ipv6::{self, Sysctl},
     link::Link,
-    macvtap::Devices,
     message::Message,
     netlink::{self, Request, Socket},
     route::{Nexthop, Route},
-    sriov::Cards,
+    sysfs::{Cards, Devices},
     vf::Vf,
 };
 

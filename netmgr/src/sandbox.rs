@@ -4,7 +4,7 @@ use std::{os::fd::RawFd, path::Path};
 
 use confine::{Capability, Error, Filter, Limit, Root, Rule, Sandbox, User, base};
 
-use crate::{announce, handed, ipv4, ipv6, macvtap, opener, published, tap};
+use crate::{announce, handed, ipv4, ipv6, macvtap, opener, published, sysfs, tap};
 
 /// What netmgr keeps beside what every service does: these descriptors, `CAP_NET_ADMIN`, /dev/net/tun, what sysfs has of macvtaps and of these cards, and the
 /// interfaces' IPv4 and IPv6 settings if they are there; as `user`, and with no other file in sight, if there is one to become.
@@ -29,7 +29,7 @@ pub fn keep<'a>(
             tap::DEVICE
         );
     }
-    let devices = Path::new(macvtap::FOLDER);
+    let devices = Path::new(sysfs::FOLDER);
     for folder in cards.chain(devices.exists().then_some(devices)) {
         sandbox = sandbox.allow_dir_ro(folder);
         root = root.folder(folder, &folder.to_string_lossy());
@@ -74,10 +74,10 @@ pub fn rtnl() -> Filter {
         )
         .allow_if(
             libc::SYS_openat,
-            [tap::OPEN, ipv6::OPEN, macvtap::OPEN].map(|flags| Rule::eq(2, flags.bits())).to_vec(),
+            [tap::OPEN, ipv6::OPEN, sysfs::OPEN].map(|flags| Rule::eq(2, flags.bits())).to_vec(),
         )
         // Which device is a macvtap's, and then that, from who opens it.
-        .allow_if(libc::SYS_read, vec![Rule::eq64(2, macvtap::LENGTH as u64)])
+        .allow_if(libc::SYS_read, vec![Rule::eq64(2, sysfs::LENGTH as u64)])
         .allow_if(libc::SYS_recvmsg, vec![Rule::eq(2, opener::RECEIVE.bits())])
         .allow_if(libc::SYS_ioctl, requests.collect())
         // What is handed over, as far as it is looked at before it is used.

@@ -1,25 +1,22 @@
 //! Virtual functions of network cards (SR-IOV): one that nobody uses is taken for a guest, set to what it is to be, and given back as it was. Touches the
-//! host's interfaces by [`Rtnl`], and reads two files of a card's folder in sysfs, by which follows where its functions are. How many there are is for who
-//! runs the host to say, and never netmgr's.
+//! host's interfaces by [`Rtnl`]. How many there are is for who runs the host to say, and never netmgr's.
 //!
 //! That one is taken, for what, and what it was before, its interface says: by an alternative name, which only one can give it, and by its mark. So a later
 //! netmgr gives back what an earlier one has left, however that ended.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeSet;
 
 use rtnetlink::{
     LinkUnspec,
     packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoKind, LinkAttribute, LinkVfInfo, Prop, VfInfo, VfInfoRate},
+        link::{
+            InfoKind, LinkAttribute, LinkVfInfo, Prop, VfInfo, VfInfoMac, VfInfoRate, VfInfoSpoofCheck, VfInfoTrust,
+            VfInfoVlan,
+        },
     },
 };
-use rustix::fs::CWD;
 use schema::net::Mac;
 
 use crate::{
@@ -27,102 +24,14 @@ use crate::{
     error::Error,
     instance::Instance,
     link::Link,
-    macvtap, mark,
+    mark,
     rate::Rate,
     rtnl::{Batch, Rtnl},
-    vf::{Settings, Vf},
+    vf::{Found, Function, Settings, Vf},
 };
 
-/// Where the kernel has a link for each PCI device.
-const DEVICES: &str = "/sys/bus/pci/devices";
-/// What the class of a network card begins with.
-const NETWORK: &str = "0x02";
-/// What a card's folder has that can have virtual functions.
-const OFFSET: &str = "sriov_offset";
-const STRIDE: &str = "sriov_stride";
-/// The most cards.
-const MOST: usize = 64;
 /// What the alternative name of one that is taken begins with.
 const CLAIM: &str = "volt-vf-";
-
-/// The network cards that can have virtual functions: the folder of each, by its PCI address.
-#[derive(Clone, Default)]
-pub struct Cards(BTreeMap<String, PathBuf>);
-
-impl Cards {
-    /// Looks for them, in phase 1.
-    pub fn find() -> Cards {
-        let listed = fs::read_dir(DEVICES).into_iter().flatten().flatten();
-        let cards = listed.filter_map(|entry| {
-            let folder = fs::canonicalize(entry.path()).ok()?;
-            let class = fs::read_to_string(folder.join("class")).ok()?;
-            let is_one = class.starts_with(NETWORK) && folder.join(STRIDE).exists();
-            is_one.then_some((entry.file_name().into_string().ok()?, folder))
-        });
-        Cards(cards.take(MOST).collect())
-    }
-
-    /// Their folders, for the sandbox to keep.
-    pub fn folders(&self) -> impl Iterator<Item = &Path> {
-        self.0.values().map(PathBuf::as_path)
-    }
-
-    /// The PCI address of a card's function of that number.
-    fn address(&self, card: &str, number: u32) -> Option<String> {
-        let folder = self.0.get(card)?;
-        let read = |file| macvtap::read(CWD, &folder.join(file)).ok()?.parse().ok();
-        nth(card, read(OFFSET)?, read(STRIDE)?, number)
-    }
-}
-
-/// By routing identifiers (PCI Express Base Specification, "SR-IOV Capability", First VF Offset and VF Stride): a bus, five bits of a device and three of a
-/// function, of the same domain as the card's.
-fn nth(card: &str, offset: u32, stride: u32, number: u32) -> Option<String> {
-    let (domain, rest) = card.split_once(':')?;
-    let (bus, rest) = rest.split_once(':')?;
-    let (device, function) = rest.split_once('.')?;
-    let hex = |text| u32::from_str_radix(text, 16).ok();
-    let first = hex(bus)? << 8 | hex(device)? << 3 | hex(function)?;
-    let id = stride.checked_mul(number)?.checked_add(offset)?.checked_add(first)?;
-    let [0, 0, bus, rest] = id.to_be_bytes() else { return None };
-    Some(format!("{domain}:{bus:02x}:{:02x}.{}", rest >> 3, rest & 7))
-}
-
-/// A virtual function that is taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Function {
-    /// The index of its own interface.
-    pub interface: u32,
-    /// Its PCI address.
-    pub address: String,
-    /// The index of its card's interface.
-    pub card: u32,
-    /// Which one of that card's it is.
-    pub number: u32,
-    /// The network that it is taken for.
-    pub network: String,
-    /// The VLAN that it is set to; 0 for none.
-    pub vlan: u16,
-    /// Whether it is trusted.
-    pub trust: bool,
-    /// What it was before.
-    pub found: Found,
-}
-
-/// What a virtual function was that nobody used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// By its card.
-    pub settings: Settings,
-    /// The address that its own driver had.
-    pub mac: Mac,
-    /// Bytes.
-    pub mtu: u32,
-    /// Whether the host's IPv6 was on on it.
-    pub ipv6: bool,
-    /// Whether the host answered ARP there.
-    pub arp: bool,
-}
 
 impl Function {
     /// The one that an interface says it is, if it is `owner`'s.
@@ -236,6 +145,34 @@ impl Function {
     }
 }
 
+impl Settings {
+    /// Adds the steps that make these of what a virtual function of that card has.
+    pub fn set(&self, batch: &mut Batch, card: u32, number: u32, has: &Settings) {
+        let mut step = |what: &str, info: VfInfo| {
+            let list = LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]);
+            let whom = LinkUnspec::new_with_index(card).append_extra_attribute(list);
+            batch.set(format!("set {what} of virtual function {number}"), whom);
+        };
+        if self.mac != has.mac {
+            let address = self.mac.map(Mac::bytes).unwrap_or_default();
+            step("the MAC address", VfInfo::Mac(VfInfoMac::new(number, &address)));
+        }
+        if self.vlan != has.vlan {
+            step("the VLAN", VfInfo::Vlan(VfInfoVlan::new(number, self.vlan.0, self.vlan.1)));
+        }
+        if self.rates != has.rates {
+            step("the rate", VfInfo::Rate(VfInfoRate::new(number, self.rates.0, self.rates.1)));
+        }
+        if let Some(on) = self.spoof_check.filter(|_| self.spoof_check != has.spoof_check) {
+            step("the spoof check", VfInfo::SpoofCheck(VfInfoSpoofCheck::new(number, on)));
+        }
+        // Who knows of no trust has none.
+        if let Some(on) = self.trust.filter(|on| *on != has.trust.unwrap_or_default()) {
+            step("the trust", VfInfo::Trust(VfInfoTrust::new(number, on)));
+        }
+    }
+}
+
 /// What the alternative name of one is while it is taken.
 fn claim(address: &str) -> String {
     format!("{CLAIM}{}", address.replace(':', "-"))
@@ -338,26 +275,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn functions_have_the_addresses_that_follow_from_their_card_s() {
-        let nth = |card: &str, offset, stride, number| nth(card, offset, stride, number);
-        for (card, offset, stride, number, expected) in [
-            ("0000:01:00.0", 128, 2, 0, Some("0000:01:10.0")),
-            ("0000:01:00.0", 128, 2, 1, Some("0000:01:10.2")),
-            ("0000:01:00.1", 128, 2, 0, Some("0000:01:10.1")),
-            ("0000:3b:00.0", 16, 1, 7, Some("0000:3b:02.7")),
-            // On the next bus.
-            ("10000:3b:1f.7", 1, 1, 0, Some("10000:3c:00.0")),
-            ("0000:ff:1f.7", 0, 1, 1, None),
-            ("0000:01:00.0", u32::MAX, 2, 1, None),
-            ("0000:01:00.0", 0, u32::MAX, 2, None),
-            ("virtio0", 1, 1, 1, None),
-            ("", 1, 1, 1, None),
-        ] {
-            assert_eq!(nth(card, offset, stride, number).as_deref(), expected, "{card} {number}");
-        }
-    }
-
-    #[test]
     fn function_that_anybody_uses_is_not_free() {
         let free = Link { index: 7, name: "v0".into(), mac: Mac::new([2, 0, 0, 0, 0, 1]), ..Link::default() };
         let veth = Link { index: 8, lower: 7, kind: Some(InfoKind::Veth), ..Link::default() };
@@ -374,5 +291,28 @@ mod tests {
         }
         assert!(!is_free(&free, &[upper], &none));
         assert!(!is_free(&free, &[], &[7].into()));
+    }
+
+    #[test]
+    fn only_what_differs_is_set_and_no_trust_is_asked_for_where_there_is_none() {
+        let wanted = Settings {
+            mac: Mac::new([2, 0, 0, 0, 0, 5]),
+            spoof_check: Some(true),
+            trust: Some(false),
+            ..Settings::default()
+        };
+        let steps = |wanted: &Settings, has: &Settings| {
+            let mut batch = Batch::default();
+            wanted.set(&mut batch, 7, 0, has);
+            batch.len()
+        };
+        let known = Settings { spoof_check: Some(false), trust: Some(true), ..Settings::default() };
+        assert_eq!([steps(&wanted, &wanted), steps(&wanted, &Settings::default()), steps(&wanted, &known)], [0, 2, 3]);
+        // Given back to a driver that does not say whether it checks.
+        assert_eq!(steps(&Settings::default(), &wanted), 1);
+        assert!(
+            wanted.meets(&wanted) && !known.meets(&wanted) && wanted.meets(&Settings { trust: None, ..wanted.clone() })
+        );
+        assert!(wanted.meets(&Settings { rates: (0, 9), ..wanted.clone() }));
     }
 }

@@ -25,9 +25,9 @@ use crate::{
     message::Message,
     names::{self, Kind},
     netlink::{self, Request},
-    port::Wanted,
     rtnl::{Batch, LinkBuilder, Rtnl},
     sources::Sources,
+    wanted::Wanted,
 };
 
 /// The container's end, as its holder wants it.

@@ -1,20 +1,10 @@
-//! What a network card says of its virtual functions (SR-IOV), and how it is told what they are to be: the attributes IFLA_VF_* of its physical
-//! function's interface (linux/if_link.h). Pure; touches nothing.
+//! What a network card says of its virtual functions (SR-IOV): the attributes IFLA_VF_* of its physical function's interface (linux/if_link.h). And what
+//! is known of one that is taken. Pure; touches nothing.
 
-use rtnetlink::{
-    LinkUnspec,
-    packet_core::parse_mac,
-    packet_route::link::{
-        LinkAttribute, LinkVfInfo, VfInfo, VfInfoMac, VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfInfoVlan,
-    },
-};
-
+use rtnetlink::packet_core::parse_mac;
 use schema::net::Mac;
 
-use crate::{
-    attribute::{Malformed, attributes, number},
-    rtnl::Batch,
-};
+use crate::attribute::{Malformed, attributes, number};
 
 // What the libc crate lacks of linux/if_link.h.
 const IFLA_VF_INFO: u16 = 1;
@@ -52,6 +42,42 @@ pub struct Settings {
     pub spoof_check: Option<bool>,
     /// Whether it may have what is others'; `None` where the driver does not say.
     pub trust: Option<bool>,
+}
+
+/// A virtual function that is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// The index of its own interface.
+    pub interface: u32,
+    /// Its PCI address.
+    pub address: String,
+    /// The index of its card's interface.
+    pub card: u32,
+    /// Which one of that card's it is.
+    pub number: u32,
+    /// The network that it is taken for.
+    pub network: String,
+    /// The VLAN that it is set to; 0 for none.
+    pub vlan: u16,
+    /// Whether it is trusted.
+    pub trust: bool,
+    /// What it was before.
+    pub found: Found,
+}
+
+/// What a virtual function was that nobody used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// By its card.
+    pub settings: Settings,
+    /// The address that its own driver had.
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: u32,
+    /// Whether the host's IPv6 was on on it.
+    pub ipv6: bool,
+    /// Whether the host answered ARP there.
+    pub arp: bool,
 }
 
 /// Reads what is in IFLA_VFINFO_LIST.
@@ -97,32 +123,6 @@ impl Settings {
         (self.mac, self.vlan) == (wanted.mac, wanted.vlan)
             && (self.spoof_check == wanted.spoof_check || wanted.spoof_check.is_none())
             && self.trust.unwrap_or_default() == wanted.trust.unwrap_or_default()
-    }
-
-    /// Adds the steps that make these of what a virtual function of that card has.
-    pub fn set(&self, batch: &mut Batch, card: u32, number: u32, has: &Settings) {
-        let mut step = |what: &str, info: VfInfo| {
-            let list = LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]);
-            let whom = LinkUnspec::new_with_index(card).append_extra_attribute(list);
-            batch.set(format!("set {what} of virtual function {number}"), whom);
-        };
-        if self.mac != has.mac {
-            let address = self.mac.map(Mac::bytes).unwrap_or_default();
-            step("the MAC address", VfInfo::Mac(VfInfoMac::new(number, &address)));
-        }
-        if self.vlan != has.vlan {
-            step("the VLAN", VfInfo::Vlan(VfInfoVlan::new(number, self.vlan.0, self.vlan.1)));
-        }
-        if self.rates != has.rates {
-            step("the rate", VfInfo::Rate(VfInfoRate::new(number, self.rates.0, self.rates.1)));
-        }
-        if let Some(on) = self.spoof_check.filter(|_| self.spoof_check != has.spoof_check) {
-            step("the spoof check", VfInfo::SpoofCheck(VfInfoSpoofCheck::new(number, on)));
-        }
-        // Who knows of no trust has none.
-        if let Some(on) = self.trust.filter(|on| *on != has.trust.unwrap_or_default()) {
-            step("the trust", VfInfo::Trust(VfInfoTrust::new(number, on)));
-        }
     }
 
     /// In words, as a mark has them.
@@ -229,28 +229,5 @@ mod tests {
             let words: Vec<&str> = bad.split(' ').collect();
             assert_eq!(Settings::read(&words.try_into().unwrap()), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn only_what_differs_is_set_and_no_trust_is_asked_for_where_there_is_none() {
-        let wanted = Settings {
-            mac: Mac::new([2, 0, 0, 0, 0, 5]),
-            spoof_check: Some(true),
-            trust: Some(false),
-            ..Settings::default()
-        };
-        let steps = |wanted: &Settings, has: &Settings| {
-            let mut batch = Batch::default();
-            wanted.set(&mut batch, 7, 0, has);
-            batch.len()
-        };
-        let known = Settings { spoof_check: Some(false), trust: Some(true), ..Settings::default() };
-        assert_eq!([steps(&wanted, &wanted), steps(&wanted, &Settings::default()), steps(&wanted, &known)], [0, 2, 3]);
-        // Given back to a driver that does not say whether it checks.
-        assert_eq!(steps(&Settings::default(), &wanted), 1);
-        assert!(
-            wanted.meets(&wanted) && !known.meets(&wanted) && wanted.meets(&Settings { trust: None, ..wanted.clone() })
-        );
-        assert!(wanted.meets(&Settings { rates: (0, 9), ..wanted.clone() }));
     }
 }

@@ -20,7 +20,8 @@ use crate::{
     mark,
     names::{self, Kind},
     network::{Left, Port, PortState},
-    port::{self, Wanted},
+    port,
+    wanted::Wanted,
 };
 
 /// The most ports that are cut off at one time, for those who have gone without a word: some 10 ms on the largest bridge.

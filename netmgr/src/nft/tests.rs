@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::*;
-use crate::{port, tap};
+use crate::{tap, wanted};
 
 /// Runs a test in a network namespace of its own.
 fn in_own_network(test: impl FnOnce() + Send + 'static) {

@@ -391,7 +391,7 @@ fn nothing_for_the_bridge_itself_reaches_the_host() {
         filter.add(sender("tap-web", mac(2), &sources(&["10.42.0.2"]))).unwrap();
         // That of LLDP comes to no hook at all, unless the port forwards it.
         assert_eq!(heard(), [14]);
-        run(&format!("ip link set tap-web type bridge_slave group_fwd_mask {}", port::FORWARDED));
+        run(&format!("ip link set tap-web type bridge_slave group_fwd_mask {}", wanted::FORWARDED));
         assert_eq!(heard(), [0; 0]);
     });
 }
