@@ -106,7 +106,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let offered = lane.clone();
     let bootstrap = move |peer| Ok(Host::bootstrap(&manager, &offered, peer));
     let watch = async move {
-        let Err(why) = monitor.watch(&watching, None).await;
+        let look = async |changes| watching.ask(move |manager| manager.look_at(&changes)).await;
+        let Err(why) = monitor.watch(look).await;
         Failure::Monitor(why)
     };
     // A guest that nobody is connected for, as a container, is kept to its rules as well, whatever somebody does to them. Who has no time to answer may have

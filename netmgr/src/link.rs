@@ -12,7 +12,6 @@ use crate::{
     instance::Instance,
     mark::{self, BridgeMark},
     names,
-    nft::Count,
     vf::{self, Vf},
 };
 
@@ -40,6 +39,15 @@ const BR_STATE_FORWARDING: u8 = 3;
 const DEVCONF_FORWARDING: usize = 0;
 const DEVCONF_ACCEPT_RA: usize = 3;
 const DEVCONF_DISABLE_IPV6: usize = 26;
+
+/// So much of something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// How many.
+    pub packets: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
 
 /// An interface, as the kernel describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

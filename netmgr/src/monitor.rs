@@ -17,14 +17,12 @@ use rustix::{
     io::Errno,
     net::{RecvAncillaryBuffer, RecvFlags, sockopt},
 };
-use service::Owner;
 use tokio::{io::Interest, time::sleep};
 
 use crate::{
     attribute::attributes,
     error::Error,
     forwarding::NDA_LLADDR,
-    manager::{Manager, NetworkId},
     nft::{self, Filter},
 };
 
@@ -146,9 +144,8 @@ impl Monitor {
         [&self.links].into_iter().chain(self.rules.iter().map(|(socket, _)| socket)).map(AsRawFd::as_raw_fd)
     }
 
-    /// Has all looked at after each change, and again until all is as it should be, of netmgr's own namespace or of that of the network `of`; ends when the socket
-    /// fails, or there is no such network any more.
-    pub async fn watch(self, manager: &Owner<Manager>, of: Option<NetworkId>) -> io::Result<Infallible> {
+    /// Has a `look` taken at all after each change, and again until all is as it should be; ends when the socket fails, or there is nothing to look at any more.
+    pub async fn watch(self, look: impl AsyncFn(Changes) -> Result<bool, Error>) -> io::Result<Infallible> {
         let links = ipc::watch(self.links, Interest::READABLE)?;
         let rules =
             self.rules.map(|(socket, table)| Ok::<_, io::Error>((ipc::watch(socket, Interest::READABLE)?, table)));
@@ -170,12 +167,7 @@ impl Monitor {
                     heard = rules_changed() => heard?,
                 };
             }
-            let which = of.clone();
-            let look = move |manager: &mut Manager| match which {
-                None => manager.look_at(&changes),
-                Some(network) => manager.look_within(&network, &changes),
-            };
-            settled = match manager.ask(look).await {
+            settled = match look(changes).await {
                 Ok(whole) => whole,
                 Err(Error::Revoked(_)) => return Err(io::ErrorKind::NotFound.into()),
                 Err(error) => {

@@ -1,7 +1,6 @@
 //! Elements in requests, and what the kernel has counted in them. Pure; touches nothing.
 
 use super::{
-    Count,
     rules::Element,
     table::{Family, Set},
     wire::{
@@ -9,7 +8,10 @@ use super::{
         ELEM_USERDATA, ELEMENTS, ELEMENTS_SET, Item, Kind, LIST_ELEM, Life, Request, TABLE,
     },
 };
-use crate::attribute::{Malformed, attributes};
+use crate::{
+    attribute::{Malformed, attributes},
+    link::Count,
+};
 
 /// Lists of elements of a table's sets, each in its family, of as many requests as it takes: an attribute's length has 16 bits.
 pub fn lists_of(

@@ -53,6 +53,7 @@ use crate::{
     error::Error,
     handed,
     instance::Instance,
+    link::Count,
     netlink::{self, Socket},
     published::Published,
     rate::Rate,
@@ -140,15 +141,6 @@ impl Counts {
         *counted = count(life)?;
         Ok(())
     }
-}
-
-/// So much of something.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// How many.
-    pub packets: u64,
-    /// How many bytes.
-    pub bytes: u64,
 }
 
 /// What an earlier netmgr has left, by names of interfaces, or networks.
