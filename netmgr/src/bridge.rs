@@ -44,7 +44,7 @@ pub struct Wanted<'a> {
 impl Wanted<'_> {
     /// Whether the bridge that is there is just so: itself, its addresses, and the routes that come with these.
     ///
-    /// What the definition does not speak of is whoever's who runs the host: further names, the group, queues, filters (nf_call_iptables and
+    /// What the definition does not speak of is whoever's who runs the host: further names, the group (but for the one it was made in), queues, filters (nf_call_iptables and
     /// the like), sysctls of IPv4, and options of the bridge that do not keep frames from anybody. None of these is netmgr's to change back,
     /// and some are a limit that somebody has put on guests.
     pub fn is(&self, link: &Link, snapshot: &Snapshot) -> bool {
@@ -55,6 +55,7 @@ impl Wanted<'_> {
             && (link.up, link.no_arp, link.mtu, link.master) == (true, false, config.mtu, 0)
             && !(link.stp || link.vlans || link.snooping)
             && link.delay == 0
+            && link.group != names::half_made(owner)
             && self.on(link.index, snapshot).all(|has| self.has(has))
             && self.on(link.index, snapshot).count() == self.addresses().count()
             && self.addresses().all(|address| missing(link.index, address, &snapshot.routes).is_empty())
@@ -139,7 +140,7 @@ fn try_define(rtnl: &mut Rtnl, wanted: Wanted<'_>, known: Option<u32>) -> Result
         Some(link) if wanted.is(&link, &snapshot) && rtnl.ipv6_is(&link, wanted.has_ipv6()) => Ok(link.index),
         Some(link) => configure(rtnl, &link, &snapshot, wanted),
         None => {
-            let made = make(rtnl, &config.name)?;
+            let made = make(rtnl, &config.name, wanted.owner)?;
             let link = made.filter(|link| wanted.may_be(link));
             let link = link.ok_or_else(|| Error::ForeignInterface { name: config.name.clone() })?;
             configure(rtnl, &link, &snapshot, wanted).inspect_err(|_| {
@@ -180,12 +181,13 @@ pub fn existing(snapshot: &Snapshot, owner: &Instance) -> Vec<(u32, Config)> {
 }
 
 /// Makes a bridge, down and without mark; `None` if the name is taken.
-fn make(rtnl: &mut Rtnl, name: &str) -> Result<Option<Link>, Error> {
+fn make(rtnl: &mut Rtnl, name: &str, owner: &Instance) -> Result<Option<Link>, Error> {
     let mut batch = Batch::default();
     // The address is fixed for the gateway's sake, and tells that the bridge is ours until the mark is set.
     let bridge = with([no_stp()].into_iter().chain(to_all_at_once()))
         .name(name)
-        .address(names::mac_of_bridge(name).bytes().to_vec());
+        .address(names::mac_of_bridge(name).bytes().to_vec())
+        .link_group(names::half_made(owner));
     let message = RouteNetlinkMessage::NewLink(bridge.build());
     batch.add(format!("make bridge {name}"), NLM_F_CREATE | NLM_F_EXCL, message);
     let links = match rtnl.run(batch.get(LinkUnspec::new_with_name(name))) {
@@ -265,7 +267,11 @@ fn configure(rtnl: &mut Rtnl, link: &Link, snapshot: &Snapshot, wanted: Wanted<'
             given.optional();
         }
     }
-    batch.set(format!("bring {name} up"), bridge().arp(true).up());
+    let mut up = bridge().arp(true).up();
+    if link.group == names::half_made(owner) {
+        up = up.link_group(0);
+    }
+    batch.set(format!("bring {name} up"), up);
     // Those of IPv6 go when the interface goes down, so that what was there before says nothing.
     let kept = |address: &Address| {
         let mut has = wanted.on(link.index, snapshot).filter(|has| wanted.keeps(has, snapshot));

@@ -147,7 +147,7 @@ fn make(rtnl: &mut Rtnl, wanted: &Wanted<'_>, mode: MacvtapMode, nonce: Mac) -> 
     let address = nonce.bytes().to_vec();
     let on_function = wanted.function.is_some();
     let link = with(mode, on_function).name(name).link(parent).address(address.clone()).mtu(mtu);
-    let link = RouteNetlinkMessage::NewLink(link.link_group(veth::half_made(owner)).build());
+    let link = RouteNetlinkMessage::NewLink(link.link_group(names::half_made(owner)).build());
     let mut cleared = false;
     loop {
         let mut batch = Batch::default();

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use schema::{
-    names,
+    names::{self, HALF_MADE},
     net::{MAC_RULE, Mac},
     network_capnp::MacvtapMode,
 };
@@ -193,7 +193,16 @@ pub fn mac_of_bridge(network: &str) -> Mac {
     derived(&[network])
 }
 
-/// A group of interfaces that nobody else would think of; never 0, which all are in.
+/// The group that an interface is in until it has its mark, as the kernel takes no alias at creation: what is left in it was made by a netmgr that was
+/// killed before. It leaves the group after that, so that whoever looks for the group and then for the mark finds one of the two: udev looks but once
+/// ([`HALF_MADE`]).
+pub fn half_made(owner: &Instance) -> u32 {
+    let [a, b, c, ..] = digest(&["half made", &owner.to_string()]);
+    let (first, last) = HALF_MADE.into_inner();
+    first + u32::from_be_bytes([0, a, b, c]) % (last - first + 1)
+}
+
+/// Another group of interfaces that nobody else would think of; never 0, which all are in.
 pub fn group(owner: &Instance, number: u64) -> u32 {
     let [a, b, c, d, ..] = digest(&["group", &owner.to_string(), &number.to_string()]);
     u32::from_be_bytes([a & 0x7f, b, c, d | 1])
@@ -217,6 +226,13 @@ pub fn mac_asked(bytes: &[u8], network: &str, workload: &str) -> Result<Mac, Err
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn group_of_what_is_half_made_is_one_of_udev_s_and_each_installation_s_own() {
+        let groups = ["", "a", "b", "lab"].map(|owner| half_made(&owner.parse().unwrap_or_default()));
+        assert!(groups.iter().all(|group| HALF_MADE.contains(group) && i32::try_from(*group).is_ok()));
+        assert_eq!(groups.iter().collect::<std::collections::BTreeSet<_>>().len(), groups.len());
+    }
 
     #[test]
     fn names_of_a_port_give_its_workload_and_its_own_name_back() {

@@ -129,7 +129,7 @@ fn put_on_bridge(rtnl: &mut Rtnl, wanted: &Wanted<'_>) -> Result<u32, Error> {
     // Down, so that no frame comes before the bridge knows whose it is. The kernel does these in this order: before it is on the bridge, whose own MTU
     // may be fitted to that of a port that comes, it has its own.
     let marked = whom().alias(wanted.mark()).address(wanted.mac.host_side().bytes().to_vec()).mtu(wanted.mtu);
-    // No longer half made ([`veth::half_made`]).
+    // No longer half made ([`names::half_made`]).
     let marked = if kind == Kind::Veth { marked.link_group(0) } else { marked };
     let tried = format!(
         "mark {kind} {name}, set its MAC address and its MTU of {}, and put it on bridge {network}",

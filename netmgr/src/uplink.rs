@@ -40,6 +40,7 @@ pub fn is(rtnl: &Rtnl, wanted: Wanted<'_>, bridge: u32, links: &[Link]) -> bool 
         && (link.master, link.up, link.mtu) == (bridge, true, wanted.config.mtu)
         && link.learning
         && link.flood
+        && link.group != names::half_made(wanted.owner)
         && !rtnl.port_has_ipv6(link)
 }
 
@@ -95,9 +96,8 @@ pub fn is_left_over(link: &Link, owner: &Instance, known: impl Fn(&str) -> bool)
         }
 }
 
-/// The kernel takes no alias at creation: until it has its mark, it is in a group of its own.
 fn is_half_made(link: &Link, owner: &Instance) -> bool {
-    link.alias.is_empty() && link.group == names::group(owner, 0)
+    link.alias.is_empty() && link.group == names::half_made(owner)
 }
 
 fn is_called(link: &Link, name: &str) -> bool {
@@ -160,7 +160,7 @@ fn make(rtnl: &mut Rtnl, name: &str, parent: &Link, vlan: u16, owner: &Instance)
     let loose = VlanFlags::LooseBinding | VlanFlags::ReorderHdr;
     let data = InfoData::Vlan(vec![InfoVlan::Id(vlan), InfoVlan::Flags((loose, loose))]);
     let new = LinkBuilder::new_with_info_kind(InfoKind::Vlan).name(name.to_owned()).link(parent.index);
-    let new = RouteNetlinkMessage::NewLink(new.link_group(names::group(owner, 0)).set_info_data(data).build());
+    let new = RouteNetlinkMessage::NewLink(new.link_group(names::half_made(owner)).set_info_data(data).build());
     retried_if_passing(|| {
         let mut batch = Batch::default();
         batch.add(format!("make VLAN {vlan} of {}", parent.name), NLM_F_CREATE | NLM_F_EXCL, new.clone());
@@ -184,14 +184,14 @@ fn configure(rtnl: &mut Rtnl, link: &Link, wanted: Wanted<'_>, bridge: u32) -> R
     let no_ipv6 = whom().append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]));
     batch.set("keep IPv6 off an uplink", no_ipv6).optional();
     rtnl.ipv6_off_port(&name);
-    let marked = whom().alias(mark::uplink(network, wanted.owner)).mtu(mtu).link_group(0);
+    let marked = whom().alias(mark::uplink(network, wanted.owner)).mtu(mtu);
     batch.set(format!("mark {name}, and set its MTU to {mtu}"), marked);
     batch.set(format!("put {name} on bridge {network}"), whom().controller(bridge));
     let settings = vec![InfoBridgePort::Learning(true), InfoBridgePort::UnicastFlood(true)];
     let port = whom().set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(settings));
     let tried = format!("have the bridge learn who is behind {name}");
     batch.add(tried, 0, RouteNetlinkMessage::NewLink(port.build()));
-    batch.set(format!("bring {name} up"), whom().up());
+    batch.set(format!("bring {name} up"), whom().link_group(0).up());
     rtnl.run(&mut batch).map(drop).map_err(|error| match &error {
         Error::Kernel { source, .. } if source.raw_os_error() == Some(libc::ERANGE) => {
             too_large(wanted.config.uplink.as_ref(), mtu)

@@ -154,17 +154,11 @@ impl Inside {
     }
 }
 
-/// The group that a pair's host end is in until it has its mark, as the kernel takes no alias at creation: what is left in it was made by a netmgr
-/// that was killed before.
-pub fn half_made(owner: &Instance) -> u32 {
-    names::group(owner, 0)
-}
-
-/// Whether it is such a host end, or a macvtap, which gets its mark as late.
+/// Whether it is a pair's host end that has no mark as yet, or such a macvtap.
 pub fn is_half_made(link: &Link, owner: &Instance) -> bool {
     matches!(Kind::of(link), Some(Kind::Veth | Kind::Macvtap(_)))
         && link.alias.is_empty()
-        && link.group == half_made(owner)
+        && link.group == names::half_made(owner)
 }
 
 /// Makes a pair, down; `None` if the host has an interface of that name, else the index of the host's end.
@@ -176,7 +170,7 @@ pub fn make(rtnl: &mut Rtnl, wanted: &Wanted<'_>, inside: &Inside) -> Result<Opt
     };
     let peer = end(LinkBuilder::new(), &inside.name, mac).setns_by_fd(inside.handed.namespace()).build();
     let pair = end(LinkBuilder::new_with_info_kind(InfoKind::Veth), name, mac.host_side());
-    let pair = pair.link_group(half_made(owner)).set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
+    let pair = pair.link_group(names::half_made(owner)).set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
     let pair = RouteNetlinkMessage::NewLink(pair.build());
     let mut cleared = false;
     loop {

@@ -1,5 +1,7 @@
 //! Which names the services take, said once: what one of them takes, the next one has to take as well. Pure.
 
+use std::ops::RangeInclusive;
+
 /// Most bytes of an interface's name (IFNAMSIZ less its NUL), and so of a network's.
 pub const INTERFACE_MAX: usize = 15;
 /// Most bytes of a workload's name.
@@ -8,6 +10,9 @@ pub const WORKLOAD_MAX: usize = 63;
 pub const VM_MAX: usize = 59;
 /// Most bytes of an installation's name.
 pub const INSTANCE_MAX: usize = 32;
+/// The groups that netmgrs' interfaces are in until each has its mark, by which udev knows them (70-volt-vmm.rules): all numbers of ten digits that begin
+/// with the same four.
+pub const HALF_MADE: RangeInclusive<u32> = 1_986_000_000..=1_986_999_999;
 /// What the workload that a VM is begins with.
 const VM: &str = "vm-";
 

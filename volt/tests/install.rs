@@ -290,10 +290,19 @@ fn bridge_that_systemd_networkd_made_is_taken_on_and_neither_changes_it_back() {
         ! grep -iq deleted /run/changes || { cat /run/changes; exit 7; }
         # What is netmgr's udev knows, whatever it is called, and nothing else.
         echo '{"network":"up-lab","subnet":"10.51.0.0/24"}' >/run/lab.json
-        "$VOLT" network define /run/lab.json
         ip link add up-theirs type bridge
+        ip -o monitor link >/run/made & monitor=$!
+        # It hears of what is done from now on.
+        for n in $(seq 300); do ip link set up-theirs up alias "$n"; ! grep -q up-theirs /run/made || break; sleep 0.1; done
+        "$VOLT" network define /run/lab.json
+        # From the first moment on, when it has no alias.
+        until_said /run/made 'up-lab:.*[,<]UP.* group default '
+        kill "$monitor"
+        grep -m1 'up-lab:' /run/made | grep -q ' group 1986[0-9]\{6\} '
+        ip link add up-made type bridge
+        ip link set up-made group 1986000000
         marks() { udevadm test --action=add "/sys/class/net/$1" 2>/dev/null | grep -cx -e VOLT_VMM=1 -e NM_UNMANAGED=1 || true; }
-        [ "$(marks up-lab) $(marks up-theirs) $(marks volt0)" = '2 0 0' ]
+        [ "$(marks up-lab) $(marks up-theirs) $(marks up-made) $(marks volt0)" = '2 0 2 0' ]
     "#;
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script]);

@@ -202,11 +202,20 @@ fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use schema::names::HALF_MADE;
 
     #[test]
     fn path_is_one_word_whatever_is_in_it() {
         assert_eq!(quoted(Path::new("/usr/bin")), "\"/usr/bin\"");
         assert_eq!(quoted(Path::new("/a b/%i/$x\"\\")), "\"/a b/%%i/$$x\\\"\\\\\"");
+    }
+
+    #[test]
+    fn udev_knows_the_groups_of_what_is_half_made_and_no_others() {
+        let (first, last) = HALF_MADE.into_inner();
+        assert_eq!((first % 1_000_000, last - first), (0, 999_999));
+        let pattern = format!("ATTR{{netdev_group}}==\"{}??????\"", first / 1_000_000);
+        assert!(include_str!("70-volt-vmm.rules").contains(&pattern), "{pattern}");
     }
 
     #[test]
