@@ -44,9 +44,9 @@ pub struct Wanted<'a> {
 impl Wanted<'_> {
     /// Whether the bridge that is there is just so: itself, its addresses, and the routes that come with these.
     ///
-    /// What the definition does not speak of is whoever's who runs the host: further names, the group (but for the one it was made in), queues, filters (nf_call_iptables and
-    /// the like), sysctls of IPv4, and options of the bridge that do not keep frames from anybody. None of these is netmgr's to change back,
-    /// and some are a limit that somebody has put on guests.
+    /// What the definition does not speak of is whoever's who runs the host: further names, the group (but for the one it was made in), queues,
+    /// filters (nf_call_iptables and the like), sysctls of IPv4, and options of the bridge that do not keep frames from anybody. None of these is
+    /// netmgr's to change back, and some are a limit that somebody has put on guests.
     pub fn is(&self, link: &Link, snapshot: &Snapshot) -> bool {
         let Wanted { config, owner } = *self;
         link.name == config.name

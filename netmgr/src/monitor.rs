@@ -144,7 +144,8 @@ impl Monitor {
         [&self.links].into_iter().chain(self.rules.iter().map(|(socket, _)| socket)).map(AsRawFd::as_raw_fd)
     }
 
-    /// Has a `look` taken at all after each change, and again until all is as it should be; ends when the socket fails, or there is nothing to look at any more.
+    /// Has a `look` taken at all after each change, and again until all is as it should be; ends when the socket fails, or there is nothing to look at
+    /// any more.
     pub async fn watch(self, look: impl AsyncFn(Changes) -> Result<bool, Error>) -> io::Result<Infallible> {
         let links = ipc::watch(self.links, Interest::READABLE)?;
         let rules =
