@@ -22,11 +22,13 @@ fn table() -> String {
     String::from_utf8([of("bridge"), of("inet")].concat()).unwrap()
 }
 
-/// The same without the host's own addresses, which others change.
+/// The same without the host's own addresses, which others change, and the rules that are others then.
 fn of_ports() -> String {
     let table = table();
     let sets = table.split("\n\n").filter(|part| !part.contains("\tset own4 {") && !part.contains("\tset own6 {"));
-    sets.collect::<Vec<_>>().join("\n\n")
+    let lines = sets.flat_map(str::lines);
+    let stay = |line: &&str| !line.ends_with(" as a moment ago\"") && !line.ends_with("\"by its policy\"");
+    lines.filter(stay).collect::<Vec<_>>().join("\n")
 }
 
 /// The elements of a set of the table, one as `interface address`.

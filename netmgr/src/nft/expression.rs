@@ -25,7 +25,7 @@ pub enum Field {
     Out,
     /// The index of that one.
     OutIndex,
-    /// Its mark, which is what [`Set::Policies`] has for its port behind [`Test::Marked`].
+    /// Its mark.
     Mark,
     /// What the kernel takes it for: its type, behind a VLAN tag that was taken off.
     Protocol,
@@ -60,6 +60,8 @@ pub enum Field {
     Subnet(u32),
     /// The number of its port's policy, of its mark.
     Policy,
+    /// The turn in which its port's policy was found, of its mark.
+    Turn,
 }
 
 impl Field {
@@ -67,7 +69,7 @@ impl Field {
         match self {
             Field::Interface | Field::Out => libc::IFNAMSIZ,
             Field::State | Field::Status | Field::Local => 4,
-            Field::Index | Field::OutIndex | Field::Mark | Field::Policy => WIDTH,
+            Field::Index | Field::OutIndex | Field::Mark | Field::Policy | Field::Turn => WIDTH,
             Field::Subnet(_) => 16,
             Field::Protocol => 2,
             Field::Transport | Field::FamilyOf | Field::Direction => 1,
@@ -113,10 +115,16 @@ pub enum Test {
     Put(&'static [Field], Set, u64),
     /// No test: they are not in it any more.
     Take(&'static [Field], Set),
-    /// The port has a policy, and what [`Set::Policies`] has for it is the frame's mark from here on. (A key can have a mark in it and not what a map
-    /// has for an interface: nft(8) cannot read that.) A frame that has just come by a TAP has none.
+    /// The port has a policy, whose number is the frame's mark from here on. (A key can have a mark in it and not what a map has for an interface: nft(8)
+    /// cannot read that.)
     Marked,
-    /// No test: the frame's mark is [`AGAIN`] from here on.
+    /// No test: the turn is in the frame's mark beside that from here on.
+    Dated,
+    /// The turn and the fields, one behind the other, are in the set.
+    Noted(&'static [Field], Set),
+    /// No test: the turn of the frame's mark and the fields are in it from here on, for so many seconds. Ends the rule where there is no room.
+    Note(&'static [Field], Set, u64),
+    /// No test: the frame's mark is [`AGAIN`] from here on, or [`TO_RATES`] where there are ports that may be sent no more than a rate.
     Again,
     /// No test: the frame has no mark any more.
     Unmarked,
@@ -165,9 +173,19 @@ const GOTO: i32 = -4;
 const JUMP: i32 = -3;
 const DROP: i32 = 0;
 
-/// Writes a rule's expressions: NFTA_RULE_EXPRESSIONS.
-pub fn write(list: &mut Attributes, tests: &[Test], verdict: Verdict) {
-    tests.iter().for_each(|test| write_test(list, *test));
+/// What of the rules changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// What is noted of what goes on begins with it.
+    pub turn: u16,
+    /// Whether there is a port that may be sent no more than a rate. Where a frame leaves is not known as it comes, and one that is sent to nobody known leaves
+    /// to all: so it is looked up for each, but only if there is any.
+    pub to_rates: bool,
+}
+
+/// Writes a rule's expressions, as they are in that state: NFTA_RULE_EXPRESSIONS.
+pub fn write(list: &mut Attributes, tests: &[Test], verdict: Verdict, state: State) {
+    tests.iter().for_each(|test| write_test(list, *test, state));
     if matches!(verdict, Verdict::Drop | Verdict::Forged) {
         one(list, "counter", |_| ());
     }
@@ -195,7 +213,8 @@ pub fn write(list: &mut Attributes, tests: &[Test], verdict: Verdict) {
     });
 }
 
-fn write_test(list: &mut Attributes, test: Test) {
+fn write_test(list: &mut Attributes, test: Test, state: State) {
+    let turn = (u32::from(state.turn) << NUMBER.count_ones()).to_ne_bytes();
     match test {
         Test::Is(field, value) => {
             load(list, field, REGISTER);
@@ -279,8 +298,25 @@ fn write_test(list: &mut Attributes, test: Test) {
             });
             mark(list);
         }
+        Test::Dated => {
+            load(list, Field::Mark, REGISTER);
+            change_bits(list, REGISTER, &[0xff; WIDTH], &turn);
+            mark(list);
+        }
+        Test::Noted(fields, set) => {
+            // Nothing of the mark: a number by itself has no type for nft(8).
+            load(list, Field::Mark, REGISTER);
+            change_bits(list, REGISTER, &[0; WIDTH], &turn);
+            load_from(list, REGISTER + 1, fields);
+            look_up(list, set, 0);
+        }
+        Test::Note(fields, set, seconds) => {
+            load(list, Field::Turn, REGISTER);
+            load_from(list, REGISTER + 1, fields);
+            change(list, set, UPDATE, Some(seconds));
+        }
         Test::Again => {
-            immediate(list, REGISTER, AGAIN);
+            immediate(list, REGISTER, if state.to_rates { TO_RATES } else { AGAIN });
             mark(list);
         }
         Test::Unmarked => {
@@ -354,7 +390,10 @@ fn load_with_interface(list: &mut Attributes, field: Field) {
 
 /// Fields, one behind the other, each from a register's beginning on.
 fn load_all(list: &mut Attributes, fields: &[Field]) {
-    let mut register = REGISTER;
+    load_from(list, REGISTER, fields);
+}
+
+fn load_from(list: &mut Attributes, mut register: u32, fields: &[Field]) {
     for field in fields {
         load(list, *field, register);
         register += field.len().div_ceil(WIDTH) as u32;
@@ -405,6 +444,10 @@ fn load(list: &mut Attributes, field: Field, register: u32) {
             one(list, "meta", meta(libc::NFT_META_MARK as u32));
             keep_at(list, register, &NUMBER.to_ne_bytes());
         }
+        Field::Turn => {
+            one(list, "meta", meta(libc::NFT_META_MARK as u32));
+            keep_at(list, register, &(!NUMBER).to_ne_bytes());
+        }
         Field::Subnet(at) => {
             one(list, "payload", payload(NETWORK, at));
             keep_at(list, register, &FIRST_HALF);
@@ -414,6 +457,8 @@ fn load(list: &mut Attributes, field: Field, register: u32) {
 
 /// The mark of a frame that is as one was that was let through a moment ago. Nothing is let through for it.
 pub const AGAIN: &[u8] = b"volt";
+/// The same where it may be for somebody who is sent no more than a rate.
+pub const TO_RATES: &[u8] = b"Volt";
 
 /// Of an IPv6 address.
 const FIRST_HALF: [u8; 16] = [255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -425,16 +470,20 @@ fn compare(list: &mut Attributes, how: u32, value: &[u8]) {
     });
 }
 
-/// NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR.
 fn keep(list: &mut Attributes, mask: &[u8]) {
     keep_at(list, REGISTER, mask);
 }
 
 fn keep_at(list: &mut Attributes, register: u32, mask: &[u8]) {
+    change_bits(list, register, mask, &vec![0; mask.len()]);
+}
+
+/// NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR.
+fn change_bits(list: &mut Attributes, register: u32, mask: &[u8], turned: &[u8]) {
     one(list, "bitwise", |data| {
         data.number(1, register).number(2, register).number(3, mask.len() as u32);
         data.nested(4, |data| _ = data.bytes(DATA_VALUE, mask));
-        data.nested(5, |data| _ = data.bytes(DATA_VALUE, &vec![0; mask.len()]));
+        data.nested(5, |data| _ = data.bytes(DATA_VALUE, turned));
     });
 }
 

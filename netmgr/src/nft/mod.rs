@@ -42,6 +42,7 @@ pub use self::wire::{Said, concerns};
 use self::{
     device::Guard,
     elements::{NO_LIFE, count, lists_of},
+    expression::State,
     policies::{NUMBER, Policies},
     rules::Element,
     table::{Family, Set},
@@ -183,6 +184,8 @@ struct Known {
     generation: u32,
     /// The tables, their sets, chains and rules, as the kernel has told of them when they had just been made.
     objects: Vec<Object>,
+    /// The state that the bridges' rules are in.
+    state: State,
 }
 
 /// What there is in the kernel: the tables, their sets, chains and rules, and what is in the sets.
@@ -208,8 +211,10 @@ pub struct Filter {
     uplinks: BTreeSet<String>,
     /// The policies whose elements may be others now.
     touched: BTreeSet<u32>,
-    /// The last turn that a port is in.
-    turn: u16,
+    /// The state that the bridges' rules are to be in.
+    state: State,
+    /// Of whose elements some are rates of what is sent to a port.
+    rated: BTreeSet<Owner>,
     known: Option<Known>,
     /// Who may have begun what was counted in tables that these have come in the place of.
     uncounted: BTreeSet<IpAddr>,
@@ -248,7 +253,8 @@ impl Filter {
             policies: Policies::default(),
             uplinks: BTreeSet::new(),
             touched: BTreeSet::new(),
-            turn: 0,
+            state: State::default(),
+            rated: BTreeSet::new(),
             known: None,
             uncounted: BTreeSet::new(),
             guards: BTreeMap::new(),
@@ -273,7 +279,8 @@ impl Filter {
     /// Sees whether the kernel takes the rules: has it make a table of them under a name of its own, and take it away, in one batch.
     fn probe(&mut self) -> Result<(), Error> {
         let name = format!("{}-probe", self.table);
-        let requests = self.all(|family| Ok([rules::make(&name, family)?, rules::clear(&name, family)?].concat()));
+        let requests = self
+            .all(|family| Ok([rules::make(&name, family, State::default())?, rules::clear(&name, family)?].concat()));
         let requests = requests.map_err(|why| unsent(MAKE, why))?;
         retried_if_passing(|| self.send(MAKE, None, requests.clone()).map(drop)).map_err(|error| match error {
             Error::Kernel { source, .. } if lacks_filter(&source) => Error::NoFilter(source),
@@ -326,7 +333,11 @@ impl Filter {
             let Some(interface) = element.port().map(str::to_owned) else { continue };
             note(&interface, &element);
             if chosen(&interface) {
-                self.elements.entry(Owner::Port(interface)).or_default().insert(element);
+                let owner = Owner::Port(interface);
+                if is_rate_to(&element) {
+                    self.rated.insert(owner.clone());
+                }
+                self.elements.entry(owner).or_default().insert(element);
             }
         }
         for (interface, policy) in subject.iter().filter(|(interface, _)| chosen(interface)) {
@@ -517,50 +528,33 @@ impl Filter {
     /// Takes the tables away, where there is no port any more.
     pub fn clear(&mut self) -> Result<(), Error> {
         let requests = self.all(|family| rules::clear(&self.table, family)).map_err(|why| unsent(CLEAR, why))?;
-        (self.elements, self.known) = (Elements::new(), None);
+        (self.elements, self.rated, self.known) = (Elements::new(), BTreeSet::new(), None);
         (self.policies, self.touched, self.uplinks) = (Policies::default(), BTreeSet::new(), BTreeSet::new());
         self.send(CLEAR, None, requests).map(drop)
     }
 
     /// Has each of these have those elements and no others.
-    fn change(&mut self, mut wanted: Elements) -> Result<(), Error> {
-        self.turn(&mut wanted);
+    fn change(&mut self, wanted: Elements) -> Result<(), Error> {
+        let turn = self.state.turn.wrapping_add(self.takes(&wanted).into());
+        let stay = self.rated.iter().any(|owner| !wanted.contains_key(owner));
+        self.state = State { turn, to_rates: stay || wanted.values().flatten().any(is_rate_to) };
         retried_if_passing(|| self.try_change(&wanted))
     }
 
-    /// Has ports be in another turn of which something may not be let through any more, by such a change, that was: what is known of their frames is
-    /// nothing that anybody finds then.
-    fn turn(&mut self, wanted: &mut Elements) {
+    /// Whether by such a change something may not be let through any more that was.
+    fn takes(&self, wanted: &Elements) -> bool {
         let none = BTreeSet::new();
-        let there = |owner: &Owner| self.elements.get(owner).unwrap_or(&none);
-        let host = wanted.get(&Owner::Host).is_some_and(|own| !own.is_subset(there(&Owner::Host)));
-        let narrower: BTreeSet<u32> = wanted
-            .iter()
-            .filter_map(|(owner, elements)| match owner {
-                Owner::Policy(number) if !there(owner).is_subset(elements) => Some(*number),
-                _ => None,
-            })
-            .collect();
-        let is_less = |subject: u32| host || narrower.contains(&(subject & NUMBER));
-        if host || !narrower.is_empty() {
-            let ports = self.elements.iter().filter(|(owner, _)| matches!(owner, Owner::Port(_)));
-            let less = ports.filter(|(owner, elements)| {
-                !wanted.contains_key(owner) && policies::subject_of(elements).is_some_and(is_less)
-            });
-            let less: Elements = less.map(|(owner, elements)| (owner.clone(), elements.clone())).collect();
-            wanted.extend(less);
-        }
-        for (owner, elements) in wanted.iter_mut().filter(|(owner, _)| matches!(owner, Owner::Port(_))) {
-            let there = self.elements.get(owner);
-            if let Some(subject) = there.and_then(policies::subject_of) {
-                policies::turn(elements, (subject >> 16) as u16);
-                if there == Some(elements) && !is_less(subject) {
-                    continue;
-                }
+        wanted.iter().any(|(owner, elements)| {
+            let there = self.elements.get(owner).unwrap_or(&none);
+            match owner {
+                Owner::Host => !elements.is_subset(there),
+                // Who is subject to none any more is looked at as the port that it is.
+                Owner::Policy(_) => !elements.is_empty() && !there.is_subset(elements),
+                // One that has none is not counted, and so looked at by all rules; of one that was not there nothing is noted.
+                Owner::Port(_) => policies::subject_of(elements).is_some() && !there.is_empty() && there != elements,
+                _ => false,
             }
-            self.turn = self.turn.wrapping_add(1);
-            policies::turn(elements, self.turn);
-        }
+        })
     }
 
     fn try_change(&mut self, wanted: &Elements) -> Result<(), Error> {
@@ -577,23 +571,32 @@ impl Filter {
                 gone.extend(there.difference(elements));
                 new.extend(elements.difference(there));
             }
-            if gone.is_empty() && new.is_empty() {
-                return Ok(());
-            }
-            let lists = [(Kind::DelSetElem, gone), (Kind::NewSetElem, new)];
-            let lists = lists.into_iter().map(|(kind, elements)| {
-                let elements = elements.into_iter().map(|element| (element, &NO_LIFE)).collect();
-                lists_of(&self.table, kind, Set::family, elements)
-            });
-            let requests = lists.collect::<Result<Vec<_>, _>>().map_err(|why| unsent(CHANGE, why))?.concat();
+            let is_there = gone.is_empty() && new.is_empty();
+            let requests = if is_there {
+                if known.state == self.state {
+                    return Ok(());
+                }
+                rules::change(&self.table, self.state)
+            } else {
+                let lists = [(Kind::DelSetElem, gone), (Kind::NewSetElem, new)];
+                let lists = lists.into_iter().map(|(kind, elements)| {
+                    let elements = elements.into_iter().map(|element| (element, &NO_LIFE)).collect();
+                    lists_of(&self.table, kind, Set::family, elements)
+                });
+                lists.collect::<Result<Vec<_>, _>>().map(|lists| lists.concat())
+            };
+            let requests = requests.map_err(|why| unsent(CHANGE, why))?;
             // What has become of it is not known until it is.
             let known = self.known.take();
             match self.send(CHANGE, Some(generation), requests) {
+                Ok(Sent::Done) if is_there => {
+                    let generation = self.passed(generation);
+                    self.know_again(generation);
+                }
                 Ok(Sent::Done) => {
                     self.note(wanted);
                     self.known = known;
                     self.passed(generation);
-                    return Ok(());
                 }
                 Ok(Sent::Late) => {
                     self.known = known;
@@ -612,6 +615,11 @@ impl Filter {
 
     fn note(&mut self, wanted: &Elements) {
         for (owner, elements) in wanted {
+            if elements.iter().any(is_rate_to) {
+                self.rated.insert(owner.clone());
+            } else {
+                self.rated.remove(owner);
+            }
             if elements.is_empty() {
                 self.elements.remove(owner);
             } else {
@@ -673,14 +681,20 @@ impl Filter {
                 Err(error) => return Err(error),
             }
             // Only who reads what it has made knows by which numbers to tell it from another's.
-            if let Ok((objects, _)) = self.look()
-                && self.generation()? == after(generation)
-            {
-                self.known = Some(Known { generation: after(generation), objects });
+            self.know_again(after(generation));
+            if self.is_known() {
                 return Ok(());
             }
         }
         self.send(MAKE, None, requests).map(drop)
+    }
+
+    /// Learns by which numbers the kernel knows what was put there at that generation, to tell it from another's; if that is not the last one, nothing is known.
+    fn know_again(&mut self, generation: u32) {
+        let objects = self.objects();
+        let is_last = self.generation().is_ok_and(|last| last == generation);
+        let state = self.state;
+        self.known = objects.ok().filter(|_| is_last).map(|objects| Known { generation, objects, state });
     }
 
     /// What was known at that generation is known at the next one, which is a change of this netmgr's own.
@@ -706,7 +720,7 @@ impl Filter {
     fn anew(&self, noted: &[(Element, Life)]) -> Result<Vec<Request>, Malformed> {
         let constants: Vec<Element> = self.constants().collect();
         let elements = with_noted(self.elements.values().flatten().chain(&constants), noted);
-        let mut requests = self.all(|family| rules::make(&self.table, family))?;
+        let mut requests = self.all(|family| rules::make(&self.table, family, self.state))?;
         requests.extend(lists_of(&self.table, Kind::NewSetElem, Set::family, elements)?);
         Ok(requests)
     }
@@ -764,7 +778,18 @@ impl Filter {
 
     /// The tables, their sets, chains and rules, and what is in the sets.
     fn look(&mut self) -> Result<Seen, Error> {
-        let (mut objects, mut elements) = (Vec::new(), BTreeSet::new());
+        let (objects, mut elements) = (self.objects()?, BTreeSet::new());
+        let kept = |set: &Set| is_kept(*set) && self.families.contains(&set.family());
+        let sets: Vec<Set> = Set::ALL.into_iter().filter(kept).collect();
+        for set in sets {
+            elements.extend(self.items(set)?.into_iter().map(|(item, _)| Element { set, item }));
+        }
+        Ok((objects, elements))
+    }
+
+    /// The tables, their sets, chains and rules.
+    fn objects(&mut self) -> Result<Vec<Object>, Error> {
+        let mut objects = Vec::new();
         for family in self.families.iter().copied() {
             for kind in [Kind::GetTable, Kind::GetSet, Kind::GetChain, Kind::GetRule] {
                 let said = self.list(kind, family, Attributes::default())?;
@@ -774,12 +799,7 @@ impl Filter {
                 }));
             }
         }
-        let kept = |set: &Set| is_kept(*set) && self.families.contains(&set.family());
-        let sets: Vec<Set> = Set::ALL.into_iter().filter(kept).collect();
-        for set in sets {
-            elements.extend(self.items(set)?.into_iter().map(|(item, _)| Element { set, item }));
-        }
-        Ok((objects, elements))
+        Ok(objects)
     }
 
     /// What is in a set.
@@ -837,6 +857,11 @@ fn with_noted<'a>(
     let counted: BTreeMap<&Element, &Life> = counted.into_iter().collect();
     let elements = elements.map(|element| (element, counted.get(element).copied().unwrap_or(&NO_LIFE)));
     elements.chain(flows).collect()
+}
+
+/// Whether it limits what is sent to a port.
+fn is_rate_to(element: &Element) -> bool {
+    element.set == Set::RatesTo
 }
 
 /// Whether what is in it is netmgr's, and to be compared.

@@ -192,6 +192,7 @@ pub const DENIED_RULES: &[Rule] = &[("counted", &[In(Interface, Set::Denied)], D
 
 pub const TOWARDS_RULES: &[Rule] = &[
     again::TOWARDS,
+    again::TOWARDS_RATES,
     // What does not come through has begun nothing.
     ("beyond its rate", &[In(Out, Set::RatesTo)], Goto(Chain::OverTo)),
     ("to a port with a policy", &[In(Out, Set::Policed)], Goto(Chain::TowardsPort)),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::sources::Sources;
 
-/// The part of what [`Set::Policies`] has for a port that is its policy's number; the rest is its turn.
+/// The part of a mark that is a policy's number; the rest is the turn.
 pub const NUMBER: u32 = 0xffff;
 
 /// Which policy: what it says, and on which network the workloads are that it names; of one that names none that is no matter, and empty.
@@ -211,19 +211,10 @@ pub fn subject(interface: &str, policy: u32) -> Element {
     Element { set: Set::Policies, item: Item { key, data, ..Item::default() } }
 }
 
-/// What it is that a port's elements have it subject to, if they do: which policy, and in which turn.
+/// Which policy a port's elements have it subject to, if they do.
 pub fn subject_of(elements: &BTreeSet<Element>) -> Option<u32> {
     let subject = elements.iter().find(|element| element.set == Set::Policies)?;
     subject.item.data.as_slice().try_into().ok().map(u32::from_ne_bytes)
-}
-
-/// Has it be subject to the same policy in that turn.
-pub fn turn(elements: &mut BTreeSet<Element>, turn: u16) {
-    let Some(mut subject) = elements.iter().find(|element| element.set == Set::Policies).cloned() else { return };
-    let Some(old) = subject_of(elements) else { return };
-    elements.remove(&subject);
-    subject.item.data = (old & NUMBER | u32::from(turn) << 16).to_ne_bytes().to_vec();
-    elements.insert(subject);
 }
 
 /// The host's own addresses.

@@ -28,7 +28,8 @@ use super::{
     expression::{
         self,
         Field::{self, Ether, Fragment, Header, Interface, Network, Protocol, Transport},
-        Test::{self, Any, In, Is, IsNot, Marked, Masked, NotOfPort, OfPort, Read},
+        State,
+        Test::{self, Any, Dated, In, Is, IsNot, Marked, Masked, NotOfPort, OfPort, Read},
         Verdict::{self, Drop, Forged, Goto, Jump, Return},
     },
     outside, policed,
@@ -56,7 +57,6 @@ impl Chain {
             ],
             Chain::Port => PORT_RULES,
             Chain::Policed => policed::POLICED_RULES,
-            Chain::Again => again::AGAIN_RULES,
             Chain::Passed4 => again::PASSED4_RULES,
             Chain::Passed6 => again::PASSED6_RULES,
             // Most frames for that group a bridge hands to the host without any other hook, and the host takes IPv4 and UDP out of them.
@@ -64,6 +64,7 @@ impl Chain {
                 ("for the bridge itself", &[In(Interface, Set::Ports), FOR_THE_BRIDGE], Forged),
                 ("for the bridge itself, from a VLAN", &[In(Interface, Set::Outside), FOR_THE_BRIDGE], Drop),
                 again::HOST,
+                again::HOST_OF_RATES,
             ],
             Chain::Guest => &[
                 ("for the bridge itself", &[FOR_THE_BRIDGE], Forged),
@@ -124,7 +125,7 @@ impl Chain {
 pub const PORT_RULES: &[Rule] = &[
     // First: what is too much costs the host no more than this.
     ("beyond its rate", &[In(Interface, Set::RatesFrom)], Goto(Chain::OverFrom)),
-    ("by its policy", &[Marked], Goto(Chain::Policed)),
+    ("by its policy", &[Marked, Dated], Goto(Chain::Policed)),
     ("what a guest sends", &[], Jump(Chain::Guest)),
     ("the metadata of clouds", &[Is(Protocol, IPV4), Is(policed::TO4, &METADATA_4.octets())], Drop),
     ("the metadata of clouds", &[Is(Protocol, IPV6), Is(policed::TO6, &METADATA_6.octets())], Drop),
@@ -392,17 +393,17 @@ pub fn clear(table: &str, family: Family) -> Result<Vec<Request>, Malformed> {
     [Kind::NewTable, Kind::DelTable].into_iter().map(|kind| Request::new(kind, family, named(table))).collect()
 }
 
-/// The requests that make the table of a family, without elements, in place of any of its name.
-pub fn make(table: &str, family: Family) -> Result<Vec<Request>, Malformed> {
-    make_all(table, family, None)
+/// The requests that make the table of a family, without elements, in place of any of its name; in that state.
+pub fn make(table: &str, family: Family, state: State) -> Result<Vec<Request>, Malformed> {
+    make_all(table, family, None, state)
 }
 
 /// The same of the table for what leaves by an interface and comes by it.
 pub fn make_at(table: &str, interface: &str) -> Result<Vec<Request>, Malformed> {
-    make_all(table, Family::Netdev, Some(interface))
+    make_all(table, Family::Netdev, Some(interface), State::default())
 }
 
-fn make_all(table: &str, family: Family, interface: Option<&str>) -> Result<Vec<Request>, Malformed> {
+fn make_all(table: &str, family: Family, interface: Option<&str>, state: State) -> Result<Vec<Request>, Malformed> {
     let named = || named(table);
     let mut requests = clear(table, family)?;
     requests.push(Request::new(Kind::NewTable, family, named())?);
@@ -434,18 +435,42 @@ fn make_all(table: &str, family: Family, interface: Option<&str>) -> Result<Vec<
         requests.push(Request::new(Kind::NewChain, family, attributes)?);
     }
     for chain in family.chains() {
-        for (about, tests, verdict) in chain.rules() {
-            let mut attributes = named();
-            attributes.text(RULE_CHAIN, chain.name());
-            // NFTA_RULE_EXPRESSIONS.
-            attributes.nested(4, |list| expression::write(list, tests, *verdict));
-            // NFTA_RULE_USERDATA, as nft(8) has it: a comment is of type 0, has a length of one byte, and a zero at its end.
-            let comment = [&[0, about.len() as u8 + 1], about.as_bytes(), &[0]].concat();
-            attributes.bytes(7, &comment);
-            requests.push(Request::new(Kind::NewRule, family, attributes)?);
+        for rule in chain.rules() {
+            requests.push(make_rule(table, family, chain, rule, state)?);
         }
     }
     Ok(requests)
+}
+
+/// The requests that have the table of bridges be in another state.
+pub fn change(table: &str, state: State) -> Result<Vec<Request>, Malformed> {
+    let mut requests = Vec::new();
+    for chain in [Chain::Source, Chain::Port] {
+        let mut all = named(table);
+        all.text(RULE_CHAIN, chain.name());
+        requests.push(Request::new(Kind::DelRule, Family::Bridge, all)?);
+        for rule in chain.rules() {
+            requests.push(make_rule(table, Family::Bridge, chain, rule, state)?);
+        }
+    }
+    Ok(requests)
+}
+
+fn make_rule(
+    table: &str,
+    family: Family,
+    chain: Chain,
+    (about, tests, verdict): &Rule,
+    state: State,
+) -> Result<Request, Malformed> {
+    let mut attributes = named(table);
+    attributes.text(RULE_CHAIN, chain.name());
+    // NFTA_RULE_EXPRESSIONS.
+    attributes.nested(4, |list| expression::write(list, tests, *verdict, state));
+    // NFTA_RULE_USERDATA, as nft(8) has it: a comment is of type 0, has a length of one byte, and a zero at its end.
+    let comment = [&[0, about.len() as u8 + 1], about.as_bytes(), &[0]].concat();
+    attributes.bytes(7, &comment);
+    Request::new(Kind::NewRule, family, attributes)
 }
 
 /// What a set holds: NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _DATA_TYPE, _DATA_LEN, _DESC.

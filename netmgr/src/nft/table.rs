@@ -42,10 +42,9 @@ impl Family {
 
     /// Its chains, in an order in which each is there before what leads to it.
     pub fn chains(self) -> impl Iterator<Item = Chain> {
-        const OF_BRIDGES: [Chain; 9] = [
+        const OF_BRIDGES: [Chain; 8] = [
             Chain::Source,
             Chain::Port,
-            Chain::Again,
             Chain::Host,
             Chain::Towards,
             Chain::Outside,
@@ -155,7 +154,7 @@ pub enum Set {
     Discovery,
     /// The ports that have a policy.
     Policed,
-    /// And which one, with what tells what is known of the port's frames from what was.
+    /// And which one.
     Policies,
     /// What each policy says, a rule in each element's comment; at 0 of which network the workloads are that it names.
     Rules,
@@ -496,8 +495,6 @@ pub enum Chain {
     Host,
     /// What comes from a port of ours.
     Port,
-    /// What was let through a moment ago.
-    Again,
     /// Where a port's guest may send as.
     Guest,
     /// With its MAC address.
@@ -592,7 +589,7 @@ pub enum Chain {
 
 impl Chain {
     /// All of them but [`Chain::Egress`] and [`Chain::Ingress`], in an order in which each is there before what leads to it.
-    pub const ALL: [Chain; 47] = [
+    pub const ALL: [Chain; 46] = [
         Chain::Forged,
         Chain::OverFrom,
         Chain::OverTo,
@@ -600,7 +597,6 @@ impl Chain {
         Chain::Outside4,
         Chain::Outside6,
         Chain::Outside,
-        Chain::Again,
         Chain::Allowed,
         Chain::Denied,
         Chain::Passed4,
@@ -648,7 +644,6 @@ impl Chain {
             Chain::Source => "source",
             Chain::Host => "host",
             Chain::Port => "port",
-            Chain::Again => "again",
             Chain::Guest => "guest",
             Chain::Own => "guest_own",
             Chain::Arp => "guest_arp",

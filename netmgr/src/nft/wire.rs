@@ -52,6 +52,7 @@ pub enum Kind {
     GetChain = 4,
     NewRule = 6,
     GetRule = 7,
+    DelRule = 8,
     NewSet = 9,
     GetSet = 10,
     NewSetElem = 12,

@@ -20,7 +20,7 @@ use super::{
 const TABLE: &str = "bridge volt-vmm";
 
 /// Where there is no nft(8), says so.
-fn has_nft() -> bool {
+pub fn has_nft() -> bool {
     let has = Command::new("nft").arg("--version").output().is_ok_and(|output| output.status.success());
     if !has {
         testkit::skip!("nft is not installed (Debian's package nftables)");
@@ -118,6 +118,7 @@ fn is_field(said: &Value, field: Field) -> bool {
         Field::OutIndex => *said == json!({"meta": {"key": "oif"}}),
         Field::Mark => *said == json!({"meta": {"key": "mark"}}),
         Field::Policy => *said == json!({"&": [{"meta": {"key": "mark"}}, 0xffff]}),
+        Field::Turn => *said == json!({"&": [{"meta": {"key": "mark"}}, 0xffff_0000_u32]}),
         Field::Routing(0, 1) => *said == json!({"exthdr": {"name": "rt", "field": "nexthdr"}}),
         Field::Subnet(at) => {
             let [of, by] = said["&"].as_array().map(Vec::as_slice).unwrap_or_default() else { return false };
@@ -196,12 +197,19 @@ fn is_test(said: &Value, test: Test) -> bool {
             let policy = json!({"map": {"key": {"meta": {"key": "iifname"}}, "data": "@policies"}});
             return *said == json!({"mangle": {"key": mark, "value": policy}});
         }
+        // In the first turn, which is 0.
+        Test::Dated => return *said == json!({"mangle": {"key": mark, "value": mark}}),
         Test::Again => return *said == json!({"mangle": {"key": mark, "value": u32::from_ne_bytes(*b"volt")}}),
         Test::Unmarked => return *said == json!({"mangle": {"key": mark, "value": 0}}),
         Test::Put(fields, set, seconds) => {
             let element = &said["set"]["elem"]["elem"];
             let is = said["set"]["op"] == "update" && puts(set) && element["timeout"] == seconds;
             return is && are_fields(&element["val"], fields);
+        }
+        Test::Note(fields, set, seconds) => {
+            let element = &said["set"]["elem"]["elem"];
+            let is = said["set"]["op"] == "update" && puts(set) && element["timeout"] == seconds;
+            return is && are_fields(&element["val"], &[&[Field::Turn], fields].concat());
         }
         Test::Take(fields, set) => {
             return said["set"]["op"] == "delete" && puts(set) && are_fields(&said["set"]["elem"], fields);
@@ -254,12 +262,22 @@ fn is_test(said: &Value, test: Test) -> bool {
         Test::NotOfPort(field, set) => how == "!=" && of_port(field) && in_set(set),
         Test::NotIn(field, set) => how == "!=" && is_field(left, field) && in_set(set),
         Test::All(fields, set) => how == "==" && are_fields(left, fields) && in_set(set),
+        Test::Noted(fields, set) => {
+            let parts = left["concat"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let [turn, parts @ ..] = parts else { return false };
+            how == "=="
+                && *turn == json!({"&": [mark, 0]})
+                && are_fields(&json!({"concat": parts}), fields)
+                && in_set(set)
+        }
         Test::Over(..)
         | Test::Faster(..)
         | Test::Marked
+        | Test::Dated
         | Test::Unmarked
         | Test::Again
         | Test::Put(..)
+        | Test::Note(..)
         | Test::Take(..) => false,
     }
 }
