@@ -34,6 +34,7 @@ mod network;
 mod nft;
 mod opener;
 mod port;
+mod ports;
 mod published;
 mod rate;
 mod route;

@@ -55,9 +55,10 @@ use crate::{
     mark,
     monitor::Changes,
     names::{self, Kind},
-    network::{Held, Network, Port, PortState, TenantId},
+    network::Network,
     nft::Filter,
     port,
+    ports::{Held, Port, PortState, TenantId},
     rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sriov, uplink,
@@ -557,11 +558,14 @@ impl Manager {
         let network = find(networks, id)?;
         network.settle(rtnl, instance)?;
         // One of an earlier netmgr's may have ended since, and one in a namespace.
-        let in_the_way = |(known, port): (&String, &Port)| {
-            let is_sure = port.leaves() || port.held.is_some() && port.kind == Kind::Tap;
-            Some((asked.conflict(known, port, &id.name)?, is_sure, known.clone()))
+        let in_the_way = |network: &Network| {
+            let mut others = network.ports.in_the_way(&asked.workload, asked.mac, &asked.sources);
+            others.find_map(|(known, port)| {
+                let is_sure = port.leaves() || port.held.is_some() && port.kind == Kind::Tap;
+                Some((asked.conflict(known, port, &id.name)?, is_sure, known.clone()))
+            })
         };
-        while let Some((refusal, is_sure, known)) = network.ports.iter().find_map(in_the_way) {
+        while let Some((refusal, is_sure, known)) = in_the_way(network) {
             if network.ports.get(&known).is_some_and(Port::is_left) {
                 network.take_left(rtnl, instance, &known)?;
             } else if is_sure || network.confirm(rtnl, instance, &known)? {
@@ -762,7 +766,7 @@ fn make(
 
 /// Whether a network's ports are such that it can be defined so.
 fn fits(known: Option<&Network>, config: &Config) -> Result<(), Error> {
-    for (workload, port) in known.into_iter().flat_map(|known| &known.ports) {
+    for (workload, port) in known.into_iter().flat_map(|known| known.ports.iter()) {
         let (workload, network) = (workload.clone(), config.name.clone());
         if let Some(gateway) = config.addresses().find(|gateway| port.sources.has(gateway.ip)) {
             return Err(Error::AddressTaken { address: gateway.ip, workload, network });

@@ -2,22 +2,16 @@
 //! Runs on the rtnl thread.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry as Place},
+    collections::{BTreeMap, BTreeSet},
     mem,
-    os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
 };
 
 use rtnetlink::LinkUnspec;
+use schema::policy::Rules;
 use tokio::sync::watch;
 
-use schema::{net::Mac, policy::Rules};
-
 use crate::{
-    announce, bridge,
+    bridge,
     config::{Config, Kind},
     error::Error,
     events::{Change, Events},
@@ -27,198 +21,16 @@ use crate::{
     macvtap,
     mark::{self, PortMark},
     names,
-    nft::{Reach, Sender},
+    nft::Reach,
     port,
+    ports::{Held, Left, Port, PortState, Ports},
     published::Published,
     rate::Rate,
     rtnl::{Rtnl, Snapshot},
     sources::Sources,
     uplink,
     vf::Function,
-    wanted::Wanted,
 };
-
-/// A tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TenantId(pub u64);
-
-/// How many ports a holder may have at one time.
-pub struct Quota {
-    max: u32,
-    used: AtomicU32,
-}
-
-/// One port's place in a quota, until it is dropped.
-pub struct Slot(Arc<Quota>);
-
-impl Quota {
-    /// Of `max` ports.
-    pub fn new(max: u32) -> Arc<Quota> {
-        Arc::new(Quota { max, used: AtomicU32::new(0) })
-    }
-
-    /// Takes a place.
-    pub fn take(self: &Arc<Quota>) -> Result<Slot, Error> {
-        let more = |used: u32| (used < self.max).then(|| used + 1);
-        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
-            Ok(_) => Ok(Slot(self.clone())),
-            Err(_) => Err(Error::Quota(self.max)),
-        }
-    }
-}
-
-impl Slot {
-    /// Whether it is a place in that quota.
-    pub fn is_of(&self, quota: &Arc<Quota>) -> bool {
-        Arc::ptr_eq(&self.0, quota)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.used.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// What has become of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PortState {
-    /// It is there.
-    Attached,
-    /// It was given up, by whomever.
-    Released,
-    /// Something else on this host has taken its interface away.
-    Lost,
-}
-
-/// A port. Its interface is never given up for another one.
-pub struct Port {
-    /// What its interface is.
-    pub kind: names::Kind,
-    /// Of its interface.
-    pub index: u32,
-    /// Its interface's name.
-    pub interface: String,
-    /// The guest's address.
-    pub mac: Mac,
-    /// Bytes.
-    pub mtu: u32,
-    /// Whether it is kept from others that are: as its network is defined.
-    pub isolate: bool,
-    /// What the guest may send from.
-    pub sources: Sources,
-    /// Where the guest may send to; `None` for wherever it likes.
-    pub policy: Option<Rules>,
-    /// What its holder can have that be within.
-    pub bound: Option<Rules>,
-    /// Which ports of the host lead to the guest.
-    pub published: Vec<Published>,
-    /// How much it carries.
-    pub rate: Rate,
-    /// What its holder can have that be within.
-    pub rate_bound: Rate,
-    /// The alternative name by which a durable one is found.
-    pub reference: Option<String>,
-    /// The virtual function that it is on, if it is on one.
-    pub function: Option<Function>,
-    /// `None` for a port of an earlier netmgr that is not durable, which is there as long as some process has its TAP open, or its other end's
-    /// network namespace is.
-    pub held: Option<Held>,
-}
-
-/// What this netmgr has of a port that it made, or that is durable.
-pub struct Held {
-    /// Which port of its workload's it is.
-    pub serial: u64,
-    /// Closed once the port's interface is gone; none of a veth.
-    pub tap: Option<Arc<OwnedFd>>,
-    /// Whether it was said whose its addresses are.
-    pub announced: bool,
-    /// What its holder sees.
-    pub state: watch::Sender<PortState>,
-    /// Whose it is, if a tenant's.
-    pub tenant: Option<TenantId>,
-    /// Its place in a quota; none of a durable one that an earlier netmgr made.
-    pub slot: Option<Slot>,
-}
-
-impl Port {
-    /// Whether it is on its way off the host.
-    pub fn leaves(&self) -> bool {
-        self.held.as_ref().is_some_and(|held| *held.state.borrow() == PortState::Released)
-    }
-
-    /// Whether it is a macvtap of an earlier netmgr, of which nobody knows whether it is used.
-    pub fn is_left(&self) -> bool {
-        self.held.is_none() && matches!(self.kind, names::Kind::Macvtap(_))
-    }
-
-    /// Whether it is the one of that number.
-    pub fn is(&self, serial: u64) -> bool {
-        self.held.as_ref().is_some_and(|held| held.serial == serial)
-    }
-
-    /// Whether it has a place in that quota.
-    pub fn takes(&self, quota: &Arc<Quota>) -> bool {
-        self.held.as_ref().and_then(|held| held.slot.as_ref()).is_some_and(|slot| slot.is_of(quota))
-    }
-
-    /// Whether its guest and one with the address `mac` would take each other's frames, or those for the host's end of their TAPs.
-    pub fn shares(&self, mac: Mac) -> bool {
-        [self.mac, self.mac.host_side()].iter().any(|taken| *taken == mac || *taken == mac.host_side())
-    }
-
-    /// What is left of it.
-    pub fn left(self) -> Left {
-        Left { sources: self.sources, published: self.published }
-    }
-
-    /// Says whose its addresses are, once, when its bridge forwards that.
-    fn announce(&mut self, link: &Link) {
-        if let Some(held) = &mut self.held
-            && let Some(tap) = &held.tap
-            && (link.open || matches!(self.kind, names::Kind::Macvtap(_)) && link.up && !link.no_carrier)
-            && !mem::replace(&mut held.announced, true)
-        {
-            announce::announce(&**tap, self.mac, &self.sources);
-        }
-    }
-
-    /// As it should be.
-    pub fn wanted<'a>(&'a self, workload: &'a str, network: &'a str, bridge: u32, owner: &'a Instance) -> Wanted<'a> {
-        let Port { kind, interface: name, mac, mtu, isolate, sources, .. } = self;
-        let (kind, mac, mtu, isolate) = (*kind, *mac, *mtu, *isolate);
-        let (reference, policy, function) = (self.reference.as_deref(), self.policy.as_ref(), self.function.as_ref());
-        let bridge = function.map_or(bridge, |function| function.interface);
-        Wanted { kind, name, network, bridge, mtu, isolate, workload, mac, sources, reference, policy, function, owner }
-    }
-
-    /// What may come from it.
-    pub fn sends<'a>(&'a self, workload: &'a str, network: &'a str) -> Sender<'a> {
-        let Port { interface, mac, sources, policy, rate, .. } = self;
-        Sender { interface, mac: *mac, sources, network, workload, policy: policy.as_ref(), rate: *rate }
-    }
-
-    /// Says that its interface is gone. That one of an earlier netmgr's goes is in order: the process that had its TAP open has ended; and that a veth
-    /// goes, as its container does.
-    fn lose(&self, workload: &str, network: &str) {
-        if let Some(held) = &self.held {
-            held.state.send_replace(PortState::Lost);
-            if self.kind != names::Kind::Veth {
-                let lost = self.kind.gone(&self.interface);
-                confine::say!("netmgr: the port of {workload} on network {network} is lost: {lost}");
-            }
-        }
-    }
-}
-
-/// What has been a port's: its connections by way of the host are ended before somebody else has its addresses.
-pub struct Left {
-    /// Which its guest had.
-    pub sources: Sources,
-    /// Which ports of the host led to it.
-    pub published: Vec<Published>,
-}
 
 /// A network.
 pub struct Network {
@@ -231,7 +43,7 @@ pub struct Network {
     /// What its ports to come are subject to, where nothing else is said.
     pub policy: Option<Rules>,
     /// By workload.
-    pub ports: BTreeMap<String, Port>,
+    pub ports: Ports,
     /// What has been of ports that are not there any more, until it has ended too.
     pub left: Vec<Left>,
     /// For those who watch these.
@@ -245,7 +57,7 @@ pub struct Network {
 impl Network {
     /// One whose bridge has that index, without ports.
     pub fn new(serial: u64, index: u32, config: Config) -> Network {
-        let (ports, events) = (BTreeMap::new(), Events::default());
+        let (ports, events) = (Ports::default(), Events::default());
         let (left, trouble, answers_loopback) = (Vec::new(), None, false);
         Network { serial, index, config, policy: None, ports, events, left, trouble, answers_loopback }
     }
@@ -285,9 +97,11 @@ impl Network {
                     tenant: None,
                     slot: None,
                 });
-                let Place::Vacant(place) = self.ports.entry(mark.workload) else { continue };
-                self.events.tell(Change::Attached, place.key(), &interface);
-                place.insert(Port {
+                if self.ports.contains_key(&mark.workload) {
+                    continue;
+                }
+                self.events.tell(Change::Attached, &mark.workload, &interface);
+                let port = Port {
                     kind,
                     index: link.index,
                     interface,
@@ -307,7 +121,8 @@ impl Network {
                         .find(|lower| lower.index == link.lower)
                         .and_then(|lower| Function::of(lower, owner)),
                     held,
-                });
+                };
+                self.ports.insert(mark.workload, port);
             }
         }
     }
@@ -369,7 +184,7 @@ impl Network {
 
     /// Whether the interface with that index is its bridge or a port of it.
     pub fn has(&self, index: u32) -> bool {
-        self.index == index || self.ports.values().any(|port| port.index == index)
+        self.index == index || self.ports.has(index)
     }
 
     /// Whether the bridge is as it is defined, in what was seen of it.
@@ -528,7 +343,8 @@ impl Network {
             None => {
                 port.lose(workload, &self.config.name);
                 self.events.tell(Change::Gone, workload, &port.interface);
-                self.left.extend(self.ports.remove(workload).map(Port::left));
+                let port = self.ports.remove(workload);
+                self.left.extend(port.map(Port::left));
             }
         }
         Ok(found.is_some())

@@ -35,7 +35,7 @@ use crate::{
     handed::Sockets,
     manager::{Account, Asked, Durable, Manager, NetworkId, Veth, Whose},
     names,
-    network::{Quota, TenantId},
+    ports::{Quota, TenantId},
     sources::Sources,
     veth,
 };

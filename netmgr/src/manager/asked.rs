@@ -11,8 +11,8 @@ use crate::{
     error::Error,
     link::{Count, Link},
     names::Kind,
-    network::{Port, PortState, Quota, TenantId},
     nft::Counts,
+    ports::{Port, PortState, Quota, TenantId},
     published::Published,
     rate::Rate,
     sources::Sources,
@@ -150,7 +150,6 @@ pub struct Veth {
 impl Asked {
     /// Why it cannot be had beside that port of `known`.
     pub(super) fn conflict(&self, known: &str, port: &Port, network: &str) -> Option<Error> {
-        // Of nearly all of a thousand it can: no more is done for these than is compared.
         match port.held {
             Some(_) if known == self.workload => {
                 Some(Error::PortExists { workload: known.to_owned(), network: network.to_owned() })

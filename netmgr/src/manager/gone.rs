@@ -6,7 +6,7 @@
 //! them.
 
 use std::{
-    collections::{BTreeSet, btree_map::Entry},
+    collections::BTreeSet,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,8 +19,8 @@ use crate::{
     link::Link,
     mark,
     names::{self, Kind},
-    network::{Left, Port, PortState},
     port,
+    ports::{Left, Port, PortState},
     wanted::Wanted,
 };
 
@@ -119,11 +119,10 @@ impl Manager {
         let mut ports = Vec::new();
         for id in ids {
             let Some(network) = networks.get_mut(&id.network.name) else { continue };
-            let Entry::Occupied(found) = network.ports.entry(id.workload.clone()) else { continue };
-            if !found.get().is(id.serial) {
+            if !network.ports.get(&id.workload).is_some_and(|port| port.is(id.serial)) {
                 continue;
             }
-            let port = found.remove();
+            let Some(port) = network.ports.remove(&id.workload) else { continue };
             network.events.tell(Change::Gone, &id.workload, &port.interface);
             ports.push((network.index, id, port));
         }

@@ -15,8 +15,9 @@ use crate::{
     events::Change,
     link::Link,
     names::Kind,
-    network::{Network, Port},
+    network::Network,
     nft::{Counts, Filter, Sender},
+    ports::Port,
     rate::Rate,
 };
 

@@ -22,7 +22,7 @@ impl Left {
         mut adopted: Adopted,
         mut published: Vec<Published>,
     ) -> Left {
-        let known = |index| networks.values().any(|network| network.ports.values().any(|port| port.index == index));
+        let known = |index| networks.values().any(|network| network.ports.has(index));
         let unknown = links.iter().filter(|link| !known(link.index));
         let indices: BTreeMap<_, _> = unknown.map(|link| (link.name.clone(), link.index)).collect();
         adopted.policies.retain(|name, _| indices.contains_key(name));
@@ -80,7 +80,7 @@ fn is_free(networks: &BTreeMap<String, Network>, one: &Published) -> bool {
 /// Has the ports of a network the policies and the rates again that they had.
 pub(super) fn know_again(network: &mut Network, links: &[Link], Adopted { policies, rates }: &Adopted) {
     let on = network.config.name.clone();
-    for (workload, port) in &mut network.ports {
+    for (workload, port) in network.ports.iter_mut() {
         // By the name that it has now, or by its own.
         let link = links.iter().find(|link| link.index == port.index).map_or("", |link| &link.name);
         let names = [link, &port.interface];

@@ -11,8 +11,9 @@ use crate::{
     macvtap,
     manager::{Manager, NetworkId, find, fits, has_room},
     names::Kind,
-    network::{Network, Port},
+    network::Network,
     nft::Sender,
+    ports::Port,
     uplink,
 };
 

@@ -13,7 +13,8 @@ use super::{Manager, NetworkId, PortId, find};
 use crate::{
     config::{Config, Kind},
     error::Error,
-    network::{Network, Port},
+    network::Network,
+    ports::Port,
     published::{HostPort, Published, held},
 };
 
@@ -66,7 +67,7 @@ impl Manager {
 
     /// All that is published, and for which workloads.
     fn all_published(&self) -> impl Iterator<Item = (&str, &Published)> {
-        let ports = self.networks.values().flat_map(|network| &network.ports);
+        let ports = self.networks.values().flat_map(|network| network.ports.iter());
         ports.flat_map(|(workload, port)| port.published.iter().map(move |one| (workload.as_str(), one)))
     }
 

@@ -1,7 +1,7 @@
 //! What takes two things at one time that no client can bring about at will.
 
 use super::*;
-use crate::{network::Quota, rtnl::Batch, sources::Sources};
+use crate::{ports::Quota, rtnl::Batch, sources::Sources};
 
 /// Runs a test with a manager of a network namespace of its own, another socket of it, and a quota for any number of ports.
 fn with_manager(test: impl FnOnce(&mut Manager, &mut Rtnl, &Account) + Send + 'static) {

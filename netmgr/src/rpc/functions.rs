@@ -8,7 +8,7 @@ use super::while_trying;
 use crate::{
     error::Error,
     manager::{FunctionFacts, PortFacts},
-    network::PortState,
+    ports::PortState,
 };
 
 /// That of one port, which it does not keep.

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::Error,
     manager::{Manager, NetworkId, NewPort, PortFacts, Whose},
-    network::PortState,
+    ports::PortState,
 };
 
 /// Releases its port when it is dropped, unless that stays.
