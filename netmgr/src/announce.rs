@@ -1,7 +1,9 @@
 //! Says on a port's bridge whose its addresses are from now on: who has had one of them there before had another MAC address, and others would send to
-//! that until they find out. Writes frames to a TAP that netmgr has just made, as if its guest had sent them, and reads none.
+//! that until they find out. Writes frames to a TAP that netmgr has just made, as if its guest had sent them, and reads none. Each goes to every guest of
+//! the network: where nobody can know one of the addresses as another one's, nothing is said.
 
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
 };
@@ -14,6 +16,49 @@ use crate::sources::Sources;
 const HEADER: [u8; 12] = [0; 12];
 /// Bytes that are written at one time; the filter knows how many. Of an address of IPv4, and of one of IPv6.
 pub const LENGTHS: [usize; 2] = [HEADER.len() + 42, HEADER.len() + 86];
+
+/// The most addresses of a network of which it is known who has had them.
+const MOST: usize = 4096;
+
+/// Who has had each address on a network.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum Had {
+    /// Whoever: there may have been others than netmgr's guests, or these before it knew of them, or unguarded.
+    #[default]
+    Unknown,
+    /// Nobody but whose MAC address this is; `None` where there were several, or the host.
+    By(BTreeMap<IpAddr, Option<Mac>>),
+}
+
+impl Had {
+    /// What nobody has had as yet.
+    pub fn nothing() -> Had {
+        Had::By(BTreeMap::new())
+    }
+
+    /// Notes that these addresses are had by whose MAC address that is, or by no guest.
+    pub fn note(&mut self, new: impl Iterator<Item = (IpAddr, Option<Mac>)>) {
+        let Had::By(all) = self else { return };
+        for (address, mac) in new {
+            match all.entry(address) {
+                Entry::Vacant(place) => _ = place.insert(mac),
+                Entry::Occupied(mut known) if *known.get() != mac => _ = known.insert(None),
+                Entry::Occupied(_) => {}
+            }
+        }
+        if all.len() > MOST {
+            *self = Had::Unknown;
+        }
+    }
+
+    /// Whether nobody can know any of these as another one's.
+    pub fn by_it_alone(&self, mac: Mac, addresses: &Sources) -> bool {
+        match self {
+            Had::Unknown => false,
+            Had::By(all) => addresses.iter().all(|address| all.get(&address) == Some(&Some(mac))),
+        }
+    }
+}
 
 /// Writes one frame for each address to a port's TAP, which does not block. One that does not get through is not missed for long: what is announced
 /// is found out as well by whoever asks.
@@ -63,6 +108,40 @@ mod tests {
     use super::*;
 
     const MAC: Mac = Mac::local([0, 0, 0, 0, 7]);
+
+    #[test]
+    fn address_is_one_s_alone_until_another_the_host_or_whoever_has_had_it_and_as_long_as_there_is_room() {
+        let sources = |given: &[&'static str]| Sources::new(given.iter().map(|address| Ok(*address))).unwrap();
+        let (own, other) = (sources(&["10.42.0.7", "fd00::7"]), Mac::local([0, 0, 0, 0, 8]));
+        let note = |had: &mut Had, mac| had.note(own.iter().map(|address| (address, mac)));
+        let new = || {
+            let mut had = Had::nothing();
+            note(&mut had, Some(MAC));
+            assert!(had.by_it_alone(MAC, &own));
+            had
+        };
+        assert!(!Had::nothing().by_it_alone(MAC, &own), "it was not said that it has them");
+        let mut had = new();
+        note(&mut had, Some(MAC));
+        assert!(had.by_it_alone(MAC, &own) && !had.by_it_alone(other, &own));
+        // Who has it again did not have it alone: the one between may still be known.
+        note(&mut had, Some(other));
+        note(&mut had, Some(MAC));
+        assert!(!had.by_it_alone(MAC, &own) && !had.by_it_alone(other, &own));
+        for others in own.iter() {
+            let mut had = new();
+            had.note([(others, None)].into_iter());
+            assert!(!had.by_it_alone(MAC, &own), "{others}");
+        }
+        let addresses = |count: u32| (0..count).map(|n| (Ipv4Addr::from(0x0a00_0000 + n).into(), None));
+        let mut had = new();
+        had.note(addresses(MOST as u32 - 2));
+        assert!(had.by_it_alone(MAC, &own));
+        had.note(addresses(MOST as u32 - 1));
+        assert_eq!(had, Had::Unknown);
+        note(&mut had, Some(MAC));
+        assert!(!had.by_it_alone(MAC, &own), "it is not known again");
+    }
 
     #[test]
     fn frames_are_of_the_lengths_that_the_filter_lets_through_and_say_whose_the_address_is() {

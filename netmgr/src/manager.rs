@@ -45,6 +45,7 @@ use self::{
     left::Left,
 };
 use crate::{
+    announce::Had,
     bridge,
     config::{self, Config},
     error::Error,
@@ -184,6 +185,13 @@ impl Manager {
 
     /// Looks at what has changed, and, if that is not as it should be, brings all that the kernel has to what it should have; whether it was so.
     pub fn look_at(&mut self, changes: &Changes) -> Result<bool, Error> {
+        // Before any port need not say whose its addresses are.
+        for network in self.networks.values_mut() {
+            network.note(&changes.ports, &changes.addresses);
+            if changes.lost {
+                network.had = Had::Unknown;
+            }
+        }
         if self.is_right(changes)? {
             return Ok(true);
         }
@@ -202,6 +210,7 @@ impl Manager {
         {
             return Ok(false);
         }
+        doubt_if_unguarded(filter.as_mut(), networks);
         // What is no bridge and no port may be an uplink, or what one is on.
         if networks.values().any(|network| network.config.vlan().is_some())
             && changes.links.iter().any(|index| !networks.values().any(|network| network.has(*index)))
@@ -238,8 +247,10 @@ impl Manager {
         let in_doubt = mem::take(&mut self.doubt);
         self.find_gone(&snapshot.links);
         // Before a TAP comes onto a bridge again.
-        let Ok(guarded) = self.guard(&snapshot.links) else { return false };
-        let Manager { rtnl, instance, networks, .. } = self;
+        let guarded = self.guard(&snapshot.links);
+        let Manager { rtnl, filter, instance, networks, .. } = self;
+        doubt_if_unguarded(filter.as_mut(), networks);
+        let Ok(guarded) = guarded else { return false };
         let ports = |networks: &BTreeMap<String, Network>| networks.values().map(|network| network.ports.len()).sum();
         let before: usize = ports(networks);
         // Each of them, whatever the others were.
@@ -329,6 +340,8 @@ impl Manager {
         if is_new {
             left.yield_to(networks);
         }
+        // One that is made here has nobody on it who knows anything.
+        let is_blank = is_new && rtnl.link(LinkUnspec::new_with_name(&config.name))?.is_none();
         uplink::prepare(rtnl, wanted, known)?;
         let index = match bridge::define(rtnl, wanted, known) {
             // The error that is reported is the first one. What this leaves, the next netmgr takes away.
@@ -342,6 +355,7 @@ impl Manager {
         let name = config.name.clone();
         let network = networks.entry(name.clone()).or_insert_with(|| Network::new(serial, index, config.clone()));
         (network.index, network.config) = (index, config);
+        network.had = Had::Unknown;
         network.ports.values_mut().for_each(|port| port.isolate = network.config.isolate);
         network.adopt(&links, instance, || next(&self.serial));
         if is_new {
@@ -349,11 +363,23 @@ impl Manager {
         }
         let id = NetworkId { name, serial: network.serial };
         self.guard(&links)?;
-        let Manager { rtnl, instance, networks, .. } = self;
+        let Manager { rtnl, filter, instance, networks, .. } = self;
+        doubt_if_unguarded(filter.as_mut(), networks);
         let network = find(networks, &id)?;
         network.answer_loopback(rtnl);
         network.mend_ports(rtnl, instance, &links)?;
         network.mend_uplink(rtnl, instance, &links)?;
+        // Beyond an uplink, and in a namespace that is somebody else's, there may be anybody.
+        if is_blank
+            && network.ports.is_empty()
+            && network.config.uplink.is_none()
+            && filter.is_some()
+            && !rtnl.is_elsewhere()
+        {
+            network.had = Had::nothing();
+            let own = rtnl.addresses(None, true)?;
+            network.had.note(own.iter().map(|own| (own.address.ip, None)));
+        }
         Ok(id)
     }
 
@@ -617,6 +643,7 @@ impl Manager {
             function: function.as_ref(),
             owner,
         };
+        network.had.note(sources.iter().map(|address| (address, Some(mac))));
         let made = make(rtnl, filter, wanted, inside);
         if let (Err(_), Some(function)) = (&made, &function) {
             *doubt |= function.give_back(rtnl, owner).is_err();
@@ -786,6 +813,13 @@ fn lead_outward(rtnl: &mut Rtnl, filter: Option<&Filter>, config: &Config) -> Re
     match filter {
         Some(filter) if filter.routes() => rtnl.forward(config.ipv6.is_some()),
         _ => Err(Error::NoRoutes),
+    }
+}
+
+/// What guests have sent while the rules were not as they should be may be anything.
+fn doubt_if_unguarded(filter: Option<&mut Filter>, networks: &mut BTreeMap<String, Network>) {
+    if filter.is_some_and(Filter::was_lost) {
+        networks.values_mut().for_each(|network| network.had = Had::Unknown);
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     io::{self, IoSliceMut},
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     time::Duration,
 };
@@ -20,7 +21,8 @@ use rustix::{
 use tokio::{io::Interest, time::sleep};
 
 use crate::{
-    attribute::attributes,
+    address::InterfaceAddress,
+    attribute::{attributes, number},
     error::Error,
     forwarding::NDA_LLADDR,
     nft::{self, Filter},
@@ -44,7 +46,9 @@ const MESSAGES: usize = 4096;
 /// between two looks, with ten changes each, and where one is lost, a look at everything takes its place.
 const WAITING: usize = 4 << 20;
 /// Bytes of a message before its attributes: its header, and a route's or a neighbour's (`nlmsghdr`, and `rtmsg` or `ndmsg`).
-const START: usize = 16 + 12;
+const START: usize = HEADER + 12;
+/// Of these its header.
+const HEADER: usize = 16;
 /// Bytes that are read of a message about interfaces: all of what is said of what a bridge forwards, and the start of others.
 const LINK: usize = 256;
 /// Bytes that are read of a message about rules: what is longer may concern any table.
@@ -53,7 +57,7 @@ const LONGEST: usize = 8 * 1024;
 const RECEIVE: RecvFlags = RecvFlags::DONTWAIT.union(RecvFlags::CMSG_CLOEXEC);
 
 /// What has changed, as far as it may concern a network.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Anything: it cannot be told, or is too much.
     pub all: bool,
@@ -63,6 +67,12 @@ pub struct Changes {
     pub macs: BTreeSet<[u8; 6]>,
     /// Rules.
     pub rules: bool,
+    /// Which interfaces came onto which bridges, went from there, or are there.
+    pub ports: BTreeSet<(u32, u32)>,
+    /// Which addresses came onto the host, or went from it.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Something of which nothing is known.
+    pub lost: bool,
 }
 
 impl Changes {
@@ -76,7 +86,7 @@ impl Changes {
     /// one's place, of which nothing more is said. Nor do the host's neighbours: only what bridges forward.
     fn note(&mut self, start: &[u8]) {
         let Some((head, rest)) = start.split_first_chunk::<START>() else {
-            self.all = true;
+            (self.all, self.lost) = (true, true);
             return;
         };
         let [_, _, _, _, kind, kind2, flags, flags2, .., family, _, _, _, i, protocol, j, k, _, _, _, _] = head;
@@ -95,8 +105,28 @@ impl Changes {
                     }
                 }
             }
-            libc::RTM_NEWLINK | libc::RTM_DELLINK => _ = self.links.insert(index),
-            _ => self.all = true,
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+                self.links.insert(index);
+                if i32::from(*family) == libc::AF_BRIDGE {
+                    // Behind the rest of its header. What has none is no bridge's.
+                    let mut all = attributes(rest.get(4..).unwrap_or_default());
+                    let bridge = all.find(|one| one.as_ref().map_or(true, |one| one.kind() == libc::IFLA_MASTER));
+                    match bridge.map(|one| one.and_then(|one| number(one.value(), "index of a bridge"))) {
+                        Some(Ok(bridge)) => _ = self.ports.insert((index, bridge)),
+                        Some(Err(_)) => self.lost = true,
+                        None => {}
+                    }
+                }
+            }
+            libc::RTM_NEWADDR | libc::RTM_DELADDR => {
+                self.all = true;
+                match start.get(HEADER..).map(InterfaceAddress::read) {
+                    Some(Ok(Some(one))) => _ = self.addresses.insert(one.address.ip),
+                    Some(Ok(None)) => {}
+                    _ => self.lost = true,
+                }
+            }
+            _ => (self.all, self.lost) = (true, true),
         }
     }
 }
@@ -191,7 +221,7 @@ fn take<const START: usize>(socket: &OwnedFd, note: impl Fn(&mut Changes, &[u8])
         let buffers = &mut [IoSliceMut::new(&mut start)];
         match rustix::net::recvmsg(socket, buffers, &mut RecvAncillaryBuffer::default(), RECEIVE) {
             Ok(message) => note(&mut changes, start.get(..message.bytes).unwrap_or_default()),
-            Err(Errno::NOBUFS) => changes.all = true,
+            Err(Errno::NOBUFS) => (changes.all, changes.lost) = (true, true),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) if !changes.none() => break,
             Err(error) => return Err(error.into()),
@@ -266,14 +296,36 @@ mod tests {
         for of_link in [libc::RTM_NEWLINK, libc::RTM_DELLINK] {
             let mut message = message(of_link, 0, 0);
             message[20..24].copy_from_slice(&0x0102_0304_u32.to_ne_bytes());
-            assert_eq!(noted(&message), Changes { links: [0x0102_0304].into(), ..Changes::default() });
+            let of_link = Changes { links: [0x0102_0304].into(), ..Changes::default() };
+            assert_eq!(noted(&message), of_link);
+            // Also one as a bridge's port, of which it says which bridge that is, or one that is none.
+            message[16] = libc::AF_BRIDGE as u8;
+            let of = [&message[..], &[0; 4], &attribute(libc::IFLA_IFNAME, b"tap-web\0")].concat();
+            assert_eq!(noted(&of), of_link);
+            let of_port = [&of[..], &attribute(libc::IFLA_MASTER, &7_u32.to_ne_bytes())].concat();
+            assert_eq!(noted(&of_port), Changes { ports: [(0x0102_0304, 7)].into(), ..of_link.clone() });
+            assert_eq!(noted(&of_port[..of_port.len() - 1]), Changes { lost: true, ..of_link });
         }
-        for other in [libc::RTM_NEWADDR, libc::RTM_DELADDR, 0, 0xffff] {
-            assert_eq!(noted(&message(other, 0, 3)), all(), "{other}");
+        let lost = || Changes { lost: true, ..all() };
+        for of_address in [libc::RTM_NEWADDR, libc::RTM_DELADDR] {
+            let start = &message(of_address, 0, 0)[..HEADER];
+            let [v4, v6]: [IpAddr; 2] = ["10.42.0.7", "fd00::7"].map(|address| address.parse().unwrap());
+            let of_v4 =
+                [start, &[libc::AF_INET as u8, 24, 0, 0, 1, 0, 0, 0], &attribute(libc::IFA_LOCAL, &[10, 42, 0, 7])];
+            let IpAddr::V6(bytes) = v6 else { panic!("{v6}") };
+            let of_v6 =
+                [start, &[libc::AF_INET6 as u8, 64, 0, 0, 1, 0, 0, 0], &attribute(libc::IFA_ADDRESS, &bytes.octets())];
+            for (of, address) in [(of_v4.concat(), v4), (of_v6.concat(), v6)] {
+                assert_eq!(noted(&of), Changes { addresses: [address].into(), ..all() });
+                assert_eq!(noted(&of[..of.len() - 1]), lost());
+            }
+        }
+        for other in [0, 0xffff] {
+            assert_eq!(noted(&message(other, 0, 3)), lost(), "{other}");
         }
         // What is cut off may be anything.
         for end in 0..START {
-            assert_eq!(noted(&message(libc::RTM_NEWROUTE, 0, 3)[..end]), all(), "{end}");
+            assert_eq!(noted(&message(libc::RTM_NEWROUTE, 0, 3)[..end]), lost(), "{end}");
         }
     }
 }

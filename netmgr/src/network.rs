@@ -2,8 +2,9 @@
 //! Runs on the rtnl thread.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
+    net::IpAddr,
 };
 
 use rtnetlink::LinkUnspec;
@@ -11,6 +12,7 @@ use schema::policy::Rules;
 use tokio::sync::watch;
 
 use crate::{
+    announce::Had,
     bridge,
     config::{Config, Kind},
     error::Error,
@@ -32,6 +34,9 @@ use crate::{
     vf::Function,
 };
 
+/// How many interfaces that were ports are known as such, for what is still to be heard of them: as many as come and go in some seconds.
+const MOST_GONE: usize = 1024;
+
 /// A network.
 pub struct Network {
     /// Which network of that name it is.
@@ -44,6 +49,10 @@ pub struct Network {
     pub policy: Option<Rules>,
     /// By workload.
     pub ports: Ports,
+    /// Who has had the addresses of its guests, as far as whoever is there may know.
+    pub had: Had,
+    /// The indexes of interfaces that were ports of it, the last ones.
+    gone: VecDeque<u32>,
     /// What has been of ports that are not there any more, until it has ended too.
     pub left: Vec<Left>,
     /// For those who watch these.
@@ -57,9 +66,9 @@ pub struct Network {
 impl Network {
     /// One whose bridge has that index, without ports.
     pub fn new(serial: u64, index: u32, config: Config) -> Network {
-        let (ports, events) = (Ports::default(), Events::default());
+        let (ports, had, gone, events) = (Ports::default(), Had::default(), VecDeque::new(), Events::default());
         let (left, trouble, answers_loopback) = (Vec::new(), None, false);
-        Network { serial, index, config, policy: None, ports, events, left, trouble, answers_loopback }
+        Network { serial, index, config, policy: None, ports, had, gone, events, left, trouble, answers_loopback }
     }
 
     /// What the rules know of it, whose bridge has that name at present.
@@ -123,6 +132,8 @@ impl Network {
                     held,
                 };
                 self.ports.insert(mark.workload, port);
+                // Its guest was there before this netmgr knew of any.
+                self.had = Had::Unknown;
             }
         }
     }
@@ -187,6 +198,24 @@ impl Network {
         self.index == index || self.ports.has(index)
     }
 
+    /// Forgets the port of a workload, whose interface nobody but its guest has had.
+    pub fn forget(&mut self, workload: &str) -> Option<Port> {
+        let port = self.ports.remove(workload)?;
+        note_gone(&mut self.gone, port.index);
+        Some(port)
+    }
+
+    /// Notes who was on bridges, by their interfaces' indexes and the bridges', and which addresses the host itself has had: others on its bridge may have
+    /// had any.
+    pub fn note(&mut self, ports: &BTreeSet<(u32, u32)>, hosts: &BTreeSet<IpAddr>) {
+        let is_other =
+            |(port, bridge): &(u32, u32)| *bridge == self.index && !self.has(*port) && !self.gone.contains(port);
+        if ports.iter().any(is_other) {
+            self.had = Had::Unknown;
+        }
+        self.had.note(hosts.iter().map(|address| (*address, None)));
+    }
+
     /// Whether the bridge is as it is defined, in what was seen of it.
     pub fn is_whole(&self, rtnl: &Rtnl, snapshot: &Snapshot, owner: &Instance) -> bool {
         if self.config.is_macvtap() {
@@ -198,6 +227,7 @@ impl Network {
     }
 
     fn define_again(&mut self, rtnl: &mut Rtnl, owner: &Instance) -> Result<(), Error> {
+        self.had = Had::Unknown;
         self.index = bridge::define(rtnl, bridge::Wanted { config: &self.config, owner }, Some(self.index))?;
         self.answer_loopback(rtnl);
         Ok(())
@@ -255,7 +285,7 @@ impl Network {
 
     /// Brings back the ports that are not as they should be, and forgets those whose interface is gone; whether there was one to mend.
     pub fn mend_ports(&mut self, rtnl: &mut Rtnl, owner: &Instance, links: &[Link]) -> Result<bool, Error> {
-        let Network { index: bridge, config, ports, left, events, .. } = self;
+        let Network { index: bridge, config, ports, had, gone, left, events, .. } = self;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let forwards = !config.is_macvtap();
         let kept = if ports.is_empty() || !forwards { Vec::new() } else { rtnl.forwarding(*bridge)? };
@@ -277,7 +307,7 @@ impl Network {
             };
             let is_kept = !forwards || kept.contains(&(port.index, port.mac.bytes()));
             if port.leaves() || is_kept && links.get(&port.index).is_some_and(is) {
-                links.get(&port.index).into_iter().for_each(|link| port.announce(link));
+                links.get(&port.index).into_iter().for_each(|link| port.announce(link, had));
                 return true;
             }
             match port::mend(rtnl, &wanted, port.index) {
@@ -285,11 +315,14 @@ impl Network {
                     port.lose(workload, &config.name);
                     let (sources, published) = (port.sources.clone(), mem::take(&mut port.published));
                     left.push(Left { sources, published });
+                    note_gone(gone, port.index);
                     events.tell(Change::Gone, workload, &port.interface);
                     return false;
                 }
                 Ok(Some(true)) => {
                     mended = true;
+                    // What it was not kept from meanwhile, nobody knows.
+                    *had = Had::Unknown;
                     events.tell(Change::Changed, workload, &port.interface);
                 }
                 Ok(Some(false)) => {}
@@ -306,7 +339,7 @@ impl Network {
             let wanted = port.wanted(workload, &self.config.name, self.index, owner);
             macvtap::delete(rtnl, &wanted, port.index)?;
             self.events.tell(Change::Gone, workload, &port.interface);
-            self.ports.remove(workload);
+            self.forget(workload);
         }
         Ok(())
     }
@@ -327,7 +360,7 @@ impl Network {
             }
         };
         if right {
-            port.announce(&link);
+            port.announce(&link, &self.had);
         }
         Ok(right)
     }
@@ -338,15 +371,23 @@ impl Network {
         let wanted = port.wanted(workload, &self.config.name, self.index, owner);
         let found = port::mend(rtnl, &wanted, port.index)?;
         match found {
-            Some(true) => self.events.tell(Change::Changed, workload, &port.interface),
+            Some(true) => {
+                self.had = Had::Unknown;
+                self.events.tell(Change::Changed, workload, &port.interface);
+            }
             Some(false) => {}
             None => {
                 port.lose(workload, &self.config.name);
                 self.events.tell(Change::Gone, workload, &port.interface);
-                let port = self.ports.remove(workload);
+                let port = self.forget(workload);
                 self.left.extend(port.map(Port::left));
             }
         }
         Ok(found.is_some())
     }
+}
+
+fn note_gone(gone: &mut VecDeque<u32>, index: u32) {
+    gone.truncate(MOST_GONE - 1);
+    gone.push_front(index);
 }

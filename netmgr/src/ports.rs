@@ -16,8 +16,17 @@ use schema::{net::Mac, policy::Rules};
 use tokio::sync::watch;
 
 use crate::{
-    announce, error::Error, instance::Instance, link::Link, names, nft::Sender, published::Published, rate::Rate,
-    sources::Sources, vf::Function, wanted::Wanted,
+    announce::{self, Had},
+    error::Error,
+    instance::Instance,
+    link::Link,
+    names,
+    nft::Sender,
+    published::Published,
+    rate::Rate,
+    sources::Sources,
+    vf::Function,
+    wanted::Wanted,
 };
 
 /// A tenant.
@@ -114,7 +123,7 @@ pub struct Held {
     pub serial: u64,
     /// Closed once the port's interface is gone; none of a veth.
     pub tap: Option<Arc<OwnedFd>>,
-    /// Whether it was said whose its addresses are.
+    /// Whether it was said whose its addresses are, or need not be.
     pub announced: bool,
     /// What its holder sees.
     pub state: watch::Sender<PortState>,
@@ -155,12 +164,13 @@ impl Port {
         Left { sources: self.sources, published: self.published }
     }
 
-    /// Says whose its addresses are, once, when its bridge forwards that.
-    pub fn announce(&mut self, link: &Link) {
+    /// Says whose its addresses are, once, when its bridge forwards that: where somebody may know them as had by another one.
+    pub fn announce(&mut self, link: &Link, had: &Had) {
         if let Some(held) = &mut self.held
             && let Some(tap) = &held.tap
             && (link.open || matches!(self.kind, names::Kind::Macvtap(_)) && link.up && !link.no_carrier)
             && !mem::replace(&mut held.announced, true)
+            && !had.by_it_alone(self.mac, &self.sources)
         {
             announce::announce(&**tap, self.mac, &self.sources);
         }

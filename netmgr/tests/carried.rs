@@ -77,13 +77,6 @@ fn rate_is_within_its_limits_and_what_the_network_says_and_is_known_whatever_hap
     });
 }
 
-/// How many frames have come from the guest of a TAP.
-fn came_from(tap: &str) -> u64 {
-    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    let row = table.lines().find_map(|line| line.trim().strip_prefix(tap)?.strip_prefix(':')).unwrap();
-    row.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn what_a_port_carries_and_what_was_dropped_is_counted_for_its_holder_and_the_network_s() {
     with_nft(|| {
@@ -92,6 +85,9 @@ fn what_a_port_carries_and_what_was_dropped_is_counted_for_its_holder_and_the_ne
             let client = netmgr.connect().await;
             let network = client.define_default().await;
             let factory = client.factory(&network, 9).await.unwrap();
+            // Its address was another one's before.
+            let before = client.tap_from(&factory, "vm-before", &[2, 0, 0, 0, 0, 1], &["10.42.0.9"]).await.unwrap();
+            client.release(&before).await.unwrap();
             let port = web(&client, &factory).await;
             let tap = client.fd(&port).await.unwrap();
             forwards("tap-web").await;

@@ -122,7 +122,7 @@ impl Manager {
             if !network.ports.get(&id.workload).is_some_and(|port| port.is(id.serial)) {
                 continue;
             }
-            let Some(port) = network.ports.remove(&id.workload) else { continue };
+            let Some(port) = network.forget(&id.workload) else { continue };
             network.events.tell(Change::Gone, &id.workload, &port.interface);
             ports.push((network.index, id, port));
         }

@@ -30,7 +30,7 @@ mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{OwnedFd, RawFd},
 };
@@ -216,6 +216,8 @@ pub struct Filter {
     /// Of whose elements some are rates of what is sent to a port.
     rated: BTreeSet<Owner>,
     known: Option<Known>,
+    /// Whether there were none of these that were known to be as they should be, and nobody has asked for that since.
+    was_lost: bool,
     /// Who may have begun what was counted in tables that these have come in the place of.
     uncounted: BTreeSet<IpAddr>,
     /// What is known of the tables beside it, by the interfaces that they are for.
@@ -256,6 +258,7 @@ impl Filter {
             state: State::default(),
             rated: BTreeSet::new(),
             known: None,
+            was_lost: false,
             uncounted: BTreeSet::new(),
             guards: BTreeMap::new(),
         };
@@ -633,6 +636,11 @@ impl Filter {
         self.known.is_some()
     }
 
+    /// Whether there was a moment since the last question when it was not, and they were put there anew.
+    pub fn was_lost(&mut self) -> bool {
+        mem::take(&mut self.was_lost)
+    }
+
     /// Whether nobody else has changed rules, of whichever table, since this netmgr did.
     pub fn is_untouched(&mut self) -> bool {
         let known = self.known.as_ref().map(|known| known.generation);
@@ -664,6 +672,7 @@ impl Filter {
     /// Puts the tables there anew, whatever there is. Where others change rules all the time, they are there all the same, but not known: the
     /// next change puts them there again. What the rules themselves have noted is put there again, as far as it can be: a connection goes on.
     fn replace(&mut self) -> Result<(), Error> {
+        self.was_lost = true;
         self.uncounted.extend(self.elements.values().flatten().filter_map(Element::source));
         let noted = self.noted().unwrap_or_default();
         let mut requests = self.anew(&noted).map_err(|why| unsent(MAKE, why))?;

@@ -91,6 +91,13 @@ pub async fn settle(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// How many frames have come from the guest of a TAP.
+pub fn came_from(tap: &str) -> u64 {
+    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let row = table.lines().find_map(|line| line.trim().strip_prefix(tap)?.strip_prefix(':')).unwrap();
+    row.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 /// Waits until the bridge forwards what comes from a port: the kernel has it so a moment after the port is up, on a busy machine later.
 pub async fn forwards(name: &str) {
     let state = |port: Value| text(&port["linkinfo"]["info_slave_data"], "state");
