@@ -1,5 +1,5 @@
 //! Macvtaps: interfaces of guests' own on an interface of the host's, each with a MAC address there (linux/if_link.h; drivers/net/macvtap.c). Touches
-//! the host's interfaces by [`Rtnl`], and their devices, which another process opens ([`Opener`]), by a few requests.
+//! the host's interfaces by [`Rtnl`], and their devices, which another process opens ([`Devices`](crate::sysfs::Devices)), by a few requests.
 //!
 //! A macvtap stays when the last descriptor of its device is closed, and nobody can ask the kernel whether one is open: so it is here that it ends.
 //! What the interface gets while nobody has it open comes to the host, which therefore has no IPv6 there and answers no ARP.
