@@ -11,11 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use testkit::wait::PATIENCE;
 
 use crate::tracee::{Options, Registers, Stop, Syscall, Tracee, Until};
 
-/// How long the kernel may take for anything that does not wait.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// After this long a system call that sleeps is taken to wait, and thereby to have been let through; one that runs (a
 /// guest, say) after a longer time.
 const SLEEPS: Duration = Duration::from_millis(200);
