@@ -16,9 +16,10 @@ use testkit::wait::PATIENCE;
 use crate::tracee::{Options, Registers, Stop, Syscall, Tracee, Until};
 
 /// After this long a system call that sleeps is taken to wait, and thereby to have been let through; one that runs (a
-/// guest, say) after a longer time.
+/// guest, say) after a longer time; and one that waits for the kernel itself after the longest.
 const SLEEPS: Duration = Duration::from_millis(200);
 const RUNS: Duration = Duration::from_secs(1);
+const STANDS: Duration = Duration::from_secs(5);
 /// Below the stack pointer: what the thread itself may use there (the ABI's red zone), and room for what calls take.
 const RED_ZONE: u64 = 128;
 const ROOM: u64 = 32 << 10;
@@ -336,7 +337,7 @@ fn run_call(
                 let limit = match state(tracee.tid())? {
                     Some('S') => Duration::ZERO,
                     // For the kernel itself: rtnetlink's lock, say, while others on this machine make and remove interfaces.
-                    Some('D') => PATIENCE,
+                    Some('D') => STANDS,
                     _ => RUNS,
                 };
                 if begin.elapsed() > limit {
