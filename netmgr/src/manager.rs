@@ -369,15 +369,16 @@ impl Manager {
         network.answer_loopback(rtnl);
         network.mend_ports(rtnl, instance, &links)?;
         network.mend_uplink(rtnl, instance, &links)?;
-        // Beyond an uplink, and in a namespace that is somebody else's, there may be anybody.
+        // Beyond an uplink, and in a namespace that is somebody else's, there may be anybody. Where the host does not say what it has itself, all is announced,
+        // and the network is there all the same.
         if is_blank
             && network.ports.is_empty()
             && network.config.uplink.is_none()
             && filter.is_some()
             && !rtnl.is_elsewhere()
+            && let Ok(own) = rtnl.addresses(None, true)
         {
             network.had = Had::nothing();
-            let own = rtnl.addresses(None, true)?;
             network.had.note(own.iter().map(|own| (own.address.ip, None)));
         }
         Ok(id)
